@@ -1,0 +1,156 @@
+"""The exported graphs as PyTorch modules: one denoising or commit pass over the KV ring, and the prompt's keys and values.
+
+In eager mode these modules compute the same numbers with plain PyTorch (the ring is copied, not updated in place); under
+ONNX export the two cache operations become TensorScatter and Attention of opset 24, which ONNX Runtime and TensorRT run
+in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .schedule import Schedule
+from .wan import Wan, eager_attention, join_tables, spatial_tables
+
+OPSET = 24
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Sizes that make a step graph static. Counts are latent frames; rows and columns are tokens."""
+
+    chunk: int  # F
+    sink: int
+    window: int  # sinks and the current chunk included
+    rows: int
+    columns: int
+
+    @property
+    def frame_tokens(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def chunk_tokens(self) -> int:  # N
+        return self.chunk * self.frame_tokens
+
+    @property
+    def cache_tokens(self) -> int:  # S
+        return self.window * self.frame_tokens
+
+
+def scatter_tokens(ring: Tensor, new: Tensor, slot: Tensor) -> Tensor:
+    """ring [1, H, S, D] with tokens slot … slot+N−1 replaced by new [1, H, N, D]."""
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            "TensorScatter", (ring, new, slot), {"axis": 2, "mode": "linear"}, dtype=ring.dtype, shape=ring.shape, version=24
+        )
+    rows = slot + torch.arange(new.shape[2], device=slot.device)
+    return ring.index_copy(2, rows, new)
+
+
+def ring_attention(q: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+    """softmax(q·kᵀ)·v over the first `valid` ring tokens; the scale is already in q."""
+    if torch.onnx.is_in_onnx_export():
+        inputs = (q, keys, values, None, None, None, valid)
+        return torch.onnx.ops.symbolic(
+            "Attention", inputs, {"scale": 1.0, "is_causal": 0}, dtype=q.dtype, shape=q.shape, version=24
+        )
+    mask = torch.arange(keys.shape[2], device=valid.device) < valid
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask.expand(q.shape[2], -1), scale=1.0)
+
+
+def prompt_attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Cross-attention over all rows of the prompt, padding included (as the checkpoints were trained)."""
+    if torch.onnx.is_in_onnx_export():
+        attributes = {"scale": 1.0, "is_causal": 0}
+        return torch.onnx.ops.symbolic("Attention", (q, keys, values), attributes, dtype=q.dtype, shape=q.shape, version=24)
+    return eager_attention(q, keys, values)
+
+
+class StepGraph(nn.Module):
+    """One pass: step 0 … n−1 denoises, step n commits. Inputs and outputs are those of design.md §3."""
+
+    sigma: Tensor
+    sigma_next: Tensor
+    block_modulation: Tensor
+    head_modulation: Tensor
+    spatial_cos: Tensor
+    spatial_sin: Tensor
+
+    def __init__(self, model: Wan, schedule: Schedule, ring: Ring):
+        super().__init__()
+        self.model, self.ring = model, ring
+        timesteps = torch.tensor([*schedule.timesteps(), schedule.context_noise], dtype=torch.float64)
+        sigma = timesteps / 1000.0
+        with torch.no_grad():
+            blocks, head = baked_modulation(model, timesteps)
+        after = torch.cat([sigma[1:-1], torch.zeros(2)])  # nothing is re-noised after the last step and the commit
+        cos, sin = spatial_tables(model.config, ring.rows, ring.columns)
+        for name, value in {
+            "sigma": sigma,
+            "sigma_next": after,
+            "block_modulation": blocks,
+            "head_modulation": head,
+            "spatial_cos": cos,
+            "spatial_sin": sin,
+        }.items():
+            self.register_buffer(name, value.float())
+
+    def forward(
+        self,
+        latent: Tensor,  # (1, C, F, 2h, 2w)
+        step: Tensor,  # (1,) int64
+        noise: Tensor,  # (1, C, F, 2h, 2w)
+        rope_cos: Tensor,  # (H, F, Dt/2)
+        rope_sin: Tensor,
+        slot: Tensor,  # (1,) int64
+        kv_len: Tensor,  # (1,) int64
+        keys: list[Tensor],  # L × (1, H, S, D)
+        values: list[Tensor],
+        prompt_keys: list[Tensor],  # L × (1, H, text_len, D)
+        prompt_values: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """-> x0, next, k_0 … k_{L−1}, v_0 … v_{L−1}"""
+        new_keys: list[Tensor] = []
+        new_values: list[Tensor] = []
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            new_keys.append(scatter_tokens(keys[layer], k, slot))
+            new_values.append(scatter_tokens(values[layer], v, slot))
+            return ring_attention(q, new_keys[layer], new_values[layer], kv_len)
+
+        modulation = (self.block_modulation.index_select(0, step), self.head_modulation.index_select(0, step))
+        rope = (
+            join_tables(rope_cos.unsqueeze(0), self.spatial_cos),
+            join_tables(rope_sin.unsqueeze(0), self.spatial_sin),
+        )
+        context = list(zip(prompt_keys, prompt_values, strict=True))
+        flow = self.model(latent, modulation, rope, context, attend, prompt_attention).float()
+        sigma, after = (t.index_select(0, step).view(1, 1, 1, 1, 1) for t in (self.sigma, self.sigma_next))
+        x0 = latent - sigma * flow
+        return x0, (1 - after) * x0 + after * noise, *new_keys, *new_values
+
+
+def baked_modulation(model: Wan, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Modulation of all passes, computed in float64: blocks [n+1, L, 6, d] and head [n+1, 2, d], float32."""
+    dtype = model.head.head.weight.dtype
+    blocks, head = model.double().time(timesteps)
+    model.to(dtype)
+    return blocks.float(), head.float()
+
+
+class PromptGraph(nn.Module):
+    """Text embeddings -> cross-attention keys and values of every layer."""
+
+    def __init__(self, model: Wan):
+        super().__init__()
+        self.model = model
+
+    def forward(self, text: Tensor) -> tuple[Tensor, ...]:
+        """text [1, text_len, text_dim] -> prompt_k_0 … prompt_k_{L−1}, prompt_v_0 … prompt_v_{L−1}"""
+        pairs = self.model.context(text)
+        return *(k for k, _ in pairs), *(v for _, v in pairs)

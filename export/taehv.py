@@ -1,0 +1,172 @@
+"""The tiny video autoencoder (TAEHV): a flat list of blocks, causal in time, with its whole memory as explicit state.
+
+One latent frame stands for four pixel frames and 8×8 pixels. `DEMO` and the public `taew2_1` differ only in numbers;
+parameter names are the public checkpoint's (`decoder.7.conv.0.weight`, …).
+
+Frames are [B, T, C, H, W] outside. Running T frames at once with zero states and running them chunk by chunk
+with the states handed on are the same computation: a MemBlock sees its own input one step earlier and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TIME = 4  # pixel frames per latent frame
+SPACE = 8  # pixels per latent pixel, along each side
+
+
+@dataclass(frozen=True)
+class TaehvConfig:
+    """Widths of the autoencoder. Defaults: the public TAEHV for Wan 2.1."""
+
+    latent_channels: int = 16
+    encoder_widths: tuple[int, int, int] = (64, 64, 64)
+    decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 64)
+    depth: int = 3  # MemBlocks per stage
+
+
+DEMO = TaehvConfig(latent_channels=16, encoder_widths=(32, 48, 48), decoder_widths=(96, 64, 32, 32))
+
+
+def conv(n_in: int, n_out: int, **kw) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, 3, padding=1, **kw)
+
+
+class MemBlock(nn.Module):
+    """relu(conv·relu·conv·relu·conv of concat(x, past) + x), where past is this block's input one frame earlier."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        self.conv = nn.Sequential(
+            conv(2 * width, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, width)
+        )
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """x [T·B, C, H, W], state [B, C, H, W] (the frame before x) -> y like x, and the next state."""
+        batch = len(state)
+        past = torch.cat([state, x[:-batch]], 0)
+        return F.relu(self.conv(torch.cat([x, past], 1)) + x), x[-batch:]
+
+
+class TPool(nn.Module):
+    """Merge `stride` neighbouring frames into one by a 1×1 convolution over their channels."""
+
+    def __init__(self, width: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(width * stride, width, 1, bias=False)
+
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        frames = x.unflatten(0, (-1, self.stride, batch))  # (T/s, s, B, C, H, W)
+        return self.conv(torch.cat([frames[:, j].flatten(0, 1) for j in range(self.stride)], 1))
+
+
+class TGrow(nn.Module):
+    """Split one frame into `stride` frames by a 1×1 convolution."""
+
+    def __init__(self, width: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(width, width * stride, 1, bias=False)
+
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        frames = self.conv(x).chunk(self.stride, 1)  # s × (T·B, C, H, W)
+        return torch.stack([f.unflatten(0, (-1, batch)) for f in frames], 1).flatten(0, 2)
+
+
+class Upsample(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class Clamp(nn.Module):
+    """Soft clamp of the latents to ±3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 3) * 3
+
+
+def build_encoder(c: TaehvConfig) -> nn.ModuleList:
+    blocks: list[nn.Module] = [conv(3, c.encoder_widths[0]), nn.ReLU()]
+    width = c.encoder_widths[0]
+    for n, stride in zip(c.encoder_widths, (2, 2, 1), strict=True):
+        blocks += [TPool(width, stride), conv(width, n, stride=2, bias=False), *(MemBlock(n) for _ in range(c.depth))]
+        width = n
+    return nn.ModuleList([*blocks, conv(width, c.latent_channels)])
+
+
+def build_decoder(c: TaehvConfig) -> nn.ModuleList:
+    blocks: list[nn.Module] = [Clamp(), conv(c.latent_channels, c.decoder_widths[0]), nn.ReLU()]
+    for n, m, stride in zip(c.decoder_widths[:-1], c.decoder_widths[1:], (1, 2, 2), strict=True):
+        blocks += [*(MemBlock(n) for _ in range(c.depth)), Upsample(), TGrow(n, stride), conv(n, m, bias=False)]
+    return nn.ModuleList([*blocks, nn.ReLU(), conv(c.decoder_widths[-1], 3)])
+
+
+def run(blocks: nn.ModuleList, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Run a block list over x [B, T, C, H, W]; states: one [B, C, H, W] per MemBlock. Returns (y, next states).
+
+    Inside, frames stand time-major in one axis [T·B, …], so that "one frame earlier" is a slice.
+    """
+    states, after, batch = list(states), [], len(x)
+    x = x.transpose(0, 1).flatten(0, 1)
+    for block in blocks:
+        if isinstance(block, MemBlock):
+            x, state = block(x, states.pop(0))
+            after.append(state)
+        elif isinstance(block, TPool | TGrow):
+            x = block(x, batch)
+        else:
+            x = block(x)
+    return x.unflatten(0, (-1, batch)).transpose(0, 1), after
+
+
+def zero_states(blocks: nn.ModuleList, batch: int, height: int, width: int, like: Tensor) -> list[Tensor]:
+    """The memory at the start of a stream, for an input of height × width."""
+    states = []
+    for block in blocks:
+        if isinstance(block, MemBlock):
+            states.append(like.new_zeros(batch, block.width, height, width))
+        elif isinstance(block, Upsample):
+            height, width = height * 2, width * 2
+        elif isinstance(block, nn.Conv2d) and block.stride == (2, 2):
+            height, width = height // 2, width // 2
+    return states
+
+
+class Taehv(nn.Module):
+    """Encoder and decoder. Latents are the transformer's: about zero mean and unit deviation in every channel."""
+
+    def __init__(self, config: TaehvConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config)
+        self.decoder = build_decoder(config)
+
+    def encode(self, frames: Tensor, states: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """frames [B, 4T, 3, H, W] in [0, 1] -> latents [B, T, C, H/8, W/8]."""
+        b, _, _, h, w = frames.shape
+        return run(self.encoder, frames, zero_states(self.encoder, b, h, w, frames) if states is None else states)
+
+    def decode(self, latents: Tensor, states: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """latents [B, T, C, h, w] -> frames [B, 4T, 3, 8h, 8w], nominally in [0, 1] and not clamped."""
+        b, _, _, h, w = latents.shape
+        return run(self.decoder, latents, zero_states(self.decoder, b, h, w, latents) if states is None else states)
+
+
+class DecodeGraph(nn.Module):
+    """What decode.onnx holds: latent chunk and states in, uint8 RGB frames and the next states out."""
+
+    def __init__(self, model: Taehv):
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """latent [1, C, F, h, w] float32 (the step graph's layout) -> frames [4F, 8h, 8w, 3] uint8, states."""
+        frames, after = self.model.decode(latent.transpose(1, 2), list(states))
+        pixels = (frames[0].clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1), *after

@@ -1,0 +1,254 @@
+"""The causal Wan transformer, written once: for training, for eager checks and for export.
+
+`WAN_1_3B` and `DEMO` differ only in numbers. Parameter names are the public checkpoint's. Two exact rewritings are folded
+into the weights when a checkpoint is loaded (`fold`), because they make the exported graph smaller and faster:
+
+* the rows of q and k are permuted within each head from interleaved RoPE pairs (2j, 2j+1) to halves (j, j + D/2); a dot
+  product does not see a permutation that both sides share;
+* 1/√D goes into the RMSNorm weight of q, so that every attention here has scale 1.
+
+Shapes in comments: B batch, N = F·h·w tokens of a chunk, H heads, D head dim, d = H·D.
+How keys and values of a chunk meet those of the past is not the model's business: `attend(layer, q, k, v)` is passed in,
+and is the KV ring in the step graph, a gather over whole sequences in training, a plain list in the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..runtime.rope import axis_frequencies, split_head_dim
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) each [B, H, N, D] -> [B, H, N, D]
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """Numbers of one member of the family."""
+
+    dim: int
+    ffn_dim: int
+    heads: int
+    layers: int
+    latent_channels: int
+    text_dim: int
+    text_len: int
+    freq_dim: int = 256
+    eps: float = 1e-6
+    theta: float = 10000.0  # RoPE base
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, latent_channels=16, text_dim=4096, text_len=512)
+DEMO = WanConfig(dim=192, ffn_dim=768, heads=6, layers=6, latent_channels=16, text_dim=384, text_len=32)
+
+
+def spatial_tables(config: WanConfig, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the row and column angles of one latent frame's tokens, float32 [rows·columns, pairs]."""
+    _, dh, dw = split_head_dim(config.head_dim)
+    row = np.arange(rows)[:, None, None] * axis_frequencies(config.theta, dh)  # (h, 1, dh/2)
+    column = np.arange(columns)[None, :, None] * axis_frequencies(config.theta, dw)  # (1, w, dw/2)
+    shape = (rows, columns)
+    angle = np.concatenate([np.broadcast_to(a, (*shape, a.shape[-1])) for a in (row, column)], -1)
+    angle = torch.from_numpy(angle.reshape(rows * columns, -1))
+    return angle.cos().float(), angle.sin().float()
+
+
+def join_tables(temporal: Tensor, spatial: Tensor) -> Tensor:
+    """temporal [B, H, F, Kt], spatial [h·w, Ks] -> [B, H, N, D/2], tokens in frame, row, column order."""
+    b, heads, frames, kt = temporal.shape
+    places, ks = spatial.shape
+    time = temporal.unsqueeze(3).expand(b, heads, frames, places, kt)
+    space = spatial.expand(b, heads, frames, places, ks)
+    return torch.cat([time, space], -1).flatten(2, 3)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on halves: x [B, H, N, D], cos and sin [B, H, N, D/2]. In float32."""
+    a, b = x.float().chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Over all channels, before the split into heads; in float32."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * self.weight.float()).to(x.dtype)
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, c: WanConfig):
+        super().__init__()
+        self.heads = c.heads
+        self.q, self.k, self.v, self.o = (nn.Linear(c.dim, c.dim) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(c.dim, c.eps), RMSNorm(c.dim, c.eps)
+        nn.init.constant_(self.norm_q.weight, 1 / math.sqrt(c.head_dim))
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, d) -> (B, H, N, D)
+
+    def queries(self, x: Tensor) -> Tensor:
+        return self.split(self.norm_q(self.q(x)))
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self.norm_k(self.k(x))), self.split(self.v(x))
+
+    def join(self, y: Tensor) -> Tensor:
+        return self.o(y.transpose(1, 2).flatten(2))  # (B, H, N, D) -> (B, N, d)
+
+
+class Block(nn.Module):
+    def __init__(self, c: WanConfig):
+        super().__init__()
+        self.eps = c.eps
+        self.modulation = nn.Parameter(torch.randn(1, 6, c.dim) / c.dim**0.5)
+        self.self_attn, self.cross_attn = Attention(c), Attention(c)
+        self.norm3 = nn.LayerNorm(c.dim, eps=c.eps)
+        self.ffn = nn.Sequential(nn.Linear(c.dim, c.ffn_dim), nn.GELU("tanh"), nn.Linear(c.ffn_dim, c.dim))
+
+    def forward(
+        self,
+        x: Tensor,  # (B, N, d)
+        modulation: Tensor,  # (B, 6, d), float32: this block's own plus the time projection
+        rope: tuple[Tensor, Tensor],  # (B, H, N, D/2) each
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        context: tuple[Tensor, Tensor],  # keys and values of the prompt, (B, H, text_len, D)
+        attention: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.split(1, 1)  # (B, 1, d) each
+        y = self.modulated(x, scale1, shift1)
+        q = rotate(self.self_attn.queries(y), *rope)
+        k, v = self.self_attn.keys_values(y)
+        x = self.gated(x, self.self_attn.join(attend(q, rotate(k, *rope), v)), gate1)
+        y = self.cross_attn.queries(self.norm3(x.float()).to(x.dtype))
+        x = x + self.cross_attn.join(attention(y, *context))
+        return self.gated(x, self.ffn(self.modulated(x, scale2, shift2)), gate2)
+
+    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return (layer_norm(x, self.eps).float() * (1 + scale) + shift).to(x.dtype)
+
+    def gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        return (x.float() + y.float() * gate).to(x.dtype)
+
+
+class Head(nn.Module):
+    def __init__(self, c: WanConfig):
+        super().__init__()
+        self.eps = c.eps
+        self.modulation = nn.Parameter(torch.randn(1, 2, c.dim) / c.dim**0.5)
+        self.head = nn.Linear(c.dim, 4 * c.latent_channels)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale = modulation.split(1, 1)
+        return self.head((layer_norm(x, self.eps).float() * (1 + scale) + shift).to(x.dtype))
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q·kᵀ)·v with scale 1 (1/√D is in q). [B, H, N, D] × [B, H, S, D] -> [B, H, N, D]"""
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+
+class Wan(nn.Module):
+    """The transformer without any notion of cache: tokens of one chunk in, flow prediction out."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__()
+        c = self.config = config
+        self.patch_embedding = nn.Conv3d(c.latent_channels, c.dim, (1, 2, 2), stride=(1, 2, 2))
+        self.text_embedding = nn.Sequential(nn.Linear(c.text_dim, c.dim), nn.GELU("tanh"), nn.Linear(c.dim, c.dim))
+        self.time_embedding = nn.Sequential(nn.Linear(c.freq_dim, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(c.dim, 6 * c.dim))
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.head = Head(c)
+
+    def patchify(self, latent: Tensor) -> Tensor:
+        """[B, C, F, 2h, 2w] -> tokens [B, N, d]: the Conv3d of the checkpoint, as one matrix product."""
+        b, c, f, hh, ww = latent.shape
+        x = latent.reshape(b, c, f, hh // 2, 2, ww // 2, 2)
+        x = x.permute(0, 2, 3, 5, 1, 4, 6).reshape(b, f * (hh // 2) * (ww // 2), 4 * c)  # (c, ph, pw) as in the kernel
+        return F.linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+
+    def unpatchify(self, x: Tensor, frames: int, rows: int, columns: int) -> Tensor:
+        """[B, N, (ph, pw, C)] -> [B, C, F, 2h, 2w]"""
+        x = x.reshape(x.shape[0], frames, rows, columns, 2, 2, self.config.latent_channels)
+        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(x.shape[0], -1, frames, 2 * rows, 2 * columns)
+
+    def time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """timestep [B] in 0…1000 -> modulation of every block [B, L, 6, d] and of the head [B, 2, d], float32."""
+        half = self.config.freq_dim // 2
+        frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+        angle = timestep.double()[:, None] * frequency
+        wave = torch.cat([angle.cos(), angle.sin()], -1).to(self.time_embedding[0].weight.dtype)  # type: ignore[arg-type]
+        e = self.time_embedding(wave)  # (B, d)
+        e0 = self.time_projection(e).unflatten(-1, (6, -1)).float()  # (B, 6, d)
+        blocks = torch.stack([block.modulation.float() + e0 for block in self.blocks], 1)  # type: ignore[operator, union-attr]
+        return blocks, self.head.modulation.float() + e.float().unsqueeze(1)
+
+    def context(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Text embeddings [B, text_len, text_dim], zero rows after the prompt -> each layer's (k, v) [B, H, text_len, D]."""
+        embedded = self.text_embedding(text)
+        return [block.cross_attn.keys_values(embedded) for block in self.blocks]  # type: ignore[union-attr, operator]
+
+    def forward(
+        self,
+        latent: Tensor,  # (B, C, F, 2h, 2w)
+        modulation: tuple[Tensor, Tensor],  # from time()
+        rope: tuple[Tensor, Tensor],  # (B, H, N, D/2)
+        context: list[tuple[Tensor, Tensor]],  # from context()
+        attend: Attend,
+        attention: Callable[[Tensor, Tensor, Tensor], Tensor] = eager_attention,
+    ) -> Tensor:
+        """Flow prediction v = noise − x0, [B, C, F, 2h, 2w]."""
+        _, _, frames, hh, ww = latent.shape
+        x = self.patchify(latent)
+        for i, block in enumerate(self.blocks):
+            x = block(x, modulation[0][:, i], rope, lambda *qkv, i=i: attend(i, *qkv), context[i], attention)
+        return self.unpatchify(self.head(x, modulation[1]), frames, hh // 2, ww // 2)
+
+
+def half_order(heads: int, head_dim: int) -> Tensor:
+    """Row order that turns interleaved pairs into halves: new row j of a head is old row 2j, new row D/2 + j is 2j + 1."""
+    within = torch.arange(head_dim).view(-1, 2).T.reshape(-1)
+    return (torch.arange(heads)[:, None] * head_dim + within).reshape(-1)
+
+
+def fold(state: dict[str, Tensor], config: WanConfig) -> dict[str, Tensor]:
+    """A checkpoint in the public convention -> the convention of `Wan` (see the module docstring)."""
+    return _convert(state, half_order(config.heads, config.head_dim), 1 / math.sqrt(config.head_dim))
+
+
+def unfold(state: dict[str, Tensor], config: WanConfig) -> dict[str, Tensor]:
+    """The inverse of `fold`, for saving what was trained here in the public convention."""
+    return _convert(state, torch.argsort(half_order(config.heads, config.head_dim)), math.sqrt(config.head_dim))
+
+
+def _convert(state: dict[str, Tensor], order: Tensor, q_scale: float) -> dict[str, Tensor]:
+    rows = tuple(f"self_attn.{n}" for n in ("q.weight", "q.bias", "k.weight", "k.bias", "norm_q.weight", "norm_k.weight"))
+    out = {}
+    for name, value in state.items():
+        if name.endswith(rows):
+            value = value[order]
+        if name.endswith("norm_q.weight"):
+            value = value * q_scale
+        out[name] = value
+    return out

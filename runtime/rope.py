@@ -1,0 +1,48 @@
+"""Temporal RoPE tables, computed on the host in float64 for any latent frame index, with multi-head jitter.
+
+Rotary embedding turns pair j of a head's temporal channels by the angle p·ω_j at latent frame p, ω_j = θ^(−2j/d)
+(RoFormer, arXiv 2104.09864, eq. 15). Where the phases realign, a query sees the sink frames again as if they were near,
+and the video snaps back to them. *Multi-head RoPE jitter* (LoL, arXiv 2601.16914, §3) gives each head its own base,
+θ_h = θ·(1 + σ·ε_h) with ε_h ~ U[−1, 1], so that the heads no longer realign at the same frame. σ = 0 is plain RoPE.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def split_head_dim(head_dim: int) -> tuple[int, int, int]:
+    """Channels of a head that carry time, height and width: Wan's split, (44, 42, 42) for 128."""
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side
+
+
+def axis_frequencies(theta: ArrayLike, channels: int) -> NDArray[np.float64]:
+    """ω_j = θ^(−2j/channels), j < channels/2. theta [...] -> [..., channels/2], radians per position."""
+    exponent = -2.0 * np.arange(channels // 2) / channels
+    return np.asarray(theta, np.float64)[..., None] ** exponent
+
+
+def draw_jitter(heads: int, seed: int) -> NDArray[np.float64]:
+    """ε_h ~ U[−1, 1] for every head, [heads]; the exporter stores it in the manifest, so that a stream never redraws."""
+    return np.random.Generator(np.random.Philox(seed)).uniform(-1.0, 1.0, heads)
+
+
+def head_thetas(theta: float, sigma: float, epsilon: ArrayLike) -> NDArray[np.float64]:
+    """θ_h = θ·(1 + σ·ε_h), [heads] (LoL §3)."""
+    return theta * (1.0 + sigma * np.asarray(epsilon, np.float64))
+
+
+def temporal_tables(
+    positions: ArrayLike, frequencies: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and sines of the temporal angles.
+
+    positions [..., F] latent frame indices (any size; float64 is exact to 2^53), frequencies [H, K] ->
+    (cos, sin), float32 [..., H, F, K]. Angles are reduced modulo 2π in float64, so that the cast to float32 loses nothing
+    however far the stream has run.
+    """
+    angle = np.asarray(positions, np.float64)[..., None, :, None] * frequencies[:, None, :]
+    angle = np.remainder(angle, 2 * np.pi)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

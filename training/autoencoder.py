@@ -1,0 +1,140 @@
+"""Train the demo's autoencoder on the clip pool.
+
+    python training/autoencoder.py --minutes 25 [--device cuda]
+
+Loss: L1 with a weight on small bright details (which a plain mean error hardly sees), L1 of spatial gradients, L1 of
+frame differences. The encoder's output is normalised per channel (batch statistics, folded into its last convolution
+when the weights are saved), and a little noise on it makes the decoder forgiving.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from clips import FAR, NEAR, WARM, instance, load_done
+from common import RUNS, WORK, Ema, Run, evaluate_with, load_pool, psnr, save_sheet
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from everframe.export.taehv import DEMO, Taehv
+
+CROP, FRAMES, HELD_OUT = (96, 128), 12, 24
+
+
+class Trained(nn.Module):
+    """The autoencoder with the normalisation of its latents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ae = Taehv(DEMO)
+        self.norm = nn.BatchNorm2d(DEMO.latent_channels, affine=False, momentum=0.01)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        raw, _ = self.ae.encode(frames)
+        return self.norm(raw.flatten(0, 1).float()).unflatten(0, raw.shape[:2])
+
+    def folded(self) -> Taehv:
+        """The same encoder with the normalisation inside its last convolution."""
+        ae = Taehv(DEMO)
+        ae.load_state_dict(self.ae.state_dict())
+        last = ae.encoder[-1]
+        scale = (self.norm.running_var + self.norm.eps).rsqrt()  # type: ignore[operator]
+        last.weight.data *= scale.view(-1, 1, 1, 1)  # type: ignore[union-attr]
+        last.bias.data = (last.bias.data - self.norm.running_mean) * scale  # type: ignore[union-attr, operator]
+        return ae
+
+
+def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+def loss_of(out: Tensor, true: Tensor) -> Tensor:
+    """out, true [B, T, 3, H, W]."""
+    flat = true.flatten(0, 1)
+    detail = (flat - F.avg_pool2d(F.pad(flat, (4, 4, 4, 4), mode="replicate"), 9, 1)).abs().mean(1, keepdim=True)
+    weight = (1 + 8 * detail).unflatten(0, true.shape[:2])
+    error = out - true
+    dy, dx = gradients(error)
+    dt = error[:, 1:] - error[:, :-1]
+    return (error.abs() * weight).mean() + 0.7 * (dy.abs().mean() + dx.abs().mean()) + 0.3 * dt.abs().mean()
+
+
+def batch(pool: np.ndarray, ready: np.ndarray, size: int, device: str) -> Tensor:
+    out = []
+    for i in torch.from_numpy(ready)[torch.randint(len(ready), (size,))].tolist():
+        near = torch.rand(()) < 0.5
+        low, high = (0, NEAR - FRAMES) if near else (NEAR, NEAR + WARM + FAR - FRAMES)
+        t = int(torch.randint(low, high + 1, ()))
+        y, x = (int(torch.randint(0, n + 1, ())) for n in (pool.shape[2] - CROP[0], pool.shape[3] - CROP[1]))
+        out.append(torch.from_numpy(pool[i, t : t + FRAMES, y : y + CROP[0], x : x + CROP[1]].copy()))
+    return torch.stack(out).to(device).permute(0, 1, 4, 2, 3).float() / 255
+
+
+def held_out_report(run: Run, model: Trained, pool: np.ndarray, device: str) -> None:
+    figures: dict[str, list[float]] = {}
+    rows = []
+    for k in range(HELD_OUT):
+        i = len(pool) - HELD_OUT + k
+        frames = torch.from_numpy(pool[i, 16:36].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
+        with torch.no_grad():
+            out = model.ae.decode(model.encode(frames))[0].clamp(0, 1)
+        figures.setdefault(instance(i).scene, []).append(psnr(out[:, 4:], frames[:, 4:]))
+        if k % 3 == 0:
+            rows.append(torch.cat([frames[0, [8, 12]], out[0, [8, 12]]]).permute(0, 2, 3, 1))
+    run.log(psnr={k: round(float(np.mean(v)), 2) for k, v in figures.items()})
+    save_sheet(rows, RUNS / "autoencoder.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--instances", type=int, default=1600)
+    parser.add_argument("--batch", type=int, default=12)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    model = Trained().to(args.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, betas=(0.9, 0.99))
+    ema = Ema(model, 0.998)
+    run = Run("autoencoder", {"model": model, "optimiser": optimiser, "ema": ema}, args.minutes)  # type: ignore[dict-item]
+    pool = load_pool(f"clips-{args.instances}.npy")
+
+    @torch.compile
+    def forward(true: Tensor) -> Tensor:
+        with torch.autocast(args.device, torch.bfloat16):
+            latent = model.encode(true)
+            out, _ = model.ae.decode(latent + 0.06 * torch.randn_like(latent))
+        return loss_of(out.float(), true)
+
+    total = 0.0
+    for step in run.steps([optimiser], peak=1e-3):
+        if step % 50 == 0:
+            done = np.flatnonzero(load_done(args.instances))  # the pool may still be filling
+            ready = done[done < len(pool) - HELD_OUT]
+        true = batch(pool, ready, args.batch, args.device)
+        loss = forward(true)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimiser.step()
+        ema.update(step)
+        total += loss.item()
+        if step % 50 == 49:
+            run.log(loss=round(total / 50, 5))
+            total = 0.0
+        if step % 500 == 499:
+            evaluate_with(ema, model, lambda: held_out_report(run, model, pool, args.device))
+
+    def finish() -> None:
+        held_out_report(run, model, pool, args.device)
+        weights = {k: v.half().contiguous() for k, v in model.folded().state_dict().items()}
+        save_file(weights, WORK / "autoencoder.safetensors")
+
+    evaluate_with(ema, model, finish)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Render the training clips once: a memory-mapped pool of uint8 frames, filled by several processes, resumable.
+
+Each instance of a scene gets two clips:
+  near  frames 0..59: the stream's first chunk (the sinks) and the four chunks after it;
+  far   four chunks that start at a latent frame drawn log-uniformly up to 3e5 (21 hours of video),
+        with two latent frames before them, so that the autoencoder's memory is warm as it is in a running stream.
+
+    python training/clips.py --instances 1600 --workers 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scenes import PROMPTS, painter, FPS
+
+WORK = Path(__file__).parent / "work"
+NEAR, WARM, FAR = 60, 8, 48  # pixel frames
+HEIGHT, WIDTH = 144, 256
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What instance number i shows: scene, variant, and the latent frame index at which its far clip starts."""
+
+    scene: str
+    variant: str
+    seed: int
+    far: int
+
+
+def instance(index: int) -> Instance:
+    pairs = [(scene, variant) for scene, variants in PROMPTS.items() for variant in variants]
+    scene, variant = pairs[index % len(pairs)]
+    rng = np.random.default_rng([7, index])
+    far = int(np.exp(rng.uniform(np.log(15), np.log(3e5)))) // 3 * 3
+    return Instance(scene, variant, index // len(pairs), far)
+
+
+def frame_indices(far: int) -> torch.Tensor:
+    return torch.cat([torch.arange(NEAR), torch.arange(4 * far - WARM, 4 * far + FAR)])
+
+
+def open_pool(instances: int, work: Path = WORK) -> tuple[np.ndarray, np.ndarray]:
+    """(clips [instances, 116, H, W, 3] uint8, done [instances] uint8), both memory-mapped, made if missing."""
+    work.mkdir(parents=True, exist_ok=True)
+    maps = []
+    for name, shape in (("clips", (instances, NEAR + WARM + FAR, HEIGHT, WIDTH, 3)), ("clips-done", (instances,))):
+        path = work / f"{name}-{instances}.npy"
+        mode = "r+" if path.exists() else "w+"
+        maps.append(np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=None if mode == "r+" else shape))
+    return maps[0], maps[1]
+
+
+def load_done(instances: int) -> np.ndarray:
+    return np.load(WORK / f"clips-done-{instances}.npy", mmap_mode="r")
+
+
+def fill(instances: int, first: int, step: int) -> None:
+    torch.set_num_threads(1)
+    clips, done = open_pool(instances)
+    for i in range(first, instances, step):
+        if not done[i]:
+            it = instance(i)
+            paint = painter(it.scene, it.variant, it.seed, HEIGHT, WIDTH)
+            parts = [paint(part.double() / FPS) for part in frame_indices(it.far).split(29)]
+            clips[i] = (torch.cat(parts).clamp(0, 1) * 255).round().byte().numpy()
+            done[i] = 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--instances", type=int, default=1600)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    open_pool(args.instances)
+    context = multiprocessing.get_context("spawn")
+    jobs = [context.Process(target=fill, args=(args.instances, k, args.workers)) for k in range(args.workers)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+
+
+if __name__ == "__main__":
+    main()
