@@ -1,0 +1,1 @@
+"""The export room: checkpoint → PyTorch step module → ONNX bundle. The only room, with calibration, that knows torch."""

@@ -114,7 +114,7 @@ class StepGraph(nn.Module):
         prompt_keys: list[Tensor],  # L × (1, H, text_len, D)
         prompt_values: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """-> x0, next, k_0 … k_{L−1}, v_0 … v_{L−1}"""
+        """-> x0, next, k_0_next … k_{L−1}_next, v_0_next … v_{L−1}_next (the updated ring)"""
         new_keys: list[Tensor] = []
         new_values: list[Tensor] = []
 

@@ -1,0 +1,78 @@
+"""The interface that every backend implements: buffers allocated once, engines bound to them once, then only run.
+
+    engine = backend.load(graph)                 an Engine, for one graph of a bundle
+    ring = engine.device.zeros([1, 6, 1728, 32], "float32")
+    go = engine.bind({"k_0": ring, …}, {"k_0": ring, …})   the same buffer on both sides: updated in place
+    go()                                         one pass, no allocation
+
+An output bound to the buffer of an input is legal exactly where the graph's contract says so (the KV ring of the step
+graph). Everywhere else input and output buffers must differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from .bundle import Bundle, Graph
+
+
+class Buffer(Protocol):
+    """A tensor of fixed shape in the memory of the engine's device."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def write(self, values: np.ndarray) -> None:
+        """Copy host values of the same shape and dtype in."""
+        ...
+
+    def read(self) -> np.ndarray:
+        """A host copy of the present contents."""
+        ...
+
+
+class Device(Protocol):
+    def zeros(self, shape: Sequence[int], dtype: str) -> Buffer: ...
+
+
+class Engine(Protocol):
+    """One graph, ready to run."""
+
+    graph: Graph
+    device: Device
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
+        """Tie every input and output to a buffer and return the pass. Raises ValueError for a name, shape or dtype that
+        is not the graph's."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a user can choose about how graphs run."""
+
+    provider: str = "cpu"  # onnxruntime execution provider: cpu, cuda, tensorrt, nvtensorrtrtx
+    threads: int = 0  # CPU threads of one pass; 0 = one per core
+
+
+class Backend(Protocol):
+    def load(self, bundle: Bundle, name: str) -> Engine:
+        """Make graph `name` of the bundle ready to run. Raises UserError when it cannot be loaded."""
+        ...
+
+
+def check_bindings(graph: Graph, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], file: Path) -> None:
+    """Raise ValueError unless the buffers are exactly the graph's tensors."""
+    for side, specs, given in (("input", graph.inputs, inputs), ("output", graph.outputs, outputs)):
+        names = {spec.name for spec in specs}
+        if names != set(given):
+            raise ValueError(f"{file}: {side}s {sorted(names ^ set(given))} are missing or unknown")
+        for spec in specs:
+            have = (tuple(given[spec.name].shape), str(given[spec.name].dtype))
+            if have != (tuple(spec.shape), spec.dtype):
+                raise ValueError(f"{file}: {side} {spec.name}: buffer {have}, the graph has {spec.shape} {spec.dtype}")

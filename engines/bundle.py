@@ -1,0 +1,254 @@
+"""The engine bundle: a folder that is all that passes from export to runtime.
+
+Opening a bundle reads `manifest.json`, refuses an unknown format, and checks the size and SHA-256 of every file before
+anything is loaded. Nothing in the folder is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UserError
+from .files import reason
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20
+
+Positive = Annotated[int, Field(gt=0)]
+DType = Literal["float32", "float16", "int64", "uint8"]
+
+
+def _plain_name(name: str) -> str:
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise ValueError(f"{name!r} is not a plain file name")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain_name)]
+
+
+class Model(BaseModel):
+    """Base of all parts of the manifest: unknown fields and lossy conversions are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FileRef(Model):
+    """One file of the bundle, as it must be found."""
+
+    file: FileName
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class TensorSpec(Model):
+    """A graph input or output. All shapes are static."""
+
+    name: str
+    shape: list[Positive]
+    dtype: DType
+
+
+class Graph(Model):
+    """One ONNX graph: its file, its external data files, and its tensors in order."""
+
+    model: FileRef
+    data: list[FileRef] = []
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class Network(Model):
+    """Numbers of the transformer that the runtime needs or a reader wants to know."""
+
+    dim: Positive
+    ffn_dim: Positive
+    heads: Positive
+    head_dim: Positive
+    layers: Positive
+    text_len: Positive
+    text_dim: Positive
+
+
+class Geometry(Model):
+    """Sizes of the picture, the latents and the window. Frames of chunk, sink and window are latent frames."""
+
+    width: Positive
+    height: Positive
+    fps: Positive
+    latent_channels: Positive
+    space_scale: Positive = 8  # pixels per latent pixel
+    time_scale: Positive = 4  # pixel frames per latent frame
+    chunk: Positive  # F
+    sink: int = Field(ge=0)
+    window: Positive  # sinks and the current chunk included
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Geometry:
+        side = 2 * self.space_scale  # patches are 2 latent pixels wide
+        if self.width % side or self.height % side:
+            raise ValueError(f"size {self.width}x{self.height}: width and height must be multiples of {side}")
+        if self.sink % self.chunk or (self.window - self.sink) % self.chunk or self.window <= self.sink:
+            raise ValueError(
+                f"sink {self.sink} and window {self.window} must be whole chunks of {self.chunk} latent frames, "
+                "with the window larger than the sink"
+            )
+        return self
+
+    @property
+    def frame_tokens(self) -> int:
+        return (self.width // (2 * self.space_scale)) * (self.height // (2 * self.space_scale))
+
+    @property
+    def chunk_tokens(self) -> int:
+        return self.chunk * self.frame_tokens
+
+    @property
+    def cache_tokens(self) -> int:
+        return self.window * self.frame_tokens
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int, int]:
+        """[1, C, F, 2h, 2w], the step graph's layout."""
+        return 1, self.latent_channels, self.chunk, self.height // self.space_scale, self.width // self.space_scale
+
+    @property
+    def chunk_frames(self) -> int:
+        return self.chunk * self.time_scale
+
+    @property
+    def chunk_seconds(self) -> float:
+        return self.chunk_frames / self.fps
+
+
+class ScheduleSpec(Model):
+    """The few-step schedule that is baked into the step graph; the runtime only needs its length."""
+
+    steps: list[Positive] = Field(min_length=1)
+    shift: float = Field(gt=0)
+    context_noise: int = Field(ge=0)
+    sigmas: list[float]
+
+
+class RopeSpec(Model):
+    """Temporal RoPE: see everframe.runtime.rope."""
+
+    theta: float = Field(gt=0)
+    channels: Positive  # temporal channels of a head
+    mode: Literal["absolute", "relative"] = "absolute"
+    jitter_sigma: float = Field(ge=0, lt=1)
+    jitter_seed: int = Field(ge=0)
+    epsilon: list[float]  # ε_h of every head, drawn once from jitter_seed
+
+
+class Manifest(Model):
+    """What manifest.json says."""
+
+    format: int
+    name: str
+    network: Network
+    geometry: Geometry
+    schedule: ScheduleSpec
+    rope: RopeSpec
+    graphs: dict[str, Graph]
+    prompt_bank: FileRef
+    prompts: list[str] = Field(min_length=1)
+    provenance: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _complete(self) -> Manifest:
+        missing = {"step", "prompt", "decode"} - set(self.graphs)
+        if missing:
+            raise ValueError(f"graphs: missing {', '.join(sorted(missing))}")
+        if len(self.rope.epsilon) != self.network.heads:
+            raise ValueError(f"rope.epsilon: {len(self.rope.epsilon)} values for {self.network.heads} heads")
+        return self
+
+    def files(self) -> Iterable[FileRef]:
+        for graph in self.graphs.values():
+            yield graph.model
+            yield from graph.data
+        yield self.prompt_bank
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read and verify the bundle at path. Raises UserError naming the file and what is wrong with it."""
+        folder = Path(path)
+        manifest = read_manifest(folder / MANIFEST)
+        for ref in manifest.files():
+            verify(folder / ref.file, ref)
+        return cls(folder, manifest)
+
+    def graph_path(self, name: str) -> Path:
+        return self.path / self.manifest.graphs[name].model.file
+
+
+def read_manifest(file: Path) -> Manifest:
+    if not file.parent.is_dir():
+        raise UserError(f"{file.parent}: no such bundle (expected a folder with {MANIFEST})")
+    try:
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise UserError(f"{file}: larger than {MAX_MANIFEST_BYTES >> 20} MiB; this is no manifest")
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot read: {reason(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from None
+    version = raw.get("format") if isinstance(raw, dict) else None
+    if version != FORMAT:
+        raise UserError(f"{file}: bundle format {version!r}, this version of everframe reads format {FORMAT}")
+    try:
+        return Manifest.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """'geometry.width: Input should be a valid integer, found "256" (and 2 more problems)'"""
+    problem, *others = error.errors(include_url=False)
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    found = problem.get("input")
+    text = f"{place}: {message}" if place else message
+    if not isinstance(found, dict | list | BaseModel) and problem["type"] != "value_error":
+        text += f", found {json.dumps(found, default=str)}"
+    return text + (f" (and {len(others)} more problems)" if others else "")
+
+
+def verify(file: Path, ref: FileRef) -> None:
+    """Raise UserError unless the file is there with the size and hash that ref states."""
+    try:
+        size = file.stat().st_size
+        if size != ref.bytes:
+            raise UserError(f"{file}: {size} bytes, the manifest says {ref.bytes}: truncated or altered")
+        if describe(file).sha256 != ref.sha256:
+            raise UserError(f"{file}: its SHA-256 is not the manifest's: altered")
+    except OSError as error:
+        raise UserError(f"{file}: cannot read: {reason(error)}") from None
+
+
+def describe(file: Path) -> FileRef:
+    """Name, size and hash of a file as the manifest records them."""
+    with open(file, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    return FileRef(file=file.name, bytes=file.stat().st_size, sha256=digest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")

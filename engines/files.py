@@ -1,0 +1,68 @@
+"""Files and folders that are either whole or not there: written beside their place, synced, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+
+
+def reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_writable(target: Path) -> None:
+    """Fail early, before any work is done, when target's folder is missing or takes no new file."""
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{target}: the folder {folder} does not exist")
+    probe = folder / f".{target.name}.{os.getpid()}.probe"
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{target}: cannot write in {folder}: {reason(error)}") from None
+
+
+@contextmanager
+def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside target; on success sync it and rename it to target, on any failure remove it.
+
+    Raises UserError when target exists (unless replace is given) or cannot be written.
+    """
+    if target.exists() and not replace:
+        raise UserError(f"{target}: already exists; remove it or pass --force")
+    check_writable(target)
+    part = target.absolute().with_name(f".{target.name}.{os.getpid()}.part")
+    old = part.with_suffix(".old")
+    part.mkdir()
+    try:
+        yield part
+        for file in sorted(part.rglob("*")):
+            if file.is_file():
+                with open(file, "rb") as f:
+                    os.fsync(f.fileno())
+        sync_folder(part)
+        if target.exists():
+            target.rename(old)
+        part.rename(target)
+        sync_folder(target.absolute().parent)
+    except OSError as error:
+        raise UserError(f"{target}: cannot write: {reason(error)}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if not target.exists() and old.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)

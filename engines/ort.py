@@ -1,0 +1,102 @@
+"""ONNX Runtime: the embedded default. Runs on any CPU; CUDA and TensorRT execution providers by option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from .base import Buffer, EngineOptions, check_bindings
+from .bundle import Bundle, Graph
+from .errors import UserError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "nvtensorrtrtx": "NvTensorRTRTXExecutionProvider",
+}
+
+
+class OrtBuffer:
+    """An OrtValue of fixed shape. On the CPU it shares its memory with a NumPy array."""
+
+    def __init__(self, shape: Sequence[int], dtype: str, device: str):
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self._host = np.zeros(self.shape, self.dtype) if device == "cpu" else None
+        self.value = ort.OrtValue.ortvalue_from_numpy(
+            np.zeros(self.shape, self.dtype) if self._host is None else self._host, device, 0
+        )
+
+    def write(self, values: np.ndarray) -> None:
+        if values.shape != self.shape or values.dtype != self.dtype:
+            raise ValueError(f"cannot write {values.dtype} {values.shape} into {self.dtype} {self.shape}")
+        if self._host is None:
+            self.value.update_inplace(np.ascontiguousarray(values))
+        else:
+            self._host[...] = values
+
+    def read(self) -> np.ndarray:
+        return self.value.numpy() if self._host is None else self._host.copy()
+
+
+class OrtDevice:
+    def __init__(self, name: str):
+        self.name = name
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> OrtBuffer:
+        return OrtBuffer(shape, dtype, self.name)
+
+
+class OrtEngine:
+    """One graph in an inference session."""
+
+    def __init__(self, session: ort.InferenceSession, graph: Graph, device: OrtDevice, file: Path):
+        self.session, self.graph, self.device, self.file = session, graph, device, file
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
+        check_bindings(self.graph, inputs, outputs, self.file)
+        binding = self.session.io_binding()
+        for name, buffer in inputs.items():
+            binding.bind_ortvalue_input(name, _value(buffer))
+        for name, buffer in outputs.items():
+            binding.bind_ortvalue_output(name, _value(buffer))
+        return lambda: self.session.run_with_iobinding(binding)
+
+
+class OrtBackend:
+    """Loads graphs into ONNX Runtime sessions."""
+
+    def __init__(self, options: EngineOptions):
+        if options.provider not in PROVIDERS:
+            raise UserError(f"provider {options.provider!r}: expected one of {', '.join(PROVIDERS)}")
+        self.provider = PROVIDERS[options.provider]
+        available = ort.get_available_providers()
+        if self.provider not in available:
+            raise UserError(
+                f"provider {options.provider!r}: this onnxruntime has no {self.provider} (it has {', '.join(available)})"
+            )
+        if options.threads < 0:
+            raise UserError(f"threads {options.threads}: expected 0 (one per core) or more")
+        self.threads = options.threads
+        self.device = OrtDevice("cpu" if options.provider == "cpu" else "cuda")
+
+    def load(self, bundle: Bundle, name: str) -> OrtEngine:
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = self.threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        file = bundle.graph_path(name)
+        try:
+            session = ort.InferenceSession(file, settings, providers=[self.provider])
+        except Exception as error:  # onnxruntime raises many unrelated types
+            raise UserError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {str(error).splitlines()[0]}") from None
+        return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
+
+
+def _value(buffer: Buffer) -> ort.OrtValue:
+    if not isinstance(buffer, OrtBuffer):
+        raise ValueError(f"an ONNX Runtime engine needs ONNX Runtime buffers, not {type(buffer).__name__}")
+    return buffer.value

@@ -1,0 +1,59 @@
+"""From a PyTorch module to a checked ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from ..engines.bundle import Graph, TensorSpec, describe
+from .graphs import OPSET
+
+KINDS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64", TensorProto.UINT8: "uint8"}
+STORE_FROM = 1024  # elements; smaller constants stay as they are
+
+
+def save_graph(module: nn.Module, args: tuple[Any, ...], inputs: list[str], outputs: list[str], file: Path) -> Graph:
+    """Export module with static shapes, check it with onnx.checker, write it, and describe it for the manifest."""
+    program = torch.onnx.export(
+        module, args, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs, verbose=False
+    )
+    assert program is not None
+    model = program.model_proto
+    store_small(model)
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, file)
+    specs = [[spec_of(value) for value in values] for values in (model.graph.input, model.graph.output)]
+    return Graph(model=describe(file), inputs=specs[0], outputs=specs[1])
+
+
+def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    return TensorSpec(name=value.name, shape=[d.dim_value for d in tensor.shape.dim], dtype=KINDS[tensor.elem_type])  # type: ignore[arg-type]
+
+
+def store_small(model: onnx.ModelProto) -> None:
+    """Keep float32 constants as float16 behind a Cast wherever that loses nothing, as for weights trained and saved in
+    half precision. Every engine folds the Cast away when it loads, so only the file gets smaller."""
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < STORE_FROM:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), values):
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+            casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)

@@ -1,0 +1,102 @@
+"""Every exported graph in ONNX Runtime against the eager PyTorch module, over whole chunks and past the wrap of the ring."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..engines.base import Buffer, EngineOptions
+from ..engines.bundle import Bundle
+from ..engines.ort import OrtBackend
+from ..runtime.ring import RingLayout
+from ..runtime.rope import axis_frequencies, head_thetas, temporal_tables
+from .graphs import PromptGraph, StepGraph
+from .taehv import DecodeGraph
+
+
+def compare(bundle: Bundle, step: StepGraph, prompt: PromptGraph, decode: DecodeGraph, chunks: int) -> dict[str, float]:
+    """Largest differences by output: 'prompt', 'x0', 'next', 'ring' relative to the reference's largest value, 'frames'
+    in grey levels, and the decoder's 'states', relative."""
+    backend = OrtBackend(EngineOptions())
+    generator = torch.Generator().manual_seed(0)
+    worst: dict[str, float] = {}
+    text = torch.randn(_shape(bundle, "prompt", "text"), generator=generator)
+    context = prompt(text)
+    layers = len(context) // 2
+
+    def check(name: str, got: Buffer, expected: Tensor) -> None:
+        values, reference = torch.from_numpy(got.read()).double(), expected.double()
+        scale = 1.0 if name == "frames" else float(reference.abs().max()) + 1e-12
+        worst[name] = max(worst.get(name, 0.0), float((values - reference).abs().max()) / scale)
+
+    engine = backend.load(bundle, "prompt")
+    buffers = _buffers(engine)
+    buffers["text"].write(text.numpy())
+    _run(engine, buffers)
+    for spec, expected in zip(engine.graph.outputs, context, strict=True):
+        check("prompt", buffers[spec.name], expected)
+
+    engine = backend.load(bundle, "step")
+    buffers = _buffers(engine, in_place=True)
+    for spec, values in zip([s for s in engine.graph.inputs if s.name.startswith("prompt_")], context, strict=True):
+        buffers[spec.name].write(values.numpy())
+    rope, geometry = bundle.manifest.rope, bundle.manifest.geometry
+    frequencies = axis_frequencies(head_thetas(rope.theta, rope.jitter_sigma, rope.epsilon), rope.channels)
+    layout = RingLayout.of(geometry)
+    keys = [torch.zeros(_shape(bundle, "step", "k_0")) for _ in range(layers)]
+    values = [torch.zeros_like(k) for k in keys]
+    denoising = len(bundle.manifest.schedule.steps)
+    for c in range(chunks):
+        slot = layout.slot(c)
+        tables = temporal_tables(np.arange(geometry.chunk) + float(c * geometry.chunk), frequencies)
+        place = (torch.tensor([slot.start]), torch.tensor([slot.valid]))
+        latent = torch.randn(geometry.latent_shape, generator=generator)
+        for i in range(denoising + 1):
+            noise = torch.randn(geometry.latent_shape, generator=generator)
+            args = (latent, torch.tensor([i]), noise, *(torch.from_numpy(t) for t in tables), *place)
+            x0, after, *ring = step(*args, keys, values, list(context[:layers]), list(context[layers:]))
+            keys, values = ring[:layers], ring[layers:]
+            for spec, value in zip(engine.graph.inputs, args, strict=False):
+                buffers[spec.name].write(value.numpy())
+            _run(engine, buffers)
+            check("x0", buffers["x0"], x0)
+            check("next", buffers["next"], after)
+            for j, (k, v) in enumerate(zip(keys, values, strict=True)):
+                check("ring", buffers[f"k_{j}"], k)
+                check("ring", buffers[f"v_{j}"], v)
+            latent = x0 if i >= denoising - 1 else after
+
+    engine = backend.load(bundle, "decode")
+    buffers = _buffers(engine)
+    states = [torch.zeros(spec.shape) for spec in engine.graph.inputs[1:]]
+    for _ in range(chunks):
+        latent = torch.randn(geometry.latent_shape, generator=generator)
+        frames, *states_after = decode(latent, *states)
+        for spec, value in zip(engine.graph.inputs, (latent, *states), strict=True):
+            buffers[spec.name].write(value.numpy())
+        _run(engine, buffers)
+        check("frames", buffers["frames"], frames)
+        for spec, state in zip(engine.graph.outputs[1:], states_after, strict=True):
+            check("states", buffers[spec.name], state)
+        states = states_after
+    return worst
+
+
+def _shape(bundle: Bundle, graph: str, name: str) -> tuple[int, ...]:
+    return next(tuple(s.shape) for s in bundle.manifest.graphs[graph].inputs if s.name == name)
+
+
+def _buffers(engine, in_place: bool = False) -> dict[str, Buffer]:
+    """A buffer for every tensor; in place, the ring's outputs share those of its inputs."""
+    buffers = {s.name: engine.device.zeros(s.shape, s.dtype) for s in engine.graph.inputs}
+    for spec in engine.graph.outputs:
+        source = spec.name.removesuffix("_next")
+        shared = in_place and source != spec.name
+        buffers[spec.name] = buffers[source] if shared else engine.device.zeros(spec.shape, spec.dtype)
+    return buffers
+
+
+def _run(engine, buffers: dict[str, Buffer]) -> None:
+    inputs, outputs = ({s.name: buffers[s.name] for s in side} for side in (engine.graph.inputs, engine.graph.outputs))
+    engine.bind(inputs, outputs)()

@@ -1,0 +1,191 @@
+"""The `everframe` command. Every command ends in one of two ways: 0, or one clear line on standard error and 2."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..engines.base import EngineOptions
+from ..engines.errors import UserError
+from .demo import open_bundle
+from .stream import Chunk, Stream, Transition
+from .video import open_output
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(stderr=True)
+
+BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Engine bundle; default: the shipped demo.")]
+
+
+@app.callback()
+def everframe() -> None:
+    """Endless real-time video from few-step causal diffusion transformers, without PyTorch at run time."""
+
+
+@app.command()
+def generate(
+    output: Annotated[str, typer.Option("--output", "-o", help="out.mp4, out.mkv, out.gif, folder/, frame-%06d.png, or - for raw RGB frames.")],
+    bundle: BundleOption = None,
+    prompt: Annotated[str | None, typer.Option(help="A prompt of the bundle's bank; default: its first.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.01, help="Length of the video; default 30.")] = None,
+    endless: Annotated[bool, typer.Option("--endless", help="Go on until Ctrl-C.")] = False,
+    seed: Annotated[int, typer.Option(help="Same seed, same frames.")] = 0,
+    start: Annotated[int, typer.Option(help="Latent frame index of the first chunk.")] = 0,
+    then: Annotated[list[str] | None, typer.Option(help="SECONDS:PROMPT, change the prompt there; may be repeated.")] = None,
+    transition: Annotated[str, typer.Option(help="How prompts change: swap, smooth, flush or cut.")] = "smooth",
+    rope: Annotated[str | None, typer.Option(help="absolute or relative; default: the bundle's.")] = None,
+    jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
+    provider: Annotated[str, typer.Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")] = "cpu",
+) -> None:
+    """Generate video into a file, a PNG or GIF sequence, or a pipe."""
+    if endless and seconds is not None:
+        raise UserError("--seconds and --endless exclude each other")
+    changes = sorted((parse_change(text) for text in then or []), key=lambda change: change[0])
+    opened = open_bundle(bundle)
+    geometry = opened.manifest.geometry
+    total = None if endless else max(1, round((30 if seconds is None else seconds) * geometry.fps))
+    with Stream(
+        opened,
+        prompt=prompt,
+        seed=seed,
+        start=start,
+        rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
+        jitter_sigma=jitter,
+        options=EngineOptions(provider, threads),
+    ) as stream:
+        for _, text in changes:
+            stream.bank.find(text)  # fail now, not in an hour
+        out = open_output(output, geometry.width, geometry.height, geometry.fps, endless)
+        with StopSignals() as stop, out, Progress(geometry.fps, total) as progress:
+            made = 0
+            for chunk in stream:
+                frames = chunk.frames if total is None else chunk.frames[: total - made]
+                out.write(frames)
+                made += len(frames)
+                progress.update(made, chunk)
+                if stop.requested or made == total:
+                    break
+                while changes and changes[0][0] * geometry.fps <= made:
+                    stream.set_prompt(changes.pop(0)[1], transition)  # type: ignore[arg-type]
+    if output != "-":
+        console.print(f"{output}: {made} frames, {made / geometry.fps:.2f} s at {geometry.fps} fps", highlight=False)
+
+
+def parse_change(text: str) -> tuple[float, str]:
+    """'12.5:a prompt' -> (12.5, 'a prompt')"""
+    time_text, colon, prompt = text.partition(":")
+    try:
+        at = float(time_text)
+    except ValueError:
+        at = -1.0
+    if not colon or not at >= 0 or not prompt.strip():
+        raise UserError(f"--then {text!r}: expected SECONDS:PROMPT, for example 12.5:a calm sea")
+    return at, prompt
+
+
+@app.command()
+def prompts(bundle: BundleOption = None) -> None:
+    """List the prompts of a bundle."""
+    for prompt in open_bundle(bundle).manifest.prompts:
+        print(prompt)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder with config.json and safetensors files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.everframe.")],
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 16; default: the checkpoint's.")] = None,
+    window: Annotated[int | None, typer.Option(help="Latent frames in the KV cache, sinks and current chunk included.")] = None,
+    sink: Annotated[int | None, typer.Option(help="Latent frames kept for good.")] = None,
+    rope: Annotated[str | None, typer.Option(help="absolute or relative.")] = None,
+    jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
+    jitter_seed: Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")] = None,
+    chunks: Annotated[int, typer.Option(min=1, help="Chunks over which each graph is compared with PyTorch.")] = 10,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
+) -> None:
+    """Export a checkpoint into an engine bundle (needs the extra `export`)."""
+    try:
+        import torch  # noqa: F401, TID253 - only this command; the runtime room itself never imports it
+
+        from ..export.command import Overrides, export_checkpoint
+    except ImportError as error:
+        raise UserError(f"export needs {error.name}: pip install 'everframe[export]'") from None
+    overrides = Overrides(size=size, window=window, sink=sink, rope=rope, jitter=jitter, jitter_seed=jitter_seed)
+    export_checkpoint(checkpoint, output, overrides, chunks=chunks, force=force, console=console)
+
+
+class StopSignals:
+    """Turns SIGINT and SIGTERM into a wish to stop after the present chunk, so that outputs are closed properly.
+
+    A second signal interrupts at once.
+    """
+
+    requested = False
+
+    def __enter__(self) -> StopSignals:
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _handle(self, *_: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """One Rich line: time made, frames per second, real-time factor, chunk latency over the last chunks."""
+
+    def __init__(self, fps: int, total: int | None):
+        self._fps, self._total = fps, total
+        self._marks: deque[tuple[float, int]] = deque([(time.perf_counter(), 0)], maxlen=21)
+        self._status = console.status("loading engines …")
+
+    def __enter__(self) -> Progress:
+        self._status.start()
+        return self
+
+    def update(self, made: int, chunk: Chunk) -> None:
+        now = time.perf_counter()
+        self._marks.append((now, made))
+        (t0, n0), (t1, n1) = self._marks[0], self._marks[-1]
+        rate = (n1 - n0) / max(t1 - t0, 1e-9)
+        goal = "" if self._total is None else f" of {self._total / self._fps:.1f}"
+        self._status.update(
+            f"{made / self._fps:7.1f}{goal} s · {rate:5.1f} fps · {rate / self._fps:4.2f}× real time · "
+            f"chunk {chunk.timings.total * 1000:4.0f} ms"
+        )
+
+    def __exit__(self, *exc: object) -> None:
+        self._status.stop()
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        console.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of our standard output went away; keep Python from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[").replace("\n", " ")

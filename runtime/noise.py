@@ -1,0 +1,16 @@
+"""Counter-based Gaussian noise: the noise of chunk n needs the seed and n, and no history."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def chunk_noise(seed: int, chunk: int, passes: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normal noise of one chunk, float32 [passes, *shape].
+
+    Philox 4×64 keyed by the seed, its counter's high word set to the chunk index: streams of different chunks cannot
+    overlap (each would need 2^192 draws to reach the next), and a resumed stream draws what the first would have drawn.
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, chunk]))
+    return generator.standard_normal((passes, *shape), dtype=np.float32)

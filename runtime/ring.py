@@ -1,0 +1,48 @@
+"""Where a chunk's keys and values go: sink slots that stay for good, then a ring of chunk-sized slots.
+
+Nothing ever moves. A chunk is written over the oldest one that is not a sink; attention does not care in which order
+the keys stand, because each carries its own rotation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..engines.bundle import Geometry
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Token index where the chunk's keys and values start, and how many ring tokens are valid once they are written."""
+
+    start: int
+    valid: int
+
+
+@dataclass(frozen=True)
+class RingLayout:
+    """Slots of a KV ring, counted in chunks."""
+
+    sink_chunks: int
+    ring_chunks: int  # the current chunk included
+    chunk_tokens: int
+
+    @classmethod
+    def of(cls, geometry: Geometry) -> RingLayout:
+        sink = geometry.sink // geometry.chunk
+        return cls(sink, geometry.window // geometry.chunk - sink, geometry.chunk_tokens)
+
+    @property
+    def chunks(self) -> int:
+        return self.sink_chunks + self.ring_chunks
+
+    @property
+    def past_chunks(self) -> int:
+        """Chunks before the current one that it sees, sinks apart, once the ring is full."""
+        return self.ring_chunks - 1
+
+    def slot(self, written: int) -> Slot:
+        """The slot of the next chunk when `written` chunks have been committed since the ring was last emptied."""
+        past_sinks = written - self.sink_chunks
+        place = written if past_sinks < 0 else self.sink_chunks + past_sinks % self.ring_chunks
+        return Slot(place * self.chunk_tokens, min(written + 1, self.chunks) * self.chunk_tokens)

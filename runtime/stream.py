@@ -1,0 +1,362 @@
+"""The chunk loop: an endless stream of video from the engines of one bundle.
+
+    with Stream(open_bundle(), prompt="a calm sea under an orange sunset sky", seed=7) as stream:
+        for chunk in stream:
+            show(chunk.frames)          # uint8 [4F, H, W, 3]
+
+All buffers are allocated in `Stream.__init__` and every pass is bound to them once; a chunk writes a few small inputs
+(noise, RoPE tables, slot, valid length) and runs n + 1 step passes and one decode pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.base import Backend, Buffer, Engine, EngineOptions
+from ..engines.bundle import Bundle
+from ..engines.errors import UserError
+from ..engines.ort import OrtBackend
+from .noise import chunk_noise
+from .prompts import PromptBank
+from .ring import RingLayout, Slot
+from .rope import axis_frequencies, head_thetas, temporal_tables
+
+Transition = Literal["swap", "smooth", "flush", "cut"]
+TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds spent on one chunk, by the field's stage names."""
+
+    prompt: float  # a prompt change taking effect; 0 for most chunks
+    host: float  # noise, RoPE tables, copies
+    diffuse: tuple[float, ...]  # denoising passes, by step
+    finalize: float  # the commit pass
+    decode: float
+
+    @property
+    def total(self) -> float:
+        return self.prompt + self.host + sum(self.diffuse) + self.finalize + self.decode
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk of video. Its arrays belong to the caller."""
+
+    index: int  # 0, 1, 2 … since the stream began
+    position: int  # latent frame index of its first frame
+    prompt: str
+    frames: NDArray[np.uint8]  # [4F, H, W, 3] RGB
+    latent: NDArray[np.float32]  # [C, F, h, w], x0
+    timings: Timings
+
+
+class Stream:
+    """Endless video from one bundle. Iterate for chunks; change the prompt between them.
+
+    Args:
+        bundle: the verified bundle.
+        prompt: a prompt of the bank; default its first.
+        seed: 0 … 2^64−1. The same seed gives the same frames on one machine and backend.
+        start: latent frame index of the first chunk, as far out as you like.
+        rope_mode: "absolute" or "relative"; default the manifest's.
+        jitter_sigma: strength of the multi-head RoPE jitter in [0, 1); default the manifest's.
+
+    Raises UserError for bad arguments or files that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        prompt: str | None = None,
+        seed: int = 0,
+        start: int = 0,
+        rope_mode: Literal["absolute", "relative"] | None = None,
+        jitter_sigma: float | None = None,
+        options: EngineOptions | None = None,
+        backend: Backend | None = None,
+    ):
+        if not 0 <= seed <= MAX_SEED:
+            raise UserError(f"seed {seed}: expected 0 to {MAX_SEED}")
+        if not 0 <= start <= 2**52:
+            raise UserError(f"start {start}: expected a latent frame index from 0 to 2^52")
+        manifest = bundle.manifest
+        rope = manifest.rope
+        sigma = rope.jitter_sigma if jitter_sigma is None else jitter_sigma
+        if not 0 <= sigma < 1:
+            raise UserError(f"jitter sigma {sigma}: expected 0 <= sigma < 1")
+        if rope_mode not in (None, "absolute", "relative"):
+            raise UserError(f"rope {rope_mode!r}: expected absolute or relative")
+        self.bank = PromptBank(bundle)
+        self.bundle, self.geometry, self.seed = bundle, manifest.geometry, seed
+        self.layout = RingLayout.of(manifest.geometry)
+        self.rope_mode = rope_mode or rope.mode
+        self._frequencies = axis_frequencies(head_thetas(rope.theta, sigma, rope.epsilon), rope.channels)
+        self._prompt = self.bank.find(prompt) if prompt is not None else self.bank.prompts[0]
+        self._pending: tuple[str, Transition] | None = (self._prompt, "swap")
+
+        backend = backend or OrtBackend(options or EngineOptions())
+        self._loop = _Passes(backend, bundle)
+        self._index = 0  # chunks made
+        self._written = 0  # chunks committed since the ring was last emptied
+        self._position = start  # latent frame index of the next chunk
+        self._recent: deque[tuple[int, NDArray[np.float32]]] = deque(maxlen=max(1, self.layout.past_chunks))
+        self._sinks = _SinkKeys(self.layout.sink_chunks * self.layout.chunk_tokens, self.geometry.frame_tokens)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt of the next chunk."""
+        return self._pending[0] if self._pending else self._prompt
+
+    def set_prompt(self, prompt: str, transition: Transition = "smooth") -> None:
+        """Change the prompt from the next chunk on.
+
+        swap: the cross-attention keys and values change, the ring stays. smooth: also re-commit the window's clean
+        latents under the new prompt (LongLive's KV-recache). flush: keep only the sinks and the newest chunk
+        (Infinity-RoPE's KV flush). cut: a new scene with new sinks.
+
+        Raises UserError when the prompt is not in the bank or the transition is unknown.
+        """
+        if transition not in TRANSITIONS:
+            raise UserError(f"transition {transition!r}: expected one of {', '.join(TRANSITIONS)}")
+        self._pending = (self.bank.find(prompt), transition)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        while True:
+            yield self.next_chunk()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engines and buffers."""
+        del self._loop
+
+    def next_chunk(self) -> Chunk:
+        """Make the next chunk."""
+        clock = _Clock()
+        self._apply_prompt()
+        prompt_time = clock.lap()
+        loop, geometry = self._loop, self.geometry
+        noise = chunk_noise(self.seed, self._index, loop.steps, geometry.latent_shape)
+        slot = self._place(self._position)
+        loop.write_noise(noise)
+        host = clock.lap()
+        diffuse = []
+        for denoise in loop.denoise:
+            denoise()
+            diffuse.append(clock.lap())
+        loop.commit()
+        finalize = clock.lap()
+        loop.decode()
+        decode = clock.lap()
+        latent = loop.x0.read()[0]
+        frames = loop.frames.read()
+        if slot.valid <= self.layout.sink_chunks * self.layout.chunk_tokens:
+            self._sinks.remember(self._position, self._written, loop.keys)
+        self._recent.append((self._position, latent))
+        host += clock.lap()
+        chunk = Chunk(
+            self._index, self._position, self._prompt, frames, latent, Timings(prompt_time, host, tuple(diffuse), finalize, decode)
+        )
+        self._index += 1
+        self._written += 1
+        self._position += geometry.chunk
+        return chunk
+
+    def _place(self, position: int) -> Slot:
+        """Point the step passes at the next slot, with the tables of the chunk at `position`."""
+        slot = self.layout.slot(self._written)
+        cos, sin = temporal_tables(np.arange(self.geometry.chunk) + float(position), self._frequencies)
+        self._loop.write_place(cos, sin, slot)
+        if self.rope_mode == "relative":
+            behind = self.layout.past_chunks * self.geometry.chunk + self.geometry.sink
+            self._sinks.follow(position - behind, self._frequencies, self._loop.keys)
+        return slot
+
+    def _apply_prompt(self) -> None:
+        if self._pending is None:
+            return
+        (self._prompt, transition), self._pending = self._pending, None
+        self._loop.set_prompt(self.bank.embedding(self._prompt))
+        if self._index == 0 or transition == "swap":
+            return
+        if transition == "cut":
+            self._written = 0
+            self._recent.clear()
+            self._sinks.forget()
+            self._loop.reset_decoder()
+        elif self._written > self.layout.sink_chunks:
+            if transition == "flush":
+                newest = self.layout.slot(self._written - 1).start
+                self._loop.move_chunk(newest, self.layout.sink_chunks * self.layout.chunk_tokens, self.layout.chunk_tokens)
+                self._written = self.layout.sink_chunks + 1
+            else:
+                recent = list(self._recent)[-(self._written - self.layout.sink_chunks) :] if self.layout.past_chunks else []
+                self._written = self.layout.sink_chunks
+                for position, latent in recent:
+                    self._place(position)
+                    self._loop.recommit(latent[None])
+                    self._written += 1
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        spent, self._last = now - self._last, now
+        return spent
+
+
+class _SinkKeys:
+    """The sinks' keys as they were committed, for `relative` mode: rewritten each chunk, turned to a fixed distance.
+
+    A key committed at latent frame p and turned by (p′ − p)·ω is the key at p′, so the first copy serves for ever and no
+    error accumulates.
+    """
+
+    def __init__(self, tokens: int, frame_tokens: int):
+        self.tokens, self.frame_tokens = tokens, frame_tokens
+        self.forget()
+
+    def forget(self) -> None:
+        self.start: int | None = None
+        self.keys: list[NDArray] = []
+
+    def remember(self, position: int, written: int, ring: list[Buffer]) -> None:
+        if written == 0:
+            self.start = position
+        self.keys = [buffer.read()[:, :, : self.tokens] for buffer in ring]
+
+    def follow(self, position: int, frequencies: NDArray[np.float64], ring: list[Buffer]) -> None:
+        """Write the sink keys as if the first sink frame stood at `position` (never before where it was made)."""
+        if self.start is None or position <= self.start or not self.tokens:
+            return
+        cos, sin = temporal_tables(np.array([position - self.start]), frequencies)  # [H, 1, K]
+        k = cos.shape[-1]
+        for kept, buffer in zip(self.keys, ring, strict=True):
+            half = kept.shape[-1] // 2
+            a, b = kept[..., :k], kept[..., half : half + k]  # the temporal pairs come first in each half
+            turned = kept.copy()
+            turned[..., :k] = a * cos - b * sin
+            turned[..., half : half + k] = b * cos + a * sin
+            whole = buffer.read()
+            whole[:, :, : self.tokens] = turned
+            buffer.write(whole)
+
+
+class _Passes:
+    """The bound passes of one stream and the buffers they share."""
+
+    def __init__(self, backend: Backend, bundle: Bundle):
+        manifest = bundle.manifest
+        g, net = manifest.geometry, manifest.network
+        self.steps = n = len(manifest.schedule.steps)
+        self.layers = range(net.layers)
+        step, prompt, decode = (backend.load(bundle, name) for name in ("step", "prompt", "decode"))
+        zeros = step.device.zeros
+        ring_shape = (1, net.heads, g.cache_tokens, net.head_dim)
+        self.keys = [zeros(ring_shape, _dtype(step, f"k_{i}")) for i in self.layers]
+        self.values = [zeros(ring_shape, _dtype(step, f"v_{i}")) for i in self.layers]
+        text_shape = (1, net.heads, net.text_len, net.head_dim)
+        kind = _dtype(step, "prompt_k_0")
+        self.prompt_kv = {f"prompt_{s}_{i}": zeros(text_shape, kind) for s in "kv" for i in self.layers}
+        self.noise = [zeros(g.latent_shape, "float32") for _ in range(n)]
+        latents = [zeros(g.latent_shape, "float32") for _ in range(2)]  # x_t of even and odd steps
+        self.x0, spare = zeros(g.latent_shape, "float32"), zeros(g.latent_shape, "float32")
+        table = (net.heads, g.chunk, manifest.rope.channels // 2)
+        self.cos, self.sin = zeros(table, "float32"), zeros(table, "float32")
+        self.slot, self.valid = zeros((1,), "int64"), zeros((1,), "int64")
+        indices = [zeros((1,), "int64") for _ in range(n + 1)]
+        for i, index in enumerate(indices):
+            index.write(np.array([i], np.int64))
+
+        ring = {f"{s}_{i}": b for s, side in (("k", self.keys), ("v", self.values)) for i, b in enumerate(side)}
+        shared = {"rope_cos": self.cos, "rope_sin": self.sin, "slot": self.slot, "kv_len": self.valid, **ring, **self.prompt_kv}
+
+        def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
+            inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}
+            updated = {f"{name}_next": buffer for name, buffer in ring.items()}  # the same buffers: in place
+            return step.bind(inputs, {"x0": x0, "next": after, **updated})
+
+        # Pass 0 starts from pure noise; pass i reads what pass i − 1 re-noised with its noise, draw i.
+        self.denoise = [
+            bound(
+                i,
+                self.noise[0] if i == 0 else latents[i % 2],
+                self.noise[(i + 1) % n],
+                self.x0,
+                latents[(i + 1) % 2] if i < n - 1 else spare,
+            )
+            for i in range(n)
+        ]
+        scratch = zeros(g.latent_shape, "float32")
+        self.commit = bound(n, self.x0, self.noise[0], scratch, spare)
+        self._clean = zeros(g.latent_shape, "float32")
+        self._recommit = bound(n, self._clean, self.noise[0], scratch, spare)
+
+        self.text = zeros((1, net.text_len, net.text_dim), "float32")
+        self._encode_prompt = prompt.bind({"text": self.text}, self.prompt_kv)
+        self.frames = zeros((g.chunk_frames, g.height, g.width, 3), "uint8")
+        self._states = [
+            {s.name: zeros(s.shape, s.dtype) for s in decode.graph.inputs if s.name != "latent"} for _ in range(2)
+        ]
+        # A decoder state is read and written in one pass, so two sets take turns.
+        self._decode = [
+            decode.bind({"latent": self.x0, **old}, {"frames": self.frames, **{f"{k}_next": v for k, v in new.items()}})
+            for old, new in (self._states, self._states[::-1])
+        ]
+        self._turn = 0
+
+    def write_noise(self, noise: NDArray[np.float32]) -> None:
+        for buffer, values in zip(self.noise, noise, strict=True):
+            buffer.write(values)
+
+    def write_place(self, cos: NDArray[np.float32], sin: NDArray[np.float32], slot: Slot) -> None:
+        self.cos.write(cos)
+        self.sin.write(sin)
+        self.slot.write(np.array([slot.start], np.int64))
+        self.valid.write(np.array([slot.valid], np.int64))
+
+    def decode(self) -> None:
+        self._decode[self._turn]()
+        self._turn ^= 1
+
+    def set_prompt(self, embedding: NDArray[np.float32]) -> None:
+        self.text.write(embedding)
+        self._encode_prompt()
+
+    def recommit(self, latent: NDArray[np.float32]) -> None:
+        self._clean.write(latent)
+        self._recommit()
+
+    def reset_decoder(self) -> None:
+        for states in self._states:
+            for buffer in states.values():
+                buffer.write(np.zeros(buffer.shape, buffer.dtype))
+
+    def move_chunk(self, source: int, target: int, tokens: int) -> None:
+        """Copy one chunk's keys and values to another slot of the ring."""
+        for buffer in (*self.keys, *self.values):
+            values = buffer.read()
+            values[:, :, target : target + tokens] = values[:, :, source : source + tokens]
+            buffer.write(values)
+
+
+def _dtype(engine: Engine, name: str) -> str:
+    return next(spec.dtype for spec in engine.graph.inputs if spec.name == name)

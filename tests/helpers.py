@@ -1,0 +1,65 @@
+"""Small seeded random checkpoints, so that tests run real exports in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from everframe.export.taehv import Taehv, TaehvConfig
+from everframe.export.wan import Wan, WanConfig, unfold
+
+PROMPTS = ["a quiet sea", "a lava lamp", "Snow, falling [slowly]"]
+TRANSFORMER = WanConfig(dim=64, ffn_dim=96, heads=2, layers=2, latent_channels=8, text_dim=24, text_len=8, freq_dim=32)
+AUTOENCODER = TaehvConfig(latent_channels=8, encoder_widths=(8, 8, 8), decoder_widths=(16, 8, 8, 8), depth=1)
+
+
+def random_transformer(config: WanConfig, seed: int = 0) -> Wan:
+    """A Wan with seeded weights whose attention and modulation are far from trivial."""
+    torch.manual_seed(seed)
+    model = Wan(config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                p.mul_(1 + 0.3 * torch.randn_like(p))
+            elif p.ndim == 1:
+                p.normal_(0, 0.1)
+        for attention in (m for m in model.modules() if hasattr(m, "norm_q")):
+            attention.norm_q.weight.mul_(3)  # sharper attention, so that a wrong key shows
+    return model.eval().requires_grad_(False)
+
+
+def config_of(**changes) -> dict:
+    """config.json of the test checkpoint; changes are 'section__field' = value."""
+    config = {
+        "name": "test",
+        "transformer": dataclasses.asdict(TRANSFORMER),
+        "autoencoder": dataclasses.asdict(AUTOENCODER),
+        "geometry": {"width": 64, "height": 32, "fps": 16, "latent_channels": 8, "chunk": 3, "sink": 3, "window": 12},
+        "schedule": {"steps": [1000, 750, 500, 250], "shift": 5.0, "context_noise": 0},
+        "rope": {"mode": "absolute", "jitter_sigma": 0.8, "jitter_seed": 3},
+        "prompts": PROMPTS,
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        (config[section] if name else config)[name or section] = value
+    return json.loads(json.dumps(config))
+
+
+def write_checkpoint(folder: Path, **changes) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config_of(**changes)))
+    model = random_transformer(TRANSFORMER)
+    save_file({k: v.half().contiguous() for k, v in unfold(model.state_dict(), TRANSFORMER).items()}, folder / "transformer.safetensors")
+    torch.manual_seed(1)
+    autoencoder = Taehv(AUTOENCODER)
+    with torch.no_grad():
+        autoencoder.decoder[-1].bias.fill_(0.5)  # mid grey, so that frames are not clamped flat
+    save_file({k: v.half().contiguous() for k, v in autoencoder.state_dict().items()}, folder / "autoencoder.safetensors")
+    generator = torch.Generator().manual_seed(2)
+    texts = {p: torch.randn(3 + i, TRANSFORMER.text_dim, generator=generator).half() for i, p in enumerate(PROMPTS)}
+    save_file(texts, folder / "prompts.safetensors")
+    return folder
