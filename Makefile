@@ -1,0 +1,39 @@
+# `make` lists the targets. Each makes the virtual environment it needs; nothing but Python 3.11+ and make must be there.
+
+PYTHON ?= python3
+SECONDS_OF_VIDEO ?= 30
+PROMPT ?=
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@grep -E '^[a-z]+:.*#' Makefile | sed -E 's/:.*# /\t/' | expand -t 10
+
+demo: .venv-run/ready  # write a 30-second video with the shipped bundle; installs no torch
+	@mkdir -p out
+	.venv-run/bin/everframe generate --seconds $(SECONDS_OF_VIDEO) $(if $(PROMPT),--prompt "$(PROMPT)") -o out/demo.mp4
+	@echo "The video is in $(CURDIR)/out/demo.mp4"
+
+test: .venv/ready  # run all tests
+	.venv/bin/python -m pytest
+
+lint: .venv/ready  # ruff (lint, format) and pyright
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+bench: .venv/ready  # real-time factor and stage medians, beside eager PyTorch
+	.venv/bin/python benchmarks/stream.py
+
+clean:  # remove environments and outputs
+	rm -rf .venv .venv-run out build *.egg-info
+
+.venv-run/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-run
+	.venv-run/bin/pip install --quiet --disable-pip-version-check .
+	@touch $@
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,207 @@
+"""The whole chunk loop on exported engines, against the slow reference and against its own promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import AUTOENCODER, PROMPTS, TRANSFORMER
+from reference import Reference, flow_sigmas
+from safetensors.torch import load_file
+
+from everframe.engines.bundle import Bundle
+from everframe.engines.errors import UserError
+from everframe.export.taehv import Taehv
+from everframe.runtime import EngineOptions, Stream
+from everframe.runtime.noise import chunk_noise
+
+SIGMAS = flow_sigmas([1000, 750, 500, 250], 5.0)
+
+
+def reference_of(bundle: Bundle, checkpoint: Path, sigma: float) -> Reference:
+    rope = bundle.manifest.rope
+    thetas = [10000.0 * (1 + sigma * e) for e in rope.epsilon]
+    state = load_file(checkpoint / "transformer.safetensors")
+    return Reference(state, TRANSFORMER, chunk=3, sink=3, window=12, thetas=thetas)
+
+
+def texts_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {k: v.double() for k, v in load_file(checkpoint / "prompts.safetensors").items()}
+
+
+def noise_of(seed: int, chunk: int, bundle: Bundle) -> torch.Tensor:
+    return torch.from_numpy(chunk_noise(seed, chunk, 4, bundle.manifest.geometry.latent_shape))[:, 0].double()
+
+
+@pytest.mark.parametrize(("sigma", "start"), [(0.0, 0), (0.8, 1_000_002)])
+def test_ring_equals_a_list_of_all_keys_and_values(bundle: Bundle, checkpoint: Path, sigma: float, start: int) -> None:
+    """Sinks, window and positions over ten chunks, six of them past the first overwritten slot; also far out."""
+    reference = reference_of(bundle, checkpoint, sigma)
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    with Stream(bundle, seed=11, start=start, jitter_sigma=sigma) as stream:
+        for c in range(10):
+            chunk = stream.next_chunk()
+            expected = reference.next_chunk(noise_of(11, c, bundle), SIGMAS, text, start + 3 * c)
+            assert chunk.index == c
+            assert chunk.position == start + 3 * c
+            error = (torch.from_numpy(chunk.latent).double() - expected).abs().max() / expected.abs().max()
+            assert error < 2e-5, f"chunk {c}"
+
+
+def test_the_window_matters(bundle: Bundle, checkpoint: Path) -> None:
+    """The reference with another window gives other numbers: the test above would notice a wrong one."""
+    right, wrong = (reference_of(bundle, checkpoint, 0.8) for _ in range(2))
+    wrong.window = 15
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    for c in range(6):
+        noise = noise_of(11, c, bundle)
+        a, b = (r.next_chunk(noise, SIGMAS, text, 3 * c) for r in (right, wrong))
+    assert (a - b).abs().max() > 1e-3 * a.abs().max()
+
+
+def test_frames_are_the_whole_clip_decode_of_the_latents(bundle: Bundle, checkpoint: Path) -> None:
+    autoencoder = Taehv(AUTOENCODER).double()
+    autoencoder.load_state_dict({k: v.double() for k, v in load_file(checkpoint / "autoencoder.safetensors").items()})
+    with Stream(bundle, seed=3) as stream:
+        chunks = [stream.next_chunk() for _ in range(8)]
+    latents = torch.from_numpy(np.concatenate([c.latent for c in chunks], 1)).double()
+    with torch.no_grad():
+        clip, _ = autoencoder.decode(latents.transpose(0, 1)[None])
+    expected = (clip[0].clamp(0, 1) * 255).permute(0, 2, 3, 1)
+    frames = torch.from_numpy(np.concatenate([c.frames for c in chunks])).double()
+    assert frames.shape == (96, 32, 64, 3)
+    assert frames.std() > 1
+    assert (frames - expected).abs().max() < 0.51  # rounding alone
+
+
+@pytest.mark.parametrize("transition", ["swap", "smooth", "flush", "cut"])
+def test_prompt_changes(bundle: Bundle, checkpoint: Path, transition: str) -> None:
+    """Each transition against the same thing done to the reference's list."""
+    reference = reference_of(bundle, checkpoint, 0.8)
+    texts, made = texts_of(checkpoint), []
+    with Stream(bundle, seed=5, prompt=PROMPTS[0]) as stream:
+        for c in range(9):
+            prompt = PROMPTS[0] if c < 6 else PROMPTS[2]
+            if c == 6:
+                stream.set_prompt(PROMPTS[2], transition)  # type: ignore[arg-type]
+                if transition == "smooth":
+                    reference.past = reference.past[:1]
+                    for back in (2, 1):
+                        reference.commit(made[-back], texts[prompt], 3 * (c - back))
+                elif transition == "flush":
+                    reference.past = [reference.past[0], reference.past[-1]]
+                elif transition == "cut":
+                    reference.past = []
+            chunk = stream.next_chunk()
+            assert chunk.prompt == prompt
+            expected = reference.next_chunk(noise_of(5, c, bundle), SIGMAS, texts[prompt], 3 * c)
+            made.append(expected)
+            error = (torch.from_numpy(chunk.latent).double() - expected).abs().max() / expected.abs().max()
+            assert error < 2e-5, f"chunk {c}"
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("transition", ["smooth", "flush"])
+def test_prompt_changes_before_the_ring_is_full(bundle: Bundle, checkpoint: Path, transition: str, at: int) -> None:
+    reference = reference_of(bundle, checkpoint, 0.8)
+    texts, made = texts_of(checkpoint), []
+    with Stream(bundle, seed=5, prompt=PROMPTS[0]) as stream:
+        for c in range(4):
+            prompt = PROMPTS[0] if c < at else PROMPTS[1]
+            if c == at:
+                stream.set_prompt(prompt, transition)  # type: ignore[arg-type]
+                if transition == "smooth" and at == 2:
+                    reference.past = reference.past[:1]
+                    reference.commit(made[1], texts[prompt], 3)
+            expected = reference.next_chunk(noise_of(5, c, bundle), SIGMAS, texts[prompt], 3 * c)
+            made.append(expected)
+            latent = torch.from_numpy(stream.next_chunk().latent).double()
+            assert (latent - expected).abs().max() / expected.abs().max() < 2e-5, f"chunk {c}"
+
+
+def test_relative_mode_keeps_the_sinks_right_behind_the_window(bundle: Bundle, checkpoint: Path) -> None:
+    """The reference re-makes the sinks' keys for their new place at every chunk, as if they had just been committed."""
+    reference = reference_of(bundle, checkpoint, 0.8)
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    with Stream(bundle, seed=2, rope_mode="relative") as stream:
+        for c in range(8):
+            noise = noise_of(2, c, bundle)
+            if c == 1:
+                sink, sink_past = made, reference.past[:1]
+            if c > 3:
+                behind = Reference(reference.state, TRANSFORMER, chunk=3, sink=3, window=12, thetas=reference.thetas)
+                behind.commit(sink, text, 3 * (c - 3))
+                reference.past = [behind.past[0], *reference.past[1:]]
+                # only keys turn: values of a commit at another place are the same, there being no past to attend to
+                for (k, v), (_, v0) in zip(behind.past[0], sink_past[0], strict=True):
+                    assert k.shape == v.shape
+                    assert torch.allclose(v, v0, atol=1e-9)
+            made = reference.next_chunk(noise, SIGMAS, text, 3 * c)
+            latent = torch.from_numpy(stream.next_chunk().latent).double()
+            assert (latent - made).abs().max() / made.abs().max() < 2e-5, f"chunk {c}"
+
+
+def frames_of(bundle: Bundle, seed: int, **kw) -> np.ndarray:
+    with Stream(bundle, seed=seed, **kw) as stream:
+        return np.concatenate([stream.next_chunk().frames for _ in range(5)])
+
+
+def test_seeds(bundle: Bundle) -> None:
+    assert (frames_of(bundle, 1) == frames_of(bundle, 1)).all()
+    assert (frames_of(bundle, 1) != frames_of(bundle, 2)).any()
+
+
+def test_thread_counts_agree_to_rounding(bundle: Bundle) -> None:
+    one, two = (frames_of(bundle, 1, options=EngineOptions(threads=n)).astype(int) for n in (1, 2))
+    assert np.abs(one - two).max() <= 1
+
+
+def test_chunks_belong_to_the_caller(bundle: Bundle) -> None:
+    with Stream(bundle) as stream:
+        first = stream.next_chunk()
+        kept = first.frames.copy(), first.latent.copy()
+        stream.next_chunk()
+    assert (first.frames == kept[0]).all()
+    assert (first.latent == kept[1]).all()
+    assert first.timings.total > 0
+    assert len(first.timings.diffuse) == 4
+
+
+def test_no_growth(bundle: Bundle) -> None:
+    """Resident memory after 200 chunks within 2 % of that after 20."""
+    psutil = pytest.importorskip("psutil")
+    process = psutil.Process()
+    with Stream(bundle) as stream:
+        for _ in range(20):
+            stream.next_chunk()
+        early = process.memory_info().rss
+        for _ in range(180):
+            stream.next_chunk()
+        assert process.memory_info().rss < 1.02 * early
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompt": "a quiet seat"}, ["a quiet seat", "did you mean 'a quiet sea'", *PROMPTS]),
+        ({"seed": -1}, ["seed -1"]),
+        ({"seed": 2**64}, ["seed"]),
+        ({"start": -3}, ["start -3"]),
+        ({"jitter_sigma": 1.5}, ["jitter", "1.5"]),
+        ({"rope_mode": "sideways"}, ["sideways", "absolute", "relative"]),
+        ({"options": EngineOptions(provider="abacus")}, ["abacus", "cpu"]),
+        ({"options": EngineOptions(threads=-2)}, ["threads -2"]),
+    ],
+)
+def test_bad_arguments(bundle: Bundle, arguments: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Stream(bundle, **arguments)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_unknown_transition(bundle: Bundle) -> None:
+    with Stream(bundle) as stream, pytest.raises(UserError, match="dissolve"):
+        stream.set_prompt(PROMPTS[1], "dissolve")  # type: ignore[arg-type]
