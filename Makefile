@@ -20,6 +20,8 @@ test: .venv/ready  # run all tests
 lint: .venv/ready  # ruff (lint, format) and pyright
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	@mkdir -p build/types/everframe  # the namespace package as pyright can see it
+	@for room in export calibration engines runtime; do ln -sfn ../../../$$room build/types/everframe/$$room; done
 	.venv/bin/pyright
 
 bench: .venv/ready  # real-time factor and stage medians, beside eager PyTorch

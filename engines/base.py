@@ -24,8 +24,11 @@ from .bundle import Bundle, Graph
 class Buffer(Protocol):
     """A tensor of fixed shape in the memory of the engine's device."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
 
     def write(self, values: np.ndarray) -> None:
         """Copy host values of the same shape and dtype in."""
@@ -43,8 +46,11 @@ class Device(Protocol):
 class Engine(Protocol):
     """One graph, ready to run."""
 
-    graph: Graph
-    device: Device
+    @property
+    def graph(self) -> Graph: ...
+
+    @property
+    def device(self) -> Device: ...
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
         """Tie every input and output to a buffer and return the pass. Raises ValueError for a name, shape or dtype that

@@ -92,7 +92,9 @@ class OrtBackend:
         try:
             session = ort.InferenceSession(file, settings, providers=[self.provider])
         except Exception as error:  # onnxruntime raises many unrelated types
-            raise UserError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"{file}: ONNX Runtime {ort.__version__} cannot load it: {str(error).splitlines()[0]}"
+            ) from None
         return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
 
 

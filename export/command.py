@@ -116,18 +116,33 @@ def write_graphs(
     index = torch.zeros(1, dtype=torch.int64)
     filled = torch.full((1,), g.chunk_tokens)
     args = (latent, index, latent.clone(), table, table.clone(), index.clone(), filled)
-    args += tuple([blank.clone() for _ in range(c.layers)] for blank in (ring, ring, text_kv, text_kv))
-    inputs = ["latent", "step", "noise", "rope_cos", "rope_sin", "slot", "kv_len", *(n for group in names.values() for n in group)]
+    rings = tuple([blank.clone() for _ in range(c.layers)] for blank in (ring, ring, text_kv, text_kv))
+    inputs = [
+        "latent",
+        "step",
+        "noise",
+        "rope_cos",
+        "rope_sin",
+        "slot",
+        "kv_len",
+        *(n for group in names.values() for n in group),
+    ]
     outputs = ["x0", "next", *(f"{n}_next" for n in (*names["k"], *names["v"]))]
-    states = zero_states(decode.model.decoder, 1, *latent.shape[3:], latent)
+    states = zero_states(decode.model.decoder, 1, latent.shape[3], latent.shape[4], latent)
     states_in = [f"state_{i}" for i in range(len(states))]
     states_out = [f"{n}_next" for n in states_in]
     return {
-        "step": save_graph(step, args, inputs, outputs, folder / "step.onnx"),
+        "step": save_graph(step, (*args, *rings), inputs, outputs, folder / "step.onnx"),
         "prompt": save_graph(
-            prompt, (torch.zeros(1, c.text_len, c.text_dim),), ["text"], [*names["prompt_k"], *names["prompt_v"]], folder / "prompt.onnx"
+            prompt,
+            (torch.zeros(1, c.text_len, c.text_dim),),
+            ["text"],
+            [*names["prompt_k"], *names["prompt_v"]],
+            folder / "prompt.onnx",
         ),
-        "decode": save_graph(decode, (latent, *states), ["latent", *states_in], ["frames", *states_out], folder / "decode.onnx"),
+        "decode": save_graph(
+            decode, (latent, *states), ["latent", *states_in], ["frames", *states_out], folder / "decode.onnx"
+        ),
     }
 
 
@@ -163,7 +178,9 @@ def manifest_of(
         prompt_bank=describe(part / "prompts.safetensors"),
         prompts=config.prompts,
         provenance={
-            "checkpoint": {f.name: describe(f).sha256 for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json")},
+            "checkpoint": {
+                f.name: describe(f).sha256 for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json")
+            },
             "parameters": sum(p.numel() for p in checkpoint.transformer.parameters()),
             "everframe": version("everframe"),
             "torch": torch.__version__,

@@ -46,7 +46,12 @@ def scatter_tokens(ring: Tensor, new: Tensor, slot: Tensor) -> Tensor:
     """ring [1, H, S, D] with tokens slot … slot+N−1 replaced by new [1, H, N, D]."""
     if torch.onnx.is_in_onnx_export():
         return torch.onnx.ops.symbolic(
-            "TensorScatter", (ring, new, slot), {"axis": 2, "mode": "linear"}, dtype=ring.dtype, shape=ring.shape, version=24
+            "TensorScatter",
+            (ring, new, slot),
+            {"axis": 2, "mode": "linear"},
+            dtype=ring.dtype,
+            shape=ring.shape,
+            version=24,
         )
     rows = slot + torch.arange(new.shape[2], device=slot.device)
     return ring.index_copy(2, rows, new)
@@ -67,7 +72,9 @@ def prompt_attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Cross-attention over all rows of the prompt, padding included (as the checkpoints were trained)."""
     if torch.onnx.is_in_onnx_export():
         attributes = {"scale": 1.0, "is_causal": 0}
-        return torch.onnx.ops.symbolic("Attention", (q, keys, values), attributes, dtype=q.dtype, shape=q.shape, version=24)
+        return torch.onnx.ops.symbolic(
+            "Attention", (q, keys, values), attributes, dtype=q.dtype, shape=q.shape, version=24
+        )
     return eager_attention(q, keys, values)
 
 

@@ -14,7 +14,12 @@ from torch import nn
 from ..engines.bundle import Graph, TensorSpec, describe
 from .graphs import OPSET
 
-KINDS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64", TensorProto.UINT8: "uint8"}
+KINDS = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.INT64: "int64",
+    TensorProto.UINT8: "uint8",
+}
 STORE_FROM = 1024  # elements; smaller constants stay as they are
 
 

@@ -42,9 +42,7 @@ class MemBlock(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.width = width
-        self.conv = nn.Sequential(
-            conv(2 * width, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, width)
-        )
+        self.conv = nn.Sequential(conv(2 * width, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, width))
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """x [T·B, C, H, W], state [B, C, H, W] (the frame before x) -> y like x, and the next state."""

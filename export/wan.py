@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..runtime.rope import axis_frequencies, split_head_dim
 
+Attention3 = Callable[[Tensor, Tensor, Tensor], Tensor]  # (q, k, v) -> [B, H, N, D]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) each [B, H, N, D] -> [B, H, N, D]
 
 
@@ -126,23 +127,24 @@ class Block(nn.Module):
         self.norm3 = nn.LayerNorm(c.dim, eps=c.eps)
         self.ffn = nn.Sequential(nn.Linear(c.dim, c.ffn_dim), nn.GELU("tanh"), nn.Linear(c.ffn_dim, c.dim))
 
-    def forward(
-        self,
-        x: Tensor,  # (B, N, d)
-        modulation: Tensor,  # (B, 6, d), float32: this block's own plus the time projection
-        rope: tuple[Tensor, Tensor],  # (B, H, N, D/2) each
-        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
-        context: tuple[Tensor, Tensor],  # keys and values of the prompt, (B, H, text_len, D)
-        attention: Callable[[Tensor, Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.split(1, 1)  # (B, 1, d) each
-        y = self.modulated(x, scale1, shift1)
-        q = rotate(self.self_attn.queries(y), *rope)
+    # In two halves around the self-attention: what the past is and how it is attended to stays outside.
+
+    def project(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, d), modulation (B, 6, d), rope (B, H, N, D/2) each -> rotated q and k, and v, (B, H, N, D)"""
+        shift, scale = modulation[:, 0:1], modulation[:, 1:2]
+        y = self.modulated(x, scale, shift)
         k, v = self.self_attn.keys_values(y)
-        x = self.gated(x, self.self_attn.join(attend(q, rotate(k, *rope), v)), gate1)
-        y = self.cross_attn.queries(self.norm3(x.float()).to(x.dtype))
-        x = x + self.cross_attn.join(attention(y, *context))
-        return self.gated(x, self.ffn(self.modulated(x, scale2, shift2)), gate2)
+        return rotate(self.self_attn.queries(y), *rope), rotate(k, *rope), v
+
+    def finish(
+        self, x: Tensor, y: Tensor, modulation: Tensor, context: tuple[Tensor, Tensor], attention: Attention3
+    ) -> Tensor:
+        """y (B, H, N, D): what the self-attention found; context: the prompt's k and v (B, H, text_len, D)"""
+        gate1, shift, scale, gate2 = (modulation[:, i : i + 1] for i in range(2, 6))  # (B, 1, d) each
+        x = self.gated(x, self.self_attn.join(y), gate1)
+        q = self.cross_attn.queries(self.norm3(x.float()).to(x.dtype))
+        x = x + self.cross_attn.join(attention(q, *context))
+        return self.gated(x, self.ffn(self.modulated(x, scale, shift)), gate2)
 
     def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return (layer_norm(x, self.eps).float() * (1 + scale) + shift).to(x.dtype)
@@ -216,13 +218,15 @@ class Wan(nn.Module):
         rope: tuple[Tensor, Tensor],  # (B, H, N, D/2)
         context: list[tuple[Tensor, Tensor]],  # from context()
         attend: Attend,
-        attention: Callable[[Tensor, Tensor, Tensor], Tensor] = eager_attention,
+        attention: Attention3 = eager_attention,
     ) -> Tensor:
         """Flow prediction v = noise − x0, [B, C, F, 2h, 2w]."""
         _, _, frames, hh, ww = latent.shape
         x = self.patchify(latent)
         for i, block in enumerate(self.blocks):
-            x = block(x, modulation[0][:, i], rope, lambda *qkv, i=i: attend(i, *qkv), context[i], attention)
+            own = modulation[0][:, i]  # (B, 6, d)
+            y = attend(i, *block.project(x, own, rope))  # type: ignore[operator]
+            x = block.finish(x, y, own, context[i], attention)  # type: ignore[operator]
         return self.unpatchify(self.head(x, modulation[1]), frames, hh // 2, ww // 2)
 
 
@@ -243,7 +247,9 @@ def unfold(state: dict[str, Tensor], config: WanConfig) -> dict[str, Tensor]:
 
 
 def _convert(state: dict[str, Tensor], order: Tensor, q_scale: float) -> dict[str, Tensor]:
-    rows = tuple(f"self_attn.{n}" for n in ("q.weight", "q.bias", "k.weight", "k.bias", "norm_q.weight", "norm_k.weight"))
+    rows = tuple(
+        f"self_attn.{n}" for n in ("q.weight", "q.bias", "k.weight", "k.bias", "norm_q.weight", "norm_k.weight")
+    )
     out = {}
     for name, value in state.items():
         if name.endswith(rows):

@@ -1,10 +1,10 @@
 """The runtime room: the loop that turns a bundle into endless video. Never imports torch.
 
-    from everframe.runtime import Stream, open_bundle
+from everframe.runtime import Stream, open_bundle
 
-    with Stream(open_bundle(), seed=7) as stream:
-        for chunk in stream:
-            ...  # chunk.frames: uint8 [4F, H, W, 3]
+with Stream(open_bundle(), seed=7) as stream:
+    for chunk in stream:
+        ...  # chunk.frames: uint8 [4F, H, W, 3]
 """
 
 from ..engines.base import EngineOptions

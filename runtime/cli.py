@@ -16,7 +16,7 @@ from rich.console import Console
 from ..engines.base import EngineOptions
 from ..engines.errors import UserError
 from .demo import open_bundle
-from .stream import Chunk, Stream, Transition
+from .stream import Chunk, Stream
 from .video import open_output
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -32,17 +32,26 @@ def everframe() -> None:
 
 @app.command()
 def generate(
-    output: Annotated[str, typer.Option("--output", "-o", help="out.mp4, out.mkv, out.gif, folder/, frame-%06d.png, or - for raw RGB frames.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", help="out.mp4, out.mkv, out.gif, folder/, frame-%06d.png, or - for raw RGB frames."
+        ),
+    ],
     bundle: BundleOption = None,
     prompt: Annotated[str | None, typer.Option(help="A prompt of the bundle's bank; default: its first.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.01, help="Length of the video; default 30.")] = None,
     endless: Annotated[bool, typer.Option("--endless", help="Go on until Ctrl-C.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same frames.")] = 0,
     start: Annotated[int, typer.Option(help="Latent frame index of the first chunk.")] = 0,
-    then: Annotated[list[str] | None, typer.Option(help="SECONDS:PROMPT, change the prompt there; may be repeated.")] = None,
+    then: Annotated[
+        list[str] | None, typer.Option(help="SECONDS:PROMPT, change the prompt there; may be repeated.")
+    ] = None,
     transition: Annotated[str, typer.Option(help="How prompts change: swap, smooth, flush or cut.")] = "smooth",
     rope: Annotated[str | None, typer.Option(help="absolute or relative; default: the bundle's.")] = None,
-    jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")] = None,
+    jitter: Annotated[
+        float | None, typer.Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
     provider: Annotated[str, typer.Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")] = "cpu",
 ) -> None:
@@ -103,8 +112,12 @@ def prompts(bundle: BundleOption = None) -> None:
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder with config.json and safetensors files.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.everframe.")],
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 16; default: the checkpoint's.")] = None,
-    window: Annotated[int | None, typer.Option(help="Latent frames in the KV cache, sinks and current chunk included.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 16; default: the checkpoint's.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Latent frames in the KV cache, sinks and current chunk included.")
+    ] = None,
     sink: Annotated[int | None, typer.Option(help="Latent frames kept for good.")] = None,
     rope: Annotated[str | None, typer.Option(help="absolute or relative.")] = None,
     jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
@@ -114,7 +127,7 @@ def export(
 ) -> None:
     """Export a checkpoint into an engine bundle (needs the extra `export`)."""
     try:
-        import torch  # noqa: F401, TID253 - only this command; the runtime room itself never imports it
+        import torch  # noqa: F401 - only this command; the runtime room itself never imports it
 
         from ..export.command import Overrides, export_checkpoint
     except ImportError as error:

@@ -170,7 +170,12 @@ class Stream:
         self._recent.append((self._position, latent))
         host += clock.lap()
         chunk = Chunk(
-            self._index, self._position, self._prompt, frames, latent, Timings(prompt_time, host, tuple(diffuse), finalize, decode)
+            self._index,
+            self._position,
+            self._prompt,
+            frames,
+            latent,
+            Timings(prompt_time, host, tuple(diffuse), finalize, decode),
         )
         self._index += 1
         self._written += 1
@@ -202,10 +207,14 @@ class Stream:
         elif self._written > self.layout.sink_chunks:
             if transition == "flush":
                 newest = self.layout.slot(self._written - 1).start
-                self._loop.move_chunk(newest, self.layout.sink_chunks * self.layout.chunk_tokens, self.layout.chunk_tokens)
+                self._loop.move_chunk(
+                    newest, self.layout.sink_chunks * self.layout.chunk_tokens, self.layout.chunk_tokens
+                )
                 self._written = self.layout.sink_chunks + 1
             else:
-                recent = list(self._recent)[-(self._written - self.layout.sink_chunks) :] if self.layout.past_chunks else []
+                recent = (
+                    list(self._recent)[-(self._written - self.layout.sink_chunks) :] if self.layout.past_chunks else []
+                )
                 self._written = self.layout.sink_chunks
                 for position, latent in recent:
                     self._place(position)
@@ -287,7 +296,14 @@ class _Passes:
             index.write(np.array([i], np.int64))
 
         ring = {f"{s}_{i}": b for s, side in (("k", self.keys), ("v", self.values)) for i, b in enumerate(side)}
-        shared = {"rope_cos": self.cos, "rope_sin": self.sin, "slot": self.slot, "kv_len": self.valid, **ring, **self.prompt_kv}
+        shared = {
+            "rope_cos": self.cos,
+            "rope_sin": self.sin,
+            "slot": self.slot,
+            "kv_len": self.valid,
+            **ring,
+            **self.prompt_kv,
+        }
 
         def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
             inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}

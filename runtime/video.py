@@ -10,10 +10,12 @@ import contextlib
 import os
 import sys
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
 import av
+import av.error
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
@@ -88,11 +90,12 @@ class FileOutput:
 
     def __init__(self, path: Path, width: int, height: int, fps: int, fragmented: bool = False):
         self._part = _Part(path)
-        flags = "frag_keyframe+empty_moov+default_base_moof" if fragmented else "faststart"
-        options = {"movflags": flags} if path.suffix.lower() == ".mp4" else {}
+        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if fragmented else {}
         self._sink = _Sink(self._part.file)
         self._container = av.open(self._sink, "w", format=CONTAINERS[path.suffix.lower()], container_options=options)
-        stream = self._container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "18"})
+        # A fragmented MP4 has no edit list to hide the delay of B-frames: without them it starts at 0.
+        encoding = {"preset": "veryfast", "crf": "18"} | ({"bf": "0"} if fragmented else {})
+        stream = self._container.add_stream("libx264", rate=fps, options=encoding)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = Fraction(1, fps)
         context = stream.codec_context
@@ -112,7 +115,7 @@ class FileOutput:
     def _mux(self, frame: av.VideoFrame | None) -> None:
         try:
             self._container.mux(self._stream.encode(frame))
-        except (OSError, av.FFmpegError) as error:
+        except (OSError, av.error.FFmpegError) as error:
             raise self._failure(error) from None
         self._check()
 
@@ -248,7 +251,7 @@ class GifOutput:
             self._part.discard()
             return
         edges = [round(100 * i / self._fps) for i in range(len(self._frames) + 1)]
-        durations = [10 * (b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        durations = [10 * (b - a) for a, b in pairwise(edges)]
         try:
             first, *rest = self._frames
             first.save(self._part.file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)

@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import write_checkpoint
 from rich.console import Console
 
 from everframe.engines.bundle import Bundle
 from everframe.export.command import Overrides, export_checkpoint
+
+from helpers import write_checkpoint
 
 KEEP = Overrides()
 

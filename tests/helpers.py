@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from everframe.export.taehv import Taehv, TaehvConfig
-from everframe.export.wan import Wan, WanConfig, unfold
+from everframe.export.wan import Attention, Wan, WanConfig, unfold
 
 PROMPTS = ["a quiet sea", "a lava lamp", "Snow, falling [slowly]"]
 TRANSFORMER = WanConfig(dim=64, ffn_dim=96, heads=2, layers=2, latent_channels=8, text_dim=24, text_len=8, freq_dim=32)
@@ -27,7 +27,7 @@ def random_transformer(config: WanConfig, seed: int = 0) -> Wan:
                 p.mul_(1 + 0.3 * torch.randn_like(p))
             elif p.ndim == 1:
                 p.normal_(0, 0.1)
-        for attention in (m for m in model.modules() if hasattr(m, "norm_q")):
+        for attention in (m for m in model.modules() if isinstance(m, Attention)):
             attention.norm_q.weight.mul_(3)  # sharper attention, so that a wrong key shows
     return model.eval().requires_grad_(False)
 
@@ -53,12 +53,17 @@ def write_checkpoint(folder: Path, **changes) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config_of(**changes)))
     model = random_transformer(TRANSFORMER)
-    save_file({k: v.half().contiguous() for k, v in unfold(model.state_dict(), TRANSFORMER).items()}, folder / "transformer.safetensors")
+    save_file(
+        {k: v.half().contiguous() for k, v in unfold(model.state_dict(), TRANSFORMER).items()},
+        folder / "transformer.safetensors",
+    )
     torch.manual_seed(1)
     autoencoder = Taehv(AUTOENCODER)
     with torch.no_grad():
-        autoencoder.decoder[-1].bias.fill_(0.5)  # mid grey, so that frames are not clamped flat
-    save_file({k: v.half().contiguous() for k, v in autoencoder.state_dict().items()}, folder / "autoencoder.safetensors")
+        autoencoder.state_dict()["decoder.16.bias"].fill_(0.5)  # mid grey, so that frames are not clamped flat
+    save_file(
+        {k: v.half().contiguous() for k, v in autoencoder.state_dict().items()}, folder / "autoencoder.safetensors"
+    )
     generator = torch.Generator().manual_seed(2)
     texts = {p: torch.randn(3 + i, TRANSFORMER.text_dim, generator=generator).half() for i, p in enumerate(PROMPTS)}
     save_file(texts, folder / "prompts.safetensors")

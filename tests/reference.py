@@ -148,5 +148,3 @@ class Reference:
 def flow_sigmas(steps: list[int], shift: float) -> list[float]:
     """The warped few-step schedule, by the shift formula."""
     return [shift * (s / 1000) / (1 + (shift - 1) * (s / 1000)) for s in steps]
-
-

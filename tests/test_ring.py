@@ -12,7 +12,9 @@ def geometry(chunk: int, sink: int, window: int) -> Geometry:
     return Geometry(width=32, height=32, fps=16, latent_channels=4, chunk=chunk, sink=sink, window=window)
 
 
-@pytest.mark.parametrize(("chunk", "sink", "window"), [(3, 3, 12), (3, 0, 9), (1, 3, 12), (3, 6, 9), (2, 2, 4), (1, 0, 1)])
+@pytest.mark.parametrize(
+    ("chunk", "sink", "window"), [(3, 3, 12), (3, 0, 9), (1, 3, 12), (3, 6, 9), (2, 2, 4), (1, 0, 1)]
+)
 def test_slots_hold_the_sinks_and_the_newest_chunks(chunk: int, sink: int, window: int) -> None:
     layout = RingLayout.of(geometry(chunk, sink, window))
     tokens = chunk * 4

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import AUTOENCODER, PROMPTS, TRANSFORMER
-from reference import Reference, flow_sigmas
 from safetensors.torch import load_file
 
 from everframe.engines.bundle import Bundle
@@ -16,6 +14,9 @@ from everframe.engines.errors import UserError
 from everframe.export.taehv import Taehv
 from everframe.runtime import EngineOptions, Stream
 from everframe.runtime.noise import chunk_noise
+
+from helpers import AUTOENCODER, PROMPTS, TRANSFORMER
+from reference import Reference, flow_sigmas
 
 SIGMAS = flow_sigmas([1000, 750, 500, 250], 5.0)
 
@@ -55,6 +56,7 @@ def test_the_window_matters(bundle: Bundle, checkpoint: Path) -> None:
     right, wrong = (reference_of(bundle, checkpoint, 0.8) for _ in range(2))
     wrong.window = 15
     text = texts_of(checkpoint)[PROMPTS[0]]
+    a = b = torch.zeros(())
     for c in range(6):
         noise = noise_of(11, c, bundle)
         a, b = (r.next_chunk(noise, SIGMAS, text, 3 * c) for r in (right, wrong))
@@ -125,20 +127,20 @@ def test_relative_mode_keeps_the_sinks_right_behind_the_window(bundle: Bundle, c
     """The reference re-makes the sinks' keys for their new place at every chunk, as if they had just been committed."""
     reference = reference_of(bundle, checkpoint, 0.8)
     text = texts_of(checkpoint)[PROMPTS[0]]
+    sink: list[torch.Tensor] = []
     with Stream(bundle, seed=2, rope_mode="relative") as stream:
         for c in range(8):
             noise = noise_of(2, c, bundle)
-            if c == 1:
-                sink, sink_past = made, reference.past[:1]
             if c > 3:
                 behind = Reference(reference.state, TRANSFORMER, chunk=3, sink=3, window=12, thetas=reference.thetas)
-                behind.commit(sink, text, 3 * (c - 3))
-                reference.past = [behind.past[0], *reference.past[1:]]
+                behind.commit(sink[0], text, 3 * (c - 3))
                 # only keys turn: values of a commit at another place are the same, there being no past to attend to
-                for (k, v), (_, v0) in zip(behind.past[0], sink_past[0], strict=True):
+                for (k, v), (_, v0) in zip(behind.past[0], reference.past[0], strict=True):
                     assert k.shape == v.shape
                     assert torch.allclose(v, v0, atol=1e-9)
+                reference.past = [behind.past[0], *reference.past[1:]]
             made = reference.next_chunk(noise, SIGMAS, text, 3 * c)
+            sink.append(made)
             latent = torch.from_numpy(stream.next_chunk().latent).double()
             assert (latent - made).abs().max() / made.abs().max() < 2e-5, f"chunk {c}"
 

@@ -14,14 +14,16 @@ import argparse
 import numpy as np
 import torch
 import torch.nn.functional as F
-from clips import FAR, NEAR, WARM, instance, load_done
-from common import RUNS, WORK, Ema, Run, evaluate_with, load_pool, psnr, save_sheet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from everframe.export.taehv import DEMO, Taehv
+from everframe.export.taehv import DEMO, MemBlock, Taehv, TGrow, TPool
 
-CROP, FRAMES, HELD_OUT = (96, 128), 12, 24
+from clips import FAR, NEAR, WARM, instance, load_done
+from common import RUNS, WORK, Ema, Run, evaluate_with, load_pool, psnr, save_sheet
+
+# Many small steps beat few large ones: 90 steps on 64×64 crops reached what 500 on 96×128 did, in a twentieth of the time.
+CROP, FRAMES, HELD_OUT = (64, 64), 8, 24
 
 
 class Trained(nn.Module):
@@ -45,6 +47,38 @@ class Trained(nn.Module):
         last.weight.data *= scale.view(-1, 1, 1, 1)  # type: ignore[union-attr]
         last.bias.data = (last.bias.data - self.norm.running_mean) * scale  # type: ignore[union-attr, operator]
         return ae
+
+
+class FilterMuon(torch.optim.Muon):
+    """Muon on convolution filters, seen as matrices [out, in·kh·kw]."""
+
+    def __init__(self, filters: list[nn.Parameter], lr: float):
+        self.filters = filters
+        self.views = [nn.Parameter(p.data.view(len(p), -1)) for p in filters]  # the same memory
+        super().__init__(self.views, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+
+    def step(self, closure=None):
+        for p, view in zip(self.filters, self.views, strict=True):
+            view.grad = None if p.grad is None else p.grad.reshape(view.shape)
+        return super().step(closure)
+
+
+def initialise(ae: Taehv) -> None:
+    """MemBlocks start as the identity, everything between them as an orthogonal map."""
+    for block in (*ae.encoder, *ae.decoder):
+        if isinstance(block, MemBlock):
+            first, second, last = block.conv[0], block.conv[2], block.conv[4]
+            for c in (first, second):
+                nn.init.kaiming_normal_(c.weight, nonlinearity="relu")  # type: ignore[arg-type]
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+            for c in (first, second, last):
+                nn.init.zeros_(c.bias)  # type: ignore[arg-type]
+        elif isinstance(block, TPool | TGrow):
+            nn.init.orthogonal_(block.conv.weight)
+        elif isinstance(block, nn.Conv2d):
+            nn.init.orthogonal_(block.weight, gain=1.4)
+            if block.bias is not None:
+                nn.init.zeros_(block.bias)
 
 
 def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,13 +127,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--instances", type=int, default=1600)
-    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--peak", type=float, default=2e-3)
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = Trained().to(args.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, betas=(0.9, 0.99))
+    model = Trained().to(args.device)
+    initialise(model.ae)
+    filters = [p for p in model.parameters() if p.ndim == 4]
+    muon = FilterMuon(filters, lr=args.peak)
+    adam = torch.optim.AdamW([p for p in model.parameters() if p.ndim != 4], lr=args.peak, betas=(0.9, 0.99))
     ema = Ema(model, 0.998)
-    run = Run("autoencoder", {"model": model, "optimiser": optimiser, "ema": ema}, args.minutes)  # type: ignore[dict-item]
+    run = Run("autoencoder", {"model": model, "muon": muon, "adam": adam, "ema": ema}, args.minutes)  # type: ignore[dict-item]
     pool = load_pool(f"clips-{args.instances}.npy")
 
     @torch.compile
@@ -109,21 +147,22 @@ def main() -> None:
             out, _ = model.ae.decode(latent + 0.06 * torch.randn_like(latent))
         return loss_of(out.float(), true)
 
-    total = 0.0
-    for step in run.steps([optimiser], peak=1e-3):
+    total, ready = 0.0, np.arange(0)
+    for step in run.steps([muon, adam], peak=args.peak, warmup=60):
         if step % 50 == 0:
             done = np.flatnonzero(load_done(args.instances))  # the pool may still be filling
             ready = done[done < len(pool) - HELD_OUT]
         true = batch(pool, ready, args.batch, args.device)
         loss = forward(true)
-        optimiser.zero_grad()
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimiser.step()
+        muon.step()
+        adam.step()
         ema.update(step)
         total += loss.item()
-        if step % 50 == 49:
-            run.log(loss=round(total / 50, 5))
+        if step % 100 == 99:
+            run.log(loss=round(total / 100, 5))
             total = 0.0
         if step % 500 == 499:
             evaluate_with(ema, model, lambda: held_out_report(run, model, pool, args.device))

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scenes import PROMPTS, painter, FPS
+
+from scenes import FPS, PROMPTS, painter
 
 WORK = Path(__file__).parent / "work"
 NEAR, WARM, FAR = 60, 8, 48  # pixel frames

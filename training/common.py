@@ -65,7 +65,11 @@ class Run:
     def steps(self, optimisers: list[torch.optim.Optimizer], peak: float, warmup: int = 200) -> Iterator[int]:
         """Count steps until the time budget is spent, setting a warm-up and a cosine fall of the learning rate."""
         while self.progress < 1:
-            rate = peak * min(1.0, (self.step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
+            rate = (
+                peak
+                * min(1.0, (self.step + 1) / warmup)
+                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
+            )
             for group in (g for optimiser in optimisers for g in optimiser.param_groups):
                 group["lr"] = rate
             yield self.step

@@ -97,7 +97,7 @@ def palette(colours: list[str], k: Tensor) -> Tensor:
 def splat(image: Tensor, x: Tensor, y: Tensor, radius: Tensor, colour: Tensor, stretch: float = 1.0) -> None:
     """Add soft round lights to image [T, H, W, 3] in place; x, y [T, N] (height units), radius [N] px, colour [N, 3]."""
     t, h, w, _ = image.shape
-    reach = int(math.ceil(float(radius.max()) * 2.2 * max(stretch, 1.0)))
+    reach = math.ceil(float(radius.max()) * 2.2 * max(stretch, 1.0))
     oy, ox = torch.meshgrid(torch.arange(-reach, reach + 1), torch.arange(-reach, reach + 1), indexing="ij")
     px, py = x * h - 0.5, y * h - 0.5  # [T, N]
     ix = px.round().long()[..., None] + ox.reshape(-1)
@@ -143,7 +143,9 @@ def sea(c: Canvas, variant: str) -> Painter:
     def paint(t: Tensor) -> Tensor:
         s = seconds(t)
         sun = torch.hypot(c.x - sun_x, c.y - sun_y)  # [1, H, W]
-        image = mix(sky(c, top, low, horizon), rgb(light), (torch.exp(-sun * 5) * 0.6 + (sun < 0.055) * 0.9).clamp(0, 1))
+        image = mix(
+            sky(c, top, low, horizon), rgb(light), (torch.exp(-sun * 5) * 0.6 + (sun < 0.055) * 0.9).clamp(0, 1)
+        )
         cloud = ramp(cover, cover + 1.4, clouds(c.x * 0.28 + s * drift, c.y * 0.9 + s * 0.004))
         image = mix(image, rgb(low) * 0.55 + rgb(light) * 0.4, cloud * 0.75)
         depth = 1 / (c.y - horizon).clamp(min=0.012)  # perspective: far rows are compressed
@@ -298,7 +300,9 @@ def snow(c: Canvas, variant: str) -> Painter:
 
 
 def aurora(c: Canvas, variant: str) -> Painter:
-    low, high = {"green": ("#30ff90", "#2080c0"), "violet": ("#b050ff", "#4030d0"), "rose": ("#30e8d0", "#ff4a90")}[variant]
+    low, high = {"green": ("#30ff90", "#2080c0"), "violet": ("#b050ff", "#4030d0"), "rose": ("#30e8d0", "#ff4a90")}[
+        variant
+    ]
     fold, rays, slow = Texture(c.rng, 3.4), Texture(c.rng, 2.0), Texture(c.rng, 3.4)
     line = ridge(c, 0.84, 0.05)
     n = 60
@@ -364,7 +368,12 @@ def reef(c: Canvas, variant: str) -> Painter:
     ray, caustic = Texture(c.rng, 2.6), Texture(c.rng, 2.4)
     line = ridge(c, 0.85, 0.015)
     bubbles, fish = 22, 7
-    bx, bp, bv, bphase = c.draw(0, c.aspect, bubbles), c.draw(0, 1, bubbles), c.draw(0.18, 0.32, bubbles), c.draw(0, 6, bubbles)
+    bx, bp, bv, bphase = (
+        c.draw(0, c.aspect, bubbles),
+        c.draw(0, 1, bubbles),
+        c.draw(0.18, 0.32, bubbles),
+        c.draw(0, 6, bubbles),
+    )
     fx, fy, fv = c.draw(0, 3, fish), c.draw(0.18, 0.72, fish), c.draw(0.12, 0.26, fish)
     size, fdir = c.draw(0.045, 0.075, fish), torch.from_numpy(c.rng.integers(0, 2, fish) * 2.0 - 1)
     fcol = torch.stack([rgb(tones[i % 2]) for i in range(fish)])

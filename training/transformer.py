@@ -20,17 +20,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from clips import FAR, NEAR, WARM, instance
-from common import RUNS, WORK, Ema, Run, evaluate_with, load_pool, save_sheet
 from safetensors.torch import load_file, save_file
-from scenes import PROMPTS
 from torch import Tensor, nn
 
 from everframe.export.schedule import Schedule, shifted_sigmas
 from everframe.export.taehv import DEMO as AE
 from everframe.export.taehv import Taehv
-from everframe.export.wan import DEMO, Wan, eager_attention, join_tables, spatial_tables, unfold
+from everframe.export.wan import DEMO, Block, Wan, eager_attention, join_tables, spatial_tables, unfold
 from everframe.runtime.rope import axis_frequencies, draw_jitter, head_thetas, split_head_dim, temporal_tables
+
+from clips import FAR, NEAR, WARM, instance
+from common import RUNS, WORK, Ema, Run, evaluate_with, load_pool, save_sheet
+from scenes import PROMPTS
 
 CHUNK, CHUNKS, PAST = 3, 5, 2  # latent frames per chunk; chunks per sequence; chunks of ring before the current one
 ROWS, COLUMNS = 9, 16  # tokens of a latent frame
@@ -70,15 +71,15 @@ class Tables:
     def __init__(self, device: str):
         channels = split_head_dim(DEMO.head_dim)[0]
         epsilon = draw_jitter(DEMO.heads, JITTER_SEED)
-        self.frequencies = [axis_frequencies(head_thetas(DEMO.theta, s, epsilon), channels) for s in (0.0, JITTER_SIGMA)]
+        self.frequencies = [
+            axis_frequencies(head_thetas(DEMO.theta, s, epsilon), channels) for s in (0.0, JITTER_SIGMA)
+        ]
         self.spatial = [t.to(device) for t in spatial_tables(DEMO, ROWS, COLUMNS)]
         self.device = device
 
     def __call__(self, starts: Sequence[int], jitter: Sequence[int]) -> tuple[Tensor, Tensor]:
         """First latent frame of every element's chunk, and which bases -> cos, sin [B, H, N, D/2]."""
-        rows = [
-            temporal_tables(np.arange(CHUNK) + s, self.frequencies[j]) for s, j in zip(starts, jitter, strict=True)
-        ]
+        rows = [temporal_tables(np.arange(CHUNK) + s, self.frequencies[j]) for s, j in zip(starts, jitter, strict=True)]
         both = (torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*rows, strict=True))
         cos, sin = (join_tables(t, s) for t, s in zip(both, self.spatial, strict=True))
         return cos, sin
@@ -159,10 +160,14 @@ def random_timesteps(n: int, device: str) -> Tensor:
     table = torch.from_numpy(1000 * shifted_sigmas(SCHEDULE.shift)).float().to(device)
     steps = torch.from_numpy(SCHEDULE.timesteps()).float().to(device)
     anywhere = table[torch.randint(len(table), (n,), device=device)]
-    return torch.where(torch.rand(n, device=device) < 0.4, steps[torch.randint(len(steps), (n,), device=device)], anywhere)
+    return torch.where(
+        torch.rand(n, device=device) < 0.4, steps[torch.randint(len(steps), (n,), device=device)], anywhere
+    )
 
 
-def sequence_loss(model: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]], own_history: bool) -> Tensor:
+def sequence_loss(
+    model: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]], own_history: bool
+) -> Tensor:
     truth, text, starts = batch
     size, device = len(truth), str(truth.device)
     jitter = torch.randint(0, 2, (size,)).tolist()
@@ -243,11 +248,14 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--peak", type=float, default=2e-3)
-    parser.add_argument("--rollout-from", type=float, default=0.6, help="share of the budget after which self-rollout starts")
+    parser.add_argument(
+        "--rollout-from", type=float, default=0.6, help="share of the budget after which self-rollout starts"
+    )
     args = parser.parse_args()
     torch.manual_seed(0)
     latents = encode_pool(args.instances, args.device)
     batches = Batches(latents, load_file(WORK / "texts.safetensors"), args.device)
+    Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
     model = Wan(DEMO).to(args.device)
     nn.init.zeros_(model.head.head.weight)
     muon, adam = optimisers(model)
