@@ -10,6 +10,7 @@ with the states handed on are the same computation: a MemBlock sees its own inpu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,7 @@ def run(blocks: nn.ModuleList, x: Tensor, states: list[Tensor]) -> tuple[Tensor,
     """
     states, after, batch = list(states), [], len(x)
     x = x.transpose(0, 1).flatten(0, 1)
-    for block in blocks:
+    for block in cheapest_order(blocks):
         if isinstance(block, MemBlock):
             x, state = block(x, states.pop(0))
             after.append(state)
@@ -121,6 +122,16 @@ def run(blocks: nn.ModuleList, x: Tensor, states: list[Tensor]) -> tuple[Tensor,
         else:
             x = block(x)
     return x.unflatten(0, (-1, batch)).transpose(0, 1), after
+
+
+def cheapest_order(blocks: nn.ModuleList) -> list[nn.Module]:
+    """The blocks with every TGrow before its Upsample: a 1×1 convolution commutes with nearest upsampling, and costs a
+    quarter before it."""
+    order = list(blocks)
+    for i, (first, second) in enumerate(pairwise(blocks)):
+        if isinstance(first, Upsample) and isinstance(second, TGrow):
+            order[i], order[i + 1] = second, first
+    return order
 
 
 def zero_states(blocks: nn.ModuleList, batch: int, height: int, width: int, like: Tensor) -> list[Tensor]:

@@ -50,7 +50,7 @@ class WanConfig:
 
 
 WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, latent_channels=16, text_dim=4096, text_len=512)
-DEMO = WanConfig(dim=192, ffn_dim=768, heads=6, layers=6, latent_channels=16, text_dim=384, text_len=32)
+DEMO = WanConfig(dim=256, ffn_dim=640, heads=4, layers=4, latent_channels=16, text_dim=384, text_len=32)
 
 
 def spatial_tables(config: WanConfig, rows: int, columns: int) -> tuple[Tensor, Tensor]:
