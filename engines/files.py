@@ -61,7 +61,7 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         sync_folder(target.absolute().parent)
     except OSError as error:
         raise UserError(f"{target}: cannot write: {reason(error)}") from None
-    finally:
+    finally:  # also when the work inside was interrupted or refused
         shutil.rmtree(part, ignore_errors=True)
         if not target.exists() and old.exists():
             old.rename(target)

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..engines.bundle import (
     FORMAT,
@@ -75,7 +75,8 @@ def export_checkpoint(
     with new_folder(output, replace=force) as part, torch.no_grad():
         with console.status("exporting graphs …"):
             graphs = write_graphs(part, config, step, prompt, decode)
-        save_file({p: t.half().contiguous() for p, t in checkpoint.prompts.items()}, part / "prompts.safetensors")
+        bank = save({p: t.half().contiguous() for p, t in checkpoint.prompts.items()})
+        (part / "prompts.safetensors").write_bytes(bank)
         write_manifest(part, manifest_of(config, graphs, part, folder, checkpoint))
         with console.status(f"comparing with PyTorch over {chunks} chunks …"):
             errors = compare(Bundle.open(part), step, prompt, decode, chunks)

@@ -142,8 +142,8 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Free the engines and buffers."""
-        del self._loop
+        """Free the engines and buffers; a closed stream makes no more chunks."""
+        self.__dict__.pop("_loop", None)
 
     def next_chunk(self) -> Chunk:
         """Make the next chunk."""

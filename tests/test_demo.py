@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "training"))
 
 from judge import CLASSES, Judge, rendered  # noqa: E402
+
 from scenes import PROMPTS  # noqa: E402
 
 BANK = open_bundle().manifest.prompts

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -158,3 +160,14 @@ def test_damaged_weights(checkpoint: Path, tmp_path: Path) -> None:
     assert "transformer.safetensors: cannot read" in refusal()
     (folder / "config.json").unlink()
     assert "config.json" in refusal()
+
+
+def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:
+    """A limit on file size stands in for a full disk: one line, and nothing half-written."""
+    everframe = f"{sys.executable} -c 'from everframe.runtime.cli import main; main()'"
+    shell = f"trap '' XFSZ; ulimit -f 60; exec {everframe} export {checkpoint} -o x.everframe"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "error: x.everframe: cannot write: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

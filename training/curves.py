@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import matplotlib
+
 from common import HERE, RUNS
 
 matplotlib.use("Agg")

@@ -1,0 +1,90 @@
+"""The ONNX Runtime backend: in place for real, and strict about what it is bound to."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from everframe.engines.base import EngineOptions
+from everframe.engines.bundle import Bundle
+from everframe.engines.errors import UserError
+from everframe.engines.ort import OrtBackend, OrtEngine
+
+
+@pytest.fixture
+def step(bundle: Bundle) -> OrtEngine:
+    return OrtBackend(EngineOptions()).load(bundle, "step")
+
+
+def buffers_of(engine: OrtEngine) -> tuple[dict, dict]:
+    inputs = {s.name: engine.device.zeros(s.shape, s.dtype) for s in engine.graph.inputs}
+    outputs = {
+        s.name: inputs[n] if (n := s.name.removesuffix("_next")) in inputs else engine.device.zeros(s.shape, s.dtype)
+        for s in engine.graph.outputs
+    }
+    return inputs, outputs
+
+
+def test_the_ring_is_updated_in_place_and_only_in_its_slot(step: OrtEngine) -> None:
+    inputs, outputs = buffers_of(step)
+    shape = inputs["k_0"].shape
+    before = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    for name in ("k_0", "v_0", "k_1", "v_1"):
+        inputs[name].write(before)
+    inputs["slot"].write(np.array([48], np.int64))
+    inputs["kv_len"].write(np.array([96], np.int64))
+    inputs["latent"].write(np.ones(inputs["latent"].shape, np.float32))
+    address = inputs["k_0"].value.data_ptr()
+    step.bind(inputs, outputs)()
+    assert inputs["k_0"].value.data_ptr() == address
+    for name in ("k_0", "v_0", "k_1", "v_1"):
+        after = inputs[name].read()
+        assert (after[:, :, :48] == before[:, :, :48]).all()
+        assert (after[:, :, 72:] == before[:, :, 72:]).all()
+        assert (after[:, :, 48:72] != before[:, :, 48:72]).all()
+
+
+def test_tokens_beyond_the_valid_length_are_not_seen(step: OrtEngine) -> None:
+    results = []
+    for rubbish in (0.0, 1e6):
+        inputs, outputs = buffers_of(step)
+        for name in ("k_0", "v_0", "k_1", "v_1"):
+            inputs[name].write(np.full(inputs[name].shape, rubbish, np.float32))
+        inputs["kv_len"].write(np.array([24], np.int64))
+        inputs["latent"].write(np.random.default_rng(1).standard_normal(inputs["latent"].shape).astype(np.float32))
+        step.bind(inputs, outputs)()
+        results.append(outputs["x0"].read())
+    assert (results[0] == results[1]).all()
+
+
+def test_buffers_refuse_what_does_not_fit(step: OrtEngine) -> None:
+    buffer = step.device.zeros((2, 3), "float32")
+    for wrong in (np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float64)):
+        with pytest.raises(ValueError, match="cannot write"):
+            buffer.write(wrong)
+    kept = buffer.read()
+    buffer.write(np.ones((2, 3), np.float32))
+    assert (kept == 0).all()  # read() is a copy
+
+
+def test_bind_refuses_other_names_shapes_and_dtypes(step: OrtEngine) -> None:
+    inputs, outputs = buffers_of(step)
+    with pytest.raises(ValueError, match=r"step\.onnx.*k_0"):
+        step.bind({k: v for k, v in inputs.items() if k != "k_0"}, outputs)
+    with pytest.raises(ValueError, match="surplus"):
+        step.bind(inputs | {"surplus": inputs["step"]}, outputs)
+    with pytest.raises(ValueError, match="input slot"):
+        step.bind(inputs | {"slot": step.device.zeros((2,), "int64")}, outputs)
+    with pytest.raises(ValueError, match="output x0"):
+        step.bind(inputs, outputs | {"x0": step.device.zeros(outputs["x0"].shape, "float16")})
+
+
+def test_a_file_that_is_no_graph(bundle_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle_path, tmp_path / "x.everframe"))
+    bundle = Bundle.open(folder)
+    (folder / "decode.onnx").write_bytes(b"no graph at all")
+    with pytest.raises(UserError, match=r"decode\.onnx: ONNX Runtime .* cannot load it"):
+        OrtBackend(EngineOptions()).load(bundle, "decode")
