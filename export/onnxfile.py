@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,22 @@ STORE_FROM = 1024  # elements; smaller constants stay as they are
 
 def save_graph(module: nn.Module, args: tuple[Any, ...], inputs: list[str], outputs: list[str], file: Path) -> Graph:
     """Export module with static shapes, check it with onnx.checker, write it, and describe it for the manifest."""
-    program = torch.onnx.export(
-        module, args, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs, verbose=False
-    )
-    assert program is not None
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it reports that torchvision is missing, which we don't use
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated functions
+        program = torch.onnx.export(
+            module.eval(),
+            args,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
     model = program.model_proto
     store_small(model)
     for node in model.graph.node:
