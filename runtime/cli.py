@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ..engines.base import EngineOptions
 from ..engines.errors import UserError
+from ..engines.files import check_writable
 from .demo import open_bundle
 from .stream import Chunk, Stream
 from .video import open_output
@@ -99,6 +100,52 @@ def parse_change(text: str) -> tuple[float, str]:
     if not colon or not at >= 0 or not prompt.strip():
         raise UserError(f"--then {text!r}: expected SECONDS:PROMPT, for example 12.5:a calm sea")
     return at, prompt
+
+
+@app.command()
+def soak(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for soak.json, soak.png and sheet.png.")],
+    minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of video.")] = 60,
+    bundle: BundleOption = None,
+    prompt: Annotated[str | None, typer.Option(help="A prompt of the bundle's bank; default: its first.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    start: Annotated[int, typer.Option(help="Latent frame index of the first chunk.")] = 0,
+    rope: Annotated[str | None, typer.Option(help="absolute or relative; default: the bundle's.")] = None,
+    jitter: Annotated[
+        float | None, typer.Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
+) -> None:
+    """Stream for long and hold the video and the machine against bounds; exit code 1 when one is broken."""
+    from . import soak as soaking
+
+    check_writable(output)
+    options = EngineOptions(threads=threads)
+    with Stream(
+        open_bundle(bundle),
+        prompt=prompt,
+        seed=seed,
+        start=start,
+        rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
+        jitter_sigma=jitter,
+        options=options,
+    ) as stream:
+
+        def watch(m: soaking.Minute) -> None:
+            console.print(
+                f"minute {m.minute:4d} · motion {m.motion:5.2f} · sharpness {m.sharpness:7.1f} · "
+                f"to the sinks {m.sink_distance:4.2f} · {m.memory_bytes / 2**20:.0f} MiB · {m.chunk_median_ms:.0f} ms",
+                highlight=False,
+            )
+
+        result = soaking.soak(stream, minutes, watch=watch)
+    for file in soaking.write_report(output, result):
+        console.print(str(file), highlight=False)
+    problems = soaking.verdict(result.minutes)
+    for problem in problems:
+        console.print(f"[bold red]out of bounds:[/] {_plain(problem)}", highlight=False)
+    if problems:
+        raise typer.Exit(1)
 
 
 @app.command()

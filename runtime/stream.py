@@ -92,7 +92,7 @@ class Stream:
             raise UserError(f"start {start}: expected a latent frame index from 0 to 2^52")
         manifest = bundle.manifest
         rope = manifest.rope
-        sigma = rope.jitter_sigma if jitter_sigma is None else jitter_sigma
+        self.jitter_sigma = sigma = rope.jitter_sigma if jitter_sigma is None else jitter_sigma
         if not 0 <= sigma < 1:
             raise UserError(f"jitter sigma {sigma}: expected 0 <= sigma < 1")
         if rope_mode not in (None, "absolute", "relative"):
@@ -112,6 +112,11 @@ class Stream:
         self._position = start  # latent frame index of the next chunk
         self._recent: deque[tuple[int, NDArray[np.float32]]] = deque(maxlen=max(1, self.layout.past_chunks))
         self._sinks = _SinkKeys(self.layout.sink_chunks * self.layout.chunk_tokens, self.geometry.frame_tokens)
+
+    @property
+    def position(self) -> int:
+        """Latent frame index of the next chunk."""
+        return self._position
 
     @property
     def prompt(self) -> str:

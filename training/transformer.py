@@ -41,28 +41,37 @@ HELD_OUT = 24
 KV = list[tuple[Tensor, Tensor]]  # per layer (k, v), each [B, H, N, D]
 
 
-def encode_pool(instances: int, device: str) -> np.ndarray:
-    """Latents of the pool [instances, 15 near + 12 far, C, h, w] float16, made once."""
-    path = WORK / f"latents-{instances}.npy"
+def encode_pool(instances: int, use: int, device: str) -> np.ndarray:
+    """Latents of the pool's first `use` instances [use, 15 near + 12 far, C, h, w] float16, made once."""
+    path = WORK / f"latents-{use}.npy"
     if not path.exists():
         ae = Taehv(AE)
         ae.load_state_dict({k: v.float() for k, v in load_file(WORK / "autoencoder.safetensors").items()})
         ae = ae.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         pool = load_pool(f"clips-{instances}.npy")
-        shape = (instances, (NEAR + FAR) // 4, AE.latent_channels, 2 * ROWS, 2 * COLUMNS)
+        shape = (use, (NEAR + FAR) // 4, AE.latent_channels, 2 * ROWS, 2 * COLUMNS)
         part = path.with_suffix(".part")
         out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
-        for i in range(instances):
-            frames = torch.from_numpy(pool[i]).to(device).permute(0, 3, 1, 2)[None].float() / 255
-            with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-                near, _ = ae.encode(frames[:, :NEAR])
-                far, _ = ae.encode(frames[:, NEAR:])
-            out[i] = torch.cat([near[0], far[0, WARM // 4 :]]).float().cpu().numpy()
-            if i % 200 == 0:
-                print(f"encoded {i}/{instances}", flush=True)
+        for i in range(use):
+            frames = torch.from_numpy(pool[i].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
+            near, far = (encode_clip(ae, clip) for clip in (frames[:, :NEAR], frames[:, NEAR:]))
+            out[i] = torch.cat([near[0], far[0, WARM // 4 :]]).cpu().numpy()
+            if i % 100 == 0:
+                print(f"encoded {i}/{use}", flush=True)
         out.flush()
         part.rename(path)
     return np.load(path, mmap_mode="r")
+
+
+def encode_clip(ae: Taehv, clip: Tensor) -> Tensor:
+    """Eight frames at a time, which fit the cache: four times as fast as the whole clip at once."""
+    states, parts = None, []
+    with torch.no_grad(), torch.autocast(clip.device.type, torch.bfloat16):
+        for part in clip.split(8, 1):
+            latents, states = ae.encode(part, states)
+            states = [state.float() for state in states]
+            parts.append(latents.float())
+    return torch.cat(parts, 1)
 
 
 class Tables:
@@ -246,6 +255,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--instances", type=int, default=1600)
+    parser.add_argument("--use", type=int, default=960, help="how many of them to train on")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--peak", type=float, default=2e-3)
     parser.add_argument(
@@ -253,7 +263,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.manual_seed(0)
-    latents = encode_pool(args.instances, args.device)
+    latents = encode_pool(args.instances, args.use, args.device)
     batches = Batches(latents, load_file(WORK / "texts.safetensors"), args.device)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
     model = Wan(DEMO).to(args.device)

@@ -1,0 +1,45 @@
+"""Statistics of video that say whether a stream still looks as it did: colour, sharpness, motion, flicker.
+
+All take uint8 RGB frames [T, H, W, 3] and answer in grey levels (0…255).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
+
+
+@dataclass(frozen=True)
+class ClipStats:
+    """Means over one clip."""
+
+    colour: tuple[float, float, float]  # mean R, G, B
+    sharpness: float  # variance of the 4-neighbour Laplacian of luma, averaged over frames
+    motion: float  # mean absolute difference of successive frames' luma
+    flicker: float  # mean absolute second difference of the frames' mean luma: what pulses rather than moves
+
+
+def clip_stats(frames: NDArray[np.uint8], before: NDArray[np.uint8] | None = None) -> ClipStats:
+    """Statistics of a clip; `before` ([2, H, W, 3]: the two frames before it) lets motion and flicker cross the seam
+    between clips. A clip of one frame has no motion, one of two no flicker."""
+    y = frames.astype(np.float32) @ LUMA  # [T, H, W]
+    run = y if before is None else np.concatenate([before.astype(np.float32) @ LUMA, y])
+    laplacian = 4 * y[:, 1:-1, 1:-1] - y[:, :-2, 1:-1] - y[:, 2:, 1:-1] - y[:, 1:-1, :-2] - y[:, 1:-1, 2:]
+    steps = np.abs(np.diff(run, axis=0)).mean((1, 2))[-len(frames) :]
+    pulses = np.abs(np.diff(run.mean((1, 2)), n=2))
+    red, green, blue = frames.mean((0, 1, 2)).tolist()
+    return ClipStats(
+        colour=(red, green, blue),
+        sharpness=float(laplacian.var((1, 2)).mean()),
+        motion=float(steps.mean()) if len(steps) else 0.0,
+        flicker=float(pulses.mean()) if len(pulses) else 0.0,
+    )
+
+
+def latent_distance(latent: NDArray[np.float32], sink: NDArray[np.float32]) -> float:
+    """Root mean square difference of two latent chunks [C, F, h, w], in units of the latents' own deviation (≈ 1)."""
+    return float(np.sqrt(np.mean((latent.astype(np.float64) - sink) ** 2)))
