@@ -22,7 +22,7 @@ lint: .venv/ready  # ruff (lint, format) and pyright
 	.venv/bin/ruff format --check .
 	@mkdir -p build/types/everframe  # the namespace package as pyright can see it
 	@for room in export calibration engines runtime; do ln -sfn ../../../$$room build/types/everframe/$$room; done
-	.venv/bin/pyright
+	.venv/bin/pyright --pythonpath .venv/bin/python
 
 bench: .venv/ready  # real-time factor and stage medians, beside eager PyTorch
 	.venv/bin/python benchmarks/stream.py

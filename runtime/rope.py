@@ -34,6 +34,51 @@ def head_thetas(theta: float, sigma: float, epsilon: ArrayLike) -> NDArray[np.fl
     return theta * (1.0 + sigma * np.asarray(epsilon, np.float64))
 
 
+def stretched_frequencies(method: str, theta: float, channels: int, trained: int, reach: int) -> NDArray[np.float64]:
+    """The usual ways to make a rotary embedding reach further than it was trained, ω [channels/2].
+
+    They serve as comparisons for the jitter (LoL, table 1); trained and reach are latent frames, s = reach/trained.
+
+    * ``pi``: position interpolation, ω/s (arXiv 2306.15595).
+    * ``ntk``: NTK-aware base, θ·s^(d/(d−2)) (given in arXiv 2309.00071).
+    * ``yarn``: ω/s for pairs that turn less than once in the trained span, ω for those that turn more than 32 times, a
+      ramp in between (arXiv 2309.00071; its attention temperature is left out, as only one axis is stretched).
+    * ``riflex``: only the intrinsic component, the one whose period is nearest to the trained span, is slowed so that
+      0.9 of its period spans the reach (arXiv 2502.15894).
+
+    Raises ValueError for another method.
+    """
+    omega, s = axis_frequencies(theta, channels), max(1.0, reach / trained)
+    if method == "pi":
+        return omega / s
+    if method == "ntk":
+        return axis_frequencies(theta * s ** (channels / (channels - 2)), channels)
+    if method == "yarn":
+        turns = trained * omega / (2 * np.pi)
+        keep = np.clip((turns - 1) / (32 - 1), 0, 1)
+        return omega * keep + omega / s * (1 - keep)
+    if method == "riflex":
+        out = omega.copy()
+        intrinsic = int(np.abs(2 * np.pi / omega - trained).argmin())
+        out[intrinsic] = min(omega[intrinsic], 0.9 * 2 * np.pi / reach)
+        return out
+    raise ValueError(f"{method!r}: expected pi, ntk, yarn or riflex")
+
+
+def phase_concentration(frequencies: NDArray[np.float64], distances: ArrayLike) -> NDArray[np.float64]:
+    """C(Δ) = |1/K · Σ_i exp(j·ω_i·Δ)| (LoL §3): how far the phases of a spectrum have come together again at distance Δ.
+
+    frequencies [..., K], distances [n] -> [..., n] in [0, 1].
+    """
+    angle = frequencies[..., None, :] * np.asarray(distances, np.float64)[:, None]
+    return np.hypot(np.cos(angle).mean(-1), np.sin(angle).mean(-1))
+
+
+def mean_cosine(frequencies: NDArray[np.float64], distances: ArrayLike) -> NDArray[np.float64]:
+    """R(Δ) = 1/K · Σ_i cos(ω_i·Δ): what a query·key product at distance Δ sees of it. Shapes as phase_concentration."""
+    return np.cos(frequencies[..., None, :] * np.asarray(distances, np.float64)[:, None]).mean(-1)
+
+
 def temporal_tables(
     positions: ArrayLike, frequencies: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

