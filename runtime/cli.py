@@ -21,6 +21,8 @@ from .stream import Chunk, Stream
 from .video import open_output
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+study = typer.Typer(no_args_is_help=True, help="Studies of the model's behaviour.")
+app.add_typer(study, name="study")
 console = Console(stderr=True)
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Engine bundle; default: the shipped demo.")]
@@ -146,6 +148,42 @@ def soak(
         console.print(f"[bold red]out of bounds:[/] {_plain(problem)}", highlight=False)
     if problems:
         raise typer.Exit(1)
+
+
+@study.command()
+def sinks(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for sinks.json and the plots.")],
+    bundle: BundleOption = None,
+    frames: Annotated[int, typer.Option(min=60, help="Latent frames of every measured stream.")] = 600,
+    trained: Annotated[int, typer.Option(min=1, help="Latent frames the model was trained to reach.")] = 21,
+    sigma: Annotated[list[float] | None, typer.Option(help="Jitter strengths; default 0, 0.2, 0.5, 0.8.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Others: pi, ntk, yarn, riflex, relative; default: all.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompts; default: the bank's first.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds; default 0 and 1.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
+) -> None:
+    """The sink-collapse study: predicted collapse frames of the spectrum, and what the engines do, by RoPE variant."""
+    from . import study as studies
+
+    check_writable(output)
+    opened = open_bundle(bundle)
+    prompts = prompt or opened.manifest.prompts[:1]
+    variants = studies.variants(sigma or [0.0, 0.2, 0.5, 0.8], studies.OTHERS if method is None else method)
+    runs = []
+    for variant in variants:
+        for text in prompts:
+            for number in seed or [0, 1]:
+                runs.append(studies.run(opened, variant, text, number, frames, trained, EngineOptions(threads=threads)))
+                figures = studies.collapse(runs[-1].distance, opened.manifest.geometry.chunk)
+                console.print(
+                    f"{variant.label:12} seed {number} · collapse max {figures.highest:5.1f} % at frame {figures.frame} · "
+                    f"mean {figures.mean:4.1f} % · motion {runs[-1].motion:4.2f} · {text}",
+                    highlight=False,
+                )
+    for file in studies.write_report(output, opened, runs, frames, trained):
+        console.print(str(file), highlight=False)
 
 
 @app.command()

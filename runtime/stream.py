@@ -70,6 +70,8 @@ class Stream:
         start: latent frame index of the first chunk, as far out as you like.
         rope_mode: "absolute" or "relative"; default the manifest's.
         jitter_sigma: strength of the multi-head RoPE jitter in [0, 1); default the manifest's.
+        frequencies: temporal spectrum of every head, radians per latent frame [heads, channels/2], in place of the one
+            that theta and jitter make; for studies.
 
     Raises UserError for bad arguments or files that cannot be loaded.
     """
@@ -83,6 +85,7 @@ class Stream:
         start: int = 0,
         rope_mode: Literal["absolute", "relative"] | None = None,
         jitter_sigma: float | None = None,
+        frequencies: NDArray[np.float64] | None = None,
         options: EngineOptions | None = None,
         backend: Backend | None = None,
     ):
@@ -101,7 +104,9 @@ class Stream:
         self.bundle, self.geometry, self.seed = bundle, manifest.geometry, seed
         self.layout = RingLayout.of(manifest.geometry)
         self.rope_mode = rope_mode or rope.mode
-        self._frequencies = axis_frequencies(head_thetas(rope.theta, sigma, rope.epsilon), rope.channels)
+        if frequencies is None:
+            frequencies = axis_frequencies(head_thetas(rope.theta, sigma, rope.epsilon), rope.channels)
+        self._frequencies = frequencies
         self._prompt = self.bank.find(prompt) if prompt is not None else self.bank.prompts[0]
         self._pending: tuple[str, Transition] | None = (self._prompt, "swap")
 

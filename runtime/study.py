@@ -1,0 +1,198 @@
+"""The sink-collapse study: where a temporal spectrum predicts collapse, and what the engines do there.
+
+Analytical part: `collapse_indices`. Measured part: `run` streams a bundle with one `Variant` of the temporal tables and
+records the distance of every chunk's latents to the sinks; `collapse` turns that into the two figures of the study.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..engines.base import EngineOptions
+from ..engines.bundle import Bundle, RopeSpec
+from ..engines.errors import UserError
+from ..engines.files import reason
+from .rope import axis_frequencies, head_thetas, mean_cosine, phase_concentration, stretched_frequencies
+from .stats import clip_stats, latent_distance
+from .stream import Stream
+
+OTHERS = ("pi", "ntk", "yarn", "riflex", "relative")
+NEIGHBOURHOOD = 10  # chunks on either side that a chunk is compared with
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to fill the temporal tables."""
+
+    method: str  # jitter, pi, ntk, yarn, riflex, relative
+    sigma: float = 0.0  # of the jitter
+
+    @property
+    def label(self) -> str:
+        return f"jitter {self.sigma:g}" if self.method == "jitter" else self.method
+
+    def frequencies(self, rope: RopeSpec, trained: int, reach: int) -> NDArray[np.float64]:
+        """ω of every head, [heads, channels/2]."""
+        if self.method in ("jitter", "relative"):
+            return axis_frequencies(head_thetas(rope.theta, self.sigma, rope.epsilon), rope.channels)
+        stretched = stretched_frequencies(self.method, rope.theta, rope.channels, trained, reach)
+        return np.repeat(stretched[None], len(rope.epsilon), 0)
+
+
+def variants(sigmas: Sequence[float], others: Sequence[str]) -> list[Variant]:
+    """Raises UserError for a sigma out of range or an unknown method."""
+    for sigma in sigmas:
+        if not 0 <= sigma < 1:
+            raise UserError(f"sigma {sigma}: expected 0 <= sigma < 1")
+    for other in others:
+        if other not in OTHERS:
+            raise UserError(f"method {other!r}: expected one of {', '.join(OTHERS)}")
+    return [*(Variant("jitter", s) for s in sigmas), *(Variant(o) for o in others)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stream of the study, chunk by chunk."""
+
+    variant: Variant
+    prompt: str
+    seed: int
+    distance: list[float]  # to the sinks, in deviations of the latents; the sinks themselves left out
+    motion: float  # mean over the run, grey levels a frame
+    sharpness: float
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Sink-collapse of one run, in percent: how far the distance to the sinks drops below its neighbourhood."""
+
+    highest: float
+    mean: float
+    frame: int  # latent frame of the highest drop
+
+
+def collapse_indices(frequencies: NDArray[np.float64], reach: int, neighbourhood: int = 30) -> list[tuple[int, float]]:
+    """Distances Δ < reach at which the mean over heads of R(Δ) is largest within ± neighbourhood frames, with R(Δ),
+    highest first. frequencies [heads, K]."""
+    distances = np.arange(reach)
+    value = mean_cosine(frequencies, distances).mean(0)
+    peaks = [
+        int(d)
+        for d in distances[neighbourhood:-neighbourhood]
+        if value[d] == value[d - neighbourhood : d + neighbourhood + 1].max()
+    ]
+    return sorted(((d, float(value[d])) for d in peaks), key=lambda peak: -peak[1])
+
+
+def collapse(distance: ArrayLike, frames_per_chunk: int) -> Collapse:
+    """The figures of one run.
+
+    For chunk c with distance d_c to the sinks and m_c the median distance of the chunks up to NEIGHBOURHOOD before and
+    after it, the drop is max(0, 1 − d_c/m_c). The paper's SC-Max and SC-Avg are drops of a normalised distance too; its
+    normalisation is not published in what we could read, so these figures are comparable with each other only.
+    """
+    d = np.asarray(distance, np.float64)
+    around = [np.median(d[max(0, i - NEIGHBOURHOOD) : i + NEIGHBOURHOOD + 1]) for i in range(len(d))]
+    drop = np.maximum(0, 1 - d / np.maximum(around, 1e-12))
+    worst = int(drop.argmax())
+    return Collapse(100 * float(drop.max()), 100 * float(drop.mean()), (worst + 1) * frames_per_chunk)
+
+
+def run(
+    bundle: Bundle, variant: Variant, prompt: str, seed: int, frames: int, trained: int, options: EngineOptions
+) -> Run:
+    """Stream `frames` latent frames and record. `trained`: latent frames the model was trained to reach."""
+    g, rope = bundle.manifest.geometry, bundle.manifest.rope
+    with Stream(
+        bundle,
+        prompt=prompt,
+        seed=seed,
+        rope_mode="relative" if variant.method == "relative" else "absolute",
+        frequencies=variant.frequencies(rope, trained, frames),
+        options=options,
+    ) as stream:
+        sink = stream.next_chunk()
+        distance: list[float] = []
+        stats, before = [], sink.frames[-2:]
+        for _ in range(frames // g.chunk - 1):
+            chunk = stream.next_chunk()
+            distance.append(latent_distance(chunk.latent, sink.latent))
+            stats.append(clip_stats(chunk.frames, before))
+            before = chunk.frames[-2:]
+    motion, sharpness = (float(np.mean([getattr(s, name) for s in stats])) for name in ("motion", "sharpness"))
+    return Run(variant, prompt, seed, distance, motion, sharpness)
+
+
+def table(runs: Sequence[Run], frames_per_chunk: int) -> list[dict[str, float | str]]:
+    """Means over prompts and seeds, a row for each variant in order of appearance."""
+    rows: list[dict[str, float | str]] = []
+    for variant in dict.fromkeys(r.variant for r in runs):
+        mine = [r for r in runs if r.variant == variant]
+        drops = [collapse(r.distance, frames_per_chunk) for r in mine]
+        rows.append(
+            {
+                "variant": variant.label,
+                "runs": len(mine),
+                "collapse_max": float(np.mean([c.highest for c in drops])),
+                "collapse_mean": float(np.mean([c.mean for c in drops])),
+                "motion": float(np.mean([r.motion for r in mine])),
+                "sharpness": float(np.mean([r.sharpness for r in mine])),
+            }
+        )
+    return rows
+
+
+def write_report(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int, trained: int) -> list[Path]:
+    """Write sinks.json (every run, the table, the predictions) and, with matplotlib, sinks.png. Raises UserError."""
+    chunk, rope = bundle.manifest.geometry.chunk, bundle.manifest.rope
+    spectra = {r.variant.label: r.variant.frequencies(rope, trained, frames) for r in runs}
+    record = {
+        "bundle": bundle.manifest.name,
+        "step_sha256": bundle.manifest.graphs["step"].model.sha256,
+        "latent_frames": frames,
+        "trained": trained,
+        "predicted": {label: collapse_indices(spectrum, frames)[:5] for label, spectrum in spectra.items()},
+        "table": table(runs, chunk),
+        "runs": [asdict(r) for r in runs],
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "sinks.json").write_text(json.dumps(record, indent=1) + "\n")
+        drawn = plot(folder / "sinks.png", spectra, runs, frames, chunk)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write: {reason(error)}") from None
+    return [folder / "sinks.json", *([folder / "sinks.png"] if drawn else [])]
+
+
+def plot(file: Path, spectra: dict[str, NDArray[np.float64]], runs: Sequence[Run], frames: int, chunk: int) -> bool:
+    """Above: phase concentration of one head and mean cosine over heads; below: the measured distance to the sinks, a
+    line a variant (mean over runs). False when matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    distances = np.arange(frames)
+    figure, axes = plt.subplots(3, 1, figsize=(11, 9), sharex=True)
+    for label, spectrum in spectra.items():
+        axes[0].plot(distances, phase_concentration(spectrum, distances).mean(0), label=label)
+        axes[1].plot(distances, mean_cosine(spectrum, distances).mean(0), label=label)
+        mean = np.mean([r.distance for r in runs if r.variant.label == label], 0)
+        axes[2].plot(chunk * (1 + np.arange(len(mean))), mean, label=label)
+    for ax, title in zip(axes, ("phase concentration C(Δ)", "mean cosine R(Δ)", "distance to the sinks"), strict=True):
+        ax.set_title(f"{title}, mean over heads" if ax is not axes[2] else title)
+        ax.grid(alpha=0.3)
+    axes[2].set_xlabel("latent frame")
+    axes[0].legend(ncols=5, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=90)
+    plt.close(figure)
+    return True
