@@ -39,7 +39,15 @@ from .verify import compare
 
 MIN_CHUNKS = 8
 # Largest allowed difference between ONNX Runtime and eager PyTorch in float32; frames may differ by one rounding.
-LIMITS = {"prompt": 1e-4, "x0": 1e-3, "next": 1e-3, "ring": 1e-3, "frames": 1.0, "states": 1e-4}
+LIMITS = {
+    "prompt": 1e-4,
+    "x0": 1e-3,
+    "next": 1e-3,
+    "ring": 1e-3,
+    "sink_mass": 1e-3,
+    "frames": 1.0,
+    "states": 1e-4,
+}
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,17 @@ class Overrides:
 
 
 def export_checkpoint(
-    folder: Path, output: Path, overrides: Overrides, *, chunks: int, force: bool, console: Console
+    folder: Path,
+    output: Path,
+    overrides: Overrides,
+    *,
+    chunks: int,
+    force: bool,
+    console: Console,
+    probe: bool = False,
 ) -> None:
-    """Write the bundle atomically and print how far each graph is from PyTorch.
+    """Write the bundle atomically and print how far each graph is from PyTorch. With probe, a second step graph that also
+    tells the attention on the sinks goes in, for `everframe study sinks`.
 
     Raises UserError for a bad checkpoint, impossible sizes, an unwritable output, or a graph that does not agree.
     """
@@ -70,16 +86,19 @@ def export_checkpoint(
     layers_seen = g.window // g.chunk
     chunks = max(chunks, MIN_CHUNKS, layers_seen + 2)  # past the wrap of the ring
     ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
-    step = StepGraph(checkpoint.transformer, config.schedule, ring)
+    steps = {
+        name: StepGraph(checkpoint.transformer, config.schedule, ring, name == "probe")
+        for name in ("step", *(["probe"] if probe else []))
+    }
     prompt, decode = PromptGraph(checkpoint.transformer), DecodeGraph(checkpoint.autoencoder)
     with new_folder(output, replace=force) as part, torch.no_grad():
         with console.status("exporting graphs …"):
-            graphs = write_graphs(part, config, step, prompt, decode)
+            graphs = write_graphs(part, config, steps, prompt, decode)
         bank = save({p: t.half().contiguous() for p, t in checkpoint.prompts.items()})
         (part / "prompts.safetensors").write_bytes(bank)
         write_manifest(part, manifest_of(config, graphs, part, folder, checkpoint))
         with console.status(f"comparing with PyTorch over {chunks} chunks …"):
-            errors = compare(Bundle.open(part), step, prompt, decode, chunks)
+            errors = compare(Bundle.open(part), steps, prompt, decode, chunks)
         report(console, errors, chunks)
         wrong = [f"{k} differs by {v:.2g} (limit {LIMITS[k]:.2g})" for k, v in errors.items() if not v <= LIMITS[k]]
         if wrong:
@@ -106,7 +125,7 @@ def override(config: CheckpointConfig, given: Overrides) -> CheckpointConfig:
 
 
 def write_graphs(
-    folder: Path, config: CheckpointConfig, step: StepGraph, prompt: PromptGraph, decode: DecodeGraph
+    folder: Path, config: CheckpointConfig, steps: dict[str, StepGraph], prompt: PromptGraph, decode: DecodeGraph
 ) -> dict[str, Graph]:
     c, g = config.transformer, config.geometry
     latent = torch.zeros(g.latent_shape)
@@ -132,8 +151,14 @@ def write_graphs(
     states = zero_states(decode.model.decoder, 1, latent.shape[3], latent.shape[4], latent)
     states_in = [f"state_{i}" for i in range(len(states))]
     states_out = [f"{n}_next" for n in states_in]
+    passes = {
+        name: save_graph(
+            step, (*args, *rings), inputs, [*outputs, *(["sink_mass"] if step.probe else [])], folder / f"{name}.onnx"
+        )
+        for name, step in steps.items()
+    }
     return {
-        "step": save_graph(step, (*args, *rings), inputs, outputs, folder / "step.onnx"),
+        **passes,
         "prompt": save_graph(
             prompt,
             (torch.zeros(1, c.text_len, c.text_dim),),

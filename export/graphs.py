@@ -78,8 +78,22 @@ def prompt_attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return eager_attention(q, keys, values)
 
 
+def sink_mass(q: Tensor, keys: Tensor, valid: Tensor, sink_tokens: int) -> Tensor:
+    """Share of the attention that goes to the first `sink_tokens` of the `valid` ring tokens, mean over queries [H].
+
+    With plain operators, in eager mode and in the graph alike: it is what the fused attention does not tell.
+    """
+    unseen = torch.arange(keys.shape[2], device=valid.device) >= valid
+    scores = (q @ keys.transpose(2, 3)).float().masked_fill(unseen, float("-inf"))
+    return scores.softmax(-1)[..., :sink_tokens].sum(-1).mean(-1)[0]
+
+
 class StepGraph(nn.Module):
-    """One pass: step 0 … n−1 denoises, step n commits. Inputs and outputs are those of design.md §3."""
+    """One pass: step 0 … n−1 denoises, step n commits. Inputs and outputs are those of design.md §3.
+
+    With probe=True there is one output more, sink_mass [L, H]: the share of attention on the sinks. It costs a second
+    evaluation of all attention scores, so it has a graph of its own, for studies.
+    """
 
     sigma: Tensor
     sigma_next: Tensor
@@ -88,9 +102,9 @@ class StepGraph(nn.Module):
     spatial_cos: Tensor
     spatial_sin: Tensor
 
-    def __init__(self, model: Wan, schedule: Schedule, ring: Ring):
+    def __init__(self, model: Wan, schedule: Schedule, ring: Ring, probe: bool = False):
         super().__init__()
-        self.model, self.ring = model, ring
+        self.model, self.ring, self.probe = model, ring, probe
         timesteps = torch.tensor([*schedule.timesteps(), schedule.context_noise], dtype=torch.float64)
         sigma = timesteps / 1000.0
         with torch.no_grad():
@@ -121,13 +135,16 @@ class StepGraph(nn.Module):
         prompt_keys: list[Tensor],  # L × (1, H, text_len, D)
         prompt_values: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """-> x0, next, k_0_next … k_{L−1}_next, v_0_next … v_{L−1}_next (the updated ring)"""
+        """-> x0, next, k_0_next … k_{L−1}_next, v_0_next … v_{L−1}_next (the updated ring), with probe sink_mass"""
         new_keys: list[Tensor] = []
         new_values: list[Tensor] = []
+        masses: list[Tensor] = []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             new_keys.append(scatter_tokens(keys[layer], k, slot))
             new_values.append(scatter_tokens(values[layer], v, slot))
+            if self.probe:
+                masses.append(sink_mass(q, new_keys[layer], kv_len, self.ring.sink * self.ring.frame_tokens))
             return ring_attention(q, new_keys[layer], new_values[layer], kv_len)
 
         modulation = (self.block_modulation.index_select(0, step), self.head_modulation.index_select(0, step))
@@ -139,7 +156,8 @@ class StepGraph(nn.Module):
         flow = self.model(latent, modulation, rope, context, attend, prompt_attention).float()
         sigma, after = (t.index_select(0, step).view(1, 1, 1, 1, 1) for t in (self.sigma, self.sigma_next))
         x0 = latent - sigma * flow
-        return x0, (1 - after) * x0 + after * noise, *new_keys, *new_values
+        probed = [torch.stack(masses)] if self.probe else []
+        return x0, (1 - after) * x0 + after * noise, *new_keys, *new_values, *probed
 
 
 def baked_modulation(model: Wan, timesteps: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,15 +17,16 @@ from .graphs import PromptGraph, StepGraph
 from .taehv import DecodeGraph
 
 
-def compare(bundle: Bundle, step: StepGraph, prompt: PromptGraph, decode: DecodeGraph, chunks: int) -> dict[str, float]:
-    """Largest differences by output: 'prompt', 'x0', 'next', 'ring' relative to the reference's largest value, 'frames'
-    in grey levels, and the decoder's 'states', relative."""
+def compare(
+    bundle: Bundle, steps: dict[str, StepGraph], prompt: PromptGraph, decode: DecodeGraph, chunks: int
+) -> dict[str, float]:
+    """Largest differences by output: 'prompt', 'x0', 'next', 'ring' (and 'sink_mass' of the probe) relative to the
+    reference's largest value, 'frames' in grey levels, and the decoder's 'states', relative."""
     backend = OrtBackend(EngineOptions())
     generator = torch.Generator().manual_seed(0)
     worst: dict[str, float] = {}
     text = torch.randn(_shape(bundle, "prompt", "text"), generator=generator)
     context = prompt(text)
-    layers = len(context) // 2
 
     def check(name: str, got: Buffer, expected: Tensor) -> None:
         values, reference = torch.from_numpy(got.read()).double(), expected.double()
@@ -37,14 +40,44 @@ def compare(bundle: Bundle, step: StepGraph, prompt: PromptGraph, decode: Decode
     for spec, expected in zip(engine.graph.outputs, context, strict=True):
         check("prompt", buffers[spec.name], expected)
 
-    engine = backend.load(bundle, "step")
+    for name, module in steps.items():
+        compare_step(bundle, name, module, context, chunks, check)
+
+    engine = backend.load(bundle, "decode")
+    buffers = _buffers(engine)
+    states = [torch.zeros(spec.shape) for spec in engine.graph.inputs[1:]]
+    for _ in range(chunks):
+        latent = torch.randn(bundle.manifest.geometry.latent_shape, generator=generator)
+        frames, *states_after = decode(latent, *states)
+        for spec, value in zip(engine.graph.inputs, (latent, *states), strict=True):
+            buffers[spec.name].write(value.numpy())
+        _run(engine, buffers)
+        check("frames", buffers["frames"], frames)
+        for spec, state in zip(engine.graph.outputs[1:], states_after, strict=True):
+            check("states", buffers[spec.name], state)
+        states = states_after
+    return worst
+
+
+def compare_step(
+    bundle: Bundle,
+    name: str,
+    module: StepGraph,
+    context: tuple[Tensor, ...],
+    chunks: int,
+    check: Callable[[str, Buffer, Tensor], None],
+) -> None:
+    """One step graph, all passes of so many chunks, the ring in place on one side and copied on the other."""
+    engine = OrtBackend(EngineOptions()).load(bundle, name)
     buffers = _buffers(engine, in_place=True)
     for spec, values in zip([s for s in engine.graph.inputs if s.name.startswith("prompt_")], context, strict=True):
         buffers[spec.name].write(values.numpy())
     rope, geometry = bundle.manifest.rope, bundle.manifest.geometry
     frequencies = axis_frequencies(head_thetas(rope.theta, rope.jitter_sigma, rope.epsilon), rope.channels)
     layout = RingLayout.of(geometry)
-    keys = [torch.zeros(_shape(bundle, "step", "k_0")) for _ in range(layers)]
+    layers = len(context) // 2
+    generator = torch.Generator().manual_seed(1)
+    keys = [torch.zeros(_shape(bundle, name, "k_0")) for _ in range(layers)]
     values = [torch.zeros_like(k) for k in keys]
     denoising = len(bundle.manifest.schedule.steps)
     for c in range(chunks):
@@ -55,32 +88,19 @@ def compare(bundle: Bundle, step: StepGraph, prompt: PromptGraph, decode: Decode
         for i in range(denoising + 1):
             noise = torch.randn(geometry.latent_shape, generator=generator)
             args = (latent, torch.tensor([i]), noise, *(torch.from_numpy(t) for t in tables), *place)
-            x0, after, *ring = step(*args, keys, values, list(context[:layers]), list(context[layers:]))
-            keys, values = ring[:layers], ring[layers:]
+            x0, after, *rest = module(*args, keys, values, list(context[:layers]), list(context[layers:]))
+            keys, values, probed = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
             for spec, value in zip(engine.graph.inputs, args, strict=False):
                 buffers[spec.name].write(value.numpy())
             _run(engine, buffers)
             check("x0", buffers["x0"], x0)
             check("next", buffers["next"], after)
+            for mass in probed:
+                check("sink_mass", buffers["sink_mass"], mass)
             for j, (k, v) in enumerate(zip(keys, values, strict=True)):
                 check("ring", buffers[f"k_{j}"], k)
                 check("ring", buffers[f"v_{j}"], v)
             latent = x0 if i >= denoising - 1 else after
-
-    engine = backend.load(bundle, "decode")
-    buffers = _buffers(engine)
-    states = [torch.zeros(spec.shape) for spec in engine.graph.inputs[1:]]
-    for _ in range(chunks):
-        latent = torch.randn(geometry.latent_shape, generator=generator)
-        frames, *states_after = decode(latent, *states)
-        for spec, value in zip(engine.graph.inputs, (latent, *states), strict=True):
-            buffers[spec.name].write(value.numpy())
-        _run(engine, buffers)
-        check("frames", buffers["frames"], frames)
-        for spec, state in zip(engine.graph.outputs[1:], states_after, strict=True):
-            check("states", buffers[spec.name], state)
-        states = states_after
-    return worst
 
 
 def _shape(bundle: Bundle, graph: str, name: str) -> tuple[int, ...]:

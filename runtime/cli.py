@@ -208,6 +208,9 @@ def export(
     jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
     jitter_seed: Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")] = None,
     chunks: Annotated[int, typer.Option(min=1, help="Chunks over which each graph is compared with PyTorch.")] = 10,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Add a graph that tells the attention on the sinks, for study sinks.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
 ) -> None:
     """Export a checkpoint into an engine bundle (needs the extra `export`)."""
@@ -218,7 +221,7 @@ def export(
     except ImportError as error:
         raise UserError(f"export needs {error.name}: pip install 'everframe[export]'") from None
     overrides = Overrides(size=size, window=window, sink=sink, rope=rope, jitter=jitter, jitter_seed=jitter_seed)
-    export_checkpoint(checkpoint, output, overrides, chunks=chunks, force=force, console=console)
+    export_checkpoint(checkpoint, output, overrides, chunks=chunks, force=force, console=console, probe=probe)
 
 
 class StopSignals:

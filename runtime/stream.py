@@ -58,6 +58,7 @@ class Chunk:
     frames: NDArray[np.uint8]  # [4F, H, W, 3] RGB
     latent: NDArray[np.float32]  # [C, F, h, w], x0
     timings: Timings
+    sink_mass: NDArray[np.float32] | None = None  # [steps, L, H], share of attention on the sinks; with probe only
 
 
 class Stream:
@@ -72,6 +73,7 @@ class Stream:
         jitter_sigma: strength of the multi-head RoPE jitter in [0, 1); default the manifest's.
         frequencies: temporal spectrum of every head, radians per latent frame [heads, channels/2], in place of the one
             that theta and jitter make; for studies.
+        probe: run the denoising passes through the bundle's probe graph, which tells the attention on the sinks.
 
     Raises UserError for bad arguments or files that cannot be loaded.
     """
@@ -86,6 +88,7 @@ class Stream:
         rope_mode: Literal["absolute", "relative"] | None = None,
         jitter_sigma: float | None = None,
         frequencies: NDArray[np.float64] | None = None,
+        probe: bool = False,
         options: EngineOptions | None = None,
         backend: Backend | None = None,
     ):
@@ -111,7 +114,9 @@ class Stream:
         self._pending: tuple[str, Transition] | None = (self._prompt, "swap")
 
         backend = backend or OrtBackend(options or EngineOptions())
-        self._loop = _Passes(backend, bundle)
+        if probe and "probe" not in manifest.graphs:
+            raise UserError(f"{bundle.path}: has no probe graph; export it with --probe")
+        self._loop = _Passes(backend, bundle, "probe" if probe else "step")
         self._index = 0  # chunks made
         self._written = 0  # chunks committed since the ring was last emptied
         self._position = start  # latent frame index of the next chunk
@@ -186,6 +191,7 @@ class Stream:
             frames,
             latent,
             Timings(prompt_time, host, tuple(diffuse), finalize, decode),
+            np.stack([mass.read() for mass in loop.masses]) if loop.masses else None,
         )
         self._index += 1
         self._written += 1
@@ -282,12 +288,12 @@ class _SinkKeys:
 class _Passes:
     """The bound passes of one stream and the buffers they share."""
 
-    def __init__(self, backend: Backend, bundle: Bundle):
+    def __init__(self, backend: Backend, bundle: Bundle, step_graph: str):
         manifest = bundle.manifest
         g, net = manifest.geometry, manifest.network
         self.steps = n = len(manifest.schedule.steps)
         self.layers = range(net.layers)
-        step, prompt, decode = (backend.load(bundle, name) for name in ("step", "prompt", "decode"))
+        step, prompt, decode = (backend.load(bundle, name) for name in (step_graph, "prompt", "decode"))
         zeros = step.device.zeros
         ring_shape = (1, net.heads, g.cache_tokens, net.head_dim)
         self.keys = [zeros(ring_shape, _dtype(step, f"k_{i}")) for i in self.layers]
@@ -315,10 +321,15 @@ class _Passes:
             **self.prompt_kv,
         }
 
+        probed = [spec for spec in step.graph.outputs if spec.name == "sink_mass"]
+        self.masses = [zeros(spec.shape, spec.dtype) for spec in probed for _ in range(n)]
+        unread = {spec.name: zeros(spec.shape, spec.dtype) for spec in probed}
+
         def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
             inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}
             updated = {f"{name}_next": buffer for name, buffer in ring.items()}  # the same buffers: in place
-            return step.bind(inputs, {"x0": x0, "next": after, **updated})
+            told = {"sink_mass": self.masses[index]} if probed and index < n else unread
+            return step.bind(inputs, {"x0": x0, "next": after, **updated, **told})
 
         # Pass 0 starts from pure noise; pass i reads what pass i − 1 re-noised with its noise, draw i.
         self.denoise = [

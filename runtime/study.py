@@ -66,6 +66,8 @@ class Run:
     distance: list[float]  # to the sinks, in deviations of the latents; the sinks themselves left out
     motion: float  # mean over the run, grey levels a frame
     sharpness: float
+    # share of attention on the sinks, mean over the denoising passes [chunks][L·H]; None without a probe graph
+    sink_mass: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,26 +109,32 @@ def collapse(distance: ArrayLike, frames_per_chunk: int) -> Collapse:
 def run(
     bundle: Bundle, variant: Variant, prompt: str, seed: int, frames: int, trained: int, options: EngineOptions
 ) -> Run:
-    """Stream `frames` latent frames and record. `trained`: latent frames the model was trained to reach."""
+    """Stream `frames` latent frames and record. `trained`: latent frames the model was trained to reach. A bundle that was
+    exported with a probe graph is run through that."""
     g, rope = bundle.manifest.geometry, bundle.manifest.rope
+    probe = "probe" in bundle.manifest.graphs
     with Stream(
         bundle,
         prompt=prompt,
         seed=seed,
         rope_mode="relative" if variant.method == "relative" else "absolute",
         frequencies=variant.frequencies(rope, trained, frames),
+        probe=probe,
         options=options,
     ) as stream:
         sink = stream.next_chunk()
         distance: list[float] = []
+        mass: list[list[float]] = []
         stats, before = [], sink.frames[-2:]
         for _ in range(frames // g.chunk - 1):
             chunk = stream.next_chunk()
             distance.append(latent_distance(chunk.latent, sink.latent))
             stats.append(clip_stats(chunk.frames, before))
             before = chunk.frames[-2:]
+            if chunk.sink_mass is not None:
+                mass.append(chunk.sink_mass.mean(0).ravel().round(4).tolist())
     motion, sharpness = (float(np.mean([getattr(s, name) for s in stats])) for name in ("motion", "sharpness"))
-    return Run(variant, prompt, seed, distance, motion, sharpness)
+    return Run(variant, prompt, seed, distance, motion, sharpness, mass or None)
 
 
 def table(runs: Sequence[Run], frames_per_chunk: int) -> list[dict[str, float | str]]:
@@ -135,16 +143,18 @@ def table(runs: Sequence[Run], frames_per_chunk: int) -> list[dict[str, float | 
     for variant in dict.fromkeys(r.variant for r in runs):
         mine = [r for r in runs if r.variant == variant]
         drops = [collapse(r.distance, frames_per_chunk) for r in mine]
-        rows.append(
-            {
-                "variant": variant.label,
-                "runs": len(mine),
-                "collapse_max": float(np.mean([c.highest for c in drops])),
-                "collapse_mean": float(np.mean([c.mean for c in drops])),
-                "motion": float(np.mean([r.motion for r in mine])),
-                "sharpness": float(np.mean([r.sharpness for r in mine])),
-            }
-        )
+        row: dict[str, float | str] = {
+            "variant": variant.label,
+            "runs": len(mine),
+            "collapse_max": float(np.mean([c.highest for c in drops])),
+            "collapse_mean": float(np.mean([c.mean for c in drops])),
+            "motion": float(np.mean([r.motion for r in mine])),
+            "sharpness": float(np.mean([r.sharpness for r in mine])),
+        }
+        masses = [np.asarray(r.sink_mass).mean(1) for r in mine if r.sink_mass is not None]  # mean over heads, by chunk
+        if masses:
+            row |= {"sink_mass": float(np.mean(masses)), "sink_mass_peak": float(np.mean([m.max() for m in masses]))}
+        rows.append(row)
     return rows
 
 
@@ -171,8 +181,8 @@ def write_report(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int,
 
 
 def plot(file: Path, spectra: dict[str, NDArray[np.float64]], runs: Sequence[Run], frames: int, chunk: int) -> bool:
-    """Above: phase concentration of one head and mean cosine over heads; below: the measured distance to the sinks, a
-    line a variant (mean over runs). False when matplotlib is not installed."""
+    """From above: phase concentration and mean cosine, mean over heads; the measured distance to the sinks, a line a
+    variant (mean over runs); where the bundle has a probe, the attention on the sinks. False without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -181,16 +191,23 @@ def plot(file: Path, spectra: dict[str, NDArray[np.float64]], runs: Sequence[Run
     import matplotlib.pyplot as plt
 
     distances = np.arange(frames)
-    figure, axes = plt.subplots(3, 1, figsize=(11, 9), sharex=True)
+    titles = ["phase concentration C(Δ), mean over heads", "mean cosine R(Δ), mean over heads", "distance to the sinks"]
+    if probed := all(r.sink_mass is not None for r in runs):
+        titles.append("attention on the sinks, mean over heads and layers")
+    figure, axes = plt.subplots(len(titles), 1, figsize=(11, 3 * len(titles)), sharex=True)
     for label, spectrum in spectra.items():
         axes[0].plot(distances, phase_concentration(spectrum, distances).mean(0), label=label)
         axes[1].plot(distances, mean_cosine(spectrum, distances).mean(0), label=label)
-        mean = np.mean([r.distance for r in runs if r.variant.label == label], 0)
-        axes[2].plot(chunk * (1 + np.arange(len(mean))), mean, label=label)
-    for ax, title in zip(axes, ("phase concentration C(Δ)", "mean cosine R(Δ)", "distance to the sinks"), strict=True):
-        ax.set_title(f"{title}, mean over heads" if ax is not axes[2] else title)
+        mine = [r for r in runs if r.variant.label == label]
+        mean = np.mean([r.distance for r in mine], 0)
+        at = chunk * (1 + np.arange(len(mean)))
+        axes[2].plot(at, mean, label=label)
+        if probed:
+            axes[3].plot(at, np.mean([np.asarray(r.sink_mass).mean(1) for r in mine], 0), label=label)
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title)
         ax.grid(alpha=0.3)
-    axes[2].set_xlabel("latent frame")
+    axes[-1].set_xlabel("latent frame")
     axes[0].legend(ncols=5, fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=90)

@@ -70,6 +70,7 @@ class Reference:
         self.state = {k: v.double() for k, v in state.items()}
         self.c, self.chunk, self.sink, self.window, self.thetas = config, chunk, sink, window, thetas
         self.past: list[list[tuple[Tensor, Tensor]]] = []  # [latent chunk][layer] -> keys (rotated), values
+        self.sink_mass: list[Tensor] = []  # [heads] of every self-attention ever made, layer after layer
 
     def forward(self, latent: Tensor, timestep: float, text: Tensor, start: int) -> tuple[Tensor, list]:
         """latent [C, F, 2h, 2w] -> flow of the same shape, and this chunk's keys and values by layer."""
@@ -105,6 +106,7 @@ class Reference:
             own.append((k, v))
             seen = [*(kv[i] for kv in self.visible()), (k, v)]
             y = attention(q, torch.cat([kv[0] for kv in seen]), torch.cat([kv[1] for kv in seen]))
+            self.sink_mass.append(self.mass_on_sinks(q, torch.cat([kv[0] for kv in seen]), len(q)))
             x = x + m[2] * linear(s, f"{b}.self_attn.o", y.flatten(1))
             y = norm(x, c.eps) * s[f"{b}.norm3.weight"] + s[f"{b}.norm3.bias"]
             q = heads(rms(linear(s, f"{b}.cross_attn.q", y), s[f"{b}.cross_attn.norm_q.weight"], c.eps))
@@ -121,6 +123,12 @@ class Reference:
             patch = x[n].view(2, 2, channels)
             flow[:, frame, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = patch.permute(2, 0, 1)
         return flow, own
+
+    def mass_on_sinks(self, q: Tensor, k: Tensor, chunk_tokens: int) -> Tensor:
+        """Softmax weights on the sinks' tokens (they come first among those seen), summed and averaged over queries."""
+        tokens = self.sink // self.chunk * chunk_tokens
+        weights = (torch.einsum("nhd,mhd->hnm", q, k) / math.sqrt(q.shape[-1])).softmax(-1)
+        return weights[:, :, :tokens].sum(2).mean(1)
 
     def visible(self) -> list[list[tuple[Tensor, Tensor]]]:
         """The chunks that the next one sees beside itself: the sinks, and the newest that fit in the window with it."""

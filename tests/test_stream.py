@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
+from everframe.export.command import Overrides, export_checkpoint
 from everframe.export.taehv import Taehv
 from everframe.runtime import EngineOptions, Stream
 from everframe.runtime.noise import chunk_noise
@@ -76,6 +78,30 @@ def test_frames_are_the_whole_clip_decode_of_the_latents(bundle: Bundle, checkpo
     assert frames.shape == (96, 32, 64, 3)
     assert frames.std() > 1
     assert (frames - expected).abs().max() < 0.51  # rounding alone
+
+
+def test_probe_tells_the_attention_on_the_sinks(checkpoint: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """Its numbers against the reference's, pass by pass; its frames are those of the plain step graph."""
+    with pytest.raises(UserError, match="--probe"):
+        Stream(bundle, probe=True)
+    path = tmp_path / "probed.everframe"
+    export_checkpoint(checkpoint, path, Overrides(), chunks=8, force=False, console=Console(quiet=True), probe=True)
+    reference = reference_of(bundle, checkpoint, 0.8)
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    with Stream(Bundle.open(path), seed=11, probe=True) as probed, Stream(bundle, seed=11) as plain:
+        for c in range(7):
+            reference.sink_mass.clear()
+            reference.next_chunk(noise_of(11, c, bundle), SIGMAS, text, 3 * c)
+            expected = torch.stack(reference.sink_mass[: -TRANSFORMER.layers])  # the commit pass left out
+            chunk = probed.next_chunk()
+            assert chunk.sink_mass is not None
+            got = torch.from_numpy(chunk.sink_mass).flatten(0, 1).double()
+            assert got.shape == expected.shape
+            assert (got - expected).abs().max() < 1e-4, f"chunk {c}"
+            assert (c > 0) == (float(expected.max()) < 0.999)
+            same = plain.next_chunk()
+            assert same.sink_mass is None
+            assert np.abs(same.latent - chunk.latent).max() < 1e-4
 
 
 @pytest.mark.parametrize("transition", ["swap", "smooth", "flush", "cut"])

@@ -51,8 +51,11 @@ def encode_pool(instances: int, use: int, device: str) -> np.ndarray:
         pool = load_pool(f"clips-{instances}.npy")
         shape = (use, (NEAR + FAR) // 4, AE.latent_channels, 2 * ROWS, 2 * COLUMNS)
         part = path.with_suffix(".part")
-        out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+        mode = "r+" if part.exists() else "w+"  # goes on where a killed run stopped
+        out = np.lib.format.open_memmap(part, mode=mode, dtype=np.float16, shape=shape)
         for i in range(use):
+            if out[i].any():
+                continue
             frames = torch.from_numpy(pool[i].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
             near, far = (encode_clip(ae, clip) for clip in (frames[:, :NEAR], frames[:, NEAR:]))
             out[i] = torch.cat([near[0], far[0, WARM // 4 :]]).cpu().numpy()
@@ -234,7 +237,7 @@ def preview(run: Run, model: Wan, tables: Tables, batches: Batches, device: str,
             latents = generate(model, tables, torch.stack([batches.texts[p] for p in prompts]).to(device), chunks)
         frames = torch.cat([ae.decode(row[None].float())[0] for row in latents]).permute(0, 1, 3, 4, 2)
     picks = [6, 10, 40, 44, *(int(f * frames.shape[1]) for f in (0.45, 0.7)), frames.shape[1] - 5, frames.shape[1] - 1]
-    save_sheet([row[picks] for row in frames], RUNS / "transformer.png")
+    save_sheet([row[picks] for row in frames], RUNS / f"{run.name}.png")
     motion = (frames[:, 1:] - frames[:, :-1]).abs().mean((2, 3, 4)) * 255
     run.log(motion_first=round(float(motion[:, 24:60].mean()), 3), motion_last=round(float(motion[:, -36:].mean()), 3))
 

@@ -1,0 +1,145 @@
+"""Distil the trained transformer into its own four steps, on its own history.
+
+    python training/distill.py --minutes 30 [--device cuda]
+
+The flow-matching model of transformer.py (the teacher) is good with many small steps; four large ones end in a mean over
+what could be, which is blurred. The student starts as a copy of it and rolls out five chunks as at run time: four steps,
+commit, sinks and ring, everything it sees made by itself. At one random step of every chunk, the x0 that it jumps to is
+drawn towards the end of the teacher's fine ODE path from the same noisy latent, with the same history in the teacher's
+own keys and values. A path has one end, so nothing is averaged (consistency-style distillation under the self-rollout of
+Self-Forcing, arXiv 2506.08009, with a regression in place of its distribution matching).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from everframe.export.wan import DEMO, Block, Wan, fold, unfold
+
+from common import WORK, Ema, Run, evaluate_with
+from transformer import (
+    CHUNKS,
+    KV,
+    SCHEDULE,
+    Batches,
+    Reader,
+    Tables,
+    commit,
+    encode_pool,
+    optimisers,
+    preview,
+    seen_by,
+)
+
+ODE_STEPS = (8, 7, 6, 4)  # Euler steps of the teacher from each of the student's sigmas to 0
+TRUE_SINKS = 0.3  # share of the sequences whose first chunk is a rendered one
+
+
+def denoised(model: Wan, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
+    """x0 prediction at one sigma, float32."""
+    t = torch.full((len(x),), 1000 * sigma, device=x.device)
+    return x - sigma * model(x, model.time(t), rope, context, Reader(past)).float()
+
+
+@torch.no_grad()
+def ode_end(
+    model: Wan, x: Tensor, sigma: float, steps: int, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]
+) -> Tensor:
+    """Where the model's flow carries x from sigma to 0: Euler steps, evenly spaced before the shift."""
+    s = sigma / (SCHEDULE.shift - (SCHEDULE.shift - 1) * sigma)  # undo the shift
+    times = torch.linspace(s, 0, steps + 1, dtype=torch.float64)
+    path = (SCHEDULE.shift * times / (1 + (SCHEDULE.shift - 1) * times)).tolist()
+    for now, after in itertools.pairwise(path):
+        x0 = denoised(model, x, now, rope, context, past)
+        x = x0 + (after / now) * (x - x0)
+    return x
+
+
+def rollout_loss(student: Wan, teacher: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]]) -> Tensor:
+    """Mean squared distance to the teacher's ends over one rollout."""
+    truth, text, starts = batch
+    size = len(truth)
+    sigmas = SCHEDULE.sigmas().tolist()
+    jitter = torch.randint(0, 2, (size,)).tolist()
+    true_sinks = torch.rand(size, 1, 1, 1, 1, device=truth.device) < TRUE_SINKS
+    mine: list[KV] = []
+    theirs: list[KV] = []
+    total = truth.new_zeros(())
+    for c in range(CHUNKS):
+        rope = tables(starts[c], jitter)
+        context = student.context(text[:, c])
+        past = [mine[j] for j in seen_by(c)]
+        with torch.no_grad():
+            teaching = teacher.context(text[:, c])
+        known = [theirs[j] for j in seen_by(c)]
+        noise = [torch.randn_like(truth[:, c]) for _ in sigmas]
+        chosen = int(torch.randint(len(sigmas), ()))
+        x, x0 = noise[0], noise[0]
+        for i, sigma in enumerate(sigmas):
+            with torch.set_grad_enabled(i == chosen):
+                x0 = denoised(student, x, sigma, rope, context, past)
+            if i == chosen:
+                end = ode_end(teacher, x, sigma, ODE_STEPS[i], rope, teaching, known)
+                total = total + (x0 - end).square().mean()
+                x0 = x0.detach()
+            if i + 1 < len(sigmas):
+                x = (1 - sigmas[i + 1]) * x0 + sigmas[i + 1] * noise[i + 1]
+        made = torch.where(true_sinks, truth[:, c], x0) if c == 0 else x0
+        mine.append(commit(student, made, rope, context, past))
+        with torch.no_grad():
+            theirs.append(commit(teacher, made, rope, teaching, known))
+    return total / CHUNKS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--instances", type=int, default=1600)
+    parser.add_argument("--use", type=int, default=960)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=5e-4)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    batches = Batches(
+        encode_pool(args.instances, args.use, args.device), load_file(WORK / "texts.safetensors"), args.device
+    )
+    Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
+    weights = {k: v.float() for k, v in load_file(WORK / "transformer.safetensors").items()}
+    teacher, student = Wan(DEMO).to(args.device), Wan(DEMO).to(args.device)
+    for model in (teacher, student):
+        model.load_state_dict(fold(weights, DEMO))
+    teacher.eval().requires_grad_(False)
+    muon, adam = optimisers(student)
+    ema = Ema(student, 0.995)
+    run = Run("distill", {"model": student, "muon": muon, "adam": adam, "ema": ema}, args.minutes)  # type: ignore[dict-item]
+    tables = Tables(args.device)
+    total = 0.0
+    for step in run.steps([muon, adam], peak=args.peak, warmup=50):
+        with torch.autocast(args.device, torch.bfloat16):
+            loss = rollout_loss(student, teacher, tables, batches.draw(args.batch))
+        muon.zero_grad()
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        muon.step()
+        adam.step()
+        ema.update(step)
+        total += loss.item()
+        if step % 25 == 24:
+            run.log(loss=round(total / 25, 5))
+            total = 0.0
+        if step % 250 == 249:
+            evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device))
+    evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device, chunks=80))
+    state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, DEMO)
+    save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / "student.safetensors")
+
+
+if __name__ == "__main__":
+    main()
