@@ -12,14 +12,13 @@ from typing import Literal
 
 import torch
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engines.bundle import Geometry, Model, first_problem
 from ..engines.errors import UserError
 from ..engines.files import reason
 from .schedule import Schedule
+from .sources import fit, read
 from .taehv import Taehv, TaehvConfig
 from .wan import Wan, WanConfig, fold
 
@@ -67,44 +66,18 @@ def load(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint (expected a folder with {CONFIG})")
     config = read_config(folder / CONFIG)
-    transformer, autoencoder = Wan(config.transformer), Taehv(config.autoencoder)
-    weights = read_tensors(folder / "transformer.safetensors")
-    assign(transformer, weights, folder / "transformer.safetensors", lambda state: fold(state, config.transformer))
-    weights = read_tensors(folder / "autoencoder.safetensors")
-    assign(autoencoder, weights, folder / "autoencoder.safetensors")
+    with torch.device("meta"):
+        transformer, autoencoder = Wan(config.transformer), Taehv(config.autoencoder)
+    file = folder / "transformer.safetensors"
+    fit(transformer, read(file).state, file, convert=lambda state: fold(state, config.transformer))
+    file = folder / "autoencoder.safetensors"
+    fit(autoencoder, read(file).state, file)
     file = folder / "prompts.safetensors"
-    prompts = read_tensors(file)
+    prompts = read(file).state
+    c = config.transformer
     for prompt in config.prompts:
         found = list(prompts[prompt].shape) if prompt in prompts else "nothing"
-        if found == "nothing" or found[0] > config.transformer.text_len or found[1:] != [config.transformer.text_dim]:
-            expected = f"[up to {config.transformer.text_len}, {config.transformer.text_dim}]"
+        if prompt not in prompts or len(prompts[prompt]) > c.text_len or prompts[prompt].shape[1:] != (c.text_dim,):
+            expected = f"[up to {c.text_len}, {c.text_dim}]"
             raise UserError(f"{file}: prompt {prompt!r}: found {found}, expected {expected}")
     return Checkpoint(config, transformer, autoencoder, {p: prompts[p] for p in config.prompts})
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot read: {reason(error)}") from None
-    except SafetensorError as error:
-        raise UserError(f"{file}: not a whole safetensors file: {error}") from None
-
-
-def assign(model: nn.Module, weights: dict[str, Tensor], file: Path, convert=lambda state: state) -> None:
-    """Load weights into model as float32, reporting every missing, unexpected and misshapen key in one message."""
-    wanted = {k: v.shape for k, v in model.state_dict().items()}
-    problems = [f"missing {k}" for k in wanted if k not in weights]
-    problems += [f"unexpected {k}" for k in weights if k not in wanted]
-    problems += [
-        f"{k}: found {list(v.shape)}, expected {list(wanted[k])}"
-        for k, v in weights.items()
-        if k in wanted and v.shape != wanted[k]
-    ]
-    if problems:
-        raise UserError(f"{file}: does not fit its config: {'; '.join(problems)}")
-    bad = [k for k, v in weights.items() if not torch.isfinite(v).all()]
-    if bad:
-        raise UserError(f"{file}: NaN or infinite values in {', '.join(bad)}")
-    model.load_state_dict(convert({k: v.float() for k, v in weights.items()}))
-    model.eval().requires_grad_(False)

@@ -7,6 +7,7 @@ in place.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -153,7 +154,8 @@ class StepGraph(nn.Module):
             join_tables(rope_sin.unsqueeze(0), self.spatial_sin),
         )
         context = list(zip(prompt_keys, prompt_values, strict=True))
-        flow = self.model(latent, modulation, rope, context, attend, prompt_attention).float()
+        x = latent.to(self.model.head.head.weight.dtype)
+        flow = self.model(x, modulation, rope, context, attend, prompt_attention).float()
         sigma, after = (t.index_select(0, step).view(1, 1, 1, 1, 1) for t in (self.sigma, self.sigma_next))
         x0 = latent - sigma * flow
         probed = [torch.stack(masses)] if self.probe else []
@@ -162,9 +164,11 @@ class StepGraph(nn.Module):
 
 def baked_modulation(model: Wan, timesteps: Tensor) -> tuple[Tensor, Tensor]:
     """Modulation of all passes, computed in float64: blocks [n+1, L, 6, d] and head [n+1, 2, d], float32."""
-    dtype = model.head.head.weight.dtype
-    blocks, head = model.double().time(timesteps)
-    model.to(dtype)
+    exact = copy.copy(model)  # its own dictionaries, the same parameters
+    exact._modules = dict(model._modules)
+    for name in ("time_embedding", "time_projection"):
+        exact._modules[name] = copy.deepcopy(getattr(model, name)).double()
+    blocks, head = exact.time(timesteps)
     return blocks.float(), head.float()
 
 
@@ -177,5 +181,5 @@ class PromptGraph(nn.Module):
 
     def forward(self, text: Tensor) -> tuple[Tensor, ...]:
         """text [1, text_len, text_dim] -> prompt_k_0 … prompt_k_{L−1}, prompt_v_0 … prompt_v_{L−1}"""
-        pairs = self.model.context(text)
+        pairs = self.model.context(text.to(self.model.head.head.weight.dtype))
         return *(k for k, _ in pairs), *(v for _, v in pairs)

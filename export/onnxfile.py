@@ -22,6 +22,7 @@ KINDS = {
     TensorProto.INT64: "int64",
     TensorProto.UINT8: "uint8",
 }
+EMBED_UP_TO = 512 << 20  # bytes of weights; beyond, they get a file of their own (a protobuf ends at 2 GiB)
 STORE_FROM = 1024  # elements; smaller constants stay as they are
 
 
@@ -43,15 +44,23 @@ def save_graph(module: nn.Module, args: tuple[Any, ...], inputs: list[str], outp
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    model = program.model_proto
-    store_small(model)
+    large = sum(value.const_value.nbytes for value in program.model.graph.initializers.values()) > EMBED_UP_TO  # type: ignore[union-attr]
+    data = [f"{file.name}.data"] if large else []
+    if large:
+        program.save(file, external_data=True)  # weights go to FILE.data, tensor by tensor
+        model = onnx.load(file, load_external_data=False)
+    else:
+        model = program.model_proto
+        store_small(model)
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-    onnx.checker.check_model(model, full_check=True)
     onnx.save(model, file)
+    onnx.checker.check_model(file, full_check=True)
     specs = [[spec_of(value) for value in values] for values in (model.graph.input, model.graph.output)]
-    return Graph(model=describe(file), inputs=specs[0], outputs=specs[1])
+    return Graph(
+        model=describe(file), data=[describe(file.parent / d) for d in data], inputs=specs[0], outputs=specs[1]
+    )
 
 
 def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:

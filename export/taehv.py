@@ -28,9 +28,10 @@ class TaehvConfig:
     encoder_widths: tuple[int, int, int] = (64, 64, 64)
     decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 64)
     depth: int = 3  # MemBlocks per stage
+    lead: int = 3  # pixel frames of a stream's very first latent frame that are not shown
 
 
-DEMO = TaehvConfig(latent_channels=16, encoder_widths=(32, 48, 48), decoder_widths=(96, 64, 32, 32))
+DEMO = TaehvConfig(latent_channels=16, encoder_widths=(32, 48, 48), decoder_widths=(96, 64, 32, 32), lead=0)
 
 
 def conv(n_in: int, n_out: int, **kw) -> nn.Conv2d:
@@ -167,15 +168,46 @@ class Taehv(nn.Module):
         return run(self.decoder, latents, zero_states(self.decoder, b, h, w, latents) if states is None else states)
 
 
+def public_weights(state: dict[str, Tensor], config: TaehvConfig) -> dict[str, Tensor]:
+    """A public TAEHV checkpoint as `Taehv` wants it: it holds every TGrow for two frames, and one that makes a single
+    frame uses the last half of its channels."""
+    wanted = {name: len(value) for name, value in Taehv(config).state_dict().items()}
+    grown = {name for name in state if name in wanted and len(state[name]) == 2 * wanted[name]}
+    return {name: value[wanted[name] :] if name in grown else value for name, value in state.items()}
+
+
 class DecodeGraph(nn.Module):
-    """What decode.onnx holds: latent chunk and states in, uint8 RGB frames and the next states out."""
+    """What decode.onnx (and decode_first.onnx, where it differs) holds: latent chunk and states in, uint8 RGB frames and
+    the next states out."""
+
+    def __init__(self, model: Taehv, first: bool = False):
+        super().__init__()
+        self.model, self.skip = model, model.config.lead if first else 0
+
+    def zero_states(self, latent: Tensor) -> list[Tensor]:
+        """The states before a stream of latents [1, C, T, h, w] begins."""
+        like = self.model.decoder[1].weight  # type: ignore[union-attr]
+        return zero_states(self.model.decoder, 1, latent.shape[3], latent.shape[4], like)  # type: ignore[arg-type]
+
+    def forward(self, latent: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """latent [1, C, F, h, w] float32 (the step graph's layout) -> frames [4F − skip, 8h, 8w, 3] uint8, states."""
+        dtype = self.model.decoder[1].weight.dtype  # type: ignore[union-attr]
+        frames, after = self.model.decode(latent.transpose(1, 2).to(dtype), list(states))  # type: ignore[arg-type]
+        pixels = (frames[0, self.skip :].float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1), *after
+
+
+class EncodeGraph(nn.Module):
+    """What encode.onnx holds: a clip in, the latents that anchor a stream out."""
 
     def __init__(self, model: Taehv):
         super().__init__()
         self.model = model
 
-    def forward(self, latent: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """latent [1, C, F, h, w] float32 (the step graph's layout) -> frames [4F, 8h, 8w, 3] uint8, states."""
-        frames, after = self.model.decode(latent.transpose(1, 2), list(states))
-        pixels = (frames[0].clamp(0, 1) * 255).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1), *after
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames [4T − lead, H, W, 3] uint8 RGB -> latent [1, C, T, h, w] float32. The frames that a decoder does not show
+        are taken to have been like the first one."""
+        clip = (frames.float() / 255).permute(0, 3, 1, 2).unsqueeze(0)
+        lead = clip[:, :1].expand(-1, self.model.config.lead, -1, -1, -1)
+        latents, _ = self.model.encode(torch.cat([lead, clip], 1).to(self.model.encoder[0].weight.dtype))  # type: ignore[arg-type]
+        return latents.transpose(1, 2).float()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engines.base import Buffer, EngineOptions
 from ..engines.bundle import Bundle
@@ -14,14 +14,18 @@ from ..engines.ort import OrtBackend
 from ..runtime.ring import RingLayout
 from ..runtime.rope import axis_frequencies, head_thetas, temporal_tables
 from .graphs import PromptGraph, StepGraph
-from .taehv import DecodeGraph
 
 
 def compare(
-    bundle: Bundle, steps: dict[str, StepGraph], prompt: PromptGraph, decode: DecodeGraph, chunks: int
+    bundle: Bundle,
+    steps: dict[str, StepGraph],
+    prompt: PromptGraph,
+    decoders: dict[str, nn.Module],
+    encoder: nn.Module | None,
+    chunks: int,
 ) -> dict[str, float]:
     """Largest differences by output: 'prompt', 'x0', 'next', 'ring' (and 'sink_mass' of the probe) relative to the
-    reference's largest value, 'frames' in grey levels, and the decoder's 'states', relative."""
+    reference's largest value, 'frames' in grey levels, the decoder's 'states' and the encoder's 'anchor', relative."""
     backend = OrtBackend(EngineOptions())
     generator = torch.Generator().manual_seed(0)
     worst: dict[str, float] = {}
@@ -43,12 +47,15 @@ def compare(
     for name, module in steps.items():
         compare_step(bundle, name, module, context, chunks, check)
 
-    engine = backend.load(bundle, "decode")
-    buffers = _buffers(engine)
-    states = [torch.zeros(spec.shape) for spec in engine.graph.inputs[1:]]
-    for _ in range(chunks):
-        latent = torch.randn(bundle.manifest.geometry.latent_shape, generator=generator)
-        frames, *states_after = decode(latent, *states)
+    engines = {name: backend.load(bundle, name) for name in decoders}
+    all_buffers = {name: _buffers(engine) for name, engine in engines.items()}
+    shape = bundle.manifest.geometry.latent_shape
+    states = decoders["decode"].zero_states(torch.zeros(shape))  # type: ignore[operator]
+    for c in range(chunks):
+        name = "decode_first" if c == 0 and "decode_first" in decoders else "decode"
+        engine, buffers = engines[name], all_buffers[name]
+        latent = torch.randn(shape, generator=generator)
+        frames, *states_after = decoders[name](latent, *states)
         for spec, value in zip(engine.graph.inputs, (latent, *states), strict=True):
             buffers[spec.name].write(value.numpy())
         _run(engine, buffers)
@@ -56,6 +63,14 @@ def compare(
         for spec, state in zip(engine.graph.outputs[1:], states_after, strict=True):
             check("states", buffers[spec.name], state)
         states = states_after
+
+    if encoder is not None:
+        engine = backend.load(bundle, "encode")
+        buffers = _buffers(engine)
+        clip = torch.randint(0, 256, engine.graph.inputs[0].shape, generator=generator, dtype=torch.uint8)
+        buffers["frames"].write(clip.numpy())
+        _run(engine, buffers)
+        check("anchor", buffers["latent"], encoder(clip))
     return worst
 
 
@@ -77,7 +92,7 @@ def compare_step(
     layout = RingLayout.of(geometry)
     layers = len(context) // 2
     generator = torch.Generator().manual_seed(1)
-    keys = [torch.zeros(_shape(bundle, name, "k_0")) for _ in range(layers)]
+    keys = [torch.zeros(_shape(bundle, name, "k_0"), dtype=context[0].dtype) for _ in range(layers)]
     values = [torch.zeros_like(k) for k in keys]
     denoising = len(bundle.manifest.schedule.steps)
     for c in range(chunks):

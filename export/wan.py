@@ -255,6 +255,6 @@ def _convert(state: dict[str, Tensor], order: Tensor, q_scale: float) -> dict[st
         if name.endswith(rows):
             value = value[order]
         if name.endswith("norm_q.weight"):
-            value = value * q_scale
+            value = value.float() * q_scale  # the factor is no power of two: half precision would round
         out[name] = value
     return out

@@ -7,11 +7,14 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from ..engines.base import EngineOptions
 from ..engines.errors import UserError
@@ -23,8 +26,34 @@ from .video import open_output
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 study = typer.Typer(no_args_is_help=True, help="Studies of the model's behaviour.")
 app.add_typer(study, name="study")
+prompt_bank = typer.Typer(help="The prompts of a bundle.")
+app.add_typer(prompt_bank, name="prompts")
+
+
+class FolderByDefault(TyperGroup):
+    """`export FOLDER …` means `export checkpoint FOLDER …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["checkpoint", *args]
+        return super().parse_args(ctx, args)
+
+
+exporting = typer.Typer(
+    cls=FolderByDefault, no_args_is_help=True, help="Export a checkpoint into an engine bundle: FOLDER, or wan."
+)
+app.add_typer(exporting, name="export")
 console = Console(stderr=True)
 
+OutputBundle = Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.everframe.")]
+CompareOption = Annotated[
+    int, typer.Option(min=0, help="Chunks over which each graph is compared with PyTorch; 0: only checked.")
+]
+ProbeOption = Annotated[
+    bool, typer.Option("--probe", help="Add a graph that tells the attention on the sinks, for study sinks.")
+]
+EncoderOption = Annotated[bool, typer.Option("--encoder", help="Add the encoder, so that a picture can be the anchor.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")]
 BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Engine bundle; default: the shipped demo.")]
 
 
@@ -186,17 +215,35 @@ def sinks(
         console.print(str(file), highlight=False)
 
 
-@app.command()
-def prompts(bundle: BundleOption = None) -> None:
-    """List the prompts of a bundle."""
-    for prompt in open_bundle(bundle).manifest.prompts:
-        print(prompt)
+@prompt_bank.callback(invoke_without_command=True)
+def prompts(context: typer.Context, bundle: BundleOption = None) -> None:
+    """List the prompts of a bundle, or add to them."""
+    if context.invoked_subcommand is None:
+        for prompt in open_bundle(bundle).manifest.prompts:
+            print(prompt)
 
 
-@app.command()
+@prompt_bank.command("add")
+def add_prompts(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to add to.")],
+    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts.")] = None,
+    text_encoder: Annotated[
+        str, typer.Option(help="Folder or .pth of the UMT5 encoder, or 'minilm' for the demo's.")
+    ] = "minilm",
+    file: Annotated[Path | None, typer.Option("--prompts", help="File with a prompt a line.")] = None,
+) -> None:
+    """Add prompts to a bundle's bank (needs the extra `text`)."""
+    with needs_extra("text"):
+        from ..export.addprompts import add
+
+        added = add(bundle, prompt or [], file, text_encoder)
+    console.print(f"{bundle}: {added} prompts added", highlight=False)
+
+
+@exporting.command("checkpoint")
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder with config.json and safetensors files.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.everframe.")],
+    output: OutputBundle,
     size: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 16; default: the checkpoint's.")
     ] = None,
@@ -207,21 +254,98 @@ def export(
     rope: Annotated[str | None, typer.Option(help="absolute or relative.")] = None,
     jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
     jitter_seed: Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")] = None,
-    chunks: Annotated[int, typer.Option(min=1, help="Chunks over which each graph is compared with PyTorch.")] = 10,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Add a graph that tells the attention on the sinks, for study sinks.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
+    chunks: CompareOption = 10,
+    probe: ProbeOption = False,
+    encoder: EncoderOption = False,
+    force: ForceOption = False,
 ) -> None:
-    """Export a checkpoint into an engine bundle (needs the extra `export`)."""
-    try:
-        import torch  # noqa: F401 - only this command; the runtime room itself never imports it
-
+    """Export a checkpoint folder into an engine bundle (needs the extra `export`). The default when no command is named."""
+    with needs_extra("export"):
         from ..export.command import Overrides, export_checkpoint
+
+        overrides = Overrides(
+            size=size,
+            window=window,
+            sink=sink,
+            rope=rope,
+            jitter=jitter,
+            jitter_seed=jitter_seed,
+            encoder=encoder,
+        )
+        export_checkpoint(checkpoint, output, overrides, chunks=chunks, force=force, console=console, probe=probe)
+
+
+@exporting.command("wan")
+def export_wan_family(
+    generator: Annotated[
+        Path, typer.Option(help="Self-Forcing, LongLive or Causal Forcing .pt, Wan safetensors, or a diffusers folder.")
+    ],
+    vae: Annotated[Path, typer.Option(help="Wan2.1_VAE.pth, taew2_1.pth, or a diffusers VAE folder.")],
+    text_encoder: Annotated[str, typer.Option(help="UMT5: a folder, or models_t5_umt5-xxl-enc-bf16.pth.")],
+    prompts: Annotated[Path, typer.Option(help="File with a prompt a line.")],
+    output: OutputBundle,
+    dictionary: Annotated[
+        str | None, typer.Option(help="Which dictionary of the .pt; default: generator_ema, else generator.")
+    ] = None,
+    lora: Annotated[Path | None, typer.Option(help="PEFT LoRA to merge in (LongLive's lora.pt).")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Alpha of the LoRA; default: its rank.")] = None,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 16.")] = "832x480",
+    chunk: Annotated[int, typer.Option(help="Latent frames of a chunk.")] = 3,
+    window: Annotated[int, typer.Option(help="Latent frames in the KV cache, sinks and current chunk included.")] = 12,
+    sink: Annotated[int, typer.Option(help="Latent frames kept for good.")] = 3,
+    fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
+    steps: Annotated[str, typer.Option(help="Denoising steps, before the shift.")] = "1000,750,500,250",
+    shift: Annotated[float, typer.Option(help="Shift of the schedule.")] = 5.0,
+    rope: Annotated[str, typer.Option(help="absolute or relative.")] = "absolute",
+    jitter: Annotated[float, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = 0.8,
+    jitter_seed: Annotated[int, typer.Option(help="Seed of the jitter's draw.")] = 0,
+    precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    chunks: CompareOption = 10,
+    probe: ProbeOption = False,
+    encoder: EncoderOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Export a checkpoint of the Wan2.1-1.3B family (needs the extras `export` and `text`)."""
+    if precision not in ("fp16", "fp32"):
+        raise UserError(f"--precision {precision}: expected fp16 or fp32")
+    try:
+        numbers = tuple(int(part) for part in steps.split(","))
+    except ValueError:
+        raise UserError(f"--steps {steps!r}: expected numbers with commas, for example 1000,750,500,250") from None
+    with needs_extra("export,text"):
+        from ..export.wancommand import WanSource, export_wan
+
+        source = WanSource(
+            generator=generator,
+            vae=vae,
+            text_encoder=text_encoder,
+            prompts=prompts,
+            dictionary=dictionary,
+            lora=lora,
+            lora_alpha=lora_alpha,
+            size=size,
+            chunk=chunk,
+            window=window,
+            sink=sink,
+            fps=fps,
+            steps=numbers,
+            shift=shift,
+            rope=rope,  # type: ignore[arg-type] - RopeConfig checks it
+            jitter=jitter,
+            jitter_seed=jitter_seed,
+            precision=precision,
+            encoder=encoder,
+        )
+        export_wan(source, output, chunks=chunks, force=force, console=console, probe=probe)
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn a missing optional package into one line that says how to get it."""
+    try:
+        yield
     except ImportError as error:
-        raise UserError(f"export needs {error.name}: pip install 'everframe[export]'") from None
-    overrides = Overrides(size=size, window=window, sink=sink, rope=rope, jitter=jitter, jitter_seed=jitter_seed)
-    export_checkpoint(checkpoint, output, overrides, chunks=chunks, force=force, console=console, probe=probe)
+        raise UserError(f"this command needs {error.name}: pip install 'everframe[{extra}]'") from None
 
 
 class StopSignals:

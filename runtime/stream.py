@@ -55,7 +55,7 @@ class Chunk:
     index: int  # 0, 1, 2 … since the stream began
     position: int  # latent frame index of its first frame
     prompt: str
-    frames: NDArray[np.uint8]  # [4F, H, W, 3] RGB
+    frames: NDArray[np.uint8]  # [4F, H, W, 3] RGB; fewer in a stream's first chunk where the decoder says so
     latent: NDArray[np.float32]  # [C, F, h, w], x0
     timings: Timings
     sink_mass: NDArray[np.float32] | None = None  # [steps, L, H], share of attention on the sinks; with probe only
@@ -176,10 +176,10 @@ class Stream:
             diffuse.append(clock.lap())
         loop.commit()
         finalize = clock.lap()
-        loop.decode()
+        decoded = loop.decode()
         decode = clock.lap()
         latent = loop.x0.read()[0]
-        frames = loop.frames.read()
+        frames = decoded.read()
         if slot.valid <= self.layout.sink_chunks * self.layout.chunk_tokens:
             self._sinks.remember(self._position, self._written, loop.keys)
         self._recent.append((self._position, latent))
@@ -349,16 +349,21 @@ class _Passes:
 
         self.text = zeros((1, net.text_len, net.text_dim), "float32")
         self._encode_prompt = prompt.bind({"text": self.text}, self.prompt_kv)
-        self.frames = zeros((g.chunk_frames, g.height, g.width, 3), "uint8")
         self._states = [
             {s.name: zeros(s.shape, s.dtype) for s in decode.graph.inputs if s.name != "latent"} for _ in range(2)
         ]
         # A decoder state is read and written in one pass, so two sets take turns.
-        self._decode = [
-            decode.bind({"latent": self.x0, **old}, {"frames": self.frames, **{f"{k}_next": v for k, v in new.items()}})
-            for old, new in (self._states, self._states[::-1])
-        ]
-        self._turn = 0
+        first = backend.load(bundle, "decode_first") if "decode_first" in manifest.graphs else decode
+        self._decode = [self._bind_decode(decode, turn) for turn in (0, 1)]
+        self._decode_first = self._bind_decode(first, 0)
+        self._decoded = 0  # chunks since the decoder's states were zero
+
+    def _bind_decode(self, engine: Engine, turn: int) -> tuple[Callable[[], None], Buffer]:
+        old, new = self._states[turn], self._states[turn ^ 1]
+        spec = next(s for s in engine.graph.outputs if s.name == "frames")
+        frames = engine.device.zeros(spec.shape, spec.dtype)
+        outputs = {"frames": frames, **{f"{name}_next": buffer for name, buffer in new.items()}}
+        return engine.bind({"latent": self.x0, **old}, outputs), frames
 
     def write_noise(self, noise: NDArray[np.float32]) -> None:
         for buffer, values in zip(self.noise, noise, strict=True):
@@ -370,9 +375,12 @@ class _Passes:
         self.slot.write(np.array([slot.start], np.int64))
         self.valid.write(np.array([slot.valid], np.int64))
 
-    def decode(self) -> None:
-        self._decode[self._turn]()
-        self._turn ^= 1
+    def decode(self) -> Buffer:
+        """Decode x0; returns the frames' buffer."""
+        run, frames = self._decode[self._decoded % 2] if self._decoded else self._decode_first
+        run()
+        self._decoded += 1
+        return frames
 
     def set_prompt(self, embedding: NDArray[np.float32]) -> None:
         self.text.write(embedding)
@@ -386,6 +394,7 @@ class _Passes:
         for states in self._states:
             for buffer in states.values():
                 buffer.write(np.zeros(buffer.shape, buffer.dtype))
+        self._decoded = 0
 
     def move_chunk(self, source: int, target: int, tokens: int) -> None:
         """Copy one chunk's keys and values to another slot of the ring."""

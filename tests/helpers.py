@@ -14,7 +14,7 @@ from everframe.export.wan import Attention, Wan, WanConfig, unfold
 
 PROMPTS = ["a quiet sea", "a lava lamp", "Snow, falling [slowly]"]
 TRANSFORMER = WanConfig(dim=64, ffn_dim=96, heads=2, layers=2, latent_channels=8, text_dim=24, text_len=8, freq_dim=32)
-AUTOENCODER = TaehvConfig(latent_channels=8, encoder_widths=(8, 8, 8), decoder_widths=(16, 8, 8, 8), depth=1)
+AUTOENCODER = TaehvConfig(latent_channels=8, encoder_widths=(8, 8, 8), decoder_widths=(16, 8, 8, 8), depth=1, lead=0)
 
 
 def random_transformer(config: WanConfig, seed: int = 0) -> Wan:

@@ -89,7 +89,7 @@ def test_existing_bundle_is_kept_unless_forced(checkpoint: Path, bundle_path: Pa
 def test_a_graph_that_disagrees_is_not_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "LIMITS", LIMITS | {"ring": 0.0})
+    monkeypatch.setattr(command, "LIMITS", {"fp32": LIMITS["fp32"] | {"ring": 0.0}})
     with pytest.raises(UserError, match="ring differs by"):
         export_checkpoint(checkpoint, tmp_path / "x.everframe", Overrides(), chunks=8, force=False, console=QUIET)
     assert list(tmp_path.iterdir()) == []

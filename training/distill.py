@@ -136,9 +136,9 @@ def main() -> None:
             total = 0.0
         if step % 250 == 249:
             evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device))
-    evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device, chunks=80))
     state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, DEMO)
     save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / "student.safetensors")
+    evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device))
 
 
 if __name__ == "__main__":

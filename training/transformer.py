@@ -292,11 +292,11 @@ def main() -> None:
         if step % 50 == 49:
             run.log(loss=round(total / max(counted, 1), 5))
             total, counted = 0.0, 0
-        if step % 500 == 499:
+        if step % 1000 == 999:
             evaluate_with(ema, model, lambda: preview(run, model, tables, batches, args.device))
-    evaluate_with(ema, model, lambda: preview(run, model, tables, batches, args.device, chunks=80))
     state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, DEMO)
     save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / "transformer.safetensors")
+    evaluate_with(ema, model, lambda: preview(run, model, tables, batches, args.device))
 
 
 if __name__ == "__main__":

