@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,11 @@ def _read_folder(folder: Path) -> State:
 def _read_pickle(file: Path, dictionary: str | None) -> State:
     """weights_only: a file that holds anything but tensors and plain containers is refused, not run."""
     try:
-        content = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+        with open(file, "rb") as f:
+            archive = f.read(2) == b"PK"  # files older than PyTorch 1.6 are none, and cannot be mapped
+        if archive and not zipfile.is_zipfile(file):
+            raise UserError(f"{file}: not a whole PyTorch file: its end is missing")
+        content = torch.load(file, weights_only=True, mmap=archive, map_location="cpu")
     except OSError as error:
         raise UserError(f"{file}: cannot read: {reason(error)}") from None
     except pickle.UnpicklingError as error:
