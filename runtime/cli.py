@@ -215,6 +215,31 @@ def sinks(
         console.print(str(file), highlight=False)
 
 
+@app.command()
+def plan(
+    bundle: Annotated[Path | None, typer.Option("--bundle", "-b", help="Plan for this bundle's own graphs.")] = None,
+    model: Annotated[str, typer.Option(help="Without a bundle: wan2.1-1.3b.")] = "wan2.1-1.3b",
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 16.")] = "832x480",
+    chunk: Annotated[int, typer.Option(help="Latent frames of a chunk.")] = 3,
+    window: Annotated[int, typer.Option(help="Latent frames in the KV cache.")] = 12,
+    sink: Annotated[int, typer.Option(help="Latent frames kept for good.")] = 3,
+    fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising passes per chunk; one commit pass comes on top.")] = 4,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, fp8 or int8 (linear layers).")] = "fp16",
+    int8_ring: Annotated[bool, typer.Option("--int8-ring", help="Keys and values in INT8.")] = False,
+    decoder: Annotated[str, typer.Option(help="taehv or wan.")] = "taehv",
+    device: Annotated[list[str] | None, typer.Option(help="Part of a device's name; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Operations, memory, and which cards run it in real time: before anything is built."""
+    from . import plan_report
+
+    request = plan_report.request_of(
+        bundle, model, size, chunk, window, sink, fps, steps, precision, int8_ring, decoder
+    )
+    plan_report.show(request, device or [], as_json)
+
+
 @prompt_bank.callback(invoke_without_command=True)
 def prompts(context: typer.Context, bundle: BundleOption = None) -> None:
     """List the prompts of a bundle, or add to them."""
