@@ -1,0 +1,124 @@
+"""The real size, once: a random Wan 1.3B checkpoint in the public layout, exported in FP16, checked, and run.
+
+    python benchmarks/full_size.py [--work DIR]      15 GB of disk, under 16 GB of memory, about half an hour on 2 cores
+
+Every stage is a process of its own, so that its peak memory is its own. Writes docs/full_size.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "docs" / "full_size.json"
+
+
+def make_checkpoint(folder: Path) -> None:
+    """Seeded weights under Self-Forcing's names (float32), a public-size TAEHV, and a text encoder that has the real
+    one's width but not its depth: what it makes is not the point here."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    from everframe.export.taehv import Taehv, TaehvConfig
+    from everframe.export.wan import WAN_1_3B, Wan, unfold
+
+    torch.manual_seed(0)
+    state = unfold(Wan(WAN_1_3B).state_dict(), WAN_1_3B)
+    torch.save({"generator_ema": {f"model.{k}": v for k, v in state.items()}}, folder / "generator.pt")
+    torch.save(Taehv(TaehvConfig()).state_dict(), folder / "taew2_1.pth")
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "sea": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder / "text" / "tokenizer")
+    shallow = UMT5Config(vocab_size=2, d_model=4096, d_kv=64, d_ff=64, num_layers=1, num_heads=2)
+    UMT5EncoderModel(shallow).save_pretrained(folder / "text" / "text_encoder")
+    (folder / "prompts.txt").write_text("sea\n")
+
+
+def export(folder: Path, size: str) -> None:
+    from rich.console import Console
+
+    from everframe.export.wancommand import WanSource, export_wan
+
+    export_wan(source(folder, WanSource, size), folder / f"{size}.everframe", chunks=0, force=True, console=Console())
+
+
+def source(folder: Path, kind: Any, size: str) -> Any:
+    return kind(
+        generator=folder / "generator.pt",
+        vae=folder / "taew2_1.pth",
+        text_encoder=str(folder / "text"),
+        prompts=folder / "prompts.txt",
+        size=size,
+    )
+
+
+def compare_chunk(folder: Path, size: str) -> None:
+    """One whole chunk in ONNX Runtime and in eager PyTorch, every output compared; prints the errors as JSON."""
+    from everframe.engines.bundle import Bundle
+    from everframe.export.graphs import PromptGraph, Ring, StepGraph
+    from everframe.export.schedule import Schedule
+    from everframe.export.sources import half
+    from everframe.export.verify import compare
+    from everframe.export.wancommand import WanSource, load_transformer, load_vae
+
+    bundle = Bundle.open(folder / f"{size}.everframe")
+    g = bundle.manifest.geometry
+    model = load_transformer(source(folder, WanSource, size), half)
+    decoders, _, _ = load_vae(folder / "taew2_1.pth", half)
+    step = StepGraph(model, Schedule(), Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16))
+    with torch.no_grad():
+        print(json.dumps(compare(bundle, {"step": step}, PromptGraph(model), decoders, None, chunks=1)))
+
+
+def stage(folder: Path, *words: str) -> dict[str, Any]:
+    """Run this script again for one stage; wall time, peak memory, and what it printed last."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--work", str(folder), "--stage", *words], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    said = process.stdout.read().strip().splitlines()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"stage {' '.join(words)} failed")
+    result = {"seconds": round(time.perf_counter() - began, 1), "peak_gb": round(usage.ru_maxrss / 1e6, 2)}
+    print(" ".join(words), result, *said[-1:], flush=True)
+    return result | ({"errors": json.loads(said[-1])} if words[0] == "compare" else {})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "full_size")
+    parser.add_argument("--stage", nargs="+")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.stage:
+        name, *words = args.stage
+        {"make": make_checkpoint, "export": export, "compare": compare_chunk}[name](args.work, *words)
+        return
+    result: dict[str, Any] = {
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "torch": torch.__version__,
+    }
+    if not (args.work / "prompts.txt").exists():
+        result["make"] = stage(args.work, "make")
+    for size in ("832x480", "320x192"):
+        result[f"export {size}"] = stage(args.work, "export", size)
+        folder = args.work / f"{size}.everframe"
+        result[f"export {size}"]["bundle_gb"] = round(sum(f.stat().st_size for f in folder.iterdir()) / 1e9, 2)
+    result["compare 320x192"] = stage(args.work, "compare", "320x192")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
