@@ -161,6 +161,7 @@ class Manifest(Model):
     graphs: dict[str, Graph]
     prompt_bank: FileRef
     prompts: list[str] = Field(min_length=1)
+    tokenizer: FileRef | None = None  # of the graph "text", if the bundle has its text encoder
     provenance: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -170,6 +171,8 @@ class Manifest(Model):
             raise ValueError(f"graphs: missing {', '.join(sorted(missing))}")
         if len(self.rope.epsilon) != self.network.heads:
             raise ValueError(f"rope.epsilon: {len(self.rope.epsilon)} values for {self.network.heads} heads")
+        if ("text" in self.graphs) != (self.tokenizer is not None):
+            raise ValueError("tokenizer: must be there exactly when there is a graph 'text'")
         return self
 
     def files(self) -> Iterable[FileRef]:
@@ -177,6 +180,8 @@ class Manifest(Model):
             yield graph.model
             yield from graph.data
         yield self.prompt_bank
+        if self.tokenizer is not None:
+            yield self.tokenizer
 
 
 @dataclass(frozen=True)

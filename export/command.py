@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..engines.bundle import (
     FORMAT,
     Bundle,
+    FileRef,
     Geometry,
     Graph,
     Manifest,
@@ -38,6 +39,8 @@ from .graphs import PromptGraph, Ring, StepGraph
 from .onnxfile import save_graph
 from .schedule import Schedule
 from .taehv import DecodeGraph, EncodeGraph, Taehv
+from .textgraph import write_text_graph
+from .texts import Umt5
 from .verify import compare
 from .wan import Wan
 
@@ -95,6 +98,7 @@ class Parts:
     prompts: dict[str, Tensor]  # prompt -> [tokens, text_dim]
     provenance: dict[str, Any]
     precision: Literal["fp32", "fp16"] = "fp32"
+    text_encoder: Umt5 | None = None  # to go into the bundle as a graph
 
 
 def export_checkpoint(
@@ -166,7 +170,13 @@ def write_bundle(
             graphs = write_graphs(part, parts, steps, prompt)
         bank = save({p: t.half().contiguous() for p, t in parts.prompts.items()})
         (part / "prompts.safetensors").write_bytes(bank)
-        write_manifest(part, manifest_of(parts, graphs, part, chunks))
+        tokenizer = None
+        if parts.text_encoder is not None:
+            with console.status("exporting the text encoder …"):
+                graphs["text"], tokenizer = write_text_graph(
+                    part, parts.text_encoder, parts.transformer.config.text_len
+                )
+        write_manifest(part, manifest_of(parts, graphs, tokenizer, part, chunks))
         if chunks:
             with console.status(f"comparing with PyTorch over {chunks} chunks …"):
                 errors = compare(Bundle.open(part), steps, prompt, parts.decoders, parts.encoder, chunks)
@@ -244,7 +254,7 @@ def anchor_shape(parts: Parts, graphs: dict[str, Graph]) -> tuple[int, int, int,
     return first + (max(g.sink, g.chunk) - g.chunk) * g.time_scale, g.height, g.width, 3
 
 
-def manifest_of(parts: Parts, graphs: dict[str, Graph], part: Path, chunks: int) -> Manifest:
+def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | None, part: Path, chunks: int) -> Manifest:
     c, s, r = parts.transformer.config, parts.schedule, parts.rope
     return Manifest(
         format=FORMAT,
@@ -273,6 +283,7 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], part: Path, chunks: int)
         graphs=graphs,
         prompt_bank=describe(part / "prompts.safetensors"),
         prompts=list(parts.prompts),
+        tokenizer=tokenizer,
         provenance={
             **parts.provenance,
             "parameters": sum(p.numel() for p in parts.transformer.parameters()),

@@ -18,7 +18,7 @@ from .command import Parts, check_target, decoders_of, parse_size, write_bundle
 from .schedule import Schedule
 from .sources import Source, State, fit, half, merge_lora, public_names, read, single, vae_names, wan_config
 from .taehv import EncodeGraph, Taehv, TaehvConfig, public_weights
-from .texts import encode_all, open_encoder, read_prompts
+from .texts import Umt5, encode_all, open_encoder, read_prompts
 from .wan import Wan, fold
 from .wanvae import MEAN, STD, WanDecodeGraph, WanEncodeGraph, WanVae, WanVaeConfig
 
@@ -46,6 +46,7 @@ class WanSource:
     jitter_seed: int = 0
     precision: Literal["fp32", "fp16"] = "fp16"
     encoder: bool = False
+    text_graph: bool = False
 
 
 def export_wan(
@@ -86,6 +87,8 @@ def export_wan(
                 f"--text-encoder {source.text_encoder}: makes {embedding.shape[1]} channels, the generator wants "
                 f"{config.text_dim}"
             )
+    if source.text_graph and not isinstance(text_encoder, Umt5):
+        raise UserError(f"--text-graph: {source.text_encoder} is no UMT5 encoder")
     files = [f for f in (source.generator, source.lora, source.vae) if f is not None and f.is_file()]
     parts = Parts(
         name=source.generator.stem,
@@ -98,8 +101,9 @@ def export_wan(
         prompts=bank,
         provenance={"checkpoint": {f.name: describe(f).sha256 for f in files}, "text_encoder": text_encoder.name},
         precision=source.precision,
+        text_encoder=text_encoder if source.text_graph else None,  # type: ignore[arg-type] - checked above
     )
-    del text_encoder  # the largest thing in memory, and done with
+    del text_encoder  # unless it is exported, the largest thing in memory is done with
     write_bundle(parts, output, chunks=chunks, force=force, console=console, probe=probe)
 
 

@@ -325,6 +325,9 @@ def export_wan_family(
     jitter: Annotated[float, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = 0.8,
     jitter_seed: Annotated[int, typer.Option(help="Seed of the jitter's draw.")] = 0,
     precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    text_graph: Annotated[
+        bool, typer.Option("--text-graph", help="Add the text encoder with INT8 weights, for new prompts offline.")
+    ] = False,
     chunks: CompareOption = 10,
     probe: ProbeOption = False,
     encoder: EncoderOption = False,
@@ -360,6 +363,7 @@ def export_wan_family(
             jitter_seed=jitter_seed,
             precision=precision,
             encoder=encoder,
+            text_graph=text_graph,
         )
         export_wan(source, output, chunks=chunks, force=force, console=console, probe=probe)
 

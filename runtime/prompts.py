@@ -3,20 +3,56 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 
+KEPT = 64  # free prompts whose embeddings are remembered
+
+
+class FreeText:
+    """The bundle's own text encoder: any text -> embedding. Loaded when it is first asked; needs `tokenizers`."""
+
+    def __init__(self, bundle: Bundle, backend: Backend):
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise UserError("a prompt that is not in the bank needs tokenizers: pip install tokenizers") from None
+        assert bundle.manifest.tokenizer is not None
+        self._tokenizer = Tokenizer.from_file(str(bundle.path / bundle.manifest.tokenizer.file))
+        engine = backend.load(bundle, "text")
+        self._buffers = {
+            s.name: engine.device.zeros(s.shape, s.dtype) for s in (*engine.graph.inputs, *engine.graph.outputs)
+        }
+        inputs = {s.name: self._buffers[s.name] for s in engine.graph.inputs}
+        self._run = engine.bind(inputs, {"text": self._buffers["text"]})
+
+    def embedding(self, prompt: str) -> NDArray[np.float32]:
+        """float32 [1, text_len, text_dim], zero rows behind the tokens."""
+        rows = self._buffers["ids"].shape[1]
+        ids = self._tokenizer.encode(prompt).ids[:rows]
+        for name, values in (("ids", ids), ("mask", [1] * len(ids))):
+            padded = np.zeros((1, rows), np.int64)
+            padded[0, : len(ids)] = values
+            self._buffers[name].write(padded)
+        self._run()
+        return self._buffers["text"].read()
+
 
 class PromptBank:
-    """Prompts of a bundle in the manifest's order, and their embeddings."""
+    """Prompts of a bundle in the manifest's order, and their embeddings. With the bundle's own text encoder, any prompt."""
 
-    def __init__(self, bundle: Bundle):
+    def __init__(self, bundle: Bundle, backend: Backend | None = None):
+        self._bundle, self._backend = bundle, backend
+        self._encoder: FreeText | None = None
+        self._free: dict[str, NDArray[np.float32]] = {}
         self.file = bundle.path / bundle.manifest.prompt_bank.file
         self.prompts = tuple(bundle.manifest.prompts)
         self._rows, self._dim = bundle.manifest.network.text_len, bundle.manifest.network.text_dim
@@ -33,11 +69,14 @@ class PromptBank:
                 )
 
     def find(self, prompt: str) -> str:
-        """The bank's own spelling of prompt (case and outer blanks don't matter). Raises UserError listing the prompts."""
+        """The bank's own spelling of prompt (case and outer blanks don't matter); where the bundle has its text encoder, a
+        prompt that is not in the bank is encoded here. Raises UserError listing the prompts."""
         wanted = prompt.strip().casefold()
         for known in self.prompts:
             if known.casefold() == wanted:
                 return known
+        if self._backend is not None and "text" in self._bundle.manifest.graphs and prompt.strip():
+            return self._encode(re.sub(r"\s+", " ", prompt).strip())
         near = difflib.get_close_matches(wanted, [p.casefold() for p in self.prompts], 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         listing = "; ".join(self.prompts)
@@ -45,7 +84,19 @@ class PromptBank:
 
     def embedding(self, prompt: str) -> NDArray[np.float32]:
         """Embedding of a prompt of the bank, zero rows after its tokens: float32 [1, text_len, text_dim]."""
+        if prompt in self._free:
+            return self._free[prompt]
         rows = self._bank[self.find(prompt)]
         out = np.zeros((1, self._rows, self._dim), np.float32)
         out[0, : len(rows)] = rows
         return out
+
+    def _encode(self, prompt: str) -> str:
+        if prompt not in self._free:
+            if self._encoder is None:
+                assert self._backend is not None
+                self._encoder = FreeText(self._bundle, self._backend)
+            while len(self._free) >= KEPT:
+                del self._free[next(iter(self._free))]
+            self._free[prompt] = self._encoder.embedding(prompt)
+        return prompt

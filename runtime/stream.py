@@ -103,7 +103,8 @@ class Stream:
             raise UserError(f"jitter sigma {sigma}: expected 0 <= sigma < 1")
         if rope_mode not in (None, "absolute", "relative"):
             raise UserError(f"rope {rope_mode!r}: expected absolute or relative")
-        self.bank = PromptBank(bundle)
+        backend = backend or OrtBackend(options or EngineOptions())
+        self.bank = PromptBank(bundle, backend)
         self.bundle, self.geometry, self.seed = bundle, manifest.geometry, seed
         self.layout = RingLayout.of(manifest.geometry)
         self.rope_mode = rope_mode or rope.mode
@@ -113,7 +114,6 @@ class Stream:
         self._prompt = self.bank.find(prompt) if prompt is not None else self.bank.prompts[0]
         self._pending: tuple[str, Transition] | None = (self._prompt, "swap")
 
-        backend = backend or OrtBackend(options or EngineOptions())
         if probe and "probe" not in manifest.graphs:
             raise UserError(f"{bundle.path}: has no probe graph; export it with --probe")
         self._loop = _Passes(backend, bundle, "probe" if probe else "step")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -230,6 +231,27 @@ def test_prompts_add(home: Path, exported: Bundle, tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
     assert sorted((f.name, f.stat().st_size) for f in path.iterdir()) == before
+
+
+def test_a_bundle_with_its_text_encoder_takes_any_prompt(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.everframe"
+    export_wan(source(home, text_graph=True), out, chunks=0, force=False, console=QUIET)
+    bundle = Bundle.open(out)
+    model = onnx.load(out / "text.onnx", load_external_data=False)
+    packed = [n for n in model.graph.node if n.op_type == "MatMulNBits"]
+    assert len(packed) == 2 * 7  # q, k, v, o and three of the FFN, in both layers
+    assert all(a.i == 8 for n in packed for a in n.attribute if a.name == "bits")
+    with Stream(bundle, prompt=" snow on  a quiet sea ") as stream:
+        assert stream.prompt == "snow on a quiet sea"
+        chunk = stream.next_chunk()
+        got = torch.from_numpy(stream.bank.embedding("snow on a quiet sea"))[0]
+        with pytest.raises(UserError):
+            stream.set_prompt("  ")
+    expected = Umt5(home / "text").encode("snow on a quiet sea", 512)
+    assert chunk.prompt == "snow on a quiet sea"
+    assert (got[len(expected) :] == 0).all()
+    cosine = torch.nn.functional.cosine_similarity(got[: len(expected)], expected, dim=-1)
+    assert cosine.min() > 0.99
 
 
 class Harmful:
