@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 import onnx
 import torch
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import Tensor, nn
 
 from ..engines.bundle import FileRef, Graph, describe
@@ -49,6 +49,9 @@ def write_text_graph(folder: Path, encoder: Umt5, text_len: int) -> tuple[Graph,
     graph = save_graph(
         TextGraph(encoder.model.float()), (ids, torch.ones_like(ids)), ["ids", "mask"], ["text"], scratch / "text.onnx"
     )
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    logging.getLogger().setLevel(logging.WARNING)  # importing that module turns everybody's INFO log on
     quantizer = MatMulNBitsQuantizer(
         onnx.load(scratch / "text.onnx"), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
     )
