@@ -294,8 +294,8 @@ class WanDecodeGraph(nn.Module):
     def forward(self, latent: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """latent [1, C, F, h, w] float32 -> frames [4F or 4F − 3, 8h, 8w, 3] uint8, states."""
         frames, after = self.model.decode(latent, list(states), self.first)
-        pixels = ((frames[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return pixels.permute(1, 2, 3, 0), *after
+        pixels = ((frames[0].float().clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 3, 0)
+        return pixels.to(torch.uint8), *after  # the cast comes last: TensorRT knows uint8 only at a graph's ends
 
 
 class WanEncodeGraph(nn.Module):
