@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,9 +41,8 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
     ref = bundle.manifest.prompt_bank
     bank = load_file(path / ref.file) | {p: e.half().contiguous() for p, e in embeddings.items()}
     with new_folder(path, replace=True) as part:
-        for old in path.iterdir():
-            if old.name not in (MANIFEST, ref.file) and old.is_file():
-                os.link(old, part / old.name)
+        skip = shutil.ignore_patterns(MANIFEST, ref.file)
+        shutil.copytree(path, part, ignore=skip, copy_function=os.link, dirs_exist_ok=True)  # compiled engines too
         (part / ref.file).write_bytes(save(bank))
         manifest = bundle.manifest.model_copy(
             update={"prompt_bank": describe(part / ref.file), "prompts": [*bundle.manifest.prompts, *new]}

@@ -240,6 +240,54 @@ def plan(
     plan_report.show(request, device or [], as_json)
 
 
+@app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to compile engines for; they are stored in it.")],
+    backend: Annotated[str, typer.Option(help="tensorrt-rtx or tensorrt.")] = "tensorrt-rtx",
+    precision: Annotated[str, typer.Option(help="fp16 or bf16.")] = "fp16",
+    target: Annotated[
+        str, typer.Option(help="Compute capabilities with commas, for example sm_86,sm_89,sm_120; TensorRT-RTX only.")
+    ] = "",
+    workspace: Annotated[int | None, typer.Option(min=1, help="MiB of scratch memory a layer may use.")] = None,
+    optimization_level: Annotated[int | None, typer.Option(help="0 (fast build) to 5.")] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Run on other versions of the backend too.")
+    ] = False,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Leave the weights out; the device refits them from the bundle.")
+    ] = False,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="Allow weights to stay in host memory.")
+    ] = False,
+) -> None:
+    """Compile a bundle's graphs into engines (needs the extra `rtx`; TensorRT-RTX needs no GPU for this)."""
+    from ..engines.trtbuild import BuildOptions
+    from .build import build_engines
+
+    options = BuildOptions(
+        backend=backend,
+        precision=precision,
+        targets=tuple(part.strip() for part in target.split(",") if part.strip()),
+        workspace_mib=workspace,
+        optimization_level=optimization_level,
+        version_compatible=version_compatible,
+        strip_weights=strip_weights,
+        weight_streaming=weight_streaming,
+    )
+    build_engines(bundle, options, console)
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path | None, typer.Argument(help="The bundle; default: the shipped demo.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what a bundle holds, which of its engines can be used here, and why others can't."""
+    from .build import inspect_bundle
+
+    inspect_bundle(open_bundle(bundle), as_json)
+
+
 @prompt_bank.callback(invoke_without_command=True)
 def prompts(context: typer.Context, bundle: BundleOption = None) -> None:
     """List the prompts of a bundle, or add to them."""

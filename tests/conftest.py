@@ -9,6 +9,7 @@ from everframe.engines.bundle import Bundle
 from everframe.export.command import Overrides, export_checkpoint
 
 from helpers import write_checkpoint
+from wanfiles import write_wan_files
 
 KEEP = Overrides()
 
@@ -28,3 +29,8 @@ def bundle_path(checkpoint: Path) -> Path:
 @pytest.fixture
 def bundle(bundle_path: Path) -> Bundle:
     return Bundle.open(bundle_path)
+
+
+@pytest.fixture(scope="session")
+def wan_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wan_files(tmp_path_factory.mktemp("wan"))

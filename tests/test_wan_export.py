@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,99 +10,40 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.export.sources import public_names, read, single, vae_names
-from everframe.export.taehv import Taehv, TaehvConfig
+from everframe.export.sources import read, single
 from everframe.export.texts import Umt5
-from everframe.export.wancommand import WanSource, export_wan, load_transformer
+from everframe.export.wancommand import export_wan, load_transformer
 from everframe.runtime import Stream
 from everframe.runtime.noise import chunk_noise
 
 from reference import Reference, flow_sigmas
+from wanfiles import WAN_PROMPTS, source
 
-PROMPTS = ["a quiet sea", "snow falling on a quiet city"]
 QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generator, a VAE, a text encoder and a prompt file, as a user downloads them."""
-    folder = tmp_path_factory.mktemp("wan")
-    torch.manual_seed(0)
-    theirs = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=128,
-        in_channels=16,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=16,
-        ffn_dim=64,
-        num_layers=2,
-    )
-    theirs.save_pretrained(folder / "diffusers")
-    state = {k: v.clone() for k, v in public_names(theirs.state_dict()).items()}
-    wrapped = {f"model._fsdp_wrapped_module.{k}": v for k, v in state.items()}
-    other = {f"model.{k}": v + 1 for k, v in state.items()}
-    torch.save({"generator": other, "generator_ema": wrapped, "step": 7}, folder / "self_forcing.pt")
-    save_file(state, folder / "diffusion_pytorch_model.safetensors")
-    (folder / "sharded").mkdir()
-    places = {k: f"diffusion_pytorch_model-0000{1 + i % 2}-of-00002.safetensors" for i, k in enumerate(state)}
-    for name in set(places.values()):
-        save_file({k: v for k, v in state.items() if places[k] == name}, folder / "sharded" / name)
-    index = folder / "sharded" / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
-    vae = AutoencoderKLWan(base_dim=8)
-    vae.save_pretrained(folder / "vae")
-    torch.save(vae_names(vae.state_dict()), folder / "Wan2.1_VAE.pth")
-    tiny = Taehv(TaehvConfig(encoder_widths=(8, 8, 8), decoder_widths=(16, 8, 8, 8)))
-    torch.save(tiny.state_dict(), folder / "taew2_1.pth")
-    words = sorted({w for p in PROMPTS for w in p.split()})
-    vocabulary = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    config = UMT5Config(vocab_size=len(vocabulary), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
-    encoder = UMT5EncoderModel(config).eval()
-    encoder.save_pretrained(folder / "text" / "text_encoder")
-    fast.save_pretrained(folder / "text" / "tokenizer")
-    (folder / "prompts.txt").write_text(f"# two prompts\n{PROMPTS[0]}\n\n  {PROMPTS[1]} \n")
-    return folder
-
-
-def source(home: Path, **changes) -> WanSource:
-    given = {
-        "generator": home / "self_forcing.pt",
-        "vae": home / "Wan2.1_VAE.pth",
-        "text_encoder": str(home / "text"),
-        "prompts": home / "prompts.txt",
-        "size": "48x32",
-        "precision": "fp32",
-    }
-    return WanSource(**(given | changes))
-
-
-@pytest.fixture(scope="module")
-def exported(home: Path) -> Bundle:
-    out = home / "out.everframe"
-    export_wan(source(home, encoder=True), out, chunks=8, force=False, console=QUIET)
+def exported(wan_home: Path) -> Bundle:
+    out = wan_home / "out.everframe"
+    export_wan(source(wan_home, encoder=True), out, chunks=8, force=False, console=QUIET)
     return Bundle.open(out)
 
 
-def test_stream_of_a_wan_bundle(home: Path, exported: Bundle) -> None:
+def test_stream_of_a_wan_bundle(wan_home: Path, exported: Bundle) -> None:
     """Latents against the slow reference with the tokens encoded here; frames against diffusers' whole-clip decode."""
-    state = load_file(home / "diffusion_pytorch_model.safetensors")
-    config = load_transformer(source(home), single).config
+    state = load_file(wan_home / "diffusion_pytorch_model.safetensors")
+    config = load_transformer(source(wan_home), single).config
     thetas = [10000.0 * (1 + 0.8 * e) for e in exported.manifest.rope.epsilon]
     reference = Reference(state, config, chunk=3, sink=3, window=12, thetas=thetas)
-    text = Umt5(home / "text").encode(PROMPTS[0], 512).half().double()
+    text = Umt5(wan_home / "text").encode(WAN_PROMPTS[0], 512).half().double()
     shape = exported.manifest.geometry.latent_shape
     latents, frames = [], []
     with Stream(exported, seed=3) as stream:
@@ -115,7 +55,7 @@ def test_stream_of_a_wan_bundle(home: Path, exported: Bundle) -> None:
             latents.append(torch.from_numpy(chunk.latent))
             frames.append(chunk.frames)
     assert [len(f) for f in frames] == [9] + 5 * [12]
-    vae = AutoencoderKLWan.from_pretrained(home / "vae")
+    vae = AutoencoderKLWan.from_pretrained(wan_home / "vae")
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     with torch.no_grad():
         clip = vae.decode(torch.cat(latents, 1)[None] * std + mean).sample[0].permute(1, 2, 3, 0)
@@ -127,41 +67,43 @@ def test_a_cut_begins_like_a_stream(exported: Bundle) -> None:
         counts = []
         for c in range(4):
             if c == 2:
-                stream.set_prompt(PROMPTS[1], "cut")
+                stream.set_prompt(WAN_PROMPTS[1], "cut")
             counts.append(len(stream.next_chunk().frames))
     assert counts == [9, 12, 9, 12]
 
 
 @pytest.mark.parametrize("path", ["self_forcing.pt", "diffusion_pytorch_model.safetensors", "sharded", "diffusers"])
-def test_every_layout_is_the_same_model(home: Path, path: str) -> None:
-    models = [load_transformer(source(home, generator=home / p), single) for p in (path, "diffusers")]
+def test_every_layout_is_the_same_model(wan_home: Path, path: str) -> None:
+    models = [load_transformer(source(wan_home, generator=wan_home / p), single) for p in (path, "diffusers")]
     assert models[0].config == models[1].config
     assert models[0].config.heads == 2
     for (name, a), b in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
 
-def test_the_other_dictionary(home: Path) -> None:
-    ema, plain = (load_transformer(source(home, dictionary=d), single) for d in (None, "generator"))
+def test_the_other_dictionary(wan_home: Path) -> None:
+    ema, plain = (load_transformer(source(wan_home, dictionary=d), single) for d in (None, "generator"))
     assert torch.allclose(plain.head.head.bias, ema.head.head.bias + 1)
 
 
-def test_lora_changes_what_it_names(home: Path, tmp_path: Path) -> None:
+def test_lora_changes_what_it_names(wan_home: Path, tmp_path: Path) -> None:
     a, b = torch.randn(4, 256), torch.randn(64, 4)
     name = "base_model.model.blocks.1.ffn.0"
     lora = {f"{name}.lora_A.default.weight": a, f"{name}.lora_B.default.weight": b}
     torch.save({"generator_lora": lora, "step": 1}, tmp_path / "lora.pt")
-    plain, merged = (load_transformer(source(home, lora=f), single).state_dict() for f in (None, tmp_path / "lora.pt"))
+    plain, merged = (
+        load_transformer(source(wan_home, lora=f), single).state_dict() for f in (None, tmp_path / "lora.pt")
+    )
     for key, value in plain.items():
         change = b @ a if key == "blocks.1.ffn.0.weight" else torch.zeros(())
         assert torch.allclose(merged[key], value + change, atol=1e-5), key
 
 
 @pytest.mark.parametrize("changes", [{"vae": "taew2_1.pth"}, {"vae": "vae", "precision": "fp16"}])
-def test_other_vaes_and_half_precision(home: Path, tmp_path: Path, changes: dict) -> None:
-    changes = changes | {"vae": home / changes["vae"]}
+def test_other_vaes_and_half_precision(wan_home: Path, tmp_path: Path, changes: dict) -> None:
+    changes = changes | {"vae": wan_home / changes["vae"]}
     out = tmp_path / "x.everframe"
-    export_wan(source(home, **changes), out, chunks=8, force=False, console=QUIET)
+    export_wan(source(wan_home, **changes), out, chunks=8, force=False, console=QUIET)
     bundle = Bundle.open(out)
     kinds = {s.name: s.dtype for s in bundle.manifest.graphs["step"].inputs}
     assert kinds["k_0"] == ("float16" if changes.get("precision") == "fp16" else "float32")
@@ -170,23 +112,23 @@ def test_other_vaes_and_half_precision(home: Path, tmp_path: Path, changes: dict
         assert [len(stream.next_chunk().frames) for _ in range(2)] == [9, 12]
 
 
-def test_prompt_embeddings_are_those_of_the_padded_pipeline(home: Path) -> None:
+def test_prompt_embeddings_are_those_of_the_padded_pipeline(wan_home: Path) -> None:
     """The reference pads to 512, masks, and zeroes what lies behind the prompt: the rows in front are the same."""
-    model = UMT5EncoderModel.from_pretrained(home / "text" / "text_encoder").eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(home / "text" / "tokenizer")
-    for prompt in PROMPTS:
+    model = UMT5EncoderModel.from_pretrained(wan_home / "text" / "text_encoder").eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(wan_home / "text" / "tokenizer")
+    for prompt in WAN_PROMPTS:
         tokens = tokenizer(prompt, padding="max_length", max_length=512, return_tensors="pt")
         with torch.no_grad():
             padded = model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state[0]
         rows = int(tokens.attention_mask.sum())
-        got = Umt5(home / "text").encode(f"  {prompt.replace(' ', '  ')} ", 512)
+        got = Umt5(wan_home / "text").encode(f"  {prompt.replace(' ', '  ')} ", 512)
         assert len(got) == rows
         assert torch.allclose(got, padded[:rows], atol=1e-5)
 
 
-def test_the_wan_release_of_umt5(home: Path, tmp_path: Path) -> None:
+def test_the_wan_release_of_umt5(wan_home: Path, tmp_path: Path) -> None:
     """Names as in models_t5_umt5-xxl-enc-bf16.pth, made from transformers' by the architecture's definition."""
-    theirs = UMT5EncoderModel.from_pretrained(home / "text" / "text_encoder").state_dict()
+    theirs = UMT5EncoderModel.from_pretrained(wan_home / "text" / "text_encoder").state_dict()
     state: dict[str, Tensor] = {
         "token_embedding.weight": theirs["shared.weight"],
         "norm.weight": theirs["encoder.final_layer_norm.weight"],
@@ -203,39 +145,39 @@ def test_the_wan_release_of_umt5(home: Path, tmp_path: Path) -> None:
             state[f"blocks.{i}.ffn.{ours}.weight"] = theirs[f"{block}.1.DenseReluDense.{name}.weight"]
     torch.save(state, tmp_path / "models_t5.pth")
     words = tmp_path / "google" / "umt5-xxl"
-    PreTrainedTokenizerFast.from_pretrained(home / "text" / "tokenizer").save_pretrained(words)
-    (words / "config.json").write_bytes((home / "text" / "text_encoder" / "config.json").read_bytes())
-    a, b = (Umt5(p).encode(PROMPTS[1], 512) for p in (home / "text", tmp_path / "models_t5.pth"))
+    PreTrainedTokenizerFast.from_pretrained(wan_home / "text" / "tokenizer").save_pretrained(words)
+    (words / "config.json").write_bytes((wan_home / "text" / "text_encoder" / "config.json").read_bytes())
+    a, b = (Umt5(p).encode(WAN_PROMPTS[1], 512) for p in (wan_home / "text", tmp_path / "models_t5.pth"))
     assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_prompts_add(home: Path, exported: Bundle, tmp_path: Path) -> None:
+def test_prompts_add(wan_home: Path, exported: Bundle, tmp_path: Path) -> None:
     import shutil
 
     path = Path(shutil.copytree(exported.path, tmp_path / "b.everframe"))
     run = [sys.executable, "-c", "from everframe.runtime.cli import main; main()", "prompts"]
-    more = [str(path), "a quiet city", PROMPTS[0], "--text-encoder", str(home / "text")]
+    more = [str(path), "a quiet city", WAN_PROMPTS[0], "--text-encoder", str(wan_home / "text")]
     done = subprocess.run([*run, "add", *more], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "1 prompts added" in done.stderr
     listed = subprocess.run([*run, "-b", str(path)], capture_output=True, text=True)
-    assert listed.stdout.splitlines() == [*PROMPTS, "a quiet city"]
+    assert listed.stdout.splitlines() == [*WAN_PROMPTS, "a quiet city"]
     with Stream(Bundle.open(path), prompt="A quiet city") as stream:
-        expected = Umt5(home / "text").encode("a quiet city", 512).half().float().numpy()
+        expected = Umt5(wan_home / "text").encode("a quiet city", 512).half().float().numpy()
         assert (stream.bank.embedding("a quiet city")[0, : len(expected)] == expected).all()
     assert [f.name for f in tmp_path.iterdir()] == ["b.everframe"]
     before = sorted((f.name, f.stat().st_size) for f in path.iterdir())
     wrong = subprocess.run(
-        [*run, "add", str(path), "x", "--text-encoder", str(home / "vae")], capture_output=True, text=True
+        [*run, "add", str(path), "x", "--text-encoder", str(wan_home / "vae")], capture_output=True, text=True
     )
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
     assert sorted((f.name, f.stat().st_size) for f in path.iterdir()) == before
 
 
-def test_a_bundle_with_its_text_encoder_takes_any_prompt(home: Path, tmp_path: Path) -> None:
+def test_a_bundle_with_its_text_encoder_takes_any_prompt(wan_home: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.everframe"
-    export_wan(source(home, text_graph=True), out, chunks=0, force=False, console=QUIET)
+    export_wan(source(wan_home, text_graph=True), out, chunks=0, force=False, console=QUIET)
     bundle = Bundle.open(out)
     model = onnx.load(out / "text.onnx", load_external_data=False)
     packed = [n for n in model.graph.node if n.op_type == "MatMulNBits"]
@@ -247,7 +189,7 @@ def test_a_bundle_with_its_text_encoder_takes_any_prompt(home: Path, tmp_path: P
         got = torch.from_numpy(stream.bank.embedding("snow on a quiet sea"))[0]
         with pytest.raises(UserError):
             stream.set_prompt("  ")
-    expected = Umt5(home / "text").encode("snow on a quiet sea", 512)
+    expected = Umt5(wan_home / "text").encode("snow on a quiet sea", 512)
     assert chunk.prompt == "snow on a quiet sea"
     assert (got[len(expected) :] == 0).all()
     cosine = torch.nn.functional.cosine_similarity(got[: len(expected)], expected, dim=-1)
@@ -280,17 +222,19 @@ class Harmful:
         ({"jitter": 1.0}, ["jitter_sigma"]),
     ],
 )  # fmt: skip
-def test_refusals(home: Path, tmp_path: Path, changes: dict, words: list[str]) -> None:
-    torch.save({"generator": Harmful()}, home / "harmful.pt")
-    (home / "cut.pt").write_bytes((home / "self_forcing.pt").read_bytes()[:5000])
-    state = read(home / "sharded").state
+def test_refusals(wan_home: Path, tmp_path: Path, changes: dict, words: list[str]) -> None:
+    torch.save({"generator": Harmful()}, wan_home / "harmful.pt")
+    (wan_home / "cut.pt").write_bytes((wan_home / "self_forcing.pt").read_bytes()[:5000])
+    state = read(wan_home / "sharded").state
     del state["blocks.1.cross_attn.k.bias"]
-    save_file(state | {"lost": torch.zeros(1), "head.head.bias": torch.zeros(3)}, home / "halved.safetensors")
-    paths = {k: home / v for k, v in changes.items() if k in ("generator", "vae", "lora", "prompts")}
+    save_file(state | {"lost": torch.zeros(1), "head.head.bias": torch.zeros(3)}, wan_home / "halved.safetensors")
+    paths = {k: wan_home / v for k, v in changes.items() if k in ("generator", "vae", "lora", "prompts")}
     if "text_encoder" in changes:
-        paths["text_encoder"] = str(home / changes["text_encoder"])  # type: ignore[assignment]
+        paths["text_encoder"] = str(wan_home / changes["text_encoder"])  # type: ignore[assignment]
     with pytest.raises(UserError) as caught:
-        export_wan(source(home, **(changes | paths)), tmp_path / "x.everframe", chunks=0, force=False, console=QUIET)
+        export_wan(
+            source(wan_home, **(changes | paths)), tmp_path / "x.everframe", chunks=0, force=False, console=QUIET
+        )
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,154 @@
+"""From a bundle's portable ONNX graph to what TensorRT's parser builds well: half precision, and attention by lengths.
+
+Two rewritings, both on the graph alone (weights stay where they are):
+
+* **Half precision, strongly typed.** Matrix products, convolutions, attention and the ring's update compute in FP16 or
+  BF16; everything between them (norms, modulation, RoPE, softmax of the decomposed kind) stays in FP32. Casts at the seams
+  fuse into their neighbours. The ring, the prompt's keys and values and the decoder's states are stored in the low type.
+* **Attention by key-value lengths.** TensorRT's parser drops `nonpad_kv_seqlen` of the standard Attention with one
+  warning, and would then attend to empty slots. Its own operator TRT_Attention keeps the lengths (as int32) and applies no
+  scale of its own; ours is 1, folded into q. So every Attention becomes one.
+
+Needs the package onnx.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference
+
+from .errors import UserError
+
+Low = Literal["fp16", "bf16"]
+TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+COMPUTE = {"MatMul", "Gemm", "Conv", "Attention", "TensorScatter"}
+STORED_LOW = ("k_", "v_", "prompt_k_", "prompt_v_", "state_")  # inputs and outputs that are kept between passes
+LENGTHS = "kv_len"
+
+
+def lower(model: ModelProto, low: Low) -> ModelProto:
+    """The graph as TensorRT should see it; model is changed in place and returned.
+
+    Raises UserError for a half-precision graph that is to be built in the other half type, and for an Attention that
+    TRT_Attention cannot express.
+    """
+    floats = {i.data_type for i in model.graph.initializer} | {
+        v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)
+    }
+    if low == "bf16" and any(v.type.tensor_type.elem_type == TensorProto.FLOAT16 for v in model.graph.input):
+        raise UserError("precision bf16: this bundle was exported in fp16; export it with --precision fp32 for that")
+    if TensorProto.FLOAT in floats:
+        _Lowering(model, TYPES[low]).run()
+    rewrite_attention(model)
+    return model
+
+
+class _Lowering:
+    """One walk over the nodes, remembering under which name a value exists in which type."""
+
+    def __init__(self, model: ModelProto, low: int):
+        self.graph, self.low = model.graph, low
+        inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+        self.kind = {i.name: i.data_type for i in self.graph.initializer}
+        for value in (*inferred.input, *inferred.output, *inferred.value_info):
+            self.kind[value.name] = value.type.tensor_type.elem_type
+        self.nodes: list[NodeProto] = []
+        self.as_low: dict[str, str] = {}  # float value -> its name in the low type
+        self.as_float: dict[str, str] = {}  # float value that exists in the low type only -> its name in float
+
+    def run(self) -> None:
+        stored = {v.name for v in self.graph.output if self._stored(v)}
+        for value in self.graph.input:
+            if self._stored(value):
+                value.type.tensor_type.elem_type = self.low
+                self.as_low[value.name] = value.name
+                self.as_float[value.name] = ""  # made when it is first needed
+        for value in self.graph.output:
+            if value.name in stored:
+                value.type.tensor_type.elem_type = self.low
+        for node in self.graph.node:
+            self._compute(node, stored) if node.op_type in COMPUTE else self._keep(node, stored)
+        for value in self.graph.output:
+            if value.name in self.as_float and value.name not in stored:
+                self._cast(self.as_low[value.name], value.name, TensorProto.FLOAT)
+        del self.graph.node[:]
+        self.graph.node.extend(self.nodes)
+        del self.graph.value_info[:]
+
+    def _stored(self, value: onnx.ValueInfoProto) -> bool:
+        return value.name.startswith(STORED_LOW) and self.kind[value.name] == TensorProto.FLOAT
+
+    def _cast(self, source: str, target: str, to: int) -> None:
+        self.nodes.append(helper.make_node("Cast", [source], [target], name=f"lower/{target}", to=to))
+
+    def _lowered(self, name: str) -> str:
+        if self.kind.get(name) != TensorProto.FLOAT:
+            return name
+        if name not in self.as_low:
+            self.as_low[name] = f"{name}.low"
+            self._cast(name, f"{name}.low", self.low)
+        return self.as_low[name]
+
+    def _widened(self, name: str) -> str:
+        if name not in self.as_float:
+            return name
+        if not self.as_float[name]:
+            self.as_float[name] = f"{name}.float"
+            self._cast(self.as_low[name], f"{name}.float", TensorProto.FLOAT)
+        return self.as_float[name]
+
+    def _compute(self, node: NodeProto, stored: set[str]) -> None:
+        changed = NodeProto()
+        changed.CopyFrom(node)
+        inputs = [self._lowered(name) for name in node.input]
+        del changed.input[:]
+        changed.input.extend(inputs)
+        for i, name in enumerate(node.output):
+            if self.kind.get(name, TensorProto.FLOAT) == TensorProto.FLOAT:
+                changed.output[i] = name if name in stored else f"{name}.low"
+                self.as_low[name], self.as_float[name] = changed.output[i], ""
+        self.nodes.append(changed)
+
+    def _keep(self, node: NodeProto, stored: set[str]) -> None:
+        changed = NodeProto()
+        changed.CopyFrom(node)
+        inputs = [self._widened(name) for name in node.input]
+        del changed.input[:]
+        changed.input.extend(inputs)
+        late = [name for name in node.output if name in stored]
+        for i, name in enumerate(node.output):
+            if name in stored:
+                changed.output[i] = f"{name}.float"
+        self.nodes.append(changed)
+        for name in late:
+            self.as_low[name], self.as_float[name] = name, f"{name}.float"
+            self._cast(f"{name}.float", name, self.low)
+
+
+def rewrite_attention(model: ModelProto) -> None:
+    """Every Attention -> TRT_Attention(q, k, v[, '', '', lengths as int32])."""
+    graph, lengths = model.graph, f"{LENGTHS}.int32"
+    needed = False
+    for node in graph.node:
+        if node.op_type != "Attention":
+            continue
+        scale = next((a.f for a in node.attribute if a.name == "scale"), None)
+        others = [name for name in node.input[3:6] if name]
+        if scale != 1.0 or others or len(node.output) > 1:
+            raise UserError(
+                f"graph {graph.name}: {node.name}: an Attention with scale {scale} and {others} is not ours"
+            )
+        inputs = list(node.input[:3])
+        if len(node.input) > 6 and node.input[6]:
+            if node.input[6] != LENGTHS:
+                raise UserError(f"graph {graph.name}: {node.name}: lengths {node.input[6]!r}, expected {LENGTHS!r}")
+            inputs += ["", "", lengths]
+            needed = True
+        node.op_type, node.domain = "TRT_Attention", ""
+        del node.input[:]
+        node.input.extend(inputs)
+        del node.attribute[:]
+    if needed:
+        graph.node.insert(0, helper.make_node("Cast", [LENGTHS], [lengths], name="lower/lengths", to=TensorProto.INT32))

@@ -1,0 +1,139 @@
+"""Compiled engines inside a bundle: `engines/<fingerprint>/` with one file per graph and a record of how they were made.
+
+The fingerprint is a hash of everything that decides an engine: backend and its version, options, and the graphs. A bundle
+that is exported again, or a backend that is updated, finds no engines of its own and the old ones are told apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from .bundle import Bundle, FileRef, Model, describe, first_problem, verify
+from .errors import UserError
+from .files import new_folder
+
+FOLDER, RECORD = "engines", "record.json"
+
+
+class EngineRecord(Model):
+    """One compiled graph, as record.json tells it."""
+
+    file: FileRef
+    graph_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    layers: int
+    attentions: int
+    seconds: float
+    memory: dict[str, int]
+
+
+class BuildRecord(Model):
+    """What record.json says."""
+
+    format: int = 1
+    backend: str
+    version: str
+    options: dict[str, Any]
+    made: str  # UTC, ISO 8601
+    graphs: dict[str, EngineRecord]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One folder of engines and why it can't be used, if so."""
+
+    fingerprint: str
+    folder: Path
+    record: BuildRecord | None
+    problem: str | None
+
+
+def fingerprint(bundle: Bundle, version: str, options: Mapping[str, Any]) -> str:
+    """16 hex digits of everything that decides the engines."""
+    graphs = {
+        name: [graph.model.sha256, *(d.sha256 for d in graph.data)] for name, graph in bundle.manifest.graphs.items()
+    }
+    content = json.dumps({"version": version, "options": options, "graphs": graphs}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def write(
+    bundle: Bundle,
+    version: str,
+    options: Mapping[str, Any],
+    compiled: Callable[[], Iterator[tuple[str, bytes, dict[str, Any]]]],
+) -> Stored:
+    """Store engines under their fingerprint, whole or not at all; engines already there are replaced.
+
+    compiled: yields (graph name, engine, {layers, attentions, seconds, memory}).
+    """
+    home = bundle.path / FOLDER
+    try:
+        home.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{home}: cannot write: {error.strerror}") from None
+    key = fingerprint(bundle, version, options)
+    records = {}
+    with new_folder(home / key, replace=True) as part:
+        for name, engine, facts in compiled():
+            file = part / f"{name}.engine"
+            file.write_bytes(engine)
+            sha = bundle.manifest.graphs[name].model.sha256
+            records[name] = EngineRecord(file=describe(file), graph_sha256=sha, **facts)
+        record = BuildRecord(
+            backend=str(options["backend"]),
+            version=version,
+            options=dict(options),
+            made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            graphs=records,
+        )
+        (part / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
+    return Stored(key, home / key, record, None)
+
+
+def stored(bundle: Bundle, versions: Mapping[str, str]) -> list[Stored]:
+    """All engines in the bundle, newest first. versions: installed backends and their versions."""
+    home = bundle.path / FOLDER
+    folders = sorted(f for f in home.iterdir() if f.is_dir() and not f.name.startswith(".")) if home.is_dir() else []
+    found = [check(bundle, folder, versions) for folder in folders]
+    return sorted(found, key=lambda s: s.record.made if s.record else "", reverse=True)
+
+
+def check(bundle: Bundle, folder: Path, versions: Mapping[str, str]) -> Stored:
+    """Read one folder of engines and say what, if anything, keeps them from being used here."""
+    try:
+        record = BuildRecord.model_validate_json((folder / RECORD).read_bytes())
+    except OSError:
+        return Stored(folder.name, folder, None, f"{RECORD} is missing")
+    except ValidationError as error:
+        return Stored(folder.name, folder, None, f"{RECORD}: {first_problem(error)}")
+    return Stored(folder.name, folder, record, problem_of(bundle, folder, record, versions))
+
+
+def problem_of(bundle: Bundle, folder: Path, record: BuildRecord, versions: Mapping[str, str]) -> str | None:
+    missing = sorted(set(bundle.manifest.graphs) - set(record.graphs) - {"text"})
+    if missing:
+        return f"no engine for {', '.join(missing)}"
+    for name, engine in record.graphs.items():
+        graph = bundle.manifest.graphs.get(name)
+        if graph is None or graph.model.sha256 != engine.graph_sha256:
+            return f"{name}: the graph has changed since"
+        try:
+            verify(folder / engine.file.file, engine.file)
+        except UserError as error:
+            return str(error)
+    installed = versions.get(record.backend)
+    if installed is None:
+        return f"{record.backend} is not installed"
+    if installed != record.version and not record.options.get("version_compatible"):
+        return f"built with {record.backend} {record.version}, installed is {installed}"
+    if folder.name != fingerprint(bundle, record.version, record.options):
+        return "its name is not the fingerprint of its content"
+    return None
