@@ -38,6 +38,14 @@ class Buffer(Protocol):
         """A host copy of the present contents."""
         ...
 
+    def write_tokens(self, start: int, values: np.ndarray) -> None:
+        """Copy host values [1, H, n, D] over tokens start … start + n − 1 of a ring [1, H, S, D]."""
+        ...
+
+    def read_tokens(self, start: int, stop: int) -> np.ndarray:
+        """A host copy of tokens start … stop − 1 of a ring."""
+        ...
+
 
 class Device(Protocol):
     def zeros(self, shape: Sequence[int], dtype: str) -> Buffer: ...

@@ -158,6 +158,7 @@ class Manifest(Model):
     geometry: Geometry
     schedule: ScheduleSpec
     rope: RopeSpec
+    form: Literal["in-place", "portable"] = "in-place"  # of the step graph: design.md §3
     graphs: dict[str, Graph]
     prompt_bank: FileRef
     prompts: list[str] = Field(min_length=1)

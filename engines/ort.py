@@ -41,6 +41,16 @@ class OrtBuffer:
     def read(self) -> np.ndarray:
         return self.value.numpy() if self._host is None else self._host.copy()
 
+    def write_tokens(self, start: int, values: np.ndarray) -> None:
+        whole = self.value.numpy() if self._host is None else self._host
+        whole[:, :, start : start + values.shape[2]] = values
+        if self._host is None:
+            self.value.update_inplace(whole)
+
+    def read_tokens(self, start: int, stop: int) -> np.ndarray:
+        whole = self.value.numpy() if self._host is None else self._host
+        return whole[:, :, start:stop].copy()
+
 
 class OrtDevice:
     def __init__(self, name: str):

@@ -35,7 +35,7 @@ from ..engines.errors import UserError
 from ..engines.files import check_writable, new_folder
 from ..runtime.rope import draw_jitter, split_head_dim
 from .checkpoint import CheckpointConfig, RopeConfig, load
-from .graphs import PromptGraph, Ring, StepGraph
+from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
 from .onnxfile import save_graph
 from .schedule import Schedule
 from .taehv import DecodeGraph, EncodeGraph, Taehv
@@ -82,6 +82,7 @@ class Overrides:
     jitter: float | None = None
     jitter_seed: int | None = None
     encoder: bool = False
+    form: Literal["in-place", "portable"] = "in-place"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Parts:
     prompts: dict[str, Tensor]  # prompt -> [tokens, text_dim]
     provenance: dict[str, Any]
     precision: Literal["fp32", "fp16"] = "fp32"
+    form: Literal["in-place", "portable"] = "in-place"
     text_encoder: Umt5 | None = None  # to go into the bundle as a graph
 
 
@@ -124,6 +126,7 @@ def export_checkpoint(
         decoders=decoders_of(checkpoint.autoencoder),
         encoder=EncodeGraph(checkpoint.autoencoder) if overrides.encoder else None,
         prompts=checkpoint.prompts,
+        form=overrides.form,
         provenance={
             "checkpoint": {
                 f.name: describe(f).sha256 for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json")
@@ -159,8 +162,12 @@ def write_bundle(
     if chunks:
         chunks = max(chunks, MIN_CHUNKS, g.window // g.chunk + 2)  # past the wrap of the ring
     ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
+    portable = parts.form == "portable"
+    if portable and (probe or g.window == g.chunk):
+        raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
+    kind = PortableStepGraph if portable else StepGraph
     steps = {
-        name: StepGraph(parts.transformer, parts.schedule, ring, name == "probe")
+        name: kind(parts.transformer, parts.schedule, ring, name == "probe")
         for name in ("step", *(["probe"] if probe else []))
     }
     prompt = PromptGraph(parts.transformer)
@@ -214,36 +221,45 @@ def parse_size(text: str) -> tuple[int, int]:
 def write_graphs(folder: Path, parts: Parts, steps: dict[str, StepGraph], prompt: PromptGraph) -> dict[str, Graph]:
     c, g = parts.transformer.config, parts.geometry
     kind = torch.float16 if parts.precision == "fp16" else torch.float32
+    portable = parts.form == "portable"
+    opset = PORTABLE_OPSET if portable else OPSET
     latent = torch.zeros(g.latent_shape)
     table = torch.zeros(c.heads, g.chunk, split_head_dim(c.head_dim)[0] // 2)
-    ring = torch.zeros(1, c.heads, g.cache_tokens, c.head_dim, dtype=kind)
+    held = g.cache_tokens - (g.chunk_tokens if portable else 0)
+    ring = torch.zeros(1, c.heads, held, c.head_dim, dtype=kind)
     text_kv = torch.zeros(1, c.heads, c.text_len, c.head_dim, dtype=kind)
     names = {s: [f"{s}_{i}" for i in range(c.layers)] for s in ("k", "v", "prompt_k", "prompt_v")}
     index = torch.zeros(1, dtype=torch.int64)
-    filled = torch.full((1,), g.chunk_tokens)
-    args = (latent, index, latent.clone(), table, table.clone(), index.clone(), filled)
+    if portable:
+        place: dict[str, torch.Tensor] = {"mask": torch.zeros(1, 1, 1, g.cache_tokens)}
+    else:
+        place = {"slot": index.clone(), "kv_len": torch.full((1,), g.chunk_tokens)}
+    args = (latent, index, latent.clone(), table, table.clone(), *place.values())
     # Every argument is a tensor of its own, or the exporter would make one input of two; expanded, it costs nothing.
     rings = tuple(
         [blank[:, :, :1].expand_as(blank) for _ in range(c.layers)] for blank in (ring, ring, text_kv, text_kv)
     )
-    inputs = ["latent", "step", "noise", "rope_cos", "rope_sin", "slot", "kv_len"]
+    inputs = ["latent", "step", "noise", "rope_cos", "rope_sin", *place]
     inputs += [n for group in names.values() for n in group]
-    outputs = ["x0", "next", *(f"{n}_next" for n in (*names["k"], *names["v"]))]
+    suffix = "new" if portable else "next"
+    outputs = ["x0", "next", *(f"{n}_{suffix}" for n in (*names["k"], *names["v"]))]
     graphs = {}
     for name, step in steps.items():
         told = [*outputs, *(["sink_mass"] if step.probe else [])]
-        graphs[name] = save_graph(step, (*args, *rings), inputs, told, folder / f"{name}.onnx")
+        graphs[name] = save_graph(step, (*args, *rings), inputs, told, folder / f"{name}.onnx", opset)
     text = torch.zeros(1, c.text_len, c.text_dim)
     told = [*names["prompt_k"], *names["prompt_v"]]
-    graphs["prompt"] = save_graph(prompt, (text,), ["text"], told, folder / "prompt.onnx")
+    graphs["prompt"] = save_graph(prompt, (text,), ["text"], told, folder / "prompt.onnx", opset)
     for name, decoder in parts.decoders.items():
         states = decoder.zero_states(latent)  # type: ignore[operator]
         states_in = [f"state_{i}" for i in range(len(states))]
         told = ["frames", *(f"{n}_next" for n in states_in)]
-        graphs[name] = save_graph(decoder, (latent, *states), ["latent", *states_in], told, folder / f"{name}.onnx")
+        graphs[name] = save_graph(
+            decoder, (latent, *states), ["latent", *states_in], told, folder / f"{name}.onnx", opset
+        )
     if parts.encoder is not None:
         clip = torch.zeros(anchor_shape(parts, graphs), dtype=torch.uint8)
-        graphs["encode"] = save_graph(parts.encoder, (clip,), ["frames"], ["latent"], folder / "encode.onnx")
+        graphs["encode"] = save_graph(parts.encoder, (clip,), ["frames"], ["latent"], folder / "encode.onnx", opset)
     return graphs
 
 
@@ -280,6 +296,7 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
             jitter_seed=r.jitter_seed,
             epsilon=draw_jitter(c.heads, r.jitter_seed).tolist(),
         ),
+        form=parts.form,
         graphs=graphs,
         prompt_bank=describe(part / "prompts.safetensors"),
         prompts=list(parts.prompts),

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .schedule import Schedule
-from .wan import Wan, eager_attention, join_tables, spatial_tables
+from .wan import Attend, Attention3, Wan, eager_attention, join_tables, spatial_tables
 
 OPSET = 24
+PORTABLE_OPSET = 18
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ def prompt_attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             "Attention", (q, keys, values), attributes, dtype=q.dtype, shape=q.shape, version=24
         )
     return eager_attention(q, keys, values)
+
+
+def plain_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q·kᵀ + mask)·v in matrix products that every runtime has; softmax in float32."""
+    scores = (q @ keys.transpose(2, 3)).float()
+    return (scores if mask is None else scores + mask).softmax(-1).to(values.dtype) @ values
 
 
 def sink_mass(q: Tensor, keys: Tensor, valid: Tensor, sink_tokens: int) -> Tensor:
@@ -148,18 +155,63 @@ class StepGraph(nn.Module):
                 masses.append(sink_mass(q, new_keys[layer], kv_len, self.ring.sink * self.ring.frame_tokens))
             return ring_attention(q, new_keys[layer], new_values[layer], kv_len)
 
+        context = list(zip(prompt_keys, prompt_values, strict=True))
+        x0, after = self.advance(latent, step, noise, rope_cos, rope_sin, context, attend, prompt_attention)
+        probed = [torch.stack(masses)] if self.probe else []
+        return x0, after, *new_keys, *new_values, *probed
+
+    def advance(
+        self,
+        latent: Tensor,
+        step: Tensor,
+        noise: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+        context: list[tuple[Tensor, Tensor]],
+        attend: Attend,
+        attention: Attention3,
+    ) -> tuple[Tensor, Tensor]:
+        """The model and the sampler's arithmetic around it -> x0, next."""
         modulation = (self.block_modulation.index_select(0, step), self.head_modulation.index_select(0, step))
         rope = (
             join_tables(rope_cos.unsqueeze(0), self.spatial_cos),
             join_tables(rope_sin.unsqueeze(0), self.spatial_sin),
         )
-        context = list(zip(prompt_keys, prompt_values, strict=True))
         x = latent.to(self.model.head.head.weight.dtype)
-        flow = self.model(x, modulation, rope, context, attend, prompt_attention).float()
+        flow = self.model(x, modulation, rope, context, attend, attention).float()
         sigma, after = (t.index_select(0, step).view(1, 1, 1, 1, 1) for t in (self.sigma, self.sigma_next))
         x0 = latent - sigma * flow
-        probed = [torch.stack(masses)] if self.probe else []
-        return x0, (1 - after) * x0 + after * noise, *new_keys, *new_values, *probed
+        return x0, (1 - after) * x0 + after * noise
+
+
+class PortableStepGraph(StepGraph):
+    """The same pass in operators of opset 18, for runtimes without an in-place cache: the ring [1, H, S−N, D] holds the
+    past only and is read, never written; an additive mask [1, 1, 1, S] hides what is not filled yet; the chunk's own keys
+    and values are outputs, which the runtime copies into their slot after the commit pass."""
+
+    def forward(  # type: ignore[override]
+        self,
+        latent: Tensor,  # (1, C, F, 2h, 2w)
+        step: Tensor,  # (1,) int64
+        noise: Tensor,  # (1, C, F, 2h, 2w)
+        rope_cos: Tensor,  # (H, F, Dt/2)
+        rope_sin: Tensor,
+        mask: Tensor,  # (1, 1, 1, S): 0 for keys that are there, −inf (or far below 0) for others
+        keys: list[Tensor],  # L × (1, H, S − N, D)
+        values: list[Tensor],
+        prompt_keys: list[Tensor],  # L × (1, H, text_len, D)
+        prompt_values: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """-> x0, next, k_0_new … k_{L−1}_new, v_0_new … v_{L−1}_new (this chunk's own [1, H, N, D])"""
+        own: list[tuple[Tensor, Tensor]] = []
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            own.append((k, v))
+            return plain_attention(q, torch.cat([keys[layer], k], 2), torch.cat([values[layer], v], 2), mask)
+
+        context = list(zip(prompt_keys, prompt_values, strict=True))
+        x0, after = self.advance(latent, step, noise, rope_cos, rope_sin, context, attend, plain_attention)
+        return x0, after, *(k for k, _ in own), *(v for _, v in own)
 
 
 def baked_modulation(model: Wan, timesteps: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,9 @@ EMBED_UP_TO = 512 << 20  # bytes of weights; beyond, they get a file of their ow
 STORE_FROM = 1024  # elements; smaller constants stay as they are
 
 
-def save_graph(module: nn.Module, args: tuple[Any, ...], inputs: list[str], outputs: list[str], file: Path) -> Graph:
+def save_graph(
+    module: nn.Module, args: tuple[Any, ...], inputs: list[str], outputs: list[str], file: Path, opset: int = OPSET
+) -> Graph:
     """Export module with static shapes, check it with onnx.checker, write it, and describe it for the manifest."""
     logging.getLogger("torch.onnx").setLevel(
         logging.ERROR
@@ -37,7 +39,7 @@ def save_graph(module: nn.Module, args: tuple[Any, ...], inputs: list[str], outp
             module.eval(),
             args,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=inputs,
             output_names=outputs,
             verbose=False,

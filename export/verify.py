@@ -13,7 +13,8 @@ from ..engines.bundle import Bundle
 from ..engines.ort import OrtBackend
 from ..runtime.ring import RingLayout
 from ..runtime.rope import axis_frequencies, head_thetas, temporal_tables
-from .graphs import PromptGraph, StepGraph
+from ..runtime.stream import HIDDEN
+from .graphs import PortableStepGraph, PromptGraph, StepGraph
 
 
 def compare(
@@ -82,9 +83,11 @@ def compare_step(
     chunks: int,
     check: Callable[[str, Buffer, Tensor], None],
 ) -> None:
-    """One step graph, all passes of so many chunks, the ring in place on one side and copied on the other."""
+    """One step graph, all passes of so many chunks, the ring in place on one side and copied on the other; in the portable
+    form, stored on both sides after the commit pass."""
+    portable = isinstance(module, PortableStepGraph)
     engine = OrtBackend(EngineOptions()).load(bundle, name)
-    buffers = _buffers(engine, in_place=True)
+    buffers = _buffers(engine, in_place=not portable)
     for spec, values in zip([s for s in engine.graph.inputs if s.name.startswith("prompt_")], context, strict=True):
         buffers[spec.name].write(values.numpy())
     rope, geometry = bundle.manifest.rope, bundle.manifest.geometry
@@ -96,15 +99,21 @@ def compare_step(
     values = [torch.zeros_like(k) for k in keys]
     denoising = len(bundle.manifest.schedule.steps)
     for c in range(chunks):
-        slot = layout.slot(c)
+        slot = layout.past_slot(c) if portable else layout.slot(c)
         tables = temporal_tables(np.arange(geometry.chunk) + float(c * geometry.chunk), frequencies)
-        place = (torch.tensor([slot.start]), torch.tensor([slot.valid]))
+        place: tuple[Tensor, ...] = (torch.tensor([slot.start]), torch.tensor([slot.valid]))
+        if portable:
+            mask = torch.where(torch.arange(geometry.cache_tokens) < slot.valid, 0.0, HIDDEN)
+            mask[-geometry.chunk_tokens :] = 0
+            place = (mask.view(1, 1, 1, -1),)
         latent = torch.randn(geometry.latent_shape, generator=generator)
         for i in range(denoising + 1):
             noise = torch.randn(geometry.latent_shape, generator=generator)
             args = (latent, torch.tensor([i]), noise, *(torch.from_numpy(t) for t in tables), *place)
             x0, after, *rest = module(*args, keys, values, list(context[:layers]), list(context[layers:]))
-            keys, values, probed = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
+            own, probed = (rest[:layers], rest[layers : 2 * layers]), rest[2 * layers :]
+            if not portable:
+                keys, values = own
             for spec, value in zip(engine.graph.inputs, args, strict=False):
                 buffers[spec.name].write(value.numpy())
             _run(engine, buffers)
@@ -112,10 +121,16 @@ def compare_step(
             check("next", buffers["next"], after)
             for mass in probed:
                 check("sink_mass", buffers["sink_mass"], mass)
-            for j, (k, v) in enumerate(zip(keys, values, strict=True)):
-                check("ring", buffers[f"k_{j}"], k)
-                check("ring", buffers[f"v_{j}"], v)
+            for side, tensors in zip("kv", own, strict=True):
+                for j, tensor in enumerate(tensors):
+                    check("ring", buffers[f"{side}_{j}{'_new' if portable else ''}"], tensor)
             latent = x0 if i >= denoising - 1 else after
+            if portable and i == denoising and slot.start >= 0:
+                stop = slot.start + geometry.chunk_tokens
+                for side, ring, tensors in zip("kv", (keys, values), own, strict=True):
+                    for j, tensor in enumerate(tensors):
+                        ring[j][:, :, slot.start : stop] = tensor
+                        buffers[f"{side}_{j}"].write_tokens(slot.start, buffers[f"{side}_{j}_new"].read())
 
 
 def _shape(bundle: Bundle, graph: str, name: str) -> tuple[int, ...]:

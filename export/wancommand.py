@@ -45,6 +45,7 @@ class WanSource:
     jitter: float = 0.8
     jitter_seed: int = 0
     precision: Literal["fp32", "fp16"] = "fp16"
+    form: Literal["in-place", "portable"] = "in-place"
     encoder: bool = False
     text_graph: bool = False
 
@@ -101,6 +102,7 @@ def export_wan(
         prompts=bank,
         provenance={"checkpoint": {f.name: describe(f).sha256 for f in files}, "text_encoder": text_encoder.name},
         precision=source.precision,
+        form=source.form,
         text_encoder=text_encoder if source.text_graph else None,  # type: ignore[arg-type] - checked above
     )
     del text_encoder  # unless it is exported, the largest thing in memory is done with

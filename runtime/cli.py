@@ -53,6 +53,9 @@ ProbeOption = Annotated[
     bool, typer.Option("--probe", help="Add a graph that tells the attention on the sinks, for study sinks.")
 ]
 EncoderOption = Annotated[bool, typer.Option("--encoder", help="Add the encoder, so that a picture can be the anchor.")]
+FormOption = Annotated[
+    str, typer.Option(help="in-place, or portable: for TensorRT before 11.1 and rings that are not float.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")]
 BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Engine bundle; default: the shipped demo.")]
 
@@ -330,9 +333,11 @@ def export(
     chunks: CompareOption = 10,
     probe: ProbeOption = False,
     encoder: EncoderOption = False,
+    form: FormOption = "in-place",
     force: ForceOption = False,
 ) -> None:
     """Export a checkpoint folder into an engine bundle (needs the extra `export`). The default when no command is named."""
+    check_form(form)
     with needs_extra("export"):
         from ..export.command import Overrides, export_checkpoint
 
@@ -344,6 +349,7 @@ def export(
             jitter=jitter,
             jitter_seed=jitter_seed,
             encoder=encoder,
+            form=form,  # type: ignore[arg-type] - checked above
         )
         export_checkpoint(checkpoint, output, overrides, chunks=chunks, force=force, console=console, probe=probe)
 
@@ -379,9 +385,11 @@ def export_wan_family(
     chunks: CompareOption = 10,
     probe: ProbeOption = False,
     encoder: EncoderOption = False,
+    form: FormOption = "in-place",
     force: ForceOption = False,
 ) -> None:
     """Export a checkpoint of the Wan2.1-1.3B family (needs the extras `export` and `text`)."""
+    check_form(form)
     if precision not in ("fp16", "fp32"):
         raise UserError(f"--precision {precision}: expected fp16 or fp32")
     try:
@@ -411,9 +419,15 @@ def export_wan_family(
             jitter_seed=jitter_seed,
             precision=precision,
             encoder=encoder,
+            form=form,  # type: ignore[arg-type] - checked above
             text_graph=text_graph,
         )
         export_wan(source, output, chunks=chunks, force=force, console=console, probe=probe)
+
+
+def check_form(form: str) -> None:
+    if form not in ("in-place", "portable"):
+        raise UserError(f"--form {form!r}: expected in-place or portable")
 
 
 @contextmanager

@@ -41,6 +41,27 @@ class RingLayout:
         """Chunks before the current one that it sees, sinks apart, once the ring is full."""
         return self.ring_chunks - 1
 
+    @property
+    def sink_tokens(self) -> int:
+        return self.sink_chunks * self.chunk_tokens
+
+    @property
+    def past_tokens(self) -> int:
+        """Tokens of a ring that holds the past only (the portable form)."""
+        return (self.chunks - 1) * self.chunk_tokens
+
+    def past_slot(self, written: int) -> Slot:
+        """In a ring that holds the past only: where the next chunk goes once it is committed, and how many tokens are
+        valid while it is made. A chunk that will never be seen again (a window of one chunk) goes nowhere: start −1."""
+        past_sinks = written - self.sink_chunks
+        if past_sinks < 0:
+            place = written
+        elif self.past_chunks:
+            place = self.sink_chunks + past_sinks % self.past_chunks
+        else:
+            return Slot(-1, min(written, self.chunks - 1) * self.chunk_tokens)
+        return Slot(place * self.chunk_tokens, min(written, self.chunks - 1) * self.chunk_tokens)
+
     def slot(self, written: int) -> Slot:
         """The slot of the next chunk when `written` chunks have been committed since the ring was last emptied."""
         past_sinks = written - self.sink_chunks

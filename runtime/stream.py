@@ -31,6 +31,7 @@ from .rope import axis_frequencies, head_thetas, temporal_tables
 Transition = Literal["swap", "smooth", "flush", "cut"]
 TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")
 MAX_SEED = 2**64 - 1
+HIDDEN = -1e9  # added to the attention score of a slot that holds nothing yet: its weight is exactly 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Stream:
         self._written = 0  # chunks committed since the ring was last emptied
         self._position = start  # latent frame index of the next chunk
         self._recent: deque[tuple[int, NDArray[np.float32]]] = deque(maxlen=max(1, self.layout.past_chunks))
-        self._sinks = _SinkKeys(self.layout.sink_chunks * self.layout.chunk_tokens, self.geometry.frame_tokens)
+        self._sinks = _SinkKeys(self.layout.sink_tokens)
 
     @property
     def position(self) -> int:
@@ -167,7 +168,7 @@ class Stream:
         prompt_time = clock.lap()
         loop, geometry = self._loop, self.geometry
         noise = chunk_noise(self.seed, self._index, loop.steps, geometry.latent_shape)
-        slot = self._place(self._position)
+        self._place(self._position)
         loop.write_noise(noise)
         host = clock.lap()
         diffuse = []
@@ -180,7 +181,7 @@ class Stream:
         decode = clock.lap()
         latent = loop.x0.read()[0]
         frames = decoded.read()
-        if slot.valid <= self.layout.sink_chunks * self.layout.chunk_tokens:
+        if self._written < self.layout.sink_chunks:
             self._sinks.remember(self._position, self._written, loop.keys)
         self._recent.append((self._position, latent))
         host += clock.lap()
@@ -198,15 +199,17 @@ class Stream:
         self._position += geometry.chunk
         return chunk
 
-    def _place(self, position: int) -> Slot:
+    def _place(self, position: int) -> None:
         """Point the step passes at the next slot, with the tables of the chunk at `position`."""
-        slot = self.layout.slot(self._written)
+        slot = self._slot(self._written)
         cos, sin = temporal_tables(np.arange(self.geometry.chunk) + float(position), self._frequencies)
         self._loop.write_place(cos, sin, slot)
         if self.rope_mode == "relative":
             behind = self.layout.past_chunks * self.geometry.chunk + self.geometry.sink
             self._sinks.follow(position - behind, self._frequencies, self._loop.keys)
-        return slot
+
+    def _slot(self, written: int) -> Slot:
+        return self.layout.past_slot(written) if self._loop.portable else self.layout.slot(written)
 
     def _apply_prompt(self) -> None:
         if self._pending is None:
@@ -222,10 +225,9 @@ class Stream:
             self._loop.reset_decoder()
         elif self._written > self.layout.sink_chunks:
             if transition == "flush":
-                newest = self.layout.slot(self._written - 1).start
-                self._loop.move_chunk(
-                    newest, self.layout.sink_chunks * self.layout.chunk_tokens, self.layout.chunk_tokens
-                )
+                newest = self._slot(self._written - 1).start
+                if newest >= 0:
+                    self._loop.move_chunk(newest, self.layout.sink_tokens, self.layout.chunk_tokens)
                 self._written = self.layout.sink_chunks + 1
             else:
                 recent = (
@@ -255,8 +257,8 @@ class _SinkKeys:
     error accumulates.
     """
 
-    def __init__(self, tokens: int, frame_tokens: int):
-        self.tokens, self.frame_tokens = tokens, frame_tokens
+    def __init__(self, tokens: int):
+        self.tokens = tokens
         self.forget()
 
     def forget(self) -> None:
@@ -266,7 +268,7 @@ class _SinkKeys:
     def remember(self, position: int, written: int, ring: list[Buffer]) -> None:
         if written == 0:
             self.start = position
-        self.keys = [buffer.read()[:, :, : self.tokens] for buffer in ring]
+        self.keys = [buffer.read_tokens(0, self.tokens) for buffer in ring]
 
     def follow(self, position: int, frequencies: NDArray[np.float64], ring: list[Buffer]) -> None:
         """Write the sink keys as if the first sink frame stood at `position` (never before where it was made)."""
@@ -280,9 +282,7 @@ class _SinkKeys:
             turned = kept.copy()
             turned[..., :k] = a * cos - b * sin
             turned[..., half : half + k] = b * cos + a * sin
-            whole = buffer.read()
-            whole[:, :, : self.tokens] = turned
-            buffer.write(whole)
+            buffer.write_tokens(0, turned)
 
 
 class _Passes:
@@ -292,10 +292,12 @@ class _Passes:
         manifest = bundle.manifest
         g, net = manifest.geometry, manifest.network
         self.steps = n = len(manifest.schedule.steps)
+        self.portable = manifest.form == "portable"
         self.layers = range(net.layers)
         step, prompt, decode = (backend.load(bundle, name) for name in (step_graph, "prompt", "decode"))
         zeros = step.device.zeros
-        ring_shape = (1, net.heads, g.cache_tokens, net.head_dim)
+        held = g.cache_tokens - (g.chunk_tokens if self.portable else 0)
+        ring_shape = (1, net.heads, held, net.head_dim)
         self.keys = [zeros(ring_shape, _dtype(step, f"k_{i}")) for i in self.layers]
         self.values = [zeros(ring_shape, _dtype(step, f"v_{i}")) for i in self.layers]
         text_shape = (1, net.heads, net.text_len, net.head_dim)
@@ -307,19 +309,19 @@ class _Passes:
         table = (net.heads, g.chunk, manifest.rope.channels // 2)
         self.cos, self.sin = zeros(table, "float32"), zeros(table, "float32")
         self.slot, self.valid = zeros((1,), "int64"), zeros((1,), "int64")
+        self.mask = zeros((1, 1, 1, g.cache_tokens), "float32")
+        self._store_at = -1  # where the portable form's chunk goes when it is committed
         indices = [zeros((1,), "int64") for _ in range(n + 1)]
         for i, index in enumerate(indices):
             index.write(np.array([i], np.int64))
 
         ring = {f"{s}_{i}": b for s, side in (("k", self.keys), ("v", self.values)) for i, b in enumerate(side)}
-        shared = {
-            "rope_cos": self.cos,
-            "rope_sin": self.sin,
-            "slot": self.slot,
-            "kv_len": self.valid,
-            **ring,
-            **self.prompt_kv,
-        }
+        # In place, the ring is input and output at once; the portable form hands out the chunk's own keys and values.
+        own_shape = (1, net.heads, g.chunk_tokens, net.head_dim)
+        self.own = {name: zeros(own_shape, _dtype(step, name)) for name in ring} if self.portable else {}
+        updated = {f"{name}_new": b for name, b in self.own.items()} or {f"{name}_next": b for name, b in ring.items()}
+        place = {"mask": self.mask} if self.portable else {"slot": self.slot, "kv_len": self.valid}
+        shared = {"rope_cos": self.cos, "rope_sin": self.sin, **place, **ring, **self.prompt_kv}
 
         probed = [spec for spec in step.graph.outputs if spec.name == "sink_mass"]
         self.masses = [zeros(spec.shape, spec.dtype) for spec in probed for _ in range(n)]
@@ -327,7 +329,6 @@ class _Passes:
 
         def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
             inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}
-            updated = {f"{name}_next": buffer for name, buffer in ring.items()}  # the same buffers: in place
             told = {"sink_mass": self.masses[index]} if probed and index < n else unread
             return step.bind(inputs, {"x0": x0, "next": after, **updated, **told})
 
@@ -343,7 +344,7 @@ class _Passes:
             for i in range(n)
         ]
         scratch = zeros(g.latent_shape, "float32")
-        self.commit = bound(n, self.x0, self.noise[0], scratch, spare)
+        self._commit = bound(n, self.x0, self.noise[0], scratch, spare)
         self._clean = zeros(g.latent_shape, "float32")
         self._recommit = bound(n, self._clean, self.noise[0], scratch, spare)
 
@@ -372,8 +373,25 @@ class _Passes:
     def write_place(self, cos: NDArray[np.float32], sin: NDArray[np.float32], slot: Slot) -> None:
         self.cos.write(cos)
         self.sin.write(sin)
-        self.slot.write(np.array([slot.start], np.int64))
-        self.valid.write(np.array([slot.valid], np.int64))
+        if self.portable:
+            own = self.mask.shape[-1] - self.keys[0].shape[2]  # the chunk's own tokens stand behind the ring's
+            seen = np.arange(self.mask.shape[-1]) < slot.valid
+            seen[-own:] = True
+            self.mask.write(np.where(seen, 0.0, HIDDEN).astype(np.float32).reshape(self.mask.shape))
+            self._store_at = slot.start
+        else:
+            self.slot.write(np.array([slot.start], np.int64))
+            self.valid.write(np.array([slot.valid], np.int64))
+
+    def commit(self) -> None:
+        """The commit pass over x0: its clean keys and values stand in the ring afterwards."""
+        self._commit()
+        self._store()
+
+    def _store(self) -> None:
+        if self._store_at >= 0:
+            for ring, own in zip((*self.keys, *self.values), self.own.values(), strict=bool(self.own)):
+                ring.write_tokens(self._store_at, own.read())
 
     def decode(self) -> Buffer:
         """Decode x0; returns the frames' buffer."""
@@ -389,6 +407,7 @@ class _Passes:
     def recommit(self, latent: NDArray[np.float32]) -> None:
         self._clean.write(latent)
         self._recommit()
+        self._store()
 
     def reset_decoder(self) -> None:
         for states in self._states:
@@ -399,9 +418,7 @@ class _Passes:
     def move_chunk(self, source: int, target: int, tokens: int) -> None:
         """Copy one chunk's keys and values to another slot of the ring."""
         for buffer in (*self.keys, *self.values):
-            values = buffer.read()
-            values[:, :, target : target + tokens] = values[:, :, source : source + tokens]
-            buffer.write(values)
+            buffer.write_tokens(target, buffer.read_tokens(source, source + tokens))
 
 
 def _dtype(engine: Engine, name: str) -> str:

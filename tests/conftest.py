@@ -34,3 +34,11 @@ def bundle(bundle_path: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def wan_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_wan_files(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(scope="session")
+def portable_path(checkpoint: Path) -> Path:
+    path = checkpoint.parent / "portable.everframe"
+    changes = Overrides(form="portable")
+    export_checkpoint(checkpoint, path, changes, chunks=10, force=False, console=Console(quiet=True))
+    return path

@@ -58,6 +58,11 @@ def test_every_graph_of_a_wan_bundle_builds(wan_bundle: Bundle, graph: str) -> N
     assert built.attentions == (4 if graph == "step" else 0)
 
 
+@pytest.mark.parametrize("graph", ["step", "prompt", "decode"])
+def test_the_portable_form_builds(portable_path: Path, graph: str) -> None:
+    assert build_graph(Bundle.open(portable_path), graph, BuildOptions(targets=("sm_86",))).attentions == 0
+
+
 def test_progress_and_interrupt(bundle: Bundle) -> None:
     phases = set()
 

@@ -39,6 +39,34 @@ def test_step_graph_is_static_and_in_place_by_the_standard(bundle_path: Path) ->
         assert all(d.dim_value > 0 for d in value.type.tensor_type.shape.dim)
 
 
+# Operators of the parser of TensorRT 10.3 (its published list of supported ONNX operators), as far as they occur here.
+TENSORRT_10_3 = """
+Abs Add And Cast Clip Concat Constant ConstantOfShape Conv Cos Div Einsum Equal Erf Exp Expand Flatten Floor Gather Gelu
+Gemm Greater Identity LayerNormalization Less MatMul Max Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean
+ReduceSum Relu Reshape Resize Round Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where
+"""
+
+
+def test_portable_form_keeps_to_what_old_parsers_know(portable_path: Path) -> None:
+    for file in portable_path.glob("*.onnx"):
+        model = onnx.load(file)
+        assert max(o.version for o in model.opset_import if o.domain == "") == 18
+        assert {n.op_type for n in model.graph.node} <= set(TENSORRT_10_3.split()), file.name
+        assert {n.domain for n in model.graph.node} <= {""}
+        assert not model.functions
+
+
+@pytest.mark.parametrize("changes", [{"form": "portable", "window": 3, "sink": 0}, {"form": "portable", "sink": 6}])
+def test_portable_windows(checkpoint: Path, tmp_path: Path, changes: dict) -> None:
+    out = tmp_path / "x.everframe"
+    if changes.get("window") == 3:
+        with pytest.raises(UserError, match="--form portable"):
+            export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False, console=QUIET)
+        return
+    export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False, console=QUIET)
+    assert Bundle.open(out).manifest.form == "portable"
+
+
 def test_weights_are_stored_in_half_precision(bundle_path: Path) -> None:
     model = onnx.load(bundle_path / "step.onnx")
     half = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT16}

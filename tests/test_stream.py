@@ -20,6 +20,13 @@ from everframe.runtime.noise import chunk_noise
 from helpers import AUTOENCODER, PROMPTS, TRANSFORMER
 from reference import Reference, flow_sigmas
 
+
+@pytest.fixture(params=["in-place", "portable"])
+def bundle(request: pytest.FixtureRequest, bundle_path: Path, portable_path: Path) -> Bundle:
+    """Everything here holds for both forms of the step graph."""
+    return Bundle.open(portable_path if request.param == "portable" else bundle_path)
+
+
 SIGMAS = flow_sigmas([1000, 750, 500, 250], 5.0)
 
 
@@ -80,8 +87,9 @@ def test_frames_are_the_whole_clip_decode_of_the_latents(bundle: Bundle, checkpo
     assert (frames - expected).abs().max() < 0.51  # rounding alone
 
 
-def test_probe_tells_the_attention_on_the_sinks(checkpoint: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_probe_tells_the_attention_on_the_sinks(checkpoint: Path, bundle_path: Path, tmp_path: Path) -> None:
     """Its numbers against the reference's, pass by pass; its frames are those of the plain step graph."""
+    bundle = Bundle.open(bundle_path)
     with pytest.raises(UserError, match="--probe"):
         Stream(bundle, probe=True)
     path = tmp_path / "probed.everframe"
@@ -169,6 +177,14 @@ def test_relative_mode_keeps_the_sinks_right_behind_the_window(bundle: Bundle, c
             sink.append(made)
             latent = torch.from_numpy(stream.next_chunk().latent).double()
             assert (latent - made).abs().max() / made.abs().max() < 2e-5, f"chunk {c}"
+
+
+def test_both_forms_give_the_same_frames(bundle_path: Path, portable_path: Path) -> None:
+    with Stream(Bundle.open(bundle_path), seed=6) as a, Stream(Bundle.open(portable_path), seed=6) as b:
+        for _ in range(10):
+            one, other = a.next_chunk(), b.next_chunk()
+            assert np.abs(one.latent - other.latent).max() < 1e-4
+            assert np.abs(one.frames.astype(int) - other.frames).max() <= 1
 
 
 def frames_of(bundle: Bundle, seed: int, **kw) -> np.ndarray:
