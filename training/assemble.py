@@ -1,13 +1,16 @@
-"""Put what was trained into one checkpoint folder, training/demo, which `everframe export` reads.
+"""Put what was trained into one checkpoint folder, which `everframe export` reads.
 
 python training/assemble.py && everframe export training/demo -o runtime/demo.everframe --force
+python training/assemble.py --transformer short --target training/work/short     # the variant of the study
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
@@ -19,16 +22,19 @@ from common import HERE, WORK
 from scenes import FPS, PROMPTS
 from transformer import CHUNK, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE
 
-TARGET = HERE / "demo"
-
 
 def main() -> None:
-    TARGET.mkdir(exist_ok=True)
-    for name in ("transformer.safetensors", "autoencoder.safetensors"):
-        shutil.copyfile(WORK / name, TARGET / name)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--transformer", default="transformer", help="transformer, student or short")
+    parser.add_argument("--target", type=Path, default=HERE / "demo")
+    args = parser.parse_args()
+    target: Path = args.target
+    target.mkdir(exist_ok=True)
+    shutil.copyfile(WORK / f"{args.transformer}.safetensors", target / "transformer.safetensors")
+    shutil.copyfile(WORK / "autoencoder.safetensors", target / "autoencoder.safetensors")
     bank = [prompts[0] for variants in PROMPTS.values() for prompts in variants.values()]
     texts = load_file(WORK / "texts.safetensors")
-    save_file({prompt: texts[prompt] for prompt in bank}, TARGET / "prompts.safetensors")
+    save_file({prompt: texts[prompt] for prompt in bank}, target / "prompts.safetensors")
     config = {
         "name": "everframe-demo",
         "transformer": dataclasses.asdict(TRANSFORMER),
@@ -43,10 +49,14 @@ def main() -> None:
             "window": CHUNK * (1 + PAST + 1),
         },
         "schedule": dataclasses.asdict(SCHEDULE),
-        "rope": {"mode": "absolute", "jitter_sigma": JITTER_SIGMA, "jitter_seed": JITTER_SEED},
+        "rope": {
+            "mode": "absolute",
+            "jitter_sigma": 0.0 if args.transformer == "short" else JITTER_SIGMA,
+            "jitter_seed": JITTER_SEED,
+        },
         "prompts": bank,
     }
-    (TARGET / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 if __name__ == "__main__":

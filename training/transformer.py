@@ -11,6 +11,9 @@ What makes it endless: far positions; half of the sequences with jittered RoPE b
 the history is the model's own four-step output half of the time (self-rollout), while the target stays the truth, so
 that it learns to return from its own mistakes; and prompt switches in the middle of a sequence, so that the prompt
 outranks the sinks.
+
+`--short` leaves all of that out but the history's noise: five chunks from latent frame 0, plain RoPE, true history. That is
+how the published models were trained, so it is the variant in which sink-collapse can be studied (docs/study.md).
 """
 
 from __future__ import annotations
@@ -80,7 +83,8 @@ def encode_clip(ae: Taehv, clip: Tensor) -> Tensor:
 class Tables:
     """RoPE tables of whole chunks, for plain (row 0) and jittered (row 1) bases."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, jittered: bool = True):
+        self.jittered = jittered
         channels = split_head_dim(DEMO.head_dim)[0]
         epsilon = draw_jitter(DEMO.heads, JITTER_SEED)
         self.frequencies = [
@@ -136,8 +140,8 @@ def commit(model: Wan, x0: Tensor, rope: tuple[Tensor, Tensor], context: KV, pas
 class Batches:
     """Draws sequences: latents [B, 5, C, F, 2h, 2w], text [B, 5, text_len, text_dim], chunk starts [5][B]."""
 
-    def __init__(self, latents: np.ndarray, texts: dict[str, Tensor], device: str):
-        self.latents, self.device = latents, device
+    def __init__(self, latents: np.ndarray, texts: dict[str, Tensor], device: str, short: bool = False):
+        self.latents, self.device, self.short = latents, device, short
         self.texts = {k: nn.functional.pad(v.float(), (0, 0, 0, DEMO.text_len - len(v))) for k, v in texts.items()}
         self.rng = np.random.default_rng()
 
@@ -153,9 +157,9 @@ class Batches:
     def draw(self, size: int) -> tuple[Tensor, Tensor, list[list[int]]]:
         latents, texts, starts = [], [], []
         for i, other in self.rng.integers(0, len(self.latents) - HELD_OUT, (size, 2)).tolist():
-            near = self.rng.random() < 0.5
+            near = self.short or bool(self.rng.random() < 0.5)
             chunks, text = self.chunks(i, near), [self.prompt(i)] * CHUNKS
-            if self.rng.random() < 0.2:  # the prompt changes, and the picture with it
+            if not self.short and self.rng.random() < 0.2:  # the prompt changes, and the picture with it
                 at = int(self.rng.integers(1, CHUNKS))
                 chunks = np.concatenate([chunks[:at], self.chunks(other, bool(self.rng.random() < 0.5))[at:]])
                 text = [*text[:at], *[self.prompt(other)] * (CHUNKS - at)]
@@ -182,7 +186,7 @@ def sequence_loss(
 ) -> Tensor:
     truth, text, starts = batch
     size, device = len(truth), str(truth.device)
-    jitter = torch.randint(0, 2, (size,)).tolist()
+    jitter = torch.randint(0, 2, (size,)).tolist() if tables.jittered else [0] * size
     ropes = [tables(s, jitter) for s in starts]
     history = list(truth.unbind(1))
     if own_history:
@@ -217,7 +221,7 @@ def generate(model: Wan, tables: Tables, text: Tensor, chunks: int, start: int =
     shape = (len(text), DEMO.latent_channels, CHUNK, 2 * ROWS, 2 * COLUMNS)
     context, kept, out = model.context(text), {}, []
     for c in range(chunks):
-        rope = tables([start + CHUNK * c] * len(text), [1] * len(text))
+        rope = tables([start + CHUNK * c] * len(text), [int(tables.jittered)] * len(text))
         past = [kept[j] for j in seen_by(c)]
         noise = [torch.randn(shape, generator=generator).to(text.device) for _ in SCHEDULE.steps]
         x0 = sample_chunk(model, noise, rope, context, past)
@@ -264,20 +268,22 @@ def main() -> None:
     parser.add_argument(
         "--rollout-from", type=float, default=0.6, help="share of the budget after which self-rollout starts"
     )
+    parser.add_argument("--short", action="store_true", help="the variant for the sink-collapse study")
     args = parser.parse_args()
+    name = "short" if args.short else "transformer"
     torch.manual_seed(0)
     latents = encode_pool(args.instances, args.use, args.device)
-    batches = Batches(latents, load_file(WORK / "texts.safetensors"), args.device)
+    batches = Batches(latents, load_file(WORK / "texts.safetensors"), args.device, args.short)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
     model = Wan(DEMO).to(args.device)
     nn.init.zeros_(model.head.head.weight)
     muon, adam = optimisers(model)
     ema = Ema(model, 0.998)
-    run = Run("transformer", {"model": model, "muon": muon, "adam": adam, "ema": ema}, args.minutes)  # type: ignore[dict-item]
-    tables = Tables(args.device)
+    run = Run(name, {"model": model, "muon": muon, "adam": adam, "ema": ema}, args.minutes)  # type: ignore[dict-item]
+    tables = Tables(args.device, jittered=not args.short)
     total, counted = 0.0, 0
     for step in run.steps([muon, adam], peak=args.peak):
-        own = run.progress > args.rollout_from and step % 2 == 0
+        own = not args.short and run.progress > args.rollout_from and step % 2 == 0
         with torch.autocast(args.device, torch.bfloat16):
             loss = sequence_loss(model, tables, batches.draw(args.batch), own)
         muon.zero_grad()
@@ -295,7 +301,7 @@ def main() -> None:
         if step % 1000 == 999:
             evaluate_with(ema, model, lambda: preview(run, model, tables, batches, args.device))
     state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, DEMO)
-    save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / "transformer.safetensors")
+    save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / f"{name}.safetensors")
     evaluate_with(ema, model, lambda: preview(run, model, tables, batches, args.device))
 
 
