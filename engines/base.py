@@ -50,6 +50,11 @@ class Buffer(Protocol):
 class Device(Protocol):
     def zeros(self, shape: Sequence[int], dtype: str) -> Buffer: ...
 
+    def chain(self, passes: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
+        """All passes as one thing to run, in order; running it returns the seconds that each took. A device may record
+        them once and replay the recording, so they must not depend on anything but their buffers."""
+        ...
+
 
 class Engine(Protocol):
     """One graph, ready to run."""

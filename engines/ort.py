@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,16 @@ class OrtDevice:
 
     def zeros(self, shape: Sequence[int], dtype: str) -> OrtBuffer:
         return OrtBuffer(shape, dtype, self.name)
+
+    def chain(self, passes: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
+        def run() -> list[float]:
+            marks = [time.perf_counter()]
+            for one in passes:
+                one()
+                marks.append(time.perf_counter())
+            return [after - before for before, after in pairwise(marks)]
+
+        return run
 
 
 class OrtEngine:

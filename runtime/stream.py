@@ -171,16 +171,10 @@ class Stream:
         self._place(self._position)
         loop.write_noise(noise)
         host = clock.lap()
-        diffuse = []
-        for denoise in loop.denoise:
-            denoise()
-            diffuse.append(clock.lap())
-        loop.commit()
-        finalize = clock.lap()
-        decoded = loop.decode()
-        decode = clock.lap()
+        *diffuse, finalize, decode = loop.make_chunk()
+        clock.lap()
         latent = loop.x0.read()[0]
-        frames = decoded.read()
+        frames = loop.frames.read()
         if self._written < self.layout.sink_chunks:
             self._sinks.remember(self._position, self._written, loop.keys)
         self._recent.append((self._position, latent))
@@ -355,9 +349,14 @@ class _Passes:
         ]
         # A decoder state is read and written in one pass, so two sets take turns.
         first = backend.load(bundle, "decode_first") if "decode_first" in manifest.graphs else decode
-        self._decode = [self._bind_decode(decode, turn) for turn in (0, 1)]
-        self._decode_first = self._bind_decode(first, 0)
+        self._chunks = [self._chunk(step, decode, turn) for turn in (0, 1)]
+        self._first_chunk = self._chunk(step, first, 0)
         self._decoded = 0  # chunks since the decoder's states were zero
+
+    def _chunk(self, step: Engine, decode: Engine, turn: int) -> tuple[Callable[[], list[float]], Buffer]:
+        """Everything that a chunk runs on the device, and the buffer where its frames are then."""
+        run, frames = self._bind_decode(decode, turn)
+        return step.device.chain([*self.denoise, self._commit, run]), frames
 
     def _bind_decode(self, engine: Engine, turn: int) -> tuple[Callable[[], None], Buffer]:
         old, new = self._states[turn], self._states[turn ^ 1]
@@ -383,22 +382,19 @@ class _Passes:
             self.slot.write(np.array([slot.start], np.int64))
             self.valid.write(np.array([slot.valid], np.int64))
 
-    def commit(self) -> None:
-        """The commit pass over x0: its clean keys and values stand in the ring afterwards."""
-        self._commit()
+    def make_chunk(self) -> list[float]:
+        """All denoising passes, the commit pass, whose clean keys and values stand in the ring afterwards, and the decoder,
+        into self.frames. Returns the seconds of each."""
+        run, self.frames = self._chunks[self._decoded % 2] if self._decoded else self._first_chunk
+        seconds = run()
         self._store()
+        self._decoded += 1
+        return seconds
 
     def _store(self) -> None:
         if self._store_at >= 0:
             for ring, own in zip((*self.keys, *self.values), self.own.values(), strict=bool(self.own)):
                 ring.write_tokens(self._store_at, own.read())
-
-    def decode(self) -> Buffer:
-        """Decode x0; returns the frames' buffer."""
-        run, frames = self._decode[self._decoded % 2] if self._decoded else self._decode_first
-        run()
-        self._decoded += 1
-        return frames
 
     def set_prompt(self, embedding: NDArray[np.float32]) -> None:
         self.text.write(embedding)

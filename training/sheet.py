@@ -34,9 +34,8 @@ def main() -> None:
         frames = np.concatenate(chunks)
         rows.append(np.concatenate([frames[min(int(t * FPS), len(frames) - 1)] for t in times], 1))
         first, last = (clip_stats(np.concatenate(part)) for part in (chunks[2:10], chunks[-8:]))
-        print(
-            f"{prompt}: motion {first.motion:.2f} to {last.motion:.2f}, sharpness {first.sharpness:.0f} to {last.sharpness:.0f}"
-        )
+        sharpness = f"sharpness {first.sharpness:.0f} to {last.sharpness:.0f}"
+        print(f"{prompt}: motion {first.motion:.2f} to {last.motion:.2f}, {sharpness}")
     sheet = Image.fromarray(np.concatenate(rows, 0))
     sheet.resize((sheet.width * 3 // 4, sheet.height * 3 // 4), Image.Resampling.LANCZOS).save(
         args.output, optimize=True
