@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from ..engines.errors import UserError
 from ..engines.files import check_writable
 from .demo import open_bundle
 from .stream import Chunk, Stream
-from .video import open_output
+from .video import choose_encoder, open_output
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 study = typer.Typer(no_args_is_help=True, help="Studies of the model's behaviour.")
@@ -89,6 +90,7 @@ def generate(
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
     provider: Annotated[str, typer.Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")] = "cpu",
+    encoder: Annotated[str, typer.Option(help="auto, libx264, h264_nvenc or hevc_nvenc.")] = "auto",
 ) -> None:
     """Generate video into a file, a PNG or GIF sequence, or a pipe."""
     if endless and seconds is not None:
@@ -108,7 +110,10 @@ def generate(
     ) as stream:
         for _, text in changes:
             stream.bank.find(text)  # fail now, not in an hour
-        out = open_output(output, geometry.width, geometry.height, geometry.fps, endless)
+        chosen, notice = choose_encoder(encoder, geometry.width, geometry.height)
+        if notice:
+            console.print(notice, highlight=False)
+        out = open_output(output, geometry.width, geometry.height, geometry.fps, endless, chosen)
         with StopSignals() as stop, out, Progress(geometry.fps, total) as progress:
             made = 0
             for chunk in stream:
@@ -289,6 +294,31 @@ def inspect(
     from .build import inspect_bundle
 
     inspect_bundle(open_bundle(bundle), as_json)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """What this machine can run, and what is missing for each backend."""
+    from . import doctor as doctors
+
+    found = doctors.diagnose()
+    if as_json:
+        print(json.dumps(doctors.as_record(found), indent=1))
+        return
+    out = Console()
+    for name, value in (*found.system.items(), *found.packages.items()):
+        out.print(f"{name:16} {value}", highlight=False)
+    gpu = found.gpu
+    told = (
+        f"{gpu.name}, {gpu.compute_capability}, {gpu.free_mib} of {gpu.memory_mib} MiB free, driver for CUDA {gpu.driver}"
+        if gpu
+        else found.gpu_note
+    )
+    out.print(f"{'GPU':16} {told}", highlight=False)
+    out.print(f"{'video encoders':16} {', '.join(found.encoders)}", highlight=False)
+    for road in found.roads:
+        out.print(f"{'ready  ' if road.ready else 'missing'} {road.backend}: {_plain(road.note)}", highlight=False)
+    out.print(f"advice: {found.advice}", highlight=False)
 
 
 @prompt_bank.callback(invoke_without_command=True)

@@ -25,6 +25,11 @@ from ..engines.errors import UserError
 from ..engines.files import check_writable, reason
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}
+ENCODERS = {
+    "libx264": {"preset": "veryfast", "crf": "18"},
+    "h264_nvenc": {"preset": "p4", "rc": "vbr", "cq": "19"},
+    "hevc_nvenc": {"preset": "p4", "rc": "vbr", "cq": "21"},
+}
 MAX_GIF_FRAMES = 2400  # a GIF is held in memory until it is saved
 
 
@@ -40,9 +45,32 @@ class Output(Protocol):
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None: ...
 
 
-def open_output(target: str, width: int, height: int, fps: int, endless: bool = False) -> Output:
-    """Choose an output by its name: `-` raw RGB frames to standard output, `*.mp4`, `*.mkv` H.264, `*.gif`, `name/` or
-    `*.png` (with a `%d` pattern such as frame-%06d.png) a PNG sequence.
+def choose_encoder(wanted: str, width: int, height: int) -> tuple[str, str | None]:
+    """An encoder that really opens here, and a notice when it is not the wanted one.
+
+    wanted: one of ENCODERS, or auto: NVENC where there is an NVIDIA card, else libx264. Raises UserError for another.
+    """
+    if wanted == "auto":
+        wanted = "h264_nvenc" if any(Path("/dev").glob("nvidia[0-9]*")) else "libx264"
+    if wanted not in ENCODERS:
+        raise UserError(f"--encoder {wanted!r}: expected auto, {', '.join(ENCODERS)}")
+    if wanted == "libx264":
+        return wanted, None
+    try:
+        context = av.CodecContext.create(wanted, "w")
+        context.width, context.height, context.pix_fmt = width, height, "yuv420p"  # type: ignore[attr-defined]
+        context.time_base = Fraction(1, 16)
+        context.open()
+    except (av.error.FFmpegError, ValueError) as error:
+        return "libx264", f"{wanted} cannot be used here ({error}); encoding with libx264"
+    return wanted, None
+
+
+def open_output(
+    target: str, width: int, height: int, fps: int, endless: bool = False, encoder: str = "libx264"
+) -> Output:
+    """Choose an output by its name: `-` raw RGB frames to standard output, `*.mp4`, `*.mkv` by `encoder`, `*.gif`, `name/`
+    or `*.png` (with a `%d` pattern such as frame-%06d.png) a PNG sequence.
 
     endless: make the MP4 fragmented, so that even after a power cut the temporary file plays.
     Raises UserError when the name says none of these or its place cannot be written.
@@ -58,7 +86,7 @@ def open_output(target: str, width: int, height: int, fps: int, endless: bool = 
     if suffix == ".gif":
         return GifOutput(path, fps)
     if suffix in CONTAINERS:
-        return FileOutput(path, width, height, fps, fragmented=endless and suffix == ".mp4")
+        return FileOutput(path, width, height, fps, fragmented=endless and suffix == ".mp4", encoder=encoder)
     raise UserError(f"output {target!r}: expected -, a folder/, or a name ending in .mp4, .mkv, .gif or .png")
 
 
@@ -86,16 +114,18 @@ class _Part:
 
 
 class FileOutput:
-    """H.264 in MP4 or Matroska; frame n is shown at n/fps seconds."""
+    """H.264 (or HEVC, by encoder) in MP4 or Matroska; frame n is shown at n/fps seconds."""
 
-    def __init__(self, path: Path, width: int, height: int, fps: int, fragmented: bool = False):
+    def __init__(
+        self, path: Path, width: int, height: int, fps: int, fragmented: bool = False, encoder: str = "libx264"
+    ):
         self._part = _Part(path)
         options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if fragmented else {}
         self._sink = _Sink(self._part.file)
         self._container = av.open(self._sink, "w", format=CONTAINERS[path.suffix.lower()], container_options=options)
         # A fragmented MP4 has no edit list to hide the delay of B-frames: without them it starts at 0.
-        encoding = {"preset": "veryfast", "crf": "18"} | ({"bf": "0"} if fragmented else {})
-        stream = self._container.add_stream("libx264", rate=fps, options=encoding)
+        encoding = ENCODERS[encoder] | ({"bf": "0"} if fragmented else {})
+        stream = self._container.add_stream(encoder, rate=fps, options=encoding)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = Fraction(1, fps)
         context = stream.codec_context

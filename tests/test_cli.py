@@ -36,6 +36,20 @@ def test_generate_writes_what_was_asked(bundle_path: Path, tmp_path: Path, secon
     assert (got[0].width, got[0].height) == (64, 32)
 
 
+def test_an_encoder_that_is_not_there_is_replaced(bundle_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    done = everframe("generate", "-b", bundle_path, "--seconds", "1", "-o", out, "--encoder", "hevc_nvenc")
+    assert done.returncode == 0, done.stderr
+    with av.open(out) as container:
+        codec = container.streams.video[0].codec_context.name
+    assert len(decoded(out)) == 16
+    if codec == "h264":  # no such card here: said, and done otherwise
+        assert b"hevc_nvenc cannot be used here" in done.stderr
+        assert b"libx264" in done.stderr
+    else:
+        assert codec == "hevc"
+
+
 def test_raw_pipe_equals_the_stream(bundle_path: Path) -> None:
     from everframe.runtime import Stream, open_bundle
 
@@ -119,6 +133,7 @@ def test_prompts_lists_the_bank(bundle_path: Path) -> None:
         (["--start", "-1"], ["start -1"]),
         (["-o", "nowhere/x.mp4"], ["nowhere", "does not exist"]),
         (["-o", "x.webm"], ["x.webm", ".mp4"]),
+        (["--encoder", "cinepak"], ["cinepak", "libx264"]),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(
