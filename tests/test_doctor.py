@@ -13,6 +13,7 @@ from everframe.runtime.doctor import Gpu, advice, roads_of
 CARD = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24564, 24000, "13.0", "13.0")
 ORIN = Gpu("Orin", "sm_87", 7620, 5000, "12.6", "12.6")
 OLD = Gpu("NVIDIA GeForce RTX 2070", "sm_75", 8192, 8000, "13.0", "13.0")
+RTX = ("tensorrt-rtx", "tensorrt")
 ALL = {"onnxruntime": "1.32", "tensorrt-rtx": "1.7", "tensorrt": "11.4", "cuda-python": "13.0"}
 
 
@@ -21,8 +22,8 @@ ALL = {"onnxruntime": "1.32", "tensorrt-rtx": "1.7", "tensorrt": "11.4", "cuda-p
     [
         ({"onnxruntime": "1.32"}, None, [], False, {"onnxruntime on the CPU"}),
         (ALL, None, ["CUDAExecutionProvider"], False, {"onnxruntime on the CPU"}),
-        (ALL, CARD, [], False, {"onnxruntime on the CPU", "tensorrt-rtx", "tensorrt"}),
-        (ALL, CARD, ["CUDAExecutionProvider"], False, {"onnxruntime on the CPU", "onnxruntime on the GPU", "tensorrt-rtx", "tensorrt"}),
+        (ALL, CARD, [], False, {"onnxruntime on the CPU", *RTX}),
+        (ALL, CARD, ["CUDAExecutionProvider"], False, {"onnxruntime on the CPU", "onnxruntime on the GPU", *RTX}),
         (ALL, ORIN, [], True, {"onnxruntime on the CPU", "tensorrt"}),
         ({"tensorrt-rtx": "1.7"}, CARD, [], False, {"onnxruntime on the CPU"}),
     ],
