@@ -4,10 +4,10 @@ PYTHON ?= python3
 SECONDS_OF_VIDEO ?= 30
 PROMPT ?=
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-gpu lint bench clean
 
 help:
-	@grep -E '^[a-z]+:.*#' Makefile | sed -E 's/:.*# /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*#' Makefile | sed -E 's/:.*# /\t/' | expand -t 10
 
 demo: .venv-run/ready  # write a 30-second video with the shipped bundle; installs no torch
 	@mkdir -p out
@@ -16,6 +16,9 @@ demo: .venv-run/ready  # write a 30-second video with the shipped bundle; instal
 
 test: .venv/ready  # run all tests
 	.venv/bin/python -m pytest
+
+test-gpu: .venv/ready  # the tests that need an NVIDIA GPU
+	.venv/bin/python -m pytest tests/gpu -rs
 
 lint: .venv/ready  # ruff (lint, format) and pyright
 	.venv/bin/ruff check .

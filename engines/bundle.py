@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 
 Positive = Annotated[int, Field(gt=0)]
-DType = Literal["float32", "float16", "int64", "uint8"]
+DType = Literal["float32", "float16", "bfloat16", "int64", "uint8"]
 
 
 def _plain_name(name: str) -> str:

@@ -104,7 +104,7 @@ def build_graph(
     model = onnx.load(file, load_external_data=False)
     expected = sum(n.op_type == "Attention" for n in model.graph.node)
     lower(model, options.precision)  # type: ignore[arg-type] - checked above
-    log = _logger(trt)
+    log = first_error_logger(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -170,7 +170,7 @@ def _config(trt: ModuleType, builder: Any, options: BuildOptions) -> Any:
     return config
 
 
-def _logger(trt: ModuleType) -> Any:
+def first_error_logger(trt: ModuleType) -> Any:
     """Keeps TensorRT's errors and its memory figures, and prints nothing."""
 
     class Log(trt.ILogger):

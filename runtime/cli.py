@@ -17,9 +17,10 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from ..engines.base import EngineOptions
+from ..engines.base import Backend, EngineOptions
 from ..engines.errors import UserError
 from ..engines.files import check_writable
+from ..engines.ort import OrtBackend
 from .demo import open_bundle
 from .stream import Chunk, Stream
 from .video import choose_encoder, open_output
@@ -90,6 +91,9 @@ def generate(
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
     provider: Annotated[str, typer.Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")] = "cpu",
+    backend: Annotated[
+        str, typer.Option(help="onnxruntime, or tensorrt-rtx or tensorrt with engines of everframe build.")
+    ] = "onnxruntime",
     encoder: Annotated[str, typer.Option(help="auto, libx264, h264_nvenc or hevc_nvenc.")] = "auto",
 ) -> None:
     """Generate video into a file, a PNG or GIF sequence, or a pipe."""
@@ -106,7 +110,7 @@ def generate(
         start=start,
         rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
         jitter_sigma=jitter,
-        options=EngineOptions(provider, threads),
+        backend=open_backend(backend, EngineOptions(provider, threads)),
     ) as stream:
         for _, text in changes:
             stream.bank.find(text)  # fail now, not in an hour
@@ -127,6 +131,15 @@ def generate(
                     stream.set_prompt(changes.pop(0)[1], transition)  # type: ignore[arg-type]
     if output != "-":
         console.print(f"{output}: {made} frames, {made / geometry.fps:.2f} s at {geometry.fps} fps", highlight=False)
+
+
+def open_backend(name: str, options: EngineOptions) -> Backend:
+    """The backend of that name. Raises UserError, also when it cannot work on this machine."""
+    if name == "onnxruntime":
+        return OrtBackend(options)
+    from ..engines.tensorrt import TrtBackend
+
+    return TrtBackend(name)
 
 
 def parse_change(text: str) -> tuple[float, str]:

@@ -267,6 +267,18 @@ def test_nothing_half_written(bundle: Bundle, tmp_path: Path) -> None:
     assert list((copy.path / store.FOLDER).iterdir()) == []
 
 
+def test_running_an_engine_without_a_gpu_is_one_line(built: Bundle, tmp_path: Path) -> None:
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("there is a GPU: tests/gpu runs the engines")
+    pytest.importorskip("cuda.bindings")
+    run = [*COMMAND, "generate", "-b", str(built.path), "-o", "x.mp4", "--backend", "tensorrt-rtx"]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--backend onnxruntime runs on the CPU" in done.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ["b.everframe"]
+
+
 def test_inspect(built: Bundle) -> None:
     done = subprocess.run([*COMMAND, "inspect", str(built.path)], capture_output=True, text=True)
     assert done.returncode == 0
