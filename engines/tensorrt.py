@@ -34,7 +34,7 @@ class Cuda:
 
     def __init__(self) -> None:
         try:
-            from cuda.bindings import runtime
+            from cuda.bindings import runtime  # type: ignore[attr-defined]
         except ImportError:
             raise UserError("TensorRT engines need cuda-python: pip install 'everframe[rtx]'") from None
         self.api = runtime
@@ -65,7 +65,8 @@ class Cuda:
 
     def memory_note(self) -> str:
         free, total = self.call("cudaMemGetInfo")
-        return f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB free: choose a smaller size or window, or INT8 (everframe plan)"
+        room = f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB free"
+        return f"{room}: choose a smaller size or window, or INT8 (everframe plan)"
 
     def copy(self, target: int, source: int, size: int, kind: str) -> None:
         self.call("cudaMemcpyAsync", target, source, size, getattr(self.api.cudaMemcpyKind, kind), self.stream)
@@ -89,8 +90,8 @@ class CudaBuffer:
         """Pinned host memory of the same size, made when first needed: most buffers never leave the device."""
         if self._pinned is None:
             pointer = int(self.cuda.call("cudaHostAlloc", self.bytes, 0))
-            raw = (ctypes.c_uint8 * self.bytes).from_address(pointer)
-            self._pinned = np.frombuffer(raw, self.dtype).reshape(self.shape)
+            raw = np.ctypeslib.as_array((ctypes.c_uint8 * self.bytes).from_address(pointer))
+            self._pinned = raw.view(self.dtype).reshape(self.shape)
         return self._pinned
 
     @property

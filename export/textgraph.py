@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -57,10 +58,8 @@ def write_text_graph(folder: Path, encoder: Umt5, text_len: int) -> tuple[Graph,
     )
     quantizer.process()
     file = folder / "text.onnx"
-    assert quantizer.model is not None
-    onnx.save(
-        quantizer.model.model, file, save_as_external_data=True, location="text.onnx.data", size_threshold=1 << 20
-    )
+    packed: Any = quantizer.model
+    onnx.save(packed.model, file, save_as_external_data=True, location="text.onnx.data", size_threshold=1 << 20)
     shutil.rmtree(scratch)
     data = folder / "text.onnx.data"
     refs = [describe(data)] if data.exists() else []

@@ -146,7 +146,10 @@ def load_vae(path: Path, dtype) -> tuple[dict[str, torch.nn.Module], torch.nn.Mo
         raise UserError(f"{path}: neither a Wan VAE nor a TAEHV (found {some} …)")
     vae = WanVae(vae_config(found, state, path))
     fit(vae, state, path, dtype)
-    decoders = {"decode": WanDecodeGraph(vae, False), "decode_first": WanDecodeGraph(vae, True)}
+    decoders: dict[str, torch.nn.Module] = {
+        "decode": WanDecodeGraph(vae, False),
+        "decode_first": WanDecodeGraph(vae, True),
+    }
     return decoders, WanEncodeGraph(vae), vae.config.latent_channels
 
 

@@ -69,7 +69,7 @@ def installed() -> dict[str, str]:
 def find_gpu() -> tuple[Gpu | None, str]:
     """The first GPU through cuda-python, or why there is none."""
     try:
-        from cuda.bindings import runtime
+        from cuda.bindings import runtime  # type: ignore[attr-defined]
     except ImportError:
         node = any(Path("/dev").glob("nvidia[0-9]*")) or TEGRA.exists()
         return None, "there is one, but cuda-python is not installed" if node else "none found"

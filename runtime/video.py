@@ -12,7 +12,7 @@ import sys
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol, Self, cast
 
 import av
 import av.error
@@ -125,7 +125,7 @@ class FileOutput:
         self._container = av.open(self._sink, "w", format=CONTAINERS[path.suffix.lower()], container_options=options)
         # A fragmented MP4 has no edit list to hide the delay of B-frames: without them it starts at 0.
         encoding = ENCODERS[encoder] | ({"bf": "0"} if fragmented else {})
-        stream = self._container.add_stream(encoder, rate=fps, options=encoding)
+        stream = cast(av.VideoStream, self._container.add_stream(encoder, rate=fps, options=encoding))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = Fraction(1, fps)
         context = stream.codec_context

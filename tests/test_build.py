@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -118,11 +119,11 @@ def test_lowered_graph_computes_the_same(bundle: Bundle) -> None:
     model = onnx.load(bundle.graph_path("decode"))
     inputs = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
     values = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in inputs.items()}
-    before = ort.InferenceSession(model.SerializeToString()).run(None, values)
+    before: list[Any] = ort.InferenceSession(model.SerializeToString()).run(None, values)  # type: ignore[assignment]
     _Lowering(model, TensorProto.FLOAT16).run()
     onnx.checker.check_model(model, full_check=True)
     halves = {k: v.astype(np.float16) if k.startswith("state_") else v for k, v in values.items()}
-    after = ort.InferenceSession(model.SerializeToString()).run(None, halves)
+    after: list[Any] = ort.InferenceSession(model.SerializeToString()).run(None, halves)  # type: ignore[assignment]
     assert np.abs(before[0].astype(int) - after[0].astype(int)).max() <= 3
     for a, b in zip(before[1:], after[1:], strict=True):
         assert b.dtype == np.float16

@@ -6,6 +6,9 @@ every token and a mask that says who sees whom (block-causal, windowed, with sin
 
 from __future__ import annotations
 
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOptionalMemberAccess=false
+# (diffusers' types do not tell what its calls return)
 import random
 from pathlib import Path
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOptionalMemberAccess=false
+# (diffusers' types do not tell what its calls return)
 import json
 from pathlib import Path
 

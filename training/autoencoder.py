@@ -44,9 +44,8 @@ class Trained(nn.Module):
             with torch.no_grad():
                 self.norm.running_mean.lerp_(raw.mean((0, 2, 3)), 0.01)  # type: ignore[union-attr]
                 self.norm.running_var.lerp_(raw.var((0, 2, 3)), 0.01)  # type: ignore[union-attr]
-        return ((raw - self.norm.running_mean[:, None, None]) * self.scale[:, None, None]).unflatten(
-            0, (len(frames), -1)
-        )  # type: ignore[index]
+        mean: Tensor = self.norm.running_mean  # type: ignore[assignment]
+        return ((raw - mean[:, None, None]) * self.scale[:, None, None]).unflatten(0, (len(frames), -1))
 
     @property
     def scale(self) -> Tensor:
