@@ -23,7 +23,7 @@ from ..engines.files import check_writable
 from ..engines.ort import OrtBackend
 from .demo import open_bundle
 from .stream import Chunk, Stream
-from .video import choose_encoder, open_output
+from .video import choose_encoder, open_output, read_picture
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 study = typer.Typer(no_args_is_help=True, help="Studies of the model's behaviour.")
@@ -85,6 +85,9 @@ def generate(
         list[str] | None, typer.Option(help="SECONDS:PROMPT, change the prompt there; may be repeated.")
     ] = None,
     transition: Annotated[str, typer.Option(help="How prompts change: swap, smooth, flush or cut.")] = "smooth",
+    anchor: Annotated[
+        Path | None, typer.Option(help="A picture to start from and stay anchored to; needs a bundle with its encoder.")
+    ] = None,
     rope: Annotated[str | None, typer.Option(help="absolute or relative; default: the bundle's.")] = None,
     jitter: Annotated[
         float | None, typer.Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")
@@ -110,6 +113,7 @@ def generate(
         start=start,
         rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
         jitter_sigma=jitter,
+        anchor=None if anchor is None else read_picture(anchor, geometry.width, geometry.height),
         backend=open_backend(backend, EngineOptions(provider, threads)),
     ) as stream:
         for _, text in changes:

@@ -74,6 +74,9 @@ class Stream:
         jitter_sigma: strength of the multi-head RoPE jitter in [0, 1); default the manifest's.
         frequencies: temporal spectrum of every head, radians per latent frame [heads, channels/2], in place of the one
             that theta and jitter make; for studies.
+        anchor: a picture uint8 [H, W, 3] or a clip [T, H, W, 3] that becomes the sinks: the stream starts with it and stays
+            anchored to it. A clip that is too short stands still at its end, one that is too long is cut. Needs a
+            bundle with its encoder.
         probe: run the denoising passes through the bundle's probe graph, which tells the attention on the sinks.
 
     Raises UserError for bad arguments or files that cannot be loaded.
@@ -89,6 +92,7 @@ class Stream:
         rope_mode: Literal["absolute", "relative"] | None = None,
         jitter_sigma: float | None = None,
         frequencies: NDArray[np.float64] | None = None,
+        anchor: NDArray[np.uint8] | None = None,
         probe: bool = False,
         options: EngineOptions | None = None,
         backend: Backend | None = None,
@@ -118,6 +122,7 @@ class Stream:
         if probe and "probe" not in manifest.graphs:
             raise UserError(f"{bundle.path}: has no probe graph; export it with --probe")
         self._loop = _Passes(backend, bundle, "probe" if probe else "step")
+        self._anchors = deque([] if anchor is None else encode_anchor(backend, bundle, anchor))
         self._index = 0  # chunks made
         self._written = 0  # chunks committed since the ring was last emptied
         self._position = start  # latent frame index of the next chunk
@@ -167,11 +172,15 @@ class Stream:
         self._apply_prompt()
         prompt_time = clock.lap()
         loop, geometry = self._loop, self.geometry
-        noise = chunk_noise(self.seed, self._index, loop.steps, geometry.latent_shape)
         self._place(self._position)
-        loop.write_noise(noise)
-        host = clock.lap()
-        *diffuse, finalize, decode = loop.make_chunk()
+        if self._anchors:
+            loop.x0.write(self._anchors.popleft())
+            host = clock.lap()
+            *diffuse, finalize, decode = loop.keep_chunk()
+        else:
+            loop.write_noise(chunk_noise(self.seed, self._index, loop.steps, geometry.latent_shape))
+            host = clock.lap()
+            *diffuse, finalize, decode = loop.make_chunk()
         clock.lap()
         latent = loop.x0.read()[0]
         frames = loop.frames.read()
@@ -232,6 +241,26 @@ class Stream:
                     self._place(position)
                     self._loop.recommit(latent[None])
                     self._written += 1
+
+
+def encode_anchor(backend: Backend, bundle: Bundle, frames: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """A picture or clip -> latent chunks [1, C, F, h, w] for the sinks. Raises UserError."""
+    if "encode" not in bundle.manifest.graphs:
+        raise UserError(f"{bundle.path}: has no encoder for an anchor; export it with --encoder")
+    engine = backend.load(bundle, "encode")
+    spec, out = engine.graph.inputs[0], engine.graph.outputs[0]
+    clip = frames[None] if frames.ndim == 3 else frames
+    if clip.ndim != 4 or not len(clip) or list(clip.shape[1:]) != spec.shape[1:] or clip.dtype != np.uint8:
+        raise UserError(
+            f"anchor: found {frames.dtype} {list(frames.shape)}, expected uint8 {spec.shape[1:]} or a clip of such frames"
+        )
+    length = spec.shape[0]
+    clip = np.concatenate([clip[:length], *[clip[-1:]] * max(0, length - len(clip))])
+    buffers = {s.name: engine.device.zeros(s.shape, s.dtype) for s in (spec, out)}
+    buffers[spec.name].write(clip)
+    engine.bind({spec.name: buffers[spec.name]}, {out.name: buffers[out.name]})()
+    latents, chunk = buffers[out.name].read(), bundle.manifest.geometry.chunk
+    return [latents[:, :, i : i + chunk] for i in range(0, latents.shape[2], chunk)]
 
 
 class _Clock:
@@ -349,14 +378,13 @@ class _Passes:
         ]
         # A decoder state is read and written in one pass, so two sets take turns.
         first = backend.load(bundle, "decode_first") if "decode_first" in manifest.graphs else decode
-        self._chunks = [self._chunk(step, decode, turn) for turn in (0, 1)]
-        self._first_chunk = self._chunk(step, first, 0)
+        # Everything that a chunk runs on the device, and the buffer where its frames are then; a chunk whose latent is
+        # given is only committed and decoded.
+        decoders = [self._bind_decode(decode, 0), self._bind_decode(decode, 1), self._bind_decode(first, 0)]
+        chain = step.device.chain
+        self._making = [(chain([*self.denoise, self._commit, run]), frames) for run, frames in decoders]
+        self._keeping = [(chain([self._commit, run]), frames) for run, frames in decoders]
         self._decoded = 0  # chunks since the decoder's states were zero
-
-    def _chunk(self, step: Engine, decode: Engine, turn: int) -> tuple[Callable[[], list[float]], Buffer]:
-        """Everything that a chunk runs on the device, and the buffer where its frames are then."""
-        run, frames = self._bind_decode(decode, turn)
-        return step.device.chain([*self.denoise, self._commit, run]), frames
 
     def _bind_decode(self, engine: Engine, turn: int) -> tuple[Callable[[], None], Buffer]:
         old, new = self._states[turn], self._states[turn ^ 1]
@@ -385,7 +413,14 @@ class _Passes:
     def make_chunk(self) -> list[float]:
         """All denoising passes, the commit pass, whose clean keys and values stand in the ring afterwards, and the decoder,
         into self.frames. Returns the seconds of each."""
-        run, self.frames = self._chunks[self._decoded % 2] if self._decoded else self._first_chunk
+        return self._run(self._making)
+
+    def keep_chunk(self) -> list[float]:
+        """The same for a chunk whose latent is in x0 already: without the denoising passes."""
+        return self._run(self._keeping)
+
+    def _run(self, chains: list[tuple[Callable[[], list[float]], Buffer]]) -> list[float]:
+        run, self.frames = chains[self._decoded % 2 if self._decoded else 2]
         seconds = run()
         self._store()
         self._decoded += 1

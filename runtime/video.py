@@ -19,7 +19,7 @@ import av.error
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..engines.errors import UserError
 from ..engines.files import check_writable, reason
@@ -289,3 +289,14 @@ class GifOutput:
         except OSError as error:
             self._part.discard()
             raise UserError(f"{self._part.path}: cannot write: {reason(error)}") from None
+
+
+def read_picture(file: Path, width: int, height: int) -> NDArray[np.uint8]:
+    """A picture file as RGB [height, width, 3], filling the frame, its middle kept. Raises UserError."""
+    try:
+        with Image.open(file) as picture:
+            return np.asarray(ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS))
+    except UnidentifiedImageError:
+        raise UserError(f"{file}: not a picture that can be read") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot read: {reason(error)}") from None

@@ -133,6 +133,7 @@ def test_prompts_lists_the_bank(bundle_path: Path) -> None:
         (["--start", "-1"], ["start -1"]),
         (["-o", "nowhere/x.mp4"], ["nowhere", "does not exist"]),
         (["-o", "x.webm"], ["x.webm", ".mp4"]),
+        (["--anchor", "none.png"], ["none.png", "cannot read"]),
         (["--encoder", "cinepak"], ["cinepak", "libx264"]),
     ],
 )

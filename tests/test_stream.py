@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -177,6 +178,43 @@ def test_relative_mode_keeps_the_sinks_right_behind_the_window(bundle: Bundle, c
             sink.append(made)
             latent = torch.from_numpy(stream.next_chunk().latent).double()
             assert (latent - made).abs().max() / made.abs().max() < 2e-5, f"chunk {c}"
+
+
+@pytest.mark.parametrize("form", ["in-place", "portable"])
+@pytest.mark.parametrize("sink", [3, 6])
+def test_an_anchor_becomes_the_sinks(
+    checkpoint: Path, tmp_path: Path, form: Literal["in-place", "portable"], sink: int
+) -> None:
+    """The picture's latents, encoded here, in the reference's list as if they had been made; the rest follows."""
+    path = tmp_path / "a.everframe"
+    changes = Overrides(encoder=True, sink=sink, form=form)
+    export_checkpoint(checkpoint, path, changes, chunks=8, force=False, console=Console(quiet=True))
+    bundle = Bundle.open(path)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    autoencoder = Taehv(AUTOENCODER).double()
+    autoencoder.load_state_dict({k: v.double() for k, v in load_file(checkpoint / "autoencoder.safetensors").items()})
+    clip = torch.from_numpy(picture).permute(2, 0, 1).double().expand(1, 4 * sink, 3, 32, 64) / 255
+    with torch.no_grad():
+        latents = autoencoder.encode(clip)[0][0].transpose(0, 1)  # [C, sink, h, w]
+    reference = reference_of(bundle, checkpoint, 0.8)
+    reference.sink = sink
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    with Stream(bundle, seed=5, anchor=picture) as stream:
+        for c in range(7):
+            if c < sink // 3:
+                expected = latents[:, 3 * c : 3 * c + 3]
+                reference.commit(expected, text, 3 * c)
+            else:
+                expected = reference.next_chunk(noise_of(5, c, bundle), SIGMAS, text, 3 * c)
+            chunk = stream.next_chunk()
+            assert len(chunk.timings.diffuse) == (0 if c < sink // 3 else 4)
+            error = (torch.from_numpy(chunk.latent).double() - expected).abs().max() / expected.abs().max()
+            assert error < 2e-5, f"chunk {c}"
+
+
+def test_anchors_that_do_not_fit(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match="--encoder"):
+        Stream(bundle, anchor=np.zeros((32, 64, 3), np.uint8))
 
 
 def test_both_forms_give_the_same_frames(bundle_path: Path, portable_path: Path) -> None:

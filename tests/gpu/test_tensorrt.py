@@ -66,7 +66,7 @@ def test_the_recorded_graph_gives_what_plain_passes_give(built: Bundle, backend_
     frames = []
     for record in (True, False):
         with Stream(built, seed=2, backend=TrtBackend(backend_name)) as stream:
-            chains = [chain for chain, _ in (*stream._loop._chunks, stream._loop._first_chunk)]
+            chains = [chain for chain, _ in stream._loop._making]
             if not record:
                 for chain in chains:
                     chain.why_not = "switched off"  # type: ignore[attr-defined]
