@@ -8,6 +8,7 @@ Every stage is a process of its own, so that its peak memory is its own. Writes 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -80,6 +81,25 @@ def compare_chunk(folder: Path, size: str) -> None:
         print(json.dumps(compare(bundle, {"step": step}, PromptGraph(model), decoders, None, chunks=1)))
 
 
+def build(folder: Path, size: str) -> None:
+    """Every graph compiled by TensorRT-RTX in FP16 for sm_89; prints its own memory figures as JSON."""
+    from everframe.engines.bundle import Bundle
+    from everframe.engines.trtbuild import BuildOptions, build_graph
+
+    bundle, told = Bundle.open(folder / f"{size}.everframe"), {}
+    for name in bundle.manifest.graphs:
+        began = time.perf_counter()
+        built = build_graph(bundle, name, BuildOptions(targets=("sm_89",)))
+        told[name] = {
+            "seconds": round(time.perf_counter() - began, 1),
+            "engine_gb": round(len(built.engine) / 1e9, 3),
+            "layers": built.layers,
+            "attentions": built.attentions,
+            **{key: value for key, value in built.memory.items()},
+        }
+    print(json.dumps(told))
+
+
 def stage(folder: Path, *words: str) -> dict[str, Any]:
     """Run this script again for one stage; wall time, peak memory, and what it printed last."""
     began = time.perf_counter()
@@ -93,7 +113,8 @@ def stage(folder: Path, *words: str) -> dict[str, Any]:
         raise SystemExit(f"stage {' '.join(words)} failed")
     result = {"seconds": round(time.perf_counter() - began, 1), "peak_gb": round(usage.ru_maxrss / 1e6, 2)}
     print(" ".join(words), result, *said[-1:], flush=True)
-    return result | ({"errors": json.loads(said[-1])} if words[0] == "compare" else {})
+    found = {"compare": "errors", "build": "graphs"}.get(words[0])
+    return result | ({found: json.loads(said[-1])} if found else {})
 
 
 def main() -> None:
@@ -104,7 +125,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage:
         name, *words = args.stage
-        {"make": make_checkpoint, "export": export, "compare": compare_chunk}[name](args.work, *words)
+        {"make": make_checkpoint, "export": export, "compare": compare_chunk, "build": build}[name](args.work, *words)
         return
     result: dict[str, Any] = {
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
@@ -116,6 +137,8 @@ def main() -> None:
         result[f"export {size}"] = stage(args.work, "export", size)
         folder = args.work / f"{size}.everframe"
         result[f"export {size}"]["bundle_gb"] = round(sum(f.stat().st_size for f in folder.iterdir()) / 1e9, 2)
+        if importlib.util.find_spec("tensorrt_rtx"):
+            result[f"build {size}"] = stage(args.work, "build", size)
     result["compare 320x192"] = stage(args.work, "compare", "320x192")
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
