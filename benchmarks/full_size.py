@@ -95,7 +95,7 @@ def build(folder: Path, size: str) -> None:
             "engine_gb": round(len(built.engine) / 1e9, 3),
             "layers": built.layers,
             "attentions": built.attentions,
-            **{key: value for key, value in built.memory.items()},
+            **built.memory,
         }
     print(json.dumps(told))
 

@@ -14,15 +14,18 @@ Needs the package onnx.
 
 from __future__ import annotations
 
-from typing import Literal
-
-import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference
+import contextlib
+from typing import TYPE_CHECKING, Literal
 
 from .errors import UserError
 
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
+else:
+    with contextlib.suppress(ImportError):  # the base install has no onnx: trtbuild says so before anything is called
+        from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
+
 Low = Literal["fp16", "bf16"]
-TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 COMPUTE = {"MatMul", "Gemm", "Conv", "Attention", "TensorScatter"}
 STORED_LOW = ("k_", "v_", "prompt_k_", "prompt_v_", "state_")  # inputs and outputs that are kept between passes
 LENGTHS = "kv_len"
@@ -40,7 +43,7 @@ def lower(model: ModelProto, low: Low) -> ModelProto:
     if low == "bf16" and any(v.type.tensor_type.elem_type == TensorProto.FLOAT16 for v in model.graph.input):
         raise UserError("precision bf16: this bundle was exported in fp16; export it with --precision fp32 for that")
     if TensorProto.FLOAT in floats:
-        _Lowering(model, TYPES[low]).run()
+        _Lowering(model, TensorProto.FLOAT16 if low == "fp16" else TensorProto.BFLOAT16).run()
     rewrite_attention(model)
     return model
 
@@ -77,7 +80,7 @@ class _Lowering:
         self.graph.node.extend(self.nodes)
         del self.graph.value_info[:]
 
-    def _stored(self, value: onnx.ValueInfoProto) -> bool:
+    def _stored(self, value: ValueInfoProto) -> bool:
         return value.name.startswith(STORED_LOW) and self.kind[value.name] == TensorProto.FLOAT
 
     def _cast(self, source: str, target: str, to: int) -> None:

@@ -84,6 +84,10 @@ def check_options(options: BuildOptions) -> ModuleType:
         raise UserError(f"--optimization-level {level}: expected 0 to 5")
     trt = load_module(options.backend)
     targets_of(trt, options.targets)
+    try:
+        import onnx  # noqa: F401
+    except ImportError:
+        raise UserError(f"--backend {options.backend}: building needs onnx: pip install 'everframe[rtx]'") from None
     return trt
 
 

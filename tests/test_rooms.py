@@ -9,9 +9,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCK = (
-    "import sys\nfor name in ('torch', 'onnx', 'onnxscript', 'transformers', 'diffusers'): sys.modules[name] = None\n"
-)
+BLOCK = """
+import sys
+from importlib.abc import MetaPathFinder
+
+GONE = ('torch', 'onnx', 'onnxscript', 'transformers', 'diffusers', 'tokenizers', 'cuda', 'tensorrt_rtx')
+
+
+class Gone(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in GONE:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+
+sys.meta_path.insert(0, Gone())
+"""
 
 
 def run(code: str, *args: object) -> None:
