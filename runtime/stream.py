@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +115,7 @@ class Stream:
         self.rope_mode = rope_mode or rope.mode
         if frequencies is None:
             frequencies = axis_frequencies(head_thetas(rope.theta, sigma, rope.epsilon), rope.channels)
-        self._frequencies = frequencies
+        self.frequencies = frequencies
         self._prompt = self.bank.find(prompt) if prompt is not None else self.bank.prompts[0]
         self._pending: tuple[str, Transition] | None = (self._prompt, "swap")
 
@@ -202,14 +202,51 @@ class Stream:
         self._position += geometry.chunk
         return chunk
 
+    def snapshot(self) -> tuple[dict[str, NDArray], dict[str, Any]]:
+        """Everything that the chunks to come depend on: tensors (ring, decoder states, recent latents, sink keys) and plain
+        facts. `restore` on a stream of the same bundle, seed and settings goes on bit for bit."""
+        tensors = self._loop.tensors()
+        for i, (_, latent) in enumerate(self._recent):
+            tensors[f"recent_{i}"] = latent
+        for i, keys in enumerate(self._sinks.keys):
+            tensors[f"sink_{i}"] = keys
+        for i, latent in enumerate(self._anchors):
+            tensors[f"anchor_{i}"] = latent
+        facts = {
+            "index": self._index,
+            "written": self._written,
+            "position": self._position,
+            "prompt": self._prompt,
+            "pending": self._pending,
+            "recent": [position for position, _ in self._recent],
+            "sink_start": self._sinks.start,
+            "sinks": len(self._sinks.keys),
+            "anchors": len(self._anchors),
+            "decoded": self._loop.decoded,
+        }
+        return tensors, facts
+
+    def restore(self, tensors: dict[str, NDArray], facts: dict[str, Any]) -> None:
+        """Go on where `snapshot` was taken."""
+        self._index, self._written, self._position = facts["index"], facts["written"], facts["position"]
+        self._prompt = self.bank.find(facts["prompt"])
+        self._pending = tuple(facts["pending"]) if facts["pending"] else None  # type: ignore[assignment]
+        self._recent.clear()
+        self._recent.extend((p, tensors[f"recent_{i}"]) for i, p in enumerate(facts["recent"]))
+        self._sinks.start = facts["sink_start"]
+        self._sinks.keys = [tensors[f"sink_{i}"] for i in range(facts["sinks"])]
+        self._anchors = deque(tensors[f"anchor_{i}"] for i in range(facts["anchors"]))
+        self._loop.load(tensors, facts["decoded"])
+        self._loop.set_prompt(self.bank.embedding(self._prompt))
+
     def _place(self, position: int) -> None:
         """Point the step passes at the next slot, with the tables of the chunk at `position`."""
         slot = self._slot(self._written)
-        cos, sin = temporal_tables(np.arange(self.geometry.chunk) + float(position), self._frequencies)
+        cos, sin = temporal_tables(np.arange(self.geometry.chunk) + float(position), self.frequencies)
         self._loop.write_place(cos, sin, slot)
         if self.rope_mode == "relative":
             behind = self.layout.past_chunks * self.geometry.chunk + self.geometry.sink
-            self._sinks.follow(position - behind, self._frequencies, self._loop.keys)
+            self._sinks.follow(position - behind, self.frequencies, self._loop.keys)
 
     def _slot(self, written: int) -> Slot:
         return self.layout.past_slot(written) if self._loop.portable else self.layout.slot(written)
@@ -384,7 +421,20 @@ class _Passes:
         chain = step.device.chain
         self._making = [(chain([*self.denoise, self._commit, run]), frames) for run, frames in decoders]
         self._keeping = [(chain([self._commit, run]), frames) for run, frames in decoders]
-        self._decoded = 0  # chunks since the decoder's states were zero
+        self.decoded = 0  # chunks since the decoder's states were zero
+
+    def _kept(self, decoded: int) -> dict[str, Buffer]:
+        """What lives on between chunks: the ring, and the set of decoder states that is read next."""
+        rings = {f"{side}_{i}": b for side, ring in (("k", self.keys), ("v", self.values)) for i, b in enumerate(ring)}
+        return rings | self._states[decoded % 2]
+
+    def tensors(self) -> dict[str, NDArray]:
+        return {name: buffer.read() for name, buffer in self._kept(self.decoded).items()}
+
+    def load(self, tensors: dict[str, NDArray], decoded: int) -> None:
+        self.decoded = decoded
+        for name, buffer in self._kept(decoded).items():
+            buffer.write(tensors[name])
 
     def _bind_decode(self, engine: Engine, turn: int) -> tuple[Callable[[], None], Buffer]:
         old, new = self._states[turn], self._states[turn ^ 1]
@@ -420,10 +470,10 @@ class _Passes:
         return self._run(self._keeping)
 
     def _run(self, chains: list[tuple[Callable[[], list[float]], Buffer]]) -> list[float]:
-        run, self.frames = chains[self._decoded % 2 if self._decoded else 2]
+        run, self.frames = chains[self.decoded % 2 if self.decoded else 2]
         seconds = run()
         self._store()
-        self._decoded += 1
+        self.decoded += 1
         return seconds
 
     def _store(self) -> None:
@@ -444,7 +494,7 @@ class _Passes:
         for states in self._states:
             for buffer in states.values():
                 buffer.write(np.zeros(buffer.shape, buffer.dtype))
-        self._decoded = 0
+        self.decoded = 0
 
     def move_chunk(self, source: int, target: int, tokens: int) -> None:
         """Copy one chunk's keys and values to another slot of the ring."""

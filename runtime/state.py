@@ -1,0 +1,111 @@
+"""A stream's state on disk: saved between chunks, resumed bit for bit after a power cut.
+
+One safetensors file: the tensors of `Stream.snapshot`, and its facts as JSON in the file's metadata. It is written under a
+temporary name, synced and renamed, so that there is always a whole one. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ..engines.bundle import Bundle, Model, first_problem
+from ..engines.errors import UserError
+from ..engines.files import reason, sync_folder
+from .stream import Stream
+
+FORMAT = 1
+
+
+class Facts(Model):
+    """What the file's metadata says."""
+
+    format: int
+    bundle: str  # identity of the graphs, see `identity`
+    seed: int = Field(ge=0)
+    rope_mode: str
+    frequencies: str  # hash of the temporal spectrum
+    index: int = Field(ge=0)
+    written: int = Field(ge=0)
+    position: int = Field(ge=0)
+    prompt: str
+    pending: list[str] | None
+    recent: list[int]
+    sink_start: int | None
+    sinks: int
+    anchors: int
+    decoded: int = Field(ge=0)
+
+
+def identity(bundle: Bundle) -> str:
+    """A hash of the graphs that a state belongs to."""
+    parts = [bundle.manifest.graphs[name].model.sha256 for name in ("step", "decode")]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def save_state(stream: Stream, file: Path) -> None:
+    """Write the stream's state; the file is replaced as a whole. Raises UserError when it cannot be written."""
+    tensors, facts = stream.snapshot()
+    facts |= {"format": FORMAT, "bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
+    content = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, {"state": json.dumps(facts)})
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(file)
+        sync_folder(file.absolute().parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{file}: cannot write: {reason(error)}") from None
+
+
+def load_state(stream: Stream, file: Path) -> None:
+    """Put a saved state into a stream of the same bundle, seed and settings.
+
+    Raises UserError when the file is not whole, or belongs to something else.
+    """
+    try:
+        with safe_open(file, "np") as f:
+            facts = Facts.model_validate_json((f.metadata() or {}).get("state", "{}"))
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - it is no dictionary
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such state") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not a whole state: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}") from None
+    if facts.format != FORMAT:
+        raise UserError(f"{file}: state format {facts.format}, this version of everframe reads {FORMAT}")
+    ours = {"bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
+    for name, value in ours.items():
+        if getattr(facts, name) != value:
+            raise UserError(
+                f"{file}: belongs to another {name.replace('_', ' ')} ({getattr(facts, name)}, here {value})"
+            )
+    expected = {k: (v.shape, v.dtype) for k, v in stream.snapshot()[0].items() if not k.startswith(_COUNTED)}
+    for name, (shape, dtype) in expected.items():
+        found = (tensors[name].shape, tensors[name].dtype) if name in tensors else None
+        if found != (shape, dtype):
+            raise UserError(f"{file}: tensor {name}: found {found}, expected {shape} {dtype}")
+    for prefix, count in (("recent_", len(facts.recent)), ("sink_", facts.sinks), ("anchor_", facts.anchors)):
+        if any(f"{prefix}{i}" not in tensors for i in range(count)):
+            raise UserError(f"{file}: fewer than {count} tensors {prefix}…")
+    stream.restore(tensors, facts.model_dump())
+
+
+_COUNTED = ("recent_", "sink_", "anchor_")  # how many there are depends on how far the stream is
+
+
+def _settings(stream: Stream) -> dict[str, Any]:
+    digest = hashlib.sha256(np.ascontiguousarray(stream.frequencies).tobytes()).hexdigest()[:16]
+    return {"rope_mode": stream.rope_mode, "frequencies": digest}
