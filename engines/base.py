@@ -46,13 +46,41 @@ class Buffer(Protocol):
         """A host copy of tokens start … stop − 1 of a ring."""
         ...
 
+    def copy_tokens(self, start: int, source: Buffer) -> None:
+        """Copy all tokens of another ring buffer of the same device over tokens start … of this one."""
+        ...
+
+    def fetch(self) -> None:
+        """A pass: bring the present contents to the host."""
+        ...
+
+    def fetched(self) -> np.ndarray:
+        """What the last `fetch` brought, as a copy that belongs to the caller."""
+        ...
+
+
+class Launch(Protocol):
+    """A chain of passes that can be started again and again, once the one before is waited for."""
+
+    def start(self) -> None: ...
+
+    def main(self) -> list[float]:
+        """Wait for the passes and return the seconds that each took; asked again, the same."""
+        ...
+
+    def side(self) -> list[float]:
+        """The same for the passes beside them."""
+        ...
+
 
 class Device(Protocol):
+    overlaps: bool  # whether passes side by side are faster here than one after the other
+
     def zeros(self, shape: Sequence[int], dtype: str) -> Buffer: ...
 
-    def chain(self, passes: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
-        """All passes as one thing to run, in order; running it returns the seconds that each took. A device may record
-        them once and replay the recording, so they must not depend on anything but their buffers."""
+    def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> Launch:
+        """All passes as one thing to start, in order, and others that run beside them. A device may record them once and
+        replay the recording, so they must not depend on anything but their buffers."""
         ...
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,23 +55,62 @@ class OrtBuffer:
         whole = self.value.numpy() if self._host is None else self._host
         return whole[:, :, start:stop].copy()
 
+    def copy_tokens(self, start: int, source: Buffer) -> None:
+        assert isinstance(source, OrtBuffer)
+        self.write_tokens(start, source.value.numpy() if source._host is None else source._host)
+
+    def fetch(self) -> None:
+        self._fetched = self.read()
+
+    def fetched(self) -> np.ndarray:
+        return self._fetched
+
 
 class OrtDevice:
+    overlaps = False  # on a CPU both lanes want the same cores; on a GPU the provider's stream is one
+
     def __init__(self, name: str):
         self.name = name
 
     def zeros(self, shape: Sequence[int], dtype: str) -> OrtBuffer:
         return OrtBuffer(shape, dtype, self.name)
 
-    def chain(self, passes: Sequence[Callable[[], None]]) -> Callable[[], list[float]]:
-        def run() -> list[float]:
-            marks = [time.perf_counter()]
-            for one in passes:
-                one()
-                marks.append(time.perf_counter())
-            return [after - before for before, after in pairwise(marks)]
+    def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> OrtLaunch:
+        return OrtLaunch(passes, beside)
 
-        return run
+
+class OrtLaunch:
+    """Passes that run when they are waited for; with others beside them, in a thread from the start on."""
+
+    def __init__(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]]):
+        self.passes, self.beside = list(passes), list(beside)
+        self._done: list[float] | None = None
+        self._started: Future[list[float]] | None = None
+
+    def start(self) -> None:
+        self._done = None
+        self._started = _thread().submit(_timed, self.passes) if self.beside else None
+
+    def main(self) -> list[float]:
+        if self._done is None:
+            self._done = self._started.result() if self._started else _timed(self.passes)
+        return self._done
+
+    def side(self) -> list[float]:
+        return _timed(self.beside)
+
+
+@functools.cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="passes")
+
+
+def _timed(passes: Sequence[Callable[[], None]]) -> list[float]:
+    marks = [time.perf_counter()]
+    for one in passes:
+        one()
+        marks.append(time.perf_counter())
+    return [after - before for before, after in pairwise(marks)]
 
 
 class OrtEngine:

@@ -13,7 +13,7 @@ from ..engines.bundle import Bundle
 from ..engines.ort import OrtBackend
 from ..runtime.ring import RingLayout
 from ..runtime.rope import axis_frequencies, head_thetas, temporal_tables
-from ..runtime.stream import HIDDEN
+from ..runtime.passes import HIDDEN
 from .graphs import PortableStepGraph, PromptGraph, StepGraph
 
 

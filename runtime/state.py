@@ -43,6 +43,8 @@ class Facts(Model):
     sinks: int
     anchors: int
     decoded: int = Field(ge=0)
+    overlap: bool
+    begun: tuple[int, int, int, str, bool] | None
 
 
 def identity(bundle: Bundle) -> str:
@@ -100,12 +102,14 @@ def load_state(stream: Stream, file: Path) -> None:
     for prefix, count in (("recent_", len(facts.recent)), ("sink_", facts.sinks), ("anchor_", facts.anchors)):
         if any(f"{prefix}{i}" not in tensors for i in range(count)):
             raise UserError(f"{file}: fewer than {count} tensors {prefix}…")
+    if facts.begun and "begun" not in tensors:
+        raise UserError(f"{file}: no tensor begun")
     stream.restore(tensors, facts.model_dump())
 
 
-_COUNTED = ("recent_", "sink_", "anchor_")  # how many there are depends on how far the stream is
+_COUNTED = ("recent_", "sink_", "anchor_", "begun")  # how many there are depends on how far the stream is
 
 
 def _settings(stream: Stream) -> dict[str, Any]:
     digest = hashlib.sha256(np.ascontiguousarray(stream.frequencies).tobytes()).hexdigest()[:16]
-    return {"rope_mode": stream.rope_mode, "frequencies": digest}
+    return {"rope_mode": stream.rope_mode, "frequencies": digest, "overlap": stream.overlap}

@@ -28,9 +28,9 @@ def bundle(request: pytest.FixtureRequest, bundle_path: Path, portable_path: Pat
     return Bundle.open(portable_path if request.param == "portable" else bundle_path)
 
 
-@pytest.mark.parametrize("mode", ["absolute", "relative"])
+@pytest.mark.parametrize(("mode", "overlap"), [("absolute", False), ("relative", False), ("absolute", True)])
 @pytest.mark.parametrize("at", [0, 1, 3, 7])
-def test_bit_for_bit(bundle: Bundle, tmp_path: Path, at: int, mode: str) -> None:
+def test_bit_for_bit(bundle: Bundle, tmp_path: Path, at: int, mode: str, overlap: bool) -> None:
     """At every fill level, with a prompt change waiting, and another one after it."""
 
     def change(stream: Stream, c: int) -> None:
@@ -39,7 +39,7 @@ def test_bit_for_bit(bundle: Bundle, tmp_path: Path, at: int, mode: str) -> None
         if c == at + 3:
             stream.set_prompt(PROMPTS[2], "flush")
 
-    kw = {"seed": 4, "prompt": PROMPTS[0], "rope_mode": mode}
+    kw = {"seed": 4, "prompt": PROMPTS[0], "rope_mode": mode, "overlap": overlap}
     with Stream(bundle, **kw) as whole:  # type: ignore[arg-type]
         expected = []
         for c in range(at + 6):
@@ -109,8 +109,9 @@ def test_states_of_something_else(bundle: Bundle, tmp_path: Path) -> None:
         ({"seed": 2}, "another seed"),
         ({"seed": 1, "rope_mode": "relative"}, "another rope mode"),
         ({"seed": 1, "jitter_sigma": 0.1}, "another frequencies"),
+        ({"seed": 1, "overlap": True}, "another overlap"),
     ):
-        with Stream(bundle, **settings) as other, pytest.raises(UserError, match=words):
+        with Stream(bundle, **settings) as other, pytest.raises(UserError, match=words):  # type: ignore[arg-type]
             load_state(other, file)
     with Stream(bundle, seed=1) as stream:
         with pytest.raises(UserError, match="no such state"):

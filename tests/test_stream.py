@@ -230,6 +230,22 @@ def frames_of(bundle: Bundle, seed: int, **kw) -> np.ndarray:
         return np.concatenate([stream.next_chunk().frames for _ in range(5)])
 
 
+@pytest.mark.parametrize("transition", ["swap", "smooth", "flush", "cut"])
+def test_overlap_changes_nothing_but_when_a_prompt_takes_effect(bundle: Bundle, transition: Literal["cut"]) -> None:
+    """Decoding beside the next chunk's denoising: same frames, and a new prompt one chunk later."""
+    with Stream(bundle, seed=2, overlap=False) as plain, Stream(bundle, seed=2, overlap=True) as overlapped:
+        for c in range(12):
+            if c == 6:
+                plain.set_prompt(PROMPTS[1], transition)
+            if c == 5:
+                overlapped.set_prompt(PROMPTS[1], transition)
+            a, b = plain.next_chunk(), overlapped.next_chunk()
+            assert (a.index, a.position, a.prompt) == (b.index, b.position, b.prompt)
+            assert (a.latent == b.latent).all()
+            assert (a.frames == b.frames).all()
+            assert len(b.timings.diffuse) == 4
+
+
 def test_seeds(bundle: Bundle) -> None:
     assert (frames_of(bundle, 1) == frames_of(bundle, 1)).all()
     assert (frames_of(bundle, 1) != frames_of(bundle, 2)).any()

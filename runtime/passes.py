@@ -1,0 +1,242 @@
+"""The bound passes of one stream and the buffers they share: what a chunk is to the engines.
+
+A chunk is a chain of passes (denoising, commit, decode, copy to the host) that depends on nothing but its buffers, so that
+a device may record it once and replay it. In two lanes, the decoding of a chunk runs beside the denoising of the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.base import Backend, Buffer, Engine, Launch
+from ..engines.bundle import Bundle
+from .ring import Slot
+from .rope import temporal_tables
+
+HIDDEN = -1e9  # added to the attention score of a slot that holds nothing yet: its weight is exactly 0
+
+
+class SinkKeys:
+    """The sinks' keys as they were committed, for `relative` mode: rewritten each chunk, turned to a fixed distance.
+
+    A key committed at latent frame p and turned by (p′ − p)·ω is the key at p′, so the first copy serves for ever and no
+    error accumulates.
+    """
+
+    def __init__(self, tokens: int):
+        self.tokens = tokens
+        self.forget()
+
+    def forget(self) -> None:
+        self.start: int | None = None
+        self.keys: list[NDArray] = []
+
+    def remember(self, position: int, written: int, ring: list[Buffer]) -> None:
+        if written == 0:
+            self.start = position
+        self.keys = [buffer.read_tokens(0, self.tokens) for buffer in ring]
+
+    def follow(self, position: int, frequencies: NDArray[np.float64], ring: list[Buffer]) -> None:
+        """Write the sink keys as if the first sink frame stood at `position` (never before where it was made)."""
+        if self.start is None or position <= self.start or not self.tokens:
+            return
+        cos, sin = temporal_tables(np.array([position - self.start]), frequencies)  # [H, 1, K]
+        k = cos.shape[-1]
+        for kept, buffer in zip(self.keys, ring, strict=True):
+            half = kept.shape[-1] // 2
+            a, b = kept[..., :k], kept[..., half : half + k]  # the temporal pairs come first in each half
+            turned = kept.copy()
+            turned[..., :k] = a * cos - b * sin
+            turned[..., half : half + k] = b * cos + a * sin
+            buffer.write_tokens(0, turned)
+
+
+class Passes:
+    """Buffers allocated once, passes bound once.
+
+    lanes: 1 runs a chunk's passes one after the other; 2 decodes a chunk beside the denoising of the next.
+    """
+
+    def __init__(self, backend: Backend, bundle: Bundle, step_graph: str, lanes: int):
+        manifest = bundle.manifest
+        g, net = manifest.geometry, manifest.network
+        self.steps = n = len(manifest.schedule.steps)
+        self.portable = manifest.form == "portable"
+        self.lanes = lanes
+        self.layers = range(net.layers)
+        step, prompt, decode = (backend.load(bundle, name) for name in (step_graph, "prompt", "decode"))
+        zeros = step.device.zeros
+        held = g.cache_tokens - (g.chunk_tokens if self.portable else 0)
+        ring_shape = (1, net.heads, held, net.head_dim)
+        self.keys = [zeros(ring_shape, _dtype(step, f"k_{i}")) for i in self.layers]
+        self.values = [zeros(ring_shape, _dtype(step, f"v_{i}")) for i in self.layers]
+        text_shape = (1, net.heads, net.text_len, net.head_dim)
+        kind = _dtype(step, "prompt_k_0")
+        self.prompt_kv = {f"prompt_{s}_{i}": zeros(text_shape, kind) for s in "kv" for i in self.layers}
+        self.noise = [zeros(g.latent_shape, "float32") for _ in range(n)]
+        latents = [zeros(g.latent_shape, "float32") for _ in range(2)]  # x_t of even and odd steps
+        self.x0, spare = zeros(g.latent_shape, "float32"), zeros(g.latent_shape, "float32")
+        # What the decoder reads: with two lanes a copy, because x0 is being overwritten meanwhile.
+        self._shown = zeros(g.latent_shape, "float32") if lanes == 2 else self.x0
+        table = (net.heads, g.chunk, manifest.rope.channels // 2)
+        self.cos, self.sin = zeros(table, "float32"), zeros(table, "float32")
+        self.slot, self.valid = zeros((1,), "int64"), zeros((1,), "int64")
+        self.mask = zeros((1, 1, 1, g.cache_tokens), "float32")
+        self._store_at = -1  # where the portable form's chunk goes when it is committed
+        indices = [zeros((1,), "int64") for _ in range(n + 1)]
+        for i, index in enumerate(indices):
+            index.write(np.array([i], np.int64))
+
+        ring = {f"{s}_{i}": b for s, side in (("k", self.keys), ("v", self.values)) for i, b in enumerate(side)}
+        # In place, the ring is input and output at once; the portable form hands out the chunk's own keys and values.
+        own_shape = (1, net.heads, g.chunk_tokens, net.head_dim)
+        self.own = {name: zeros(own_shape, _dtype(step, name)) for name in ring} if self.portable else {}
+        updated = {f"{name}_new": b for name, b in self.own.items()} or {f"{name}_next": b for name, b in ring.items()}
+        place = {"mask": self.mask} if self.portable else {"slot": self.slot, "kv_len": self.valid}
+        shared = {"rope_cos": self.cos, "rope_sin": self.sin, **place, **ring, **self.prompt_kv}
+
+        probed = [spec for spec in step.graph.outputs if spec.name == "sink_mass"]
+        self.masses = [zeros(spec.shape, spec.dtype) for spec in probed for _ in range(n)]
+        unread = {spec.name: zeros(spec.shape, spec.dtype) for spec in probed}
+
+        def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
+            inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}
+            told = {"sink_mass": self.masses[index]} if probed and index < n else unread
+            return step.bind(inputs, {"x0": x0, "next": after, **updated, **told})
+
+        # Pass 0 starts from pure noise; pass i reads what pass i − 1 re-noised with its noise, draw i.
+        denoise = [
+            bound(
+                i,
+                self.noise[0] if i == 0 else latents[i % 2],
+                self.noise[(i + 1) % n],
+                self.x0,
+                latents[(i + 1) % 2] if i < n - 1 else spare,
+            )
+            for i in range(n)
+        ]
+        scratch = zeros(g.latent_shape, "float32")
+        commit = bound(n, self.x0, self.noise[0], scratch, spare)
+        self._clean = zeros(g.latent_shape, "float32")
+        self._recommit = bound(n, self._clean, self.noise[0], scratch, spare)
+
+        self.text = zeros((1, net.text_len, net.text_dim), "float32")
+        self._encode_prompt = prompt.bind({"text": self.text}, self.prompt_kv)
+        self._states = [
+            {s.name: zeros(s.shape, s.dtype) for s in decode.graph.inputs if s.name != "latent"} for _ in range(2)
+        ]
+        # A decoder state is read and written in one pass, so two sets take turns; a first chunk has a decoder of its own.
+        first = backend.load(bundle, "decode_first") if "decode_first" in manifest.graphs else decode
+        turns = [self._bind_decode(*turn) for turn in ((decode, 0), (decode, 1), (first, 0))]
+        self._frames = [frames for _, frames in turns]
+        # A chunk whose latent is given is only committed and decoded.
+        works = {"make": [*denoise, commit], "keep": [commit]}
+        chain = step.device.chain
+        if lanes == 1:
+            self._chains = {(name, t): chain([*work, *turns[t][0]]) for name, work in works.items() for t in range(3)}
+        else:
+            self._chains = {(name, t): chain(work, turns[t][0]) for name, work in works.items() for t in range(3)}
+            self._chains |= {(name, None): chain(work) for name, work in works.items()}
+        self._running: Launch | None = None
+        self._turn: int | None = None
+        self.decoded = 0  # chunks since the decoder's states were zero
+
+    def _bind_decode(self, engine: Engine, turn: int) -> tuple[list[Callable[[], None]], Buffer]:
+        """The decoding pass, then the copy of its frames to the host."""
+        old, new = self._states[turn], self._states[turn ^ 1]
+        spec = next(s for s in engine.graph.outputs if s.name == "frames")
+        frames = engine.device.zeros(spec.shape, spec.dtype)
+        outputs = {"frames": frames, **{f"{name}_next": buffer for name, buffer in new.items()}}
+        return [engine.bind({"latent": self._shown, **old}, outputs), frames.fetch], frames
+
+    def start(self, kind: str, shown: NDArray[np.float32] | None = None) -> None:
+        """Start a chunk: "make" denoises and commits one, "keep" commits the latent in x0. With one lane its decoding
+        follows; with two, the latent `shown` is decoded beside it, if there is one."""
+        if self.lanes == 1 or shown is not None:
+            self._turn = self.decoded % 2 if self.decoded else 2
+            self.decoded += 1
+        else:
+            self._turn = None
+        if self.lanes == 2 and shown is not None:
+            self._shown.write(shown)
+        self._running = self._chains[kind, self._turn]
+        self._running.start()
+
+    def made(self) -> list[float]:
+        """Wait for the first lane. Its clean keys and values stand in the ring then. Returns the seconds of each pass, with
+        one lane those of decoding and of the host copy too."""
+        if self._running is None:  # a restored chunk: made in another process
+            return [0.0]
+        seconds = self._running.main()
+        self._store()
+        return seconds
+
+    def shown(self) -> tuple[NDArray[np.uint8], list[float]]:
+        """Wait for the frames. Returns them, and with two lanes the seconds of decoding and of the host copy."""
+        assert self._running is not None
+        assert self._turn is not None
+        seconds = self._running.side()
+        return self._frames[self._turn].fetched(), seconds
+
+    def _store(self) -> None:
+        if self._store_at >= 0:
+            for ring, own in zip((*self.keys, *self.values), self.own.values(), strict=True):
+                ring.copy_tokens(self._store_at, own)
+            self._store_at = -1
+
+    def _kept(self, decoded: int) -> dict[str, Buffer]:
+        """What lives on between chunks: the ring, and the set of decoder states that is read next."""
+        rings = {f"{side}_{i}": b for side, ring in (("k", self.keys), ("v", self.values)) for i, b in enumerate(ring)}
+        return rings | self._states[decoded % 2]
+
+    def tensors(self) -> dict[str, NDArray]:
+        return {name: buffer.read() for name, buffer in self._kept(self.decoded).items()}
+
+    def load(self, tensors: dict[str, NDArray], decoded: int) -> None:
+        self.decoded = decoded
+        for name, buffer in self._kept(decoded).items():
+            buffer.write(tensors[name])
+
+    def write_noise(self, noise: NDArray[np.float32]) -> None:
+        for buffer, values in zip(self.noise, noise, strict=True):
+            buffer.write(values)
+
+    def write_place(self, cos: NDArray[np.float32], sin: NDArray[np.float32], slot: Slot) -> None:
+        self.cos.write(cos)
+        self.sin.write(sin)
+        if self.portable:
+            own = self.mask.shape[-1] - self.keys[0].shape[2]  # the chunk's own tokens stand behind the ring's
+            seen = np.arange(self.mask.shape[-1]) < slot.valid
+            seen[-own:] = True
+            self.mask.write(np.where(seen, 0.0, HIDDEN).astype(np.float32).reshape(self.mask.shape))
+            self._store_at = slot.start
+        else:
+            self.slot.write(np.array([slot.start], np.int64))
+            self.valid.write(np.array([slot.valid], np.int64))
+
+    def set_prompt(self, embedding: NDArray[np.float32]) -> None:
+        self.text.write(embedding)
+        self._encode_prompt()
+
+    def recommit(self, latent: NDArray[np.float32]) -> None:
+        self._clean.write(latent)
+        self._recommit()
+        self._store()
+
+    def reset_decoder(self) -> None:
+        for states in self._states:
+            for buffer in states.values():
+                buffer.write(np.zeros(buffer.shape, buffer.dtype))
+        self.decoded = 0
+
+    def move_chunk(self, source: int, target: int, tokens: int) -> None:
+        """Copy one chunk's keys and values to another slot of the ring."""
+        for buffer in (*self.keys, *self.values):
+            buffer.write_tokens(target, buffer.read_tokens(source, source + tokens))
+
+
+def _dtype(engine: Engine, name: str) -> str:
+    return next(spec.dtype for spec in engine.graph.inputs if spec.name == name)
