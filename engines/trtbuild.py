@@ -37,6 +37,7 @@ class BuildOptions:
     workspace_mib: int | None = None
     optimization_level: int | None = None
     version_compatible: bool = False
+    hardware_compatible: bool = False  # any card from Ampere on; classic TensorRT only
     strip_weights: bool = False  # weight-stripped, to be refitted from the bundle's graph
     weight_streaming: bool = False
 
@@ -82,6 +83,8 @@ def check_options(options: BuildOptions) -> ModuleType:
     level = options.optimization_level
     if level is not None and not 0 <= level <= 5:
         raise UserError(f"--optimization-level {level}: expected 0 to 5")
+    if options.hardware_compatible and options.backend == "tensorrt-rtx":
+        raise UserError("--hardware-compatible: for --backend tensorrt; with tensorrt-rtx name the cards by --target")
     trt = load_module(options.backend)
     targets_of(trt, options.targets)
     try:
@@ -171,6 +174,10 @@ def _config(trt: ModuleType, builder: Any, options: BuildOptions) -> Any:
     for wanted, flag in flags:
         if wanted:
             config.set_flag(getattr(trt.BuilderFlag, flag))
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: else its own allocations forbid capture
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     return config
 
 

@@ -278,6 +278,9 @@ def build(
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Run on other versions of the backend too.")
     ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Run on every card from Ampere on; classic TensorRT only.")
+    ] = False,
     strip_weights: Annotated[
         bool, typer.Option("--strip-weights", help="Leave the weights out; the device refits them from the bundle.")
     ] = False,
@@ -296,6 +299,7 @@ def build(
         workspace_mib=workspace,
         optimization_level=optimization_level,
         version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
         strip_weights=strip_weights,
         weight_streaming=weight_streaming,
     )

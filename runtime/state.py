@@ -57,7 +57,7 @@ def save_state(stream: Stream, file: Path) -> None:
     """Write the stream's state; the file is replaced as a whole. Raises UserError when it cannot be written."""
     tensors, facts = stream.snapshot()
     facts |= {"format": FORMAT, "bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
-    content = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, {"state": json.dumps(facts)})
+    content = save({k: _plain(np.ascontiguousarray(v)) for k, v in tensors.items()}, {"state": json.dumps(facts)})
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as f:
@@ -96,6 +96,8 @@ def load_state(stream: Stream, file: Path) -> None:
             )
     expected = {k: (v.shape, v.dtype) for k, v in stream.snapshot()[0].items() if not k.startswith(_COUNTED)}
     for name, (shape, dtype) in expected.items():
+        if name in tensors and dtype.kind == "V" and tensors[name].dtype == np.uint16:
+            tensors[name] = tensors[name].view(dtype)
         found = (tensors[name].shape, tensors[name].dtype) if name in tensors else None
         if found != (shape, dtype):
             raise UserError(f"{file}: tensor {name}: found {found}, expected {shape} {dtype}")
@@ -105,6 +107,11 @@ def load_state(stream: Stream, file: Path) -> None:
     if facts.begun and "begun" not in tensors:
         raise UserError(f"{file}: no tensor begun")
     stream.restore(tensors, facts.model_dump())
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """bfloat16 as its bits: safetensors' NumPy side does not know it."""
+    return values.view(np.uint16) if values.dtype.kind == "V" else values
 
 
 _COUNTED = ("recent_", "sink_", "anchor_", "begun")  # how many there are depends on how far the stream is

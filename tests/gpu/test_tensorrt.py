@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from everframe.engines import store
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.tensorrt import CudaBuffer, TrtBackend
 from everframe.engines.trtbuild import BuildOptions
 from everframe.runtime import Stream
 from everframe.runtime.build import build_engines, installed_backends
+from everframe.runtime.plan import Request, memory
 
 from helpers import PROMPTS
 
@@ -66,7 +68,7 @@ def test_the_recorded_graph_gives_what_plain_passes_give(built: Bundle, backend_
     frames = []
     for record in (True, False):
         with Stream(built, seed=2, backend=TrtBackend(backend_name)) as stream:
-            chains = [chain for chain, _ in stream._loop._making]
+            chains = list(stream._loop._chains.values())
             if not record:
                 for chain in chains:
                     chain.why_not = "switched off"  # type: ignore[attr-defined]
@@ -74,6 +76,31 @@ def test_the_recorded_graph_gives_what_plain_passes_give(built: Bundle, backend_
             if record:
                 assert any(chain.graph is not None for chain in chains)  # type: ignore[attr-defined]
     assert (frames[0] == frames[1]).all()
+
+
+def test_overlap_changes_nothing_but_the_time(built: Bundle, backend_name: str) -> None:
+    frames = []
+    for overlap in (True, False):
+        with Stream(built, seed=2, overlap=overlap, backend=TrtBackend(backend_name)) as stream:
+            frames.append(np.concatenate([stream.next_chunk().frames for _ in range(12)]))
+    assert (frames[0] == frames[1]).all()
+
+
+def test_memory_stays_under_what_plan_says(built: Bundle, backend_name: str) -> None:
+    backend = TrtBackend(backend_name)
+    cuda = backend.device.cuda
+    cuda.call("cudaFree", 0)  # the driver's own context is not the plan's
+    before, _ = cuda.call("cudaMemGetInfo")
+    with Stream(built, backend=backend) as stream:
+        for _ in range(4):
+            stream.next_chunk()
+        used = before - cuda.call("cudaMemGetInfo")[0]
+    (found,) = store.stored(built, installed_backends())
+    assert found.record is not None
+    engines = sum(e.file.bytes + sum(e.memory.values()) for e in found.record.graphs.values())
+    planned = memory(Request(built.manifest.network, built.manifest.geometry, 5))
+    buffers = planned.ring + planned.prompt + planned.decoder
+    assert used <= engines + buffers + (64 << 20)  # and the kernels that TensorRT-RTX compiles on first use
 
 
 def test_the_ring_is_updated_in_place(built: Bundle, backend_name: str) -> None:

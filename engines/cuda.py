@@ -1,0 +1,277 @@
+"""CUDA through cuda-python: device buffers, pinned frames, two streams, and chunks recorded as CUDA graphs.
+
+Everything a chunk does on the device is enqueued without waiting; the host waits where it reads. No GPU has run this yet:
+docs/tensorrt.md says what is tested without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+
+from .base import Buffer
+from .errors import UserError
+
+CPU_HINT = "--backend onnxruntime runs on the CPU"
+
+
+class Pass(Protocol):
+    """What CUDA can put into a chain: something that enqueues itself on the stream it is given."""
+
+    def __call__(self, stream: Any = None) -> None: ...
+
+
+class Cuda:
+    """The CUDA runtime of one device, every error code turned into one line.
+
+    api: `cuda.bindings.runtime`, or something that looks like it.
+    """
+
+    def __init__(self, api: Any = None):
+        if api is None:
+            try:
+                from cuda.bindings import runtime as api  # type: ignore[attr-defined]
+            except ImportError:
+                raise UserError("TensorRT engines need cuda-python: pip install 'everframe[rtx]'") from None
+        self.api = api
+        try:
+            count = self.call("cudaGetDeviceCount")
+        except UserError as error:
+            raise UserError(f"no NVIDIA GPU that CUDA can use ({error}); {CPU_HINT}") from None
+        except RuntimeError as error:  # cuda-python could not load the driver's library
+            raise UserError(f"no NVIDIA driver ({error}); {CPU_HINT}") from None
+        if count < 1:
+            raise UserError(f"no NVIDIA GPU in this machine; {CPU_HINT}")
+        # Not blocking: neither waits for the default stream, which an embedding program may use.
+        self.stream, self.beside = (
+            self.call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking) for _ in range(2)
+        )
+
+    def call(self, name: str, *args: Any) -> Any:
+        """A runtime function's result. Raises UserError with CUDA's own name of the error."""
+        code, *result = getattr(self.api, name)(*args)
+        if code != self.api.cudaError_t.cudaSuccess:
+            raise UserError(f"CUDA: {name}: {code.name}")
+        return result[0] if len(result) == 1 else tuple(result)
+
+    def malloc(self, size: int, what: str) -> int:
+        try:
+            return int(self.call("cudaMalloc", size))
+        except UserError:
+            raise UserError(f"GPU memory: {size / 2**20:.0f} MiB asked for {what}, {self.memory_note()}") from None
+
+    def memory_note(self) -> str:
+        free, total = self.call("cudaMemGetInfo")
+        room = f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB free"
+        return f"{room}: choose a smaller size or window, or INT8 (everframe plan)"
+
+    def capability(self) -> str:
+        """Compute capability of the device, as sm_89."""
+        kinds = self.api.cudaDeviceAttr
+        major = self.call("cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMajor, 0)
+        minor = self.call("cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMinor, 0)
+        return f"sm_{major}{minor}"
+
+    def copy(self, target: int, source: int, size: int, kind: str, stream: Any = None) -> None:
+        self.call("cudaMemcpyAsync", target, source, size, getattr(self.api.cudaMemcpyKind, kind), stream or self.stream)
+
+    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int, kind: str):
+        """`rows` pieces of `width` bytes."""
+        way = getattr(self.api.cudaMemcpyKind, kind)
+        self.call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, way, self.stream)
+
+    def wait(self) -> None:
+        self.call("cudaStreamSynchronize", self.stream)
+
+
+class CudaBuffer:
+    """Device memory of fixed shape. bfloat16 is the host's ml_dtypes.bfloat16.
+
+    Host arrays that are written or read are pageable: CUDA stages them, so they may go away at once. Only `fetch` goes
+    to pinned memory, which a recorded graph can copy to.
+    """
+
+    def __init__(self, cuda: Cuda, shape: Sequence[int], dtype: str):
+        if dtype == "bfloat16":
+            import ml_dtypes  # noqa: F401 - makes the name known to NumPy
+        self.cuda, self.shape, self.dtype = cuda, tuple(shape), np.dtype(dtype)
+        self.bytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        self.address = cuda.malloc(self.bytes, f"a tensor {self.dtype} {list(self.shape)}")
+        _free_with(self, cuda, "cudaFree", self.address)
+        cuda.call("cudaMemsetAsync", self.address, 0, self.bytes, cuda.stream)
+        self._pinned: np.ndarray | None = None
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """For CuPy, PyTorch and PyCUDA in an embedding program: no copy."""
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.address, False), "version": 3}
+
+    def write(self, values: np.ndarray) -> None:
+        if values.shape != self.shape or values.dtype != self.dtype:
+            raise ValueError(f"cannot write {values.dtype} {values.shape} into {self.dtype} {self.shape}")
+        values = np.ascontiguousarray(values)
+        self.cuda.copy(self.address, values.ctypes.data, self.bytes, "cudaMemcpyHostToDevice")
+
+    def read(self) -> np.ndarray:
+        out = np.empty(self.shape, self.dtype)
+        self.cuda.copy(out.ctypes.data, self.address, self.bytes, "cudaMemcpyDeviceToHost")
+        self.cuda.wait()
+        return out
+
+    def write_tokens(self, start: int, values: np.ndarray) -> None:
+        values = np.ascontiguousarray(values, self.dtype)
+        target, pitch, width, rows = self._span(start, start + values.shape[2])
+        self.cuda.copy_rows(target, pitch, values.ctypes.data, width, width, rows, "cudaMemcpyHostToDevice")
+
+    def read_tokens(self, start: int, stop: int) -> np.ndarray:
+        out = np.empty((1, self.shape[1], stop - start, self.shape[3]), self.dtype)
+        source, pitch, width, rows = self._span(start, stop)
+        self.cuda.copy_rows(out.ctypes.data, width, source, pitch, width, rows, "cudaMemcpyDeviceToHost")
+        self.cuda.wait()
+        return out
+
+    def copy_tokens(self, start: int, source: Buffer) -> None:
+        assert isinstance(source, CudaBuffer)
+        target, pitch, width, rows = self._span(start, start + source.shape[2])
+        self.cuda.copy_rows(target, pitch, source.address, width, width, rows, "cudaMemcpyDeviceToDevice")
+
+    def _span(self, start: int, stop: int) -> tuple[int, int, int, int]:
+        """Address, pitch, bytes of a row, and rows (one per head) of tokens start … stop − 1 of a ring [1, H, S, D]."""
+        _, heads, tokens, depth = self.shape
+        token = depth * self.dtype.itemsize
+        return self.address + start * token, tokens * token, (stop - start) * token, heads
+
+    def fetch(self, stream: Any = None) -> None:
+        if self._pinned is None:
+            pointer = int(self.cuda.call("cudaHostAlloc", self.bytes, 0))
+            _free_with(self, self.cuda, "cudaFreeHost", pointer)
+            raw = np.ctypeslib.as_array((ctypes.c_uint8 * self.bytes).from_address(pointer))
+            self._pinned = raw.view(self.dtype).reshape(self.shape)
+        self.cuda.copy(self._pinned.ctypes.data, self.address, self.bytes, "cudaMemcpyDeviceToHost", stream)
+
+    def fetched(self) -> np.ndarray:
+        assert self._pinned is not None
+        return self._pinned.copy()
+
+
+def _free_with(owner: CudaBuffer, cuda: Cuda, how: str, address: int) -> None:
+    """Free memory when its owner goes; at the end of the process the driver does."""
+    weakref.finalize(owner, cuda.call, how, address).atexit = False
+
+
+class CudaDevice:
+    overlaps = True
+
+    def __init__(self, cuda: Cuda):
+        self.cuda = cuda
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> CudaBuffer:
+        return CudaBuffer(self.cuda, shape, dtype)
+
+    def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> CudaLaunch:
+        return CudaLaunch(self.cuda, passes, beside)
+
+
+class _Lane:
+    """Passes in a row on one stream, with an event before the first and after each."""
+
+    def __init__(self, cuda: Cuda, stream: Any, passes: Sequence[Any]):
+        self.cuda, self.stream, self.passes = cuda, stream, list(passes)
+        self.events = [cuda.call("cudaEventCreate") for _ in range(len(self.passes) + 1)]
+
+    def enqueue(self, flags: int) -> None:
+        self.cuda.call("cudaEventRecordWithFlags", self.events[0], self.stream, flags)
+        for one, event in zip(self.passes, self.events[1:], strict=True):
+            one(self.stream)
+            self.cuda.call("cudaEventRecordWithFlags", event, self.stream, flags)
+
+    def seconds(self) -> list[float]:
+        return [self.cuda.call("cudaEventElapsedTime", a, b) / 1000 for a, b in pairwise(self.events)]
+
+
+class CudaLaunch:
+    """One chunk: passes on the main stream and others on the second one.
+
+    Enqueued plainly the first time, because engines finish their set-up then; one CUDA graph from the second time on, so
+    that a chunk is one launch; plainly for ever where capture fails (`why_not` says why).
+    """
+
+    def __init__(self, cuda: Cuda, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()):
+        self.cuda = cuda
+        self._main = _Lane(cuda, cuda.stream, passes)
+        self._side = _Lane(cuda, cuda.beside, beside) if beside else None
+        # Order between the streams, inside a graph too: no timing, no meaning outside.
+        self._fork, self._join = (cuda.call("cudaEventCreate") for _ in range(2))
+        self.graph: Any = None
+        self.why_not: str | None = None
+        self._runs = 0
+        self._done: list[float] | None = None
+
+    def start(self) -> None:
+        if self._runs == 1 and self.why_not is None:
+            self._record()
+        with named("chunk"):
+            if self.graph is None:
+                self._enqueue(0)
+            else:
+                self.cuda.call("cudaGraphLaunch", self.graph, self.cuda.stream)
+        self._runs += 1
+        self._done = None
+
+    def main(self) -> list[float]:
+        if self._done is None:
+            self.cuda.wait()
+            self._done = self._main.seconds()
+        return self._done
+
+    def side(self) -> list[float]:
+        if self._side is None:
+            return []
+        self.cuda.call("cudaEventSynchronize", self._side.events[-1])  # not the stream: the main lane still works
+        return self._side.seconds()
+
+    def _enqueue(self, flags: int) -> None:
+        cuda = self.cuda
+        if self._side is not None:
+            cuda.call("cudaEventRecordWithFlags", self._fork, cuda.stream, 0)
+            cuda.call("cudaStreamWaitEvent", cuda.beside, self._fork, 0)
+            self._side.enqueue(flags)
+            cuda.call("cudaEventRecordWithFlags", self._join, cuda.beside, 0)
+        self._main.enqueue(flags)
+        if self._side is not None:
+            cuda.call("cudaStreamWaitEvent", cuda.stream, self._join, 0)
+
+    def _record(self) -> None:
+        cuda, api = self.cuda, self.cuda.api
+        for one in (*self._main.passes, *(self._side.passes if self._side else ())):
+            if not getattr(one, "capturable", lambda: True)():
+                self.why_not = "TensorRT: the engine cannot be captured"
+                return
+        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        try:
+            cuda.call("cudaStreamBeginCapture", cuda.stream, mode)
+            try:
+                self._enqueue(api.cudaEventRecordExternal)
+            finally:
+                recorded = cuda.call("cudaStreamEndCapture", cuda.stream)
+            self.graph = cuda.call("cudaGraphInstantiate", recorded, 0)
+        except UserError as error:
+            self.why_not = str(error)
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """An NVTX range, for Nsight Systems; nothing where the package nvtx is not installed."""
+    try:
+        import nvtx
+    except ImportError:
+        yield
+        return
+    with nvtx.annotate(name, domain="everframe"):
+        yield
