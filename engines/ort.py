@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -22,6 +23,7 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "nvtensorrtrtx": "NvTensorRTRTXExecutionProvider",
 }
+PARSED = ("tensorrt", "nvtensorrtrtx")  # providers that read the graph with TensorRT's parser
 
 
 class OrtBuffer:
@@ -135,12 +137,17 @@ class OrtBackend:
     def __init__(self, options: EngineOptions):
         if options.provider not in PROVIDERS:
             raise UserError(f"provider {options.provider!r}: expected one of {', '.join(PROVIDERS)}")
-        self.provider = PROVIDERS[options.provider]
+        self.option, self.provider = options.provider, PROVIDERS[options.provider]
+        self.plugged: list[Any] = []  # devices of a provider that is a package of its own
         available = ort.get_available_providers()
         if self.provider not in available:
-            raise UserError(
-                f"provider {options.provider!r}: this onnxruntime has no {self.provider} (it has {', '.join(available)})"
-            )
+            if options.provider != "nvtensorrtrtx":
+                hint = ": pip install 'everframe[gpu]' in place of onnxruntime" if options.provider != "cpu" else ""
+                raise UserError(
+                    f"provider {options.provider!r}: this onnxruntime has no {self.provider} "
+                    f"(it has {', '.join(available)}){hint}"
+                )
+            self.plugged = plugged_devices(self.provider)
         if options.threads < 0:
             raise UserError(f"threads {options.threads}: expected 0 (one per core) or more")
         self.threads = options.threads
@@ -152,13 +159,39 @@ class OrtBackend:
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
         file = bundle.graph_path(name)
+        if self.option in PARSED and bundle.manifest.form == "in-place":
+            # Its parser drops the attention's key-value lengths without an error: the ring's empty slots would be seen.
+            raise UserError(
+                f"provider {self.option!r} cannot run the in-place form of {bundle.path}: export it with --form portable, "
+                "or use --backend tensorrt-rtx"
+            )
+        if self.plugged:
+            settings.add_provider_for_devices(self.plugged, {})
         try:
-            session = ort.InferenceSession(file, settings, providers=[self.provider])
+            session = ort.InferenceSession(file, settings, providers=None if self.plugged else [self.provider])
         except Exception as error:  # onnxruntime raises many unrelated types
             raise UserError(
                 f"{file}: ONNX Runtime {ort.__version__} cannot load it: {str(error).splitlines()[0]}"
             ) from None
         return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
+
+
+def plugged_devices(provider: str) -> list[Any]:
+    """Devices of the TensorRT-RTX provider's own package. Raises UserError when it is missing or finds no GPU."""
+    try:
+        import onnxruntime_ep_nv_tensorrt_rtx as plugin  # type: ignore[import-not-found]
+    except ImportError:
+        raise UserError("provider 'nvtensorrtrtx': pip install onnxruntime-ep-nv-tensorrt-rtx") from None
+    try:
+        if provider not in {device.ep_name for device in ort.get_ep_devices()}:
+            ort.register_execution_provider_library(provider, plugin.get_library_path())
+    except Exception as error:  # among others where there is no driver
+        reason = str(error).splitlines()[0].split("with error: ")[-1]
+        raise UserError(f"provider 'nvtensorrtrtx': {reason}; --provider cpu runs without a GPU") from None
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
+    if not devices:
+        raise UserError("provider 'nvtensorrtrtx': finds no GPU it can use; --provider cpu runs without one")
+    return devices
 
 
 def _value(buffer: Buffer) -> ort.OrtValue:

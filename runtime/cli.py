@@ -97,6 +97,10 @@ def generate(
     backend: Annotated[
         str, typer.Option(help="onnxruntime, or tensorrt-rtx or tensorrt with engines of everframe build.")
     ] = "onnxruntime",
+    overlap: Annotated[
+        bool | None,
+        typer.Option(help="Decode a chunk beside the denoising of the next; default: where the device gains by it."),
+    ] = None,
     encoder: Annotated[str, typer.Option(help="auto, libx264, h264_nvenc or hevc_nvenc.")] = "auto",
 ) -> None:
     """Generate video into a file, a PNG or GIF sequence, or a pipe."""
@@ -114,6 +118,7 @@ def generate(
         rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
         jitter_sigma=jitter,
         anchor=None if anchor is None else read_picture(anchor, geometry.width, geometry.height),
+        overlap=overlap,
         backend=open_backend(backend, EngineOptions(provider, threads)),
     ) as stream:
         for _, text in changes:

@@ -88,3 +88,19 @@ def test_a_file_that_is_no_graph(bundle_path: Path, tmp_path: Path) -> None:
     (folder / "decode.onnx").write_bytes(b"no graph at all")
     with pytest.raises(UserError, match=r"decode\.onnx: ONNX Runtime .* cannot load it"):
         OrtBackend(EngineOptions()).load(bundle, "decode")
+
+
+def test_a_provider_that_is_not_installed_says_what_to_install() -> None:
+    with pytest.raises(UserError, match="CUDAExecutionProvider.*everframe\\[gpu\\]"):
+        OrtBackend(EngineOptions(provider="cuda"))
+    with pytest.raises(UserError, match="nvtensorrtrtx"):
+        OrtBackend(EngineOptions(provider="nvtensorrtrtx"))
+
+
+def test_tensorrt_providers_are_kept_from_the_in_place_form(bundle: Bundle) -> None:
+    """Their parser drops the attention's lengths silently (docs/tensorrt.md): wrong frames until the ring is full."""
+    backend = OrtBackend(EngineOptions())
+    for provider in ("tensorrt", "nvtensorrtrtx"):
+        backend.option = provider
+        with pytest.raises(UserError, match="export it with --form portable"):
+            backend.load(bundle, "step")
