@@ -1,1 +1,1 @@
-"""The calibration room: activations → INT8 Q/DQ graphs. Empty until INT8 arrives."""
+"""The calibration room: activations of real streams in, quantised bundles with their measured quality out."""

@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 
 Positive = Annotated[int, Field(gt=0)]
-DType = Literal["float32", "float16", "bfloat16", "int64", "uint8"]
+DType = Literal["float32", "float16", "bfloat16", "int64", "uint8", "int8"]
 
 
 def _plain_name(name: str) -> str:
@@ -136,6 +136,7 @@ class ScheduleSpec(Model):
     shift: float = Field(gt=0)
     context_noise: int = Field(ge=0)
     sigmas: list[float]
+    eta: float = Field(gt=0, le=1, default=1.0)  # share of fresh noise when x0 is noised again
 
 
 class RopeSpec(Model):
@@ -163,6 +164,9 @@ class Manifest(Model):
     prompt_bank: FileRef
     prompts: list[str] = Field(min_length=1)
     tokenizer: FileRef | None = None  # of the graph "text", if the bundle has its text encoder
+    precision: str = "as exported"  # of the linear layers: int8, fp8, …, as calibration made them
+    calibration: FileRef | None = None  # scales, their prompts, and the quality they reached
+    quality: dict[str, Any] | None = None  # of a quantised bundle against its source, by everframe compare
     provenance: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -181,8 +185,7 @@ class Manifest(Model):
             yield graph.model
             yield from graph.data
         yield self.prompt_bank
-        if self.tokenizer is not None:
-            yield self.tokenizer
+        yield from (ref for ref in (self.tokenizer, self.calibration) if ref is not None)
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,7 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
         ),
         geometry=parts.geometry,
         schedule=ScheduleSpec(
-            steps=list(s.steps), shift=s.shift, context_noise=s.context_noise, sigmas=s.sigmas().tolist()
+            steps=list(s.steps), shift=s.shift, context_noise=s.context_noise, sigmas=s.sigmas().tolist(), eta=s.eta
         ),
         rope=RopeSpec(
             theta=c.theta,

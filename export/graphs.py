@@ -8,6 +8,7 @@ in place.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +114,7 @@ class StepGraph(nn.Module):
     def __init__(self, model: Wan, schedule: Schedule, ring: Ring, probe: bool = False):
         super().__init__()
         self.model, self.ring, self.probe = model, ring, probe
+        self.eta = schedule.eta
         timesteps = torch.tensor([*schedule.timesteps(), schedule.context_noise], dtype=torch.float64)
         sigma = timesteps / 1000.0
         with torch.no_grad():
@@ -181,6 +183,8 @@ class StepGraph(nn.Module):
         flow = self.model(x, modulation, rope, context, attend, attention).float()
         sigma, after = (t.index_select(0, step).view(1, 1, 1, 1, 1) for t in (self.sigma, self.sigma_next))
         x0 = latent - sigma * flow
+        if self.eta < 1:
+            noise = self.eta * noise + math.sqrt(1 - self.eta**2) * (x0 + flow)  # x0 + flow: the noise it sees
         return x0, (1 - after) * x0 + after * noise
 
 

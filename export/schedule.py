@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 TRAIN_STEPS = 1000
 
@@ -17,6 +19,9 @@ class Schedule:
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     shift: float = 5.0
     context_noise: int = 0  # timestep of the commit pass
+    # Share of fresh noise when x0 is noised again, 0 < eta <= 1. 1: all of it, as the research code does; less: the rest is
+    # the noise that the model itself sees in x_t, so that the path is nearly the flow's own (η of DDIM, arXiv 2010.02502).
+    eta: Annotated[float, Field(gt=0, le=1)] = 1.0  # at 0 the noise would be an unused input
 
     def timesteps(self) -> NDArray[np.float64]:
         """The warped timesteps of the denoising passes: the shifted table, indexed at 1000 − step. [n]"""

@@ -69,10 +69,14 @@ class Passes:
         self.layers = range(net.layers)
         step, prompt, decode = (backend.load(bundle, name) for name in (step_graph, "prompt", "decode"))
         zeros = step.device.zeros
-        held = g.cache_tokens - (g.chunk_tokens if self.portable else 0)
-        ring_shape = (1, net.heads, held, net.head_dim)
-        self.keys = [zeros(ring_shape, _dtype(step, f"k_{i}")) for i in self.layers]
-        self.values = [zeros(ring_shape, _dtype(step, f"v_{i}")) for i in self.layers]
+        # The ring is every input that comes out again: in place it is input and output at once, in the portable form the
+        # outputs are the chunk's own part. Keys, values, and with an INT8 ring their scales: tokens on axis 2.
+        suffix = "_new" if self.portable else "_next"
+        after = {spec.name.removesuffix(suffix): spec for spec in step.graph.outputs if spec.name.endswith(suffix)}
+        self.ring = {s.name: zeros(s.shape, s.dtype) for s in step.graph.inputs if s.name in after}
+        self.keys = [self.ring[f"k_{i}"] for i in self.layers]
+        self.own = {name: zeros(s.shape, s.dtype) for name, s in after.items()} if self.portable else {}
+        updated = {f"{name}{suffix}": b for name, b in (self.own or self.ring).items()}
         text_shape = (1, net.heads, net.text_len, net.head_dim)
         kind = _dtype(step, "prompt_k_0")
         self.prompt_kv = {f"prompt_{s}_{i}": zeros(text_shape, kind) for s in "kv" for i in self.layers}
@@ -90,22 +94,18 @@ class Passes:
         for i, index in enumerate(indices):
             index.write(np.array([i], np.int64))
 
-        ring = {f"{s}_{i}": b for s, side in (("k", self.keys), ("v", self.values)) for i, b in enumerate(side)}
-        # In place, the ring is input and output at once; the portable form hands out the chunk's own keys and values.
-        own_shape = (1, net.heads, g.chunk_tokens, net.head_dim)
-        self.own = {name: zeros(own_shape, _dtype(step, name)) for name in ring} if self.portable else {}
-        updated = {f"{name}_new": b for name, b in self.own.items()} or {f"{name}_next": b for name, b in ring.items()}
         place = {"mask": self.mask} if self.portable else {"slot": self.slot, "kv_len": self.valid}
-        shared = {"rope_cos": self.cos, "rope_sin": self.sin, **place, **ring, **self.prompt_kv}
+        shared = {"rope_cos": self.cos, "rope_sin": self.sin, **place, **self.ring, **self.prompt_kv}
 
-        probed = [spec for spec in step.graph.outputs if spec.name == "sink_mass"]
-        self.masses = [zeros(spec.shape, spec.dtype) for spec in probed for _ in range(n)]
-        unread = {spec.name: zeros(spec.shape, spec.dtype) for spec in probed}
+        # What an instrumented graph tells beyond the contract, for every pass of a chunk.
+        told = [spec for spec in step.graph.outputs if spec.name not in {"x0", "next", *updated}]
+        self.observed = [{spec.name: zeros(spec.shape, spec.dtype) for spec in told} for _ in range(n + 1)]
+        told = [s for s in decode.graph.outputs if s.name != "frames" and not s.name.endswith("_next")]
+        self.observed.append({spec.name: zeros(spec.shape, spec.dtype) for spec in told})
 
         def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
             inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}
-            told = {"sink_mass": self.masses[index]} if probed and index < n else unread
-            return step.bind(inputs, {"x0": x0, "next": after, **updated, **told})
+            return step.bind(inputs, {"x0": x0, "next": after, **updated, **self.observed[index]})
 
         # Pass 0 starts from pure noise; pass i reads what pass i − 1 re-noised with its noise, draw i.
         denoise = [
@@ -149,7 +149,8 @@ class Passes:
         old, new = self._states[turn], self._states[turn ^ 1]
         spec = next(s for s in engine.graph.outputs if s.name == "frames")
         frames = engine.device.zeros(spec.shape, spec.dtype)
-        outputs = {"frames": frames, **{f"{name}_next": buffer for name, buffer in new.items()}}
+        told = self.observed[-1] if engine.graph.outputs[-1].name in self.observed[-1] else {}  # a first chunk's does not
+        outputs = {"frames": frames, **{f"{name}_next": buffer for name, buffer in new.items()}, **told}
         return [engine.bind({"latent": self._shown, **old}, outputs), frames.fetch], frames
 
     def start(self, kind: str, shown: NDArray[np.float32] | None = None) -> None:
@@ -183,14 +184,13 @@ class Passes:
 
     def _store(self) -> None:
         if self._store_at >= 0:
-            for ring, own in zip((*self.keys, *self.values), self.own.values(), strict=True):
-                ring.copy_tokens(self._store_at, own)
+            for name, own in self.own.items():
+                self.ring[name].copy_tokens(self._store_at, own)
             self._store_at = -1
 
     def _kept(self, decoded: int) -> dict[str, Buffer]:
         """What lives on between chunks: the ring, and the set of decoder states that is read next."""
-        rings = {f"{side}_{i}": b for side, ring in (("k", self.keys), ("v", self.values)) for i, b in enumerate(ring)}
-        return rings | self._states[decoded % 2]
+        return self.ring | self._states[decoded % 2]
 
     def tensors(self) -> dict[str, NDArray]:
         return {name: buffer.read() for name, buffer in self._kept(self.decoded).items()}
@@ -233,8 +233,8 @@ class Passes:
         self.decoded = 0
 
     def move_chunk(self, source: int, target: int, tokens: int) -> None:
-        """Copy one chunk's keys and values to another slot of the ring."""
-        for buffer in (*self.keys, *self.values):
+        """Copy one chunk's part of the ring to another slot of the ring."""
+        for buffer in self.ring.values():
             buffer.write_tokens(target, buffer.read_tokens(source, source + tokens))
 
 

@@ -43,3 +43,26 @@ def clip_stats(frames: NDArray[np.uint8], before: NDArray[np.uint8] | None = Non
 def latent_distance(latent: NDArray[np.float32], sink: NDArray[np.float32]) -> float:
     """Root mean square difference of two latent chunks [C, F, h, w], in units of the latents' own deviation (≈ 1)."""
     return float(np.sqrt(np.mean((latent.astype(np.float64) - sink) ** 2)))
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of two clips in dB; infinite for equal ones."""
+    error = float(np.mean((a.astype(np.float32) - b) ** 2))
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+
+
+def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Mean structural similarity of two clips' luma: 11×11 Gaussian window, σ = 1.5 (Wang et al. 2004, equation 13)."""
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    taps = (taps / taps.sum()).astype(np.float32)
+
+    def blur(image: NDArray) -> NDArray:  # [T, H, W] -> [T, H − 10, W − 10]
+        high, wide = image.shape[1] - 10, image.shape[2] - 10
+        rows = sum(t * image[:, i : i + high] for i, t in enumerate(taps))
+        return np.asarray(sum(t * rows[:, :, i : i + wide] for i, t in enumerate(taps)))
+
+    x, y = (clip.astype(np.float32) @ LUMA for clip in (a, b))
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return float(np.mean((2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -57,7 +57,14 @@ class Chunk:
     frames: NDArray[np.uint8]  # [4F, H, W, 3] RGB; fewer in a stream's first chunk where the decoder says so
     latent: NDArray[np.float32]  # [C, F, h, w], x0
     timings: Timings
-    sink_mass: NDArray[np.float32] | None = None  # [steps, L, H], share of attention on the sinks; with probe only
+    # What instrumented graphs tell beside their contract, by name, for every pass: denoising, then commit, then decode.
+    observed: list[dict[str, NDArray]] = field(default_factory=list)
+
+    @property
+    def sink_mass(self) -> NDArray[np.float32] | None:
+        """Share of attention on the sinks [steps, L, H]; None without the probe graph of `export --probe`."""
+        told = [values["sink_mass"] for values in self.observed[:-2] if "sink_mass" in values]
+        return np.stack(told) if told else None
 
 
 @dataclass
@@ -138,8 +145,10 @@ class Stream:
 
         if probe and "probe" not in manifest.graphs:
             raise UserError(f"{bundle.path}: has no probe graph; export it with --probe")
-        self.overlap = backend.device.overlaps if overlap is None else overlap
+        self.overlap = not probe and (backend.device.overlaps if overlap is None else overlap)
         self._loop = Passes(backend, bundle, "probe" if probe else "step", lanes=2 if self.overlap else 1)
+        if self.rope_mode == "relative" and self._loop.keys[0].dtype.kind == "i":
+            raise UserError("rope relative: it turns keys on the host, which an INT8 ring does not allow")
         self._anchors = deque([] if anchor is None else encode_anchor(backend, bundle, anchor))
         self._index = 0  # chunks made
         self._written = 0  # chunks committed since the ring was last emptied
@@ -196,7 +205,6 @@ class Stream:
         seconds = loop.made()
         clock = _Clock()
         latent = loop.x0.read()[0]
-        masses = np.stack([mass.read() for mass in loop.masses]) if loop.masses else None
         if this.written < self.layout.sink_chunks:
             self._sinks.remember(this.position, this.written, loop.keys)
         self._recent.append((this.position, latent))
@@ -204,10 +212,18 @@ class Stream:
         if self.overlap:
             self._begun = self._begin((latent, this.fresh))
         frames, beside = loop.shown()
+        observed = [{name: buffer.read() for name, buffer in told.items()} for told in loop.observed]
         *diffuse, finalize, decode, copy = seconds + beside
         total = time.perf_counter() - began
         timings = Timings(this.prompt_time, host, tuple(diffuse), finalize, decode, copy, total)
-        return Chunk(this.index, this.position, this.prompt, frames, latent, timings, masses)
+        return Chunk(this.index, this.position, this.prompt, frames, latent, timings, observed)
+
+    def keep_chunk(self, latent: NDArray[np.float32]) -> Chunk:
+        """Let the next chunk be this latent [C, F, h, w]: it is committed and decoded, not generated. Not with overlap."""
+        if self.overlap:
+            raise ValueError("keep_chunk needs a stream without overlap")
+        self._anchors.appendleft(latent[None])
+        return self.next_chunk()
 
     def _begin(self, shown: tuple[NDArray[np.float32], bool] | None) -> _Begun:
         """Start the passes of the next chunk, and beside them, with overlap, the decoding of the one before.

@@ -70,6 +70,7 @@ class Reference:
         self.state = {k: v.double() for k, v in state.items()}
         self.c, self.chunk, self.sink, self.window, self.thetas = config, chunk, sink, window, thetas
         self.past: list[list[tuple[Tensor, Tensor]]] = []  # [latent chunk][layer] -> keys (rotated), values
+        self.eta = 1.0  # share of fresh noise when x0 is noised again
         self.sink_mass: list[Tensor] = []  # [heads] of every self-attention ever made, layer after layer
 
     def forward(self, latent: Tensor, timestep: float, text: Tensor, start: int) -> tuple[Tensor, list]:
@@ -142,9 +143,12 @@ class Reference:
         x = noise[0]
         for i, sigma in enumerate(sigmas):
             flow, _ = self.forward(x, 1000 * sigma, text, start)
-            x = x - sigma * flow
+            x0 = x - sigma * flow
             if i + 1 < len(sigmas):
-                x = (1 - sigmas[i + 1]) * x + sigmas[i + 1] * noise[i + 1]
+                seen = (x - (1 - sigma) * x0) / sigma  # the noise in x_t, from x_t = (1 − σ)·x0 + σ·noise
+                fresh = self.eta * noise[i + 1] + math.sqrt(1 - self.eta**2) * seen
+                x = (1 - sigmas[i + 1]) * x0 + sigmas[i + 1] * fresh
+        x = x0
         self.commit(x, text, start)
         return x
 

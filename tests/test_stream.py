@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +113,28 @@ def test_probe_tells_the_attention_on_the_sinks(checkpoint: Path, bundle_path: P
             same = plain.next_chunk()
             assert same.sink_mass is None
             assert np.abs(same.latent - chunk.latent).max() < 1e-4
+
+
+@pytest.mark.parametrize("eta", [0.4, 0.05])
+def test_less_fresh_noise(checkpoint: Path, tmp_path: Path, eta: float) -> None:
+    """The share eta of the schedule, against the reference's direct formula."""
+    changed = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    config = json.loads((changed / "config.json").read_text())
+    config["schedule"]["eta"] = eta
+    (changed / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "eta.everframe"
+    export_checkpoint(changed, path, Overrides(), chunks=6, force=False, console=Console(quiet=True))
+    bundle = Bundle.open(path)
+    assert bundle.manifest.schedule.eta == eta
+    reference = reference_of(bundle, checkpoint, 0.8)
+    reference.eta = eta
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    with Stream(bundle, seed=11) as stream:
+        for c in range(6):
+            chunk = stream.next_chunk()
+            expected = reference.next_chunk(noise_of(11, c, bundle), SIGMAS, text, 3 * c)
+            error = (torch.from_numpy(chunk.latent).double() - expected).abs().max() / expected.abs().max()
+            assert error < 2e-5, f"chunk {c}"
 
 
 @pytest.mark.parametrize("transition", ["swap", "smooth", "flush", "cut"])

@@ -20,7 +20,7 @@ from everframe.export.wan import DEMO as TRANSFORMER
 from clips import HEIGHT, WIDTH
 from common import HERE, WORK
 from scenes import FPS, PROMPTS
-from transformer import CHUNK, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE
+from transformer import CHUNK, ETA, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
             "sink": CHUNK,
             "window": CHUNK * (1 + PAST + 1),
         },
-        "schedule": dataclasses.asdict(SCHEDULE),
+        "schedule": dataclasses.asdict(SCHEDULE) | {"eta": ETA},
         "rope": {
             "mode": "absolute",
             "jitter_sigma": 0.0 if args.transformer == "short" else JITTER_SIGMA,

@@ -39,6 +39,7 @@ from scenes import PROMPTS
 CHUNK, CHUNKS, PAST = 3, 5, 2  # latent frames per chunk; chunks per sequence; chunks of ring before the current one
 ROWS, COLUMNS = 9, 16  # tokens of a latent frame
 SCHEDULE = Schedule(steps=(1000, 750, 500, 250), shift=2.0)
+ETA = 0.4  # of the shipped sampler; training rolls out with fresh noise alone, which is the harder case
 JITTER_SIGMA, JITTER_SEED = 0.8, 0
 HELD_OUT = 24
 KV = list[tuple[Tensor, Tensor]]  # per layer (k, v), each [B, H, N, D]

@@ -1,0 +1,207 @@
+"""`everframe calibrate`: a bundle in, a quantised bundle with its measured quality out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..engines.base import EngineOptions
+from ..engines.bundle import Bundle, Graph, TensorSpec, describe, write_manifest
+from ..engines.errors import UserError
+from ..engines.files import new_folder
+from ..engines.ort import OrtBackend
+from ..runtime.compare import compare
+from . import sensitivity
+from .linears import Linear, find_convolutions, find_linears
+from .observe import Statistics, link_or_copy, observe
+from .quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
+from .ring import int8_ring
+
+EMBED_UP_TO = 512 << 20  # bytes of a graph; beyond, its weights get a file of their own (a protobuf ends at 2 GiB)
+KINDS = {1: "float32", 10: "float16", 7: "int64", 2: "uint8", 3: "int8"}
+HELD_OUT_SEED = 1000  # gate seeds start here: never used for calibration
+RESULT, PLOT = "calibration.json", "calibration.png"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose."""
+
+    precision: str = "int8"
+    method: str = "smoothquant"
+    alpha: float = 0.5
+    prompts: tuple[str, ...] = ()  # to calibrate with; empty: every second of the bank
+    held_out: tuple[str, ...] = ()  # to judge with; empty: up to two others of the bank
+    seeds: tuple[int, ...] = (0,)
+    chunks: int = 32
+    ring: str = "float"  # or int8
+    decoder: bool = False
+    sensitivity: bool = True
+    exclude: tuple[str, ...] = ()  # parts of layer names to leave in float, beside what sensitivity says
+    gate_chunks: int = 12
+    gate_minutes: float = 2.0
+    threads: int = 0
+
+
+def check(settings: Settings) -> None:
+    """Raises UserError naming the flag."""
+    if settings.precision not in PRECISIONS:
+        raise UserError(f"--precision {settings.precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if settings.method not in METHODS:
+        raise UserError(f"--method {settings.method!r}: expected one of {', '.join(METHODS)}")
+    if settings.ring not in ("float", "int8"):
+        raise UserError(f"--ring {settings.ring!r}: expected float or int8")
+    if not 0 < settings.alpha < 1:
+        raise UserError(f"--alpha {settings.alpha}: expected a number between 0 and 1")
+
+
+def choose_prompts(bundle: Bundle, settings: Settings) -> tuple[list[str], list[str]]:
+    """Prompts to calibrate with and others to judge with. Raises UserError for one that the bank does not have."""
+    bank = bundle.manifest.prompts
+    for prompt in (*settings.prompts, *settings.held_out):
+        if prompt not in bank:
+            raise UserError(f"prompt {prompt!r}: not in the bank of {bundle.path}, which has: {'; '.join(bank)}")
+    chosen = list(settings.prompts or bank[::2])
+    others = [prompt for prompt in bank if prompt not in chosen]
+    return chosen, list(settings.held_out or others[:: max(1, len(others) // 2)][:2] or chosen[:1])
+
+
+def calibrate(source: Path, target: Path, settings: Settings, force: bool, console: Console) -> dict[str, Any]:
+    """Write the quantised bundle to target and return its quality. Ctrl-C keeps the statistics gathered so far in
+    TARGET.calibrating, and the same command goes on from there.
+
+    Raises UserError.
+    """
+    check(settings)
+    bundle = Bundle.open(source)
+    if bundle.manifest.quality is not None or bundle.manifest.calibration is not None:
+        raise UserError(f"{source}: is quantised already; calibrate the bundle it was made from")
+    prompts, held_out = choose_prompts(bundle, settings)
+    options = EngineOptions(threads=settings.threads)
+    work = target.with_name(f"{target.name}.calibrating")
+    with new_folder(target, replace=force) as part:
+        models = {"step": onnx.load(bundle.graph_path("step"), load_external_data=False)}
+        linears = find_linears(models["step"], bundle.manifest.network.layers)
+        if settings.decoder:
+            models["decode"] = onnx.load(bundle.graph_path("decode"), load_external_data=False)
+            linears += find_convolutions(models["decode"])
+        record: dict[str, Any] = {"settings": asdict(settings), "prompts": prompts, "held_out": held_out}
+        found: dict[str, Range] = {}
+        if not settings.precision.endswith("weights"):
+            with progress(console, "calibrating, chunks") as tell:
+                statistics = observe(
+                    bundle, linears, prompts, settings.seeds, settings.chunks, settings.method, work, tell, options
+                )
+            weights = peaks_of_weights(models["step"], linears, bundle.path)
+            found = ranges(statistics, weights, settings.method, settings.alpha)
+            record["ranges"] = report_ranges(statistics, found)
+        excluded = [one.name for one in linears if any(words in one.name for words in settings.exclude)]
+        if settings.sensitivity:
+            after = bundle.manifest.geometry.window // bundle.manifest.geometry.chunk + 2
+            known = sensitivity.references(bundle, prompts[:2], settings.seeds[0], after, options)
+            with progress(console, "sensitivity, layers") as tell:
+                results = sensitivity.measure(
+                    bundle, linears, found, settings.precision, known, work / "one", tell, options
+                )
+            excluded += sensitivity.exclusions([r for r in results if r.layer not in excluded])
+            record["sensitivity"] = [asdict(result) for result in results]
+            sensitivity.plot(results, excluded, part / PLOT)
+        record["excluded"] = excluded
+        graphs = dict(bundle.manifest.graphs)
+        for name, model in models.items():
+            chosen = [one for one in linears if one.conv == (name == "decode") and one.name not in excluded]
+            quantise(model, chosen, bundle.path, settings.precision, found)
+            if name == "step" and settings.ring == "int8":
+                int8_ring(model)
+            graphs[name] = write_graph(model, part / f"{name}.onnx")
+        quantised = finish(bundle, part, graphs, settings)
+        console.print(
+            f"{len(linears) - len(excluded)} of {len(linears)} layers quantised"
+            + (f"; left in float: {', '.join(excluded)}" if excluded else ""),
+            highlight=False,
+        )
+        comparison = compare(
+            bundle,
+            quantised,
+            held_out,
+            [HELD_OUT_SEED],
+            settings.gate_chunks,
+            settings.gate_minutes,
+            (OrtBackend(options), OrtBackend(options)),
+            lambda line: console.print(line, highlight=False),
+        )
+        record["quality"] = comparison.record()
+        (part / RESULT).write_text(json.dumps(record, indent=1) + "\n")
+        quality = comparison.summary()
+        changes = {"calibration": describe(part / RESULT), "quality": quality}
+        write_manifest(part, quantised.manifest.model_copy(update=changes))
+    shutil.rmtree(work, ignore_errors=True)
+    return quality
+
+
+def report_ranges(statistics: Statistics, found: dict[str, Range]) -> dict[str, Any]:
+    """Of every tensor: the largest magnitude at each pass, and what was chosen."""
+    return {
+        name: {
+            "threshold": span.threshold,
+            "smoothed": span.smooth is not None,
+            "peak_by_pass": np.round(statistics.peaks[name].max(1), 5).tolist(),
+        }
+        for name, span in found.items()
+    }
+
+
+def write_graph(model: ModelProto, file: Path) -> Graph:
+    """Save, check, describe. The model must hold all its weights."""
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EMBED_UP_TO
+    specs = [[spec_of(value) for value in side] for side in (model.graph.input, model.graph.output)]
+    if large:
+        onnx.save(model, file, save_as_external_data=True, location=f"{file.name}.data")
+    else:
+        onnx.save(model, file)
+    onnx.checker.check_model(file, full_check=True)
+    data = [describe(file.with_name(f"{file.name}.data"))] if large else []
+    return Graph(model=describe(file), data=data, inputs=specs[0], outputs=specs[1])
+
+
+def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    return TensorSpec(name=value.name, shape=[d.dim_value for d in tensor.shape.dim], dtype=KINDS[tensor.elem_type])  # type: ignore[arg-type]
+
+
+def finish(bundle: Bundle, part: Path, graphs: dict[str, Graph], settings: Settings) -> Bundle:
+    """Everything else of the bundle beside the changed graphs; a graph made for another ring or precision stays out."""
+    graphs.pop("probe", None)
+    provenance = bundle.manifest.provenance | {
+        "calibrated_from": bundle.manifest.graphs["step"].model.sha256,
+        "precision": settings.precision,
+    }
+    manifest = bundle.manifest.model_copy(
+        update={"graphs": graphs, "precision": settings.precision, "provenance": provenance}
+    )
+    for ref in manifest.files():
+        if not (part / ref.file).exists():
+            link_or_copy(bundle.path / ref.file, part / ref.file)
+    write_manifest(part, manifest)
+    return Bundle(part, manifest)
+
+
+@contextmanager
+def progress(console: Console, words: str) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(words, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+

@@ -1,0 +1,89 @@
+"""What can be quantised: the linear layers of a step graph, the convolutions of a decoder, and their weights.
+
+A linear layer is a MatMul whose second operand comes from a constant, possibly through Cast and Transpose. The first and
+the last layer of either graph are left alone: they are small and decide the picture directly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
+
+from ..engines.errors import UserError
+
+PARTS = ("self.q", "self.k", "self.v", "self.o", "cross.q", "cross.o", "ffn.0", "ffn.2")  # of a block, as they stand
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer y = x·W with W [K, N], or one convolution with W [O, I, height, width]."""
+
+    name: str  # block 3 ffn.0
+    node: str  # the node's name
+    activation: str  # tensor x
+    path: tuple[str, ...]  # initializer, then the tensors that Cast and Transpose make of it; the last one is W
+    conv: bool = False
+
+    @property
+    def key(self) -> str:
+        """Of the activation's statistics: tensors of both graphs have the same names."""
+        return f"decode:{self.activation}" if self.conv else self.activation
+
+
+def find_linears(model: ModelProto, layers: int) -> list[Linear]:
+    """The linear layers of all blocks, in the order of the graph. Raises UserError when they are not where they should be."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and (path := _constant_path(node.input[1], makers, constants)):
+            found.append((node, path))
+    inner = found[1:-1]
+    if len(inner) != len(PARTS) * layers:
+        raise UserError(
+            f"graph {model.graph.name}: {len(found)} linear layers, expected {len(PARTS)} in each of {layers} blocks, "
+            "a first and a last one (is it quantised already?)"
+        )
+    names = [f"block {i} {part}" for i in range(layers) for part in PARTS]
+    return [
+        Linear(name, node.name, node.input[0], path) for name, (node, path) in zip(names, inner, strict=True)
+    ]
+
+
+def find_convolutions(model: ModelProto) -> list[Linear]:
+    """The convolutions of a decoder, without its first and last."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if node.op_type == "Conv" and (path := _constant_path(node.input[1], makers, constants)):
+            found.append(Linear(f"decode {len(found)}", node.name, node.input[0], path, conv=True))
+    return found[1:-1]
+
+
+def _constant_path(tensor: str, makers: dict[str, NodeProto], constants: set[str]) -> tuple[str, ...] | None:
+    path = [tensor]
+    while path[-1] not in constants:
+        maker = makers.get(path[-1])
+        if maker is None or maker.op_type not in ("Cast", "Transpose"):
+            return None
+        path.append(maker.input[0])
+    return tuple(reversed(path))
+
+
+def weight_of(graph: GraphProto, linear: Linear, folder: Path) -> tuple[NDArray[np.float32], bool]:
+    """W as float32, and whether the layer computes in float16. folder: where external data lies."""
+    tensor = next(t for t in graph.initializer if t.name == linear.path[0])
+    values = numpy_helper.to_array(tensor, str(folder))
+    for name in linear.path[1:]:
+        node = next(n for n in graph.node if name in n.output)
+        if node.op_type == "Transpose":
+            values = values.T
+        else:
+            target = next(a.i for a in node.attribute if a.name == "to")
+            values = values.astype(np.float16 if target == 10 else np.float32)
+    return values.astype(np.float32), values.dtype == np.float16

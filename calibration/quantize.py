@@ -1,0 +1,174 @@
+"""From ranges to a graph with quantised linear layers, as explicit QuantizeLinear and DequantizeLinear.
+
+    int8    activations per tensor, weights per output channel, both symmetric, with SmoothQuant's migration where asked for
+    fp8     the same in E4M3
+    int8-weights, int4-weights    weights only, dequantised on the way in: for sizes bound by memory, not by arithmetic
+
+Attention's own products, norms, modulation, first and last layer keep their precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor
+
+from ..engines.errors import UserError
+from .linears import Linear, weight_of
+from .observe import Statistics
+
+PRECISIONS = ("int8", "fp8", "int8-weights", "int4-weights")
+METHODS = ("minmax", "entropy", "percentile", "smoothquant")
+LARGEST = {"int8": 127.0, "fp8": 448.0, "int8-weights": 127.0, "int4-weights": 7.0}
+BLOCK = 128  # input channels that share an int4 scale
+TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN, "int4": TensorProto.INT4}
+
+
+@dataclass(frozen=True)
+class Range:
+    """How a tensor is quantised: x/smooth, cut at ± threshold."""
+
+    threshold: float
+    smooth: NDArray[np.float32] | None  # [K]
+
+
+def ranges(
+    statistics: Statistics, weight_peaks: Mapping[str, NDArray[np.float32]], method: str, alpha: float
+) -> dict[str, Range]:
+    """The range of every tensor, widest over all passes. weight_peaks: tensor -> largest |W| per input channel [K].
+
+    smoothquant: s_j = max|x_j|^α / max|W_j|^(1−α) (SmoothQuant, arXiv 2211.10438, equation 4).
+    """
+    if method not in METHODS:
+        raise UserError(f"--method {method!r}: expected one of {', '.join(METHODS)}")
+    if method in ("entropy", "percentile"):
+        return {name: Range(max(t, 1e-6), None) for name, t in statistics.thresholds().items()}
+    found = {}
+    for name, peaks in statistics.peaks.items():
+        peak = np.maximum(peaks.max(0), 1e-5)
+        if method == "minmax" or name not in weight_peaks:
+            found[name] = Range(float(peak.max()), None)
+        else:
+            smooth = peak**alpha / np.maximum(weight_peaks[name], 1e-5) ** (1 - alpha)
+            smooth = (smooth / np.sqrt(smooth.min() * smooth.max())).astype(np.float32)  # around 1: safe in half precision
+            found[name] = Range(float((peak / smooth).max()), smooth)
+    return found
+
+
+def peaks_of_weights(model: ModelProto, linears: Sequence[Linear], folder: Path) -> dict[str, NDArray[np.float32]]:
+    """Largest |W| per input channel over all linear layers that read a tensor. [K]"""
+    found: dict[str, NDArray[np.float32]] = {}
+    for linear in (one for one in linears if not one.conv):
+        peak = np.abs(weight_of(model.graph, linear, folder)[0]).max(1)
+        found[linear.activation] = np.maximum(found.get(linear.activation, 0), peak)
+    return found
+
+
+def quantise(
+    model: ModelProto, linears: Sequence[Linear], folder: Path, precision: str, found: Mapping[str, Range]
+) -> None:
+    """Quantise these layers of the graph, in place. folder: where external data lies; none is referred to afterwards.
+
+    found is not needed for weight-only precisions.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    graph = model.graph
+    chosen = {linear.node: linear for linear in linears}
+    weights_only = precision.endswith("weights")
+    nodes: list[NodeProto] = []
+    ready: dict[str, str] = {}  # activation -> its dequantised twin
+    added: list[TensorProto] = []
+    for node in graph.node:
+        linear = chosen.get(node.name)
+        if linear is not None:
+            weight, half = weight_of(graph, linear, folder)
+            kind = np.float16 if half else np.float32
+            smooth = None
+            if not weights_only:
+                span = found[linear.key]
+                smooth = span.smooth
+                if linear.activation not in ready:
+                    ready[linear.activation] = _activation(linear.activation, span, precision, kind, nodes, added)
+                node.input[0] = ready[linear.activation]
+            _weight(linear, weight if smooth is None else weight * smooth[:, None], precision, kind, nodes, added)
+            node.input[1] = f"{linear.node}.w"
+        nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    for _ in range(3):  # Cast and Transpose of weights that nobody reads any more
+        nodes = [n for n in nodes if n.op_type not in ("Cast", "Transpose") or set(n.output) & used or _is_output(graph, n)]
+        used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    for tensor in kept:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.initializer[:]
+    graph.initializer.extend([*kept, *added])
+    del graph.value_info[:]
+
+
+def _is_output(graph, node: NodeProto) -> bool:
+    return bool({value.name for value in graph.output} & set(node.output))
+
+
+def _activation(
+    name: str, span: Range, precision: str, kind: type, nodes: list[NodeProto], added: list[TensorProto]
+) -> str:
+    """x -> x/smooth -> quantised and back. Returns the name of the last."""
+    source = name
+    if span.smooth is not None:
+        added.append(numpy_helper.from_array((1 / span.smooth).astype(kind), f"{name}.smoothing"))
+        source = f"{name}.smooth"
+        nodes.append(helper.make_node("Mul", [name, f"{name}.smoothing"], [source]))
+    scale = np.array(span.threshold / LARGEST[precision], kind)
+    added.append(numpy_helper.from_array(scale, f"{name}.scale"))
+    added.append(helper.make_tensor(f"{name}.zero", TYPES[precision], [], [0]))
+    ends = [f"{name}.scale", f"{name}.zero"]
+    nodes.append(helper.make_node("QuantizeLinear", [source, *ends], [f"{name}.q"], name=f"{name}.quantise"))
+    nodes.append(helper.make_node("DequantizeLinear", [f"{name}.q", *ends], [f"{name}.dq"], name=f"{name}.dequantise"))
+    return f"{name}.dq"
+
+
+def _weight(
+    linear: Linear,
+    weight: NDArray[np.float32],
+    precision: str,
+    kind: type,
+    nodes: list[NodeProto],
+    added: list[TensorProto],
+) -> None:
+    """The stored form of W and the node that gives it back."""
+    name, largest = linear.node, LARGEST[precision]
+    base = precision.removesuffix("-weights")
+    if linear.conv:
+        if base != "int8":
+            raise UserError(f"--decoder: convolutions are quantised to int8, not {precision}")
+        scale = np.maximum(np.abs(weight).max((1, 2, 3)), 1e-8) / largest  # [O]
+        stored, attributes = np.rint(weight / scale[:, None, None, None]).astype(np.int8), {"axis": 0}
+    elif base == "int4":
+        block = BLOCK if weight.shape[0] % BLOCK == 0 else weight.shape[0]
+        grouped = weight.reshape(-1, block, weight.shape[1])
+        scale = np.maximum(np.abs(grouped).max(1), 1e-8) / largest  # [K/block, N]
+        stored = np.clip(np.rint(grouped / scale[:, None]), -8, 7).reshape(weight.shape).astype(ml_dtypes.int4)
+        attributes = {"axis": 0, "block_size": block}
+    else:
+        scale = np.maximum(np.abs(weight).max(0), 1e-8) / largest  # [N]
+        stored = (weight / scale).astype(ml_dtypes.float8_e4m3fn) if base == "fp8" else np.rint(weight / scale).astype(np.int8)
+        attributes = {"axis": 1}
+    added.append(numpy_helper.from_array(stored, f"{name}.stored"))
+    added.append(numpy_helper.from_array(scale.astype(kind), f"{name}.scale"))
+    nodes.append(
+        helper.make_node(
+            "DequantizeLinear", [f"{name}.stored", f"{name}.scale"], [f"{name}.w"], name=f"{name}.dequantise", **attributes
+        )
+    )
