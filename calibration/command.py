@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..engines.files import new_folder
 from ..engines.ort import OrtBackend
 from ..runtime.compare import compare
 from . import sensitivity
-from .linears import Linear, find_convolutions, find_linears
+from .linears import find_convolutions, find_linears
 from .observe import Statistics, link_or_copy, observe
 from .quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
 from .ring import int8_ring
@@ -203,5 +203,3 @@ def progress(console: Console, words: str) -> Iterator[Callable[[int, int], None
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(words, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
-
-

@@ -35,7 +35,7 @@ class Linear:
 
 
 def find_linears(model: ModelProto, layers: int) -> list[Linear]:
-    """The linear layers of all blocks, in the order of the graph. Raises UserError when they are not where they should be."""
+    """The linear layers of all blocks, in the order of the graph. Raises UserError when they are not as expected."""
     makers = {name: node for node in model.graph.node for name in node.output}
     constants = {tensor.name for tensor in model.graph.initializer}
     found = []
@@ -49,9 +49,7 @@ def find_linears(model: ModelProto, layers: int) -> list[Linear]:
             "a first and a last one (is it quantised already?)"
         )
     names = [f"block {i} {part}" for i in range(layers) for part in PARTS]
-    return [
-        Linear(name, node.name, node.input[0], path) for name, (node, path) in zip(names, inner, strict=True)
-    ]
+    return [Linear(name, node.name, node.input[0], path) for name, (node, path) in zip(names, inner, strict=True)]
 
 
 def find_convolutions(model: ModelProto) -> list[Linear]:

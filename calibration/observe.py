@@ -133,7 +133,9 @@ def instrument(model: ModelProto, linears: Sequence[Linear], rows: bool) -> list
     return specs
 
 
-def with_graphs(bundle: Bundle, folder: Path, changed: Mapping[str, tuple[str, ModelProto, Sequence[TensorSpec]]]) -> Bundle:
+def with_graphs(
+    bundle: Bundle, folder: Path, changed: Mapping[str, tuple[str, ModelProto, Sequence[TensorSpec]]]
+) -> Bundle:
     """The bundle in another folder (an empty one or one of an earlier call), with graphs put in: name -> (the graph that it
     is made of and whose external data it refers to, model, additional outputs).
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -56,7 +57,9 @@ def ranges(
             found[name] = Range(float(peak.max()), None)
         else:
             smooth = peak**alpha / np.maximum(weight_peaks[name], 1e-5) ** (1 - alpha)
-            smooth = (smooth / np.sqrt(smooth.min() * smooth.max())).astype(np.float32)  # around 1: safe in half precision
+            smooth = (smooth / np.sqrt(smooth.min() * smooth.max())).astype(
+                np.float32
+            )  # around 1: safe in half precision
             found[name] = Range(float((peak / smooth).max()), smooth)
     return found
 
@@ -102,7 +105,9 @@ def quantise(
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
     for _ in range(3):  # Cast and Transpose of weights that nobody reads any more
-        nodes = [n for n in nodes if n.op_type not in ("Cast", "Transpose") or set(n.output) & used or _is_output(graph, n)]
+        nodes = [
+            n for n in nodes if n.op_type not in ("Cast", "Transpose") or set(n.output) & used or _is_output(graph, n)
+        ]
         used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     for tensor in kept:
@@ -149,6 +154,7 @@ def _weight(
 ) -> None:
     """The stored form of W and the node that gives it back."""
     name, largest = linear.node, LARGEST[precision]
+    attributes: dict[str, Any]
     base = precision.removesuffix("-weights")
     if linear.conv:
         if base != "int8":
@@ -163,12 +169,17 @@ def _weight(
         attributes = {"axis": 0, "block_size": block}
     else:
         scale = np.maximum(np.abs(weight).max(0), 1e-8) / largest  # [N]
-        stored = (weight / scale).astype(ml_dtypes.float8_e4m3fn) if base == "fp8" else np.rint(weight / scale).astype(np.int8)
+        levels = weight / scale
+        stored = levels.astype(ml_dtypes.float8_e4m3fn) if base == "fp8" else np.rint(levels).astype(np.int8)
         attributes = {"axis": 1}
     added.append(numpy_helper.from_array(stored, f"{name}.stored"))
     added.append(numpy_helper.from_array(scale.astype(kind), f"{name}.scale"))
     nodes.append(
         helper.make_node(
-            "DequantizeLinear", [f"{name}.stored", f"{name}.scale"], [f"{name}.w"], name=f"{name}.dequantise", **attributes
+            "DequantizeLinear",
+            [f"{name}.stored", f"{name}.scale"],
+            [f"{name}.w"],
+            name=f"{name}.dequantise",
+            **attributes,
         )
     )

@@ -29,7 +29,7 @@ def int8_ring(model: ModelProto) -> None:
     graph.initializer.append(helper.make_tensor("ring.axis", TensorProto.INT64, [1], [3]))
     for value in stored:
         name, kind = value.name, value.type.tensor_type.elem_type
-        _, heads, tokens, depth = (d.dim_value for d in value.type.tensor_type.shape.dim)
+        _, heads, tokens, _ = (d.dim_value for d in value.type.tensor_type.shape.dim)
         value.type.tensor_type.elem_type = TensorProto.INT8
         graph.input.append(helper.make_tensor_value_info(f"{name}_scale", TensorProto.FLOAT, [1, heads, tokens, 1]))
         before += [

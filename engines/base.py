@@ -108,6 +108,9 @@ class EngineOptions:
 
 
 class Backend(Protocol):
+    @property
+    def device(self) -> Device: ...
+
     def load(self, bundle: Bundle, name: str) -> Engine:
         """Make graph `name` of the bundle ready to run. Raises UserError when it cannot be loaded."""
         ...

@@ -49,9 +49,7 @@ class Cuda:
         if count < 1:
             raise UserError(f"no NVIDIA GPU in this machine; {CPU_HINT}")
         # Not blocking: neither waits for the default stream, which an embedding program may use.
-        self.stream, self.beside = (
-            self.call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking) for _ in range(2)
-        )
+        self.stream, self.beside = (self.call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking) for _ in range(2))
 
     def call(self, name: str, *args: Any) -> Any:
         """A runtime function's result. Raises UserError with CUDA's own name of the error."""
@@ -79,9 +77,13 @@ class Cuda:
         return f"sm_{major}{minor}"
 
     def copy(self, target: int, source: int, size: int, kind: str, stream: Any = None) -> None:
-        self.call("cudaMemcpyAsync", target, source, size, getattr(self.api.cudaMemcpyKind, kind), stream or self.stream)
+        self.call(
+            "cudaMemcpyAsync", target, source, size, getattr(self.api.cudaMemcpyKind, kind), stream or self.stream
+        )
 
-    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int, kind: str):
+    def copy_rows(
+        self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int, kind: str
+    ):
         """`rows` pieces of `width` bytes."""
         way = getattr(self.api.cudaMemcpyKind, kind)
         self.call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, way, self.stream)
@@ -269,7 +271,7 @@ class CudaLaunch:
 def named(name: str) -> Iterator[None]:
     """An NVTX range, for Nsight Systems; nothing where the package nvtx is not installed."""
     try:
-        import nvtx
+        import nvtx  # type: ignore[import-not-found]
     except ImportError:
         yield
         return

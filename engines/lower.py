@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Literal
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, shape_inference
 else:
     with contextlib.suppress(ImportError):  # the base install has no onnx: trtbuild says so before anything is called
-        from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
+        from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, shape_inference
 
 Low = Literal["fp16", "bf16"]
-COMPUTE = {"MatMul", "Gemm", "Conv", "Attention", "TensorScatter"}
+QUANTISED = {"QuantizeLinear", "DequantizeLinear"}
+COMPUTE = {"MatMul", "Gemm", "Conv", "Attention", "TensorScatter"} | QUANTISED
 STORED_LOW = ("k_", "v_", "prompt_k_", "prompt_v_", "state_")  # inputs and outputs that are kept between passes
 LENGTHS = "kv_len"
 
@@ -57,6 +58,7 @@ class _Lowering:
         self.kind = {i.name: i.data_type for i in self.graph.initializer}
         for value in (*inferred.input, *inferred.output, *inferred.value_info):
             self.kind[value.name] = value.type.tensor_type.elem_type
+        self.constants = {i.name: i for i in self.graph.initializer}
         self.nodes: list[NodeProto] = []
         self.as_low: dict[str, str] = {}  # float value -> its name in the low type
         self.as_float: dict[str, str] = {}  # float value that exists in the low type only -> its name in float
@@ -94,6 +96,14 @@ class _Lowering:
             self._cast(name, f"{name}.low", self.low)
         return self.as_low[name]
 
+    def _lower_constant(self, name: str) -> None:
+        """A scale must be a constant of the type it makes, not a Cast of one."""
+        if self.kind.get(name) == TensorProto.FLOAT and name not in self.as_low:
+            values = numpy_helper.to_array(self.constants[name])
+            low = values.astype(helper.tensor_dtype_to_np_dtype(self.low))
+            self.graph.initializer.append(numpy_helper.from_array(low, f"{name}.low"))
+            self.as_low[name] = f"{name}.low"
+
     def _widened(self, name: str) -> str:
         if name not in self.as_float:
             return name
@@ -105,6 +115,8 @@ class _Lowering:
     def _compute(self, node: NodeProto, stored: set[str]) -> None:
         changed = NodeProto()
         changed.CopyFrom(node)
+        if node.op_type in QUANTISED:
+            self._lower_constant(node.input[1])
         inputs = [self._lowered(name) for name in node.input]
         del changed.input[:]
         changed.input.extend(inputs)

@@ -158,6 +158,8 @@ class OrtBackend:
         settings.intra_op_num_threads = self.threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
+        # Signed stays signed: the rewriting to uint8 for old CPUs leaves graphs of opset 21 and later inconsistent (1.32).
+        settings.add_session_config_entry("session.qdqisint8allowed", "1")
         file = bundle.graph_path(name)
         if self.option in PARSED and bundle.manifest.form == "in-place":
             # Its parser drops the attention's key-value lengths without an error: the ring's empty slots would be seen.

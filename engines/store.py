@@ -30,6 +30,7 @@ class EngineRecord(Model):
     graph_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     layers: int
     attentions: int
+    quantised: int = 0
     seconds: float
     memory: dict[str, int]
 

@@ -45,7 +45,9 @@ class TrtEngine:
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> TrtPass:
         check_bindings(self.graph, inputs, outputs, self.file)
         for name, buffer in outputs.items():
-            owner = self.engine.get_aliased_input_tensor(name) if hasattr(self.engine, "get_aliased_input_tensor") else None
+            owner = (
+                self.engine.get_aliased_input_tensor(name) if hasattr(self.engine, "get_aliased_input_tensor") else None
+            )
             if owner and inputs[owner] is not buffer:
                 raise ValueError(f"{self.file}: {name} is {owner} updated in place: both need the same buffer")
         return TrtPass(self, {**inputs, **outputs})

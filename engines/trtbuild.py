@@ -49,6 +49,7 @@ class Built:
     engine: bytes
     layers: int
     attentions: int
+    quantised: int  # QuantizeLinear and DequantizeLinear that the parsed network kept
     memory: dict[str, int] = field(default_factory=dict)
 
 
@@ -104,12 +105,13 @@ def build_graph(
     """
     import onnx
 
-    from .lower import lower
+    from .lower import QUANTISED, lower
 
     trt = check_options(options)
     file = bundle.graph_path(name)
     model = onnx.load(file, load_external_data=False)
     expected = sum(n.op_type == "Attention" for n in model.graph.node)
+    quantised = sum(n.op_type in QUANTISED for n in model.graph.node)
     lower(model, options.precision)  # type: ignore[arg-type] - checked above
     log = first_error_logger(trt)
     builder = trt.Builder(log)
@@ -124,7 +126,7 @@ def build_graph(
             errors = [parser.get_error(i) for i in range(parser.num_errors)]
             reasons = "; ".join(f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors)
             raise UserError(f"{file}: {options.backend} {trt.__version__} cannot parse it: {_line(reasons)}")
-        attentions = inspect_network(trt, network, file, expected)
+        attentions = inspect_network(trt, network, file, expected, quantised)
         config = _config(trt, builder, options)
         monitor = _monitor(trt, progress)
         config.progress_monitor = monitor
@@ -135,20 +137,24 @@ def build_graph(
         raise UserError(
             f"{file}: {options.backend} {trt.__version__} cannot build it: {_line(log.errors) or 'no reason'}"
         )
-    return Built(bytes(built), network.num_layers, attentions, log.memory)
+    return Built(bytes(built), network.num_layers, attentions, quantised, log.memory)
 
 
-def inspect_network(trt: ModuleType, network: Any, file: Path, expected: int) -> int:
-    """Attentions in the parsed network. Raises UserError when an input is unused or an attention is missing."""
+def inspect_network(trt: ModuleType, network: Any, file: Path, expected: int, quantised: int) -> int:
+    """Attentions in the parsed network. Raises UserError when an input is unused, or an attention or a quantisation is
+    missing: such an engine would be wrong, or silently as large and slow as before."""
     used = set()
-    attentions = 0
+    attentions = kept = 0
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         attentions += layer.type == trt.LayerType.ATTENTION_INPUT
+        kept += layer.type in (trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE)
         used |= {layer.get_input(j).name for j in range(layer.num_inputs) if layer.get_input(j) is not None}
     unused = [n for n in (network.get_input(i).name for i in range(network.num_inputs)) if n not in used]
     if unused:
         raise UserError(f"{file}: the parser left graph inputs unused: {', '.join(unused)}")
+    if kept != quantised:
+        raise UserError(f"{file}: {quantised} quantisations in the graph, {kept} in the parsed network")
     if attentions != expected:
         raise UserError(f"{file}: {expected} attentions in the graph, {attentions} in the parsed network")
     return attentions

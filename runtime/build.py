@@ -57,12 +57,14 @@ def build_engines(path: Path, options: BuildOptions, console: Console) -> None:
                 bars.remove_task(task)
                 console.print(
                     f"{name}: {len(built.engine) / 2**20:.1f} MiB, {built.layers} layers, {built.attentions} attentions, "
+                    f"{built.quantised} quantisations, "
                     f"{seconds:.1f} s",
                     highlight=False,
                 )
                 facts = {
                     "layers": built.layers,
                     "attentions": built.attentions,
+                    "quantised": built.quantised,
                     "seconds": round(seconds, 2),
                     "memory": built.memory,
                 }

@@ -221,7 +221,7 @@ def sinks(
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Prompts; default: the bank's first.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; default 0 and 1.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Streams at a time, each in a process with one thread.")] = 1,
 ) -> None:
     """The sink-collapse study: predicted collapse frames of the spectrum, and what the engines do, by RoPE variant."""
     from . import study as studies
@@ -230,17 +230,20 @@ def sinks(
     opened = open_bundle(bundle)
     prompts = prompt or opened.manifest.prompts[:1]
     variants = studies.variants(sigma or [0.0, 0.2, 0.5, 0.8], studies.OTHERS if method is None else method)
-    runs = []
-    for variant in variants:
-        for text in prompts:
-            for number in seed or [0, 1]:
-                runs.append(studies.run(opened, variant, text, number, frames, trained, EngineOptions(threads=threads)))
-                figures = studies.collapse(runs[-1].distance, opened.manifest.geometry.chunk)
-                console.print(
-                    f"{variant.label:12} seed {number} · collapse max {figures.highest:5.1f} % at frame {figures.frame} · "
-                    f"mean {figures.mean:4.1f} % · motion {runs[-1].motion:4.2f} · {text}",
-                    highlight=False,
-                )
+    for text in prompts:
+        if text not in opened.manifest.prompts:
+            raise UserError(f"--prompt {text!r}: not in the bank, which has: {'; '.join(opened.manifest.prompts)}")
+
+    def tell(done: studies.Run) -> None:
+        figures = studies.collapse(done.distance, opened.manifest.geometry.chunk)
+        console.print(
+            f"{done.variant.label:12} seed {done.seed} · collapse max {figures.highest:5.1f} % at frame {figures.frame} · "
+            f"mean {figures.mean:4.1f} % · motion {done.motion:4.2f} · {done.prompt}",
+            highlight=False,
+        )
+
+    wanted = [(variant, text, number) for variant in variants for text in prompts for number in (seed or [0, 1])]
+    runs = studies.run_all(opened, wanted, frames, trained, jobs, tell)
     for file in studies.write_report(output, opened, runs, frames, trained):
         console.print(str(file), highlight=False)
 
@@ -309,6 +312,102 @@ def build(
         weight_streaming=weight_streaming,
     )
     build_engines(bundle, options, console)
+
+
+@app.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to quantise; it stays as it is.")],
+    output: OutputBundle,
+    precision: Annotated[str, typer.Option(help="int8, fp8, int8-weights or int4-weights.")] = "int8",
+    method: Annotated[str, typer.Option(help="minmax, entropy, percentile or smoothquant.")] = "smoothquant",
+    alpha: Annotated[
+        float, typer.Option(help="How much of the activations' range SmoothQuant moves to weights.")
+    ] = 0.5,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="Prompts to calibrate with; default: every second of the bank.")
+    ] = None,
+    held_out: Annotated[list[str] | None, typer.Option(help="Prompts to judge with; default: two others.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds to calibrate with; default 0.")] = None,
+    chunks: Annotated[int, typer.Option(min=1, help="Chunks of every prompt and seed.")] = 32,
+    ring: Annotated[str, typer.Option(help="float, or int8 (portable form): keys and values in INT8.")] = "float",
+    decoder: Annotated[bool, typer.Option("--decoder", help="Quantise the decoder's convolutions too.")] = False,
+    sensitivity: Annotated[
+        bool, typer.Option(help="Quantise each layer alone first, and leave out those that cost too much.")
+    ] = True,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Part of a layer's name to leave in float, for example ffn.2.")
+    ] = None,
+    gate_chunks: Annotated[int, typer.Option(min=1, help="Lock-step chunks of the quality gate.")] = 12,
+    gate_minutes: Annotated[float, typer.Option(min=0, help="Minutes of free-running video of the gate.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Quantise a bundle by real streams and measure what it lost; exit code 1 when the gate is not passed.
+
+    Needs the extra `calibrate`. Ctrl-C keeps what was gathered; the same command goes on from there.
+    """
+    with needs_extra("calibrate"):
+        from ..calibration.command import Settings
+        from ..calibration.command import calibrate as run
+
+        settings = Settings(
+            precision=precision,
+            method=method,
+            alpha=alpha,
+            prompts=tuple(prompts or ()),
+            held_out=tuple(held_out or ()),
+            seeds=tuple(seed or (0,)),
+            chunks=chunks,
+            ring=ring,
+            decoder=decoder,
+            sensitivity=sensitivity,
+            exclude=tuple(exclude or ()),
+            gate_chunks=gate_chunks,
+            gate_minutes=gate_minutes,
+            threads=threads,
+        )
+        show_quality(run(bundle, output, settings, force, console))
+
+
+@app.command("compare")
+def compare_bundles(
+    first: Annotated[Path, typer.Argument(help="The bundle that is right.")],
+    second: Annotated[Path, typer.Argument(help="The bundle to judge.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompts; default: the bank's first two.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds; default 1000.")] = None,
+    chunks: Annotated[int, typer.Option(min=1, help="Lock-step chunks of every prompt and seed.")] = 24,
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes of free-running video of every prompt.")] = 10,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON with every figure.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
+) -> None:
+    """How far a changed bundle is from its source: chunk by chunk and running freely; exit code 1 below the gate."""
+    from . import compare as comparing
+
+    if output is not None:
+        check_writable(output)
+    a, b = open_bundle(first), open_bundle(second)
+    backends = (OrtBackend(EngineOptions(threads=threads)), OrtBackend(EngineOptions(threads=threads)))
+    found = comparing.compare(
+        a,
+        b,
+        prompt or a.manifest.prompts[:2],
+        seed or [1000],
+        chunks,
+        minutes,
+        backends,
+        lambda line: console.print(line, highlight=False),
+    )
+    if output is not None:
+        comparing.write_record(output, found)
+    show_quality(found.summary())
+
+
+def show_quality(quality: dict[str, Any]) -> None:
+    """Print the figures of a comparison; exit code 1 when the gate is not passed."""
+    for name, value in quality.items():
+        console.print(f"{name:16} {value}", highlight=False)
+    if not quality["passed"]:
+        raise typer.Exit(1)
 
 
 @app.command()

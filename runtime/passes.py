@@ -135,6 +135,7 @@ class Passes:
         # A chunk whose latent is given is only committed and decoded.
         works = {"make": [*denoise, commit], "keep": [commit]}
         chain = step.device.chain
+        self._chains: dict[tuple[str, int | None], Launch]
         if lanes == 1:
             self._chains = {(name, t): chain([*work, *turns[t][0]]) for name, work in works.items() for t in range(3)}
         else:
@@ -149,7 +150,9 @@ class Passes:
         old, new = self._states[turn], self._states[turn ^ 1]
         spec = next(s for s in engine.graph.outputs if s.name == "frames")
         frames = engine.device.zeros(spec.shape, spec.dtype)
-        told = self.observed[-1] if engine.graph.outputs[-1].name in self.observed[-1] else {}  # a first chunk's does not
+        told = (
+            self.observed[-1] if engine.graph.outputs[-1].name in self.observed[-1] else {}
+        )  # a first chunk's does not
         outputs = {"frames": frames, **{f"{name}_next": buffer for name, buffer in new.items()}, **told}
         return [engine.bind({"latent": self._shown, **old}, outputs), frames.fetch], frames
 

@@ -58,8 +58,8 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
     def blur(image: NDArray) -> NDArray:  # [T, H, W] -> [T, H − 10, W − 10]
         high, wide = image.shape[1] - 10, image.shape[2] - 10
-        rows = sum(t * image[:, i : i + high] for i, t in enumerate(taps))
-        return np.asarray(sum(t * rows[:, :, i : i + wide] for i, t in enumerate(taps)))
+        rows = np.sum([t * image[:, i : i + high] for i, t in enumerate(taps)], 0)
+        return np.sum([t * rows[:, :, i : i + wide] for i, t in enumerate(taps)], 0)
 
     x, y = (clip.astype(np.float32) @ LUMA for clip in (a, b))
     mx, my = blur(x), blur(y)

@@ -7,7 +7,9 @@ records the distance of every chunk's latents to the sinks; `collapse` turns tha
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,12 +99,14 @@ def collapse(distance: ArrayLike, frames_per_chunk: int) -> Collapse:
 
     For chunk c with distance d_c to the sinks and m_c the median distance of the chunks up to NEIGHBOURHOOD before and
     after it, the drop is max(0, 1 − d_c/m_c). The paper's SC-Max and SC-Avg are drops of a normalised distance too; its
-    normalisation is not published in what we could read, so these figures are comparable with each other only.
+    normalisation is not published in what we could read, so these figures are comparable with each other only. The first
+    NEIGHBOURHOOD chunks are not judged: a stream is near its sinks when it leaves them.
     """
     d = np.asarray(distance, np.float64)
-    around = [np.median(d[max(0, i - NEIGHBOURHOOD) : i + NEIGHBOURHOOD + 1]) for i in range(len(d))]
-    drop = np.maximum(0, 1 - d / np.maximum(around, 1e-12))
-    worst = int(drop.argmax())
+    judged = range(min(NEIGHBOURHOOD, len(d) - 1), len(d))
+    around = np.array([np.median(d[max(0, i - NEIGHBOURHOOD) : i + NEIGHBOURHOOD + 1]) for i in judged])
+    drop = np.maximum(0, 1 - d[judged.start :] / np.maximum(around, 1e-12))
+    worst = judged[int(drop.argmax())]
     return Collapse(100 * float(drop.max()), 100 * float(drop.mean()), (worst + 1) * frames_per_chunk)
 
 
@@ -135,6 +139,29 @@ def run(
                 mass.append(chunk.sink_mass.mean(0).ravel().round(4).tolist())
     motion, sharpness = (float(np.mean([getattr(s, name) for s in stats])) for name in ("motion", "sharpness"))
     return Run(variant, prompt, seed, distance, motion, sharpness, mass or None)
+
+
+def run_all(
+    bundle: Bundle,
+    wanted: Sequence[tuple[Variant, str, int]],
+    frames: int,
+    trained: int,
+    jobs: int,
+    tell: Callable[[Run], None],
+) -> list[Run]:
+    """Every (variant, prompt, seed), in so many processes of one thread each; with jobs = 1 here, with all cores."""
+    if jobs == 1:
+        runs = []
+        for variant, prompt, seed in wanted:
+            runs.append(run(bundle, variant, prompt, seed, frames, trained, EngineOptions()))
+            tell(runs[-1])
+        return runs
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        single = EngineOptions(threads=1)
+        futures = [pool.submit(run, bundle, *one, frames, trained, single) for one in wanted]
+        for future in as_completed(futures):
+            tell(future.result())
+        return [future.result() for future in futures]
 
 
 def table(runs: Sequence[Run], frames_per_chunk: int) -> list[dict[str, float | str]]:

@@ -140,7 +140,7 @@ class Reference:
 
     def next_chunk(self, noise: Tensor, sigmas: list[float], text: Tensor, start: int) -> Tensor:
         """noise [steps, C, F, 2h, 2w] -> x0; its clean keys and values join the past."""
-        x = noise[0]
+        x = x0 = noise[0]
         for i, sigma in enumerate(sigmas):
             flow, _ = self.forward(x, 1000 * sigma, text, start)
             x0 = x - sigma * flow
@@ -148,9 +148,8 @@ class Reference:
                 seen = (x - (1 - sigma) * x0) / sigma  # the noise in x_t, from x_t = (1 − σ)·x0 + σ·noise
                 fresh = self.eta * noise[i + 1] + math.sqrt(1 - self.eta**2) * seen
                 x = (1 - sigmas[i + 1]) * x0 + sigmas[i + 1] * fresh
-        x = x0
-        self.commit(x, text, start)
-        return x
+        self.commit(x0, text, start)
+        return x0
 
     def commit(self, x0: Tensor, text: Tensor, start: int) -> None:
         _, own = self.forward(x0, 0.0, text, start)

@@ -32,7 +32,7 @@ class Code(Enum):
 
 @dataclass(eq=False)
 class Op:
-    work: Callable[[], None]
+    work: Callable[[], object]
     after: list[Op]
     done: bool = False
 
@@ -104,7 +104,7 @@ class SimulatedRuntime:
 
     # Order
 
-    def enqueue(self, stream: FakeStream | int, work: Callable[[], None], *after: Op) -> Op:
+    def enqueue(self, stream: FakeStream | int, work: Callable[[], object], *after: Op) -> Op:
         stream = self.streams[stream] if isinstance(stream, int) else stream
         op = Op(work, [stream.last, *after])
         if self.capturing is not None and (
@@ -225,7 +225,7 @@ class SimulatedRuntime:
         return Code.cudaSuccess, self.free, 1 << 40
 
     def cudaMemsetAsync(self, address, value, size, stream):  # noqa: N802
-        self.enqueue(stream, lambda: ctypes.memset(address, value, size) and None)
+        self.enqueue(stream, lambda: ctypes.memset(address, value, size))
         return (Code.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target, source, size, kind, stream):  # noqa: N802

@@ -91,7 +91,7 @@ def test_a_file_that_is_no_graph(bundle_path: Path, tmp_path: Path) -> None:
 
 
 def test_a_provider_that_is_not_installed_says_what_to_install() -> None:
-    with pytest.raises(UserError, match="CUDAExecutionProvider.*everframe\\[gpu\\]"):
+    with pytest.raises(UserError, match=r"CUDAExecutionProvider.*everframe\[gpu\]"):
         OrtBackend(EngineOptions(provider="cuda"))
     with pytest.raises(UserError, match="nvtensorrtrtx"):
         OrtBackend(EngineOptions(provider="nvtensorrtrtx"))
