@@ -1,6 +1,6 @@
 """What can be quantised: the linear layers of a step graph, the convolutions of a decoder, and their weights.
 
-A linear layer is a MatMul whose second operand comes from a constant, possibly through Cast and Transpose. The first and
+A linear layer is a MatMul whose second operand comes from a constant, possibly through Cast, Transpose and Reshape. The first and
 the last layer of either graph are left alone: they are small and decide the picture directly.
 """
 
@@ -67,7 +67,7 @@ def _constant_path(tensor: str, makers: dict[str, NodeProto], constants: set[str
     path = [tensor]
     while path[-1] not in constants:
         maker = makers.get(path[-1])
-        if maker is None or maker.op_type not in ("Cast", "Transpose"):
+        if maker is None or maker.op_type not in ("Cast", "Transpose", "Reshape"):
             return None
         path.append(maker.input[0])
     return tuple(reversed(path))
@@ -79,6 +79,8 @@ def weight_of(graph: GraphProto, linear: Linear, folder: Path) -> tuple[NDArray[
     values = numpy_helper.to_array(tensor, str(folder))
     for name in linear.path[1:]:
         node = next(n for n in graph.node if name in n.output)
+        if node.op_type == "Reshape":  # the patch embedding's, which is not quantised
+            raise UserError(f"graph {graph.name}: {linear.name}: a weight behind a Reshape")
         if node.op_type == "Transpose":
             values = values.T
         else:

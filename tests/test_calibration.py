@@ -223,14 +223,14 @@ def test_an_interrupted_calibration_goes_on(bundle: Bundle, step: onnx.ModelProt
     linears = find_linears(step, 2)
     whole = observe(bundle, linears, PROMPTS[:2], [0, 1], 2, "percentile", tmp_path / "a", lambda *_: None)
 
-    class Stop(Exception): ...
+    class StopError(Exception): ...
 
     def stop(done: int, total: int) -> None:
         assert total == 8
         if done == 5:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         observe(bundle, linears, PROMPTS[:2], [0, 1], 2, "percentile", tmp_path / "b", stop)
     seen: list[int] = []
     again = observe(
