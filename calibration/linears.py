@@ -1,7 +1,7 @@
 """What can be quantised: the linear layers of a step graph, the convolutions of a decoder, and their weights.
 
-A linear layer is a MatMul whose second operand comes from a constant, possibly through Cast, Transpose and Reshape. The first and
-the last layer of either graph are left alone: they are small and decide the picture directly.
+A linear layer is a MatMul whose second operand comes from a constant, possibly through Cast, Transpose and Reshape. The
+first and the last layer of either graph are left alone: they are small and decide the picture directly.
 """
 
 from __future__ import annotations

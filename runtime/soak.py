@@ -95,7 +95,7 @@ def soak(
         )
         before = chunk.frames[-2:]
         if index % per_sheet == 0 or index == chunks - 1:
-            sheet.append(chunk.frames[-1])
+            sheet.append(chunk.frames[-1].copy())  # a view would keep the whole chunk
         if len(rows) == per_minute or index == chunks - 1:
             done.append(summary(len(done), rows))
             watch(done[-1])
