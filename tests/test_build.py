@@ -289,3 +289,59 @@ def test_inspect(built: Bundle) -> None:
     said = json.loads(done.stdout)
     assert said["engines"][0]["problem"] is None
     assert set(said["graphs"]) == {"step", "prompt", "decode"}
+
+
+QUANTISED = {
+    "int8": ("sm_86", "sm_89", "sm_120"),
+    "fp8": ("sm_89", "sm_120"),
+    "int8-weights": ("sm_86",),
+    "int4-weights": ("sm_86",),
+}
+
+
+@pytest.fixture(scope="module")
+def quantised(bundle_path: Path, portable_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    from everframe.calibration.command import Settings, calibrate
+
+    home, made = tmp_path_factory.mktemp("quantised"), {}
+    for precision, ring in (*((p, "float") for p in QUANTISED), ("int8", "int8")):
+        settings = Settings(precision, chunks=2, ring=ring, sensitivity=False, gate_chunks=1, gate_minutes=0)
+        out = home / f"{precision}-{ring}.everframe"
+        calibrate(portable_path if ring == "int8" else bundle_path, out, settings, False, Console(quiet=True))
+        made[f"{precision} {ring}"] = Bundle.open(out)
+    return made
+
+
+@pytest.mark.parametrize("precision", list(QUANTISED))
+def test_quantised_graphs_build_and_stay_quantised(precision: str, quantised: dict[str, Bundle]) -> None:
+    """Sixteen linear layers: a DequantizeLinear for every weight, and a pair for every tensor they read (q, k and v share
+    theirs). The parsed network must have kept them all."""
+    built = build_graph(quantised[f"{precision} float"], "step", BuildOptions(targets=QUANTISED[precision]))
+    assert built.quantised == (16 if precision.endswith("weights") else 16 + 2 * 2 * 6)
+    assert built.attentions == 4
+
+
+def test_an_int8_ring_builds(quantised: dict[str, Bundle]) -> None:
+    assert build_graph(quantised["int8 int8"], "step", BuildOptions(targets=("sm_86",))).quantised == 40
+
+
+def test_fp8_for_a_card_without_it_is_refused(quantised: dict[str, Bundle]) -> None:
+    with pytest.raises(UserError, match="cannot build it"):
+        build_graph(quantised["fp8 float"], "step", BuildOptions(targets=("sm_86",)))
+
+
+def test_int8_weights_take_a_byte_each(tmp_path: Path) -> None:
+    """The demo's step graph, by the builder's own figure: nothing was silently dequantised."""
+    from everframe.calibration.command import Settings, calibrate
+    from everframe.runtime import DEMO_BUNDLE
+
+    settings = Settings("int8", "minmax", chunks=1, prompts=("blue gas flames dancing in the dark",), sensitivity=False)
+    settings = replace(settings, gate_chunks=1, gate_minutes=0)
+    calibrate(DEMO_BUNDLE, tmp_path / "q.everframe", settings, False, Console(quiet=True))
+    half, small = (
+        build_graph(Bundle.open(path), "step", BuildOptions(targets=("sm_89",))).memory["weights_bytes"]
+        for path in (DEMO_BUNDLE, tmp_path / "q.everframe")
+    )
+    network = Bundle.open(DEMO_BUNDLE).manifest.network
+    weights = network.layers * (6 * network.dim**2 + 2 * network.dim * network.ffn_dim)
+    assert half - small == pytest.approx(weights, rel=0.02)  # two bytes each became one

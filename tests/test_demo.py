@@ -62,8 +62,9 @@ def test_geometry(demo: Bundle) -> None:
 
 def test_judge_knows_rendered_scenes(judge: Judge) -> None:
     """Otherwise the next tests would say nothing."""
-    right = [judge.name(rendered(s, v, 9000 + i)) == (s, v) for s, v in CLASSES for i in range(3)]
-    assert np.mean(right) > 0.97
+    named = [(judge.name(rendered(s, v, 9000 + i)), (s, v)) for s, v in CLASSES for i in range(3)]
+    assert np.mean([found[0] == true[0] for found, true in named]) > 0.97
+    assert np.mean([found == true for found, true in named]) > 0.9
 
 
 @pytest.mark.parametrize("prompt", BANK)

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -83,21 +84,20 @@ def test_killed_again_and_again(bundle_path: Path, tmp_path: Path) -> None:
     """kill -9 at random moments: what was written in the end equals the uninterrupted stream, byte for byte."""
     draw, kills = random.Random(0), 0
     run = [sys.executable, "-c", LOOP, str(bundle_path), str(tmp_path / "state"), str(tmp_path / "out.rgb")]
+    out, chunk = tmp_path / "out.rgb", 12 * 32 * 64 * 3
     while kills < 6:
         process = subprocess.Popen(run, stderr=subprocess.PIPE)
-        try:
-            process.communicate(timeout=0.9 + 0.5 * draw.random())
-            assert process.returncode == 0
-            break
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
+        goal = (40 * kills + 10 + 20 * draw.random()) * chunk  # killed while it works, wherever it then is
+        while process.poll() is None and (not out.exists() or out.stat().st_size < goal):
+            time.sleep(0.002)
+        assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
     assert subprocess.run(run, capture_output=True).returncode == 0
     with Stream(Bundle.open(bundle_path), seed=8) as stream:
         expected = b"".join(stream.next_chunk().frames.tobytes() for _ in range(300))
     assert (tmp_path / "out.rgb").read_bytes() == expected
-    assert kills > 0
 
 
 def test_states_of_something_else(bundle: Bundle, tmp_path: Path) -> None:
