@@ -131,16 +131,23 @@ def main() -> None:
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "torch": torch.__version__,
     }
+
+    def keep(name: str, figures: dict[str, Any]) -> None:  # at once: a run takes long and may be cut off
+        result[name] = figures
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
     if not (args.work / "prompts.txt").exists():
-        result["make"] = stage(args.work, "make")
-    for size in ("832x480", "320x192"):
-        result[f"export {size}"] = stage(args.work, "export", size)
+        keep("make", stage(args.work, "make"))
+    for size in ("320x192", "832x480"):
+        exported = stage(args.work, "export", size)
         folder = args.work / f"{size}.everframe"
-        result[f"export {size}"]["bundle_gb"] = round(sum(f.stat().st_size for f in folder.iterdir()) / 1e9, 2)
+        keep(
+            f"export {size}",
+            exported | {"bundle_gb": round(sum(f.stat().st_size for f in folder.iterdir()) / 1e9, 2)},
+        )
         if importlib.util.find_spec("tensorrt_rtx"):
-            result[f"build {size}"] = stage(args.work, "build", size)
-    result["compare 320x192"] = stage(args.work, "compare", "320x192")
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+            keep(f"build {size}", stage(args.work, "build", size))
+    keep("compare 320x192", stage(args.work, "compare", "320x192"))
 
 
 if __name__ == "__main__":
