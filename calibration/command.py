@@ -151,12 +151,15 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
 
 
 def report_ranges(statistics: Statistics, found: dict[str, Range]) -> dict[str, Any]:
-    """Of every tensor: the largest magnitude at each pass, and what was chosen."""
+    """Of every tensor: the largest magnitude at each pass (denoising steps, then commit; the decoder has one), and what was
+    chosen."""
     return {
         name: {
             "threshold": span.threshold,
             "smoothed": span.smooth is not None,
-            "peak_by_pass": np.round(statistics.peaks[name].max(1), 5).tolist(),
+            "peak_by_pass": np.round(
+                statistics.peaks[name].max(1)[slice(-1, None) if name.startswith("decode:") else slice(-1)], 5
+            ).tolist(),
         }
         for name, span in found.items()
     }
