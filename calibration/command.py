@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..engines.base import EngineOptions
-from ..engines.bundle import Bundle, Graph, TensorSpec, describe, write_manifest
+from ..engines.bundle import Bundle, Graph, describe, write_manifest
 from ..engines.errors import UserError
 from ..engines.files import new_folder
+from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.ort import OrtBackend
 from ..runtime.compare import compare
 from . import sensitivity
@@ -28,8 +29,6 @@ from .observe import Statistics, link_or_copy, observe
 from .quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
 from .ring import int8_ring
 
-EMBED_UP_TO = 512 << 20  # bytes of a graph; beyond, its weights get a file of their own (a protobuf ends at 2 GiB)
-KINDS = {1: "float32", 10: "float16", 7: "int64", 2: "uint8", 3: "int8"}
 HELD_OUT_SEED = 1000  # gate seeds start here: never used for calibration
 RESULT, PLOT = "calibration.json", "calibration.png"
 
@@ -131,6 +130,7 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
             + (f"; left in float: {', '.join(excluded)}" if excluded else ""),
             highlight=False,
         )
+        backend = OrtBackend(options)
         comparison = compare(
             bundle,
             quantised,
@@ -138,7 +138,7 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
             [HELD_OUT_SEED],
             settings.gate_chunks,
             settings.gate_minutes,
-            (OrtBackend(options), OrtBackend(options)),
+            (backend, backend),
             lambda line: console.print(line, highlight=False),
         )
         record["quality"] = comparison.record()
@@ -167,20 +167,9 @@ def report_ranges(statistics: Statistics, found: dict[str, Range]) -> dict[str, 
 
 def write_graph(model: ModelProto, file: Path) -> Graph:
     """Save, check, describe. The model must hold all its weights."""
-    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EMBED_UP_TO
-    specs = [[spec_of(value) for value in side] for side in (model.graph.input, model.graph.output)]
-    if large:
-        onnx.save(model, file, save_as_external_data=True, location=f"{file.name}.data")
-    else:
-        onnx.save(model, file)
-    onnx.checker.check_model(file, full_check=True)
-    data = [describe(file.with_name(f"{file.name}.data"))] if large else []
-    return Graph(model=describe(file), data=data, inputs=specs[0], outputs=specs[1])
-
-
-def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    return TensorSpec(name=value.name, shape=[d.dim_value for d in tensor.shape.dim], dtype=KINDS[tensor.elem_type])  # type: ignore[arg-type]
+    data = [f"{file.name}.data"] if sum(len(t.raw_data) for t in model.graph.initializer) > EMBED_UP_TO else []
+    onnx.save(model, file, save_as_external_data=bool(data), location=data[0] if data else None)
+    return describe_graph(file, data)
 
 
 def finish(bundle: Bundle, part: Path, graphs: dict[str, Graph], settings: Settings) -> Bundle:
@@ -194,8 +183,7 @@ def finish(bundle: Bundle, part: Path, graphs: dict[str, Graph], settings: Setti
         update={"graphs": graphs, "precision": settings.precision, "provenance": provenance}
     )
     for ref in manifest.files():
-        if not (part / ref.file).exists():
-            link_or_copy(bundle.path / ref.file, part / ref.file)
+        link_or_copy(bundle.path / ref.file, part / ref.file)
     write_manifest(part, manifest)
     return Bundle(part, manifest)
 

@@ -17,6 +17,7 @@ import onnx
 
 from ..engines.base import EngineOptions
 from ..engines.bundle import Bundle
+from ..runtime.plotting import pyplot
 from ..runtime.stream import Stream
 from .linears import Linear
 from .observe import with_graphs
@@ -103,12 +104,8 @@ def exclusions(results: Sequence[Sensitivity], goal: float = GOAL) -> list[str]:
 
 def plot(results: Sequence[Sensitivity], excluded: Sequence[str], file: Path) -> bool:
     """Error of every layer; False when matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
+    if (plt := pyplot()) is None:
         return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 1, figsize=(max(6, 0.22 * len(results)), 6), sharex=True)
     colours = ["tab:red" if r.layer in excluded else "tab:blue" for r in results]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -17,6 +18,11 @@ import numpy as np
 
 from .base import Buffer
 from .errors import UserError
+
+try:
+    import nvtx  # type: ignore[import-not-found]
+except ImportError:
+    nvtx = None
 
 CPU_HINT = "--backend onnxruntime runs on the CPU"
 
@@ -267,13 +273,6 @@ class CudaLaunch:
             self.why_not = str(error)
 
 
-@contextlib.contextmanager
-def named(name: str) -> Iterator[None]:
+def named(name: str) -> AbstractContextManager[Any]:
     """An NVTX range, for Nsight Systems; nothing where the package nvtx is not installed."""
-    try:
-        import nvtx  # type: ignore[import-not-found]
-    except ImportError:
-        yield
-        return
-    with nvtx.annotate(name, domain="everframe"):
-        yield
+    return contextlib.nullcontext() if nvtx is None else nvtx.annotate(name, domain="everframe")

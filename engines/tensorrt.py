@@ -34,6 +34,7 @@ class TrtEngine:
         self.engine, self.trt, self.graph, self.device, self.file = engine, trt, graph, device, file
         self.errors = errors
         self._cache: Any = None
+        self._cache_kept = False
         self.context = self._context()
         self.bound: TrtPass | None = None  # whose buffers the context points at
 
@@ -56,9 +57,11 @@ class TrtEngine:
         return UserError(f"{self.file}: {what}: {self.errors.take() or 'TensorRT gave no reason'}")
 
     def save_cache(self) -> None:
-        """Write the cache of compiled kernels beside the engine. A bundle that cannot be written goes without."""
-        if self._cache is None:
+        """Write the cache of compiled kernels beside the engine, once: all passes run the same ones. A bundle that cannot
+        be written goes without."""
+        if self._cache is None or self._cache_kept:
             return
+        self._cache_kept = True
         content = bytes(self._cache.serialize())
         part = self.cache_file.with_suffix(f".{os.getpid()}.part")
         with contextlib.suppress(OSError):
@@ -93,7 +96,6 @@ class TrtPass:
     def __init__(self, engine: TrtEngine, buffers: Mapping[str, Buffer]):
         self.engine = engine
         self._buffers = dict(buffers)  # kept alive
-        self._runs = 0
 
     def __call__(self, stream: Any = None) -> None:
         engine = self.engine
@@ -126,9 +128,12 @@ class TrtBackend:
         self._log = first_error_logger(self.trt)
         self._runtime = self.trt.Runtime(self._log)
         self._runtime.error_recorder = self.errors
+        self._chosen: dict[Path, store.Stored] = {}  # choosing hashes every engine, which are gigabytes
 
     def load(self, bundle: Bundle, name: str) -> TrtEngine:
-        found = self._choose(bundle)
+        if bundle.path not in self._chosen:
+            self._chosen[bundle.path] = self._choose(bundle)
+        found = self._chosen[bundle.path]
         record = found.record
         assert record is not None
         file = found.folder / record.graphs[name].file.file

@@ -13,16 +13,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from ..engines.bundle import Graph, TensorSpec, describe
+from ..engines.bundle import Graph
+from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from .graphs import OPSET
 
-KINDS = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.INT64: "int64",
-    TensorProto.UINT8: "uint8",
-}
-EMBED_UP_TO = 512 << 20  # bytes of weights; beyond, they get a file of their own (a protobuf ends at 2 GiB)
 STORE_FROM = 1024  # elements; smaller constants stay as they are
 
 
@@ -58,16 +52,7 @@ def save_graph(
         node.doc_string = ""
         del node.metadata_props[:]
     onnx.save(model, file)
-    onnx.checker.check_model(file, full_check=True)
-    specs = [[spec_of(value) for value in values] for values in (model.graph.input, model.graph.output)]
-    return Graph(
-        model=describe(file), data=[describe(file.parent / d) for d in data], inputs=specs[0], outputs=specs[1]
-    )
-
-
-def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    return TensorSpec(name=value.name, shape=[d.dim_value for d in tensor.shape.dim], dtype=KINDS[tensor.elem_type])  # type: ignore[arg-type]
+    return describe_graph(file, data)
 
 
 def store_small(model: onnx.ModelProto) -> None:

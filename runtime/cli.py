@@ -22,6 +22,7 @@ from ..engines.errors import UserError
 from ..engines.files import check_writable
 from ..engines.ort import OrtBackend
 from .demo import open_bundle
+from .prompts import PromptBank
 from .stream import Chunk, Stream
 from .video import choose_encoder, open_output, read_picture
 
@@ -59,6 +60,7 @@ FormOption = Annotated[
     str, typer.Option(help="in-place, or portable: for TensorRT before 11.1 and rings that are not float.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")]
+ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")]
 BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Engine bundle; default: the shipped demo.")]
 
 
@@ -92,7 +94,7 @@ def generate(
     jitter: Annotated[
         float | None, typer.Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
+    threads: ThreadsOption = 0,
     provider: Annotated[str, typer.Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")] = "cpu",
     backend: Annotated[
         str, typer.Option(help="onnxruntime, or tensorrt-rtx or tensorrt with engines of everframe build.")
@@ -175,7 +177,7 @@ def soak(
     jitter: Annotated[
         float | None, typer.Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
+    threads: ThreadsOption = 0,
 ) -> None:
     """Stream for long and hold the video and the machine against bounds; exit code 1 when one is broken."""
     from . import soak as soaking
@@ -230,9 +232,8 @@ def sinks(
     opened = open_bundle(bundle)
     prompts = prompt or opened.manifest.prompts[:1]
     variants = studies.variants(sigma or [0.0, 0.2, 0.5, 0.8], studies.OTHERS if method is None else method)
-    for text in prompts:
-        if text not in opened.manifest.prompts:
-            raise UserError(f"--prompt {text!r}: not in the bank, which has: {'; '.join(opened.manifest.prompts)}")
+    bank = PromptBank(opened, OrtBackend(EngineOptions()))
+    prompts = [bank.find(text) for text in prompts]  # fail now, not in another process
 
     def tell(done: studies.Run) -> None:
         figures = studies.collapse(done.distance, opened.manifest.geometry.chunk)
@@ -339,7 +340,7 @@ def calibrate(
     ] = None,
     gate_chunks: Annotated[int, typer.Option(min=1, help="Lock-step chunks of the quality gate.")] = 12,
     gate_minutes: Annotated[float, typer.Option(min=0, help="Minutes of free-running video of the gate.")] = 2,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
+    threads: ThreadsOption = 0,
     force: ForceOption = False,
 ) -> None:
     """Quantise a bundle by real streams and measure what it lost; exit code 1 when the gate is not passed.
@@ -378,7 +379,7 @@ def compare_bundles(
     chunks: Annotated[int, typer.Option(min=1, help="Lock-step chunks of every prompt and seed.")] = 24,
     minutes: Annotated[float, typer.Option(min=0, help="Minutes of free-running video of every prompt.")] = 10,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON with every figure.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 = one per core.")] = 0,
+    threads: ThreadsOption = 0,
 ) -> None:
     """How far a changed bundle is from its source: chunk by chunk and running freely; exit code 1 below the gate."""
     from . import compare as comparing
@@ -386,7 +387,7 @@ def compare_bundles(
     if output is not None:
         check_writable(output)
     a, b = open_bundle(first), open_bundle(second)
-    backends = (OrtBackend(EngineOptions(threads=threads)), OrtBackend(EngineOptions(threads=threads)))
+    backend = OrtBackend(EngineOptions(threads=threads))
     found = comparing.compare(
         a,
         b,
@@ -394,7 +395,7 @@ def compare_bundles(
         seed or [1000],
         chunks,
         minutes,
-        backends,
+        (backend, backend),
         lambda line: console.print(line, highlight=False),
     )
     if output is not None:

@@ -18,6 +18,7 @@ import numpy as np
 from ..engines.base import Backend, EngineOptions
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
+from ..engines.files import reason
 from ..engines.ort import OrtBackend
 from .stats import clip_stats, psnr, ssim
 from .stream import Stream
@@ -165,4 +166,4 @@ def write_record(file: Path, comparison: Comparison) -> None:
     try:
         file.write_text(json.dumps(comparison.record(), indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{file}: cannot write: {error.strerror}") from None
+        raise UserError(f"{file}: cannot write: {reason(error)}") from None

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..engines.errors import UserError
 from ..engines.files import reason
+from .plotting import pyplot
 from .stats import clip_stats, latent_distance
 from .stream import Stream
 
@@ -184,12 +185,8 @@ def contact_sheet(frames: Sequence[NDArray[np.uint8]], columns: int = 4) -> NDAr
 
 def plot(minutes: Sequence[Minute], file: Path) -> bool:
     """Draw the curves; False when matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
+    if (plt := pyplot()) is None:
         return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     x = [m.minute for m in minutes]
     figure, axes = plt.subplots(2, 3, figsize=(12, 5.5), sharex=True)

@@ -20,6 +20,7 @@ from ..engines.base import EngineOptions
 from ..engines.bundle import Bundle, RopeSpec
 from ..engines.errors import UserError
 from ..engines.files import reason
+from .plotting import pyplot
 from .rope import axis_frequencies, head_thetas, mean_cosine, phase_concentration, stretched_frequencies
 from .stats import clip_stats, latent_distance
 from .stream import Stream
@@ -210,12 +211,8 @@ def write_report(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int,
 def plot(file: Path, spectra: dict[str, NDArray[np.float64]], runs: Sequence[Run], frames: int, chunk: int) -> bool:
     """From above: phase concentration and mean cosine, mean over heads; the measured distance to the sinks, a line a
     variant (mean over runs); where the bundle has a probe, the attention on the sinks. False without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
+    if (plt := pyplot()) is None:
         return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     distances = np.arange(frames)
     titles = ["phase concentration C(Δ), mean over heads", "mean cosine R(Δ), mean over heads", "distance to the sinks"]
