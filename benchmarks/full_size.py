@@ -1,8 +1,9 @@
-"""The real size, once: a random Wan 1.3B checkpoint in the public layout, exported in FP16, checked, and run.
+"""The real size, once: a random Wan 1.3B checkpoint in the public layout, exported in FP16, checked, run, and quantised.
 
-    python benchmarks/full_size.py [--work DIR]      15 GB of disk, under 16 GB of memory, about half an hour on 2 cores
+    python benchmarks/full_size.py [--work DIR]      20 GB of disk, under 16 GB of memory, about half an hour on 2 cores
 
-Every stage is a process of its own, so that its peak memory is its own. Writes docs/full_size.json.
+Every stage is a process of its own, so that its peak memory is its own. Writes docs/full_size.json. Calibration streams at
+160×96, which a CPU can do; the step graph of 832×480 is quantised with its ranges, to see what engine comes out.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parent.parent
+CALIBRATED = "160x96"
 RESULT = ROOT / "docs" / "full_size.json"
 
 
@@ -45,21 +47,27 @@ def make_checkpoint(folder: Path) -> None:
     (folder / "prompts.txt").write_text("sea\n")
 
 
-def export(folder: Path, size: str) -> None:
+def export(folder: Path, size: str, form: str = "in-place") -> None:
     from rich.console import Console
 
     from everframe.export.wancommand import WanSource, export_wan
 
-    export_wan(source(folder, WanSource, size), folder / f"{size}.everframe", chunks=0, force=True, console=Console())
+    given, target = source(folder, WanSource, size, form), bundle_of(folder, size, form)
+    export_wan(given, target, chunks=0, force=True, console=Console())
 
 
-def source(folder: Path, kind: Any, size: str) -> Any:
+def bundle_of(folder: Path, size: str, form: str = "in-place") -> Path:
+    return folder / (f"{size}.everframe" if form == "in-place" else f"{size}-{form}.everframe")
+
+
+def source(folder: Path, kind: Any, size: str, form: str = "in-place") -> Any:
     return kind(
         generator=folder / "generator.pt",
         vae=folder / "taew2_1.pth",
         text_encoder=str(folder / "text"),
         prompts=folder / "prompts.txt",
         size=size,
+        form=form,
     )
 
 
@@ -72,7 +80,7 @@ def compare_chunk(folder: Path, size: str) -> None:
     from everframe.export.verify import compare
     from everframe.export.wancommand import WanSource, load_transformer, load_vae
 
-    bundle = Bundle.open(folder / f"{size}.everframe")
+    bundle = Bundle.open(bundle_of(folder, size))
     g = bundle.manifest.geometry
     model = load_transformer(source(folder, WanSource, size), half)
     decoders, _, _ = load_vae(folder / "taew2_1.pth", half)
@@ -84,10 +92,16 @@ def compare_chunk(folder: Path, size: str) -> None:
 def build(folder: Path, size: str) -> None:
     """Every graph compiled by TensorRT-RTX in FP16 for sm_89; prints its own memory figures as JSON."""
     from everframe.engines.bundle import Bundle
+
+    bundle = Bundle.open(bundle_of(folder, size))
+    print(json.dumps(build_all(bundle, list(bundle.manifest.graphs))))
+
+
+def build_all(bundle: Any, names: list[str]) -> dict[str, Any]:
     from everframe.engines.trtbuild import BuildOptions, build_graph
 
-    bundle, told = Bundle.open(folder / f"{size}.everframe"), {}
-    for name in bundle.manifest.graphs:
+    told = {}
+    for name in names:
         began = time.perf_counter()
         built = build_graph(bundle, name, BuildOptions(targets=("sm_89",)))
         told[name] = {
@@ -95,9 +109,50 @@ def build(folder: Path, size: str) -> None:
             "engine_gb": round(len(built.engine) / 1e9, 3),
             "layers": built.layers,
             "attentions": built.attentions,
+            "quantised": built.quantised,
             **built.memory,
         }
-    print(json.dumps(told))
+    return told
+
+
+def calibrate(folder: Path, size: str) -> None:
+    """INT8 linear layers and INT8 ring, by a real stream past the wrap of the ring; prints the gate's figures as JSON."""
+    from rich.console import Console
+
+    from everframe.calibration.command import Settings
+    from everframe.calibration.command import calibrate as run
+
+    settings = Settings(method="minmax", chunks=6, ring="int8", sensitivity=False, gate_chunks=2, gate_minutes=0)
+    print(
+        json.dumps(
+            run(bundle_of(folder, size, "portable"), folder / f"{size}-int8.everframe", settings, True, Console())
+        )
+    )
+
+
+def build_int8(folder: Path, size: str) -> None:
+    """The step graph of another size, quantised with the ranges that were measured at CALIBRATED, and compiled."""
+    import onnx
+
+    from everframe.calibration.command import write_graph
+    from everframe.calibration.linears import find_linears
+    from everframe.calibration.quantize import Range, quantise
+    from everframe.calibration.ring import int8_ring
+    from everframe.engines.bundle import Bundle
+
+    measured = json.loads((folder / f"{CALIBRATED}-int8.everframe" / "calibration.json").read_text())["ranges"]
+    bundle = Bundle.open(bundle_of(folder, size, "portable"))
+    model = onnx.load(bundle.graph_path("step"), load_external_data=False)
+    linears = find_linears(model, bundle.manifest.network.layers)
+    quantise(model, linears, bundle.path, "int8", {k: Range(r["threshold"], None) for k, r in measured.items()})
+    int8_ring(model)
+    target = folder / "int8-step"
+    target.mkdir(exist_ok=True)
+    graph = write_graph(model, target / "step.onnx")
+    del model
+    print(
+        json.dumps(build_all(Bundle(target, bundle.manifest.model_copy(update={"graphs": {"step": graph}})), ["step"]))
+    )
 
 
 def stage(folder: Path, *words: str) -> dict[str, Any]:
@@ -113,7 +168,7 @@ def stage(folder: Path, *words: str) -> dict[str, Any]:
         raise SystemExit(f"stage {' '.join(words)} failed")
     result = {"seconds": round(time.perf_counter() - began, 1), "peak_gb": round(usage.ru_maxrss / 1e6, 2)}
     print(" ".join(words), result, *said[-1:], flush=True)
-    found = {"compare": "errors", "build": "graphs"}.get(words[0])
+    found = {"compare": "errors", "build": "graphs", "calibrate": "quality", "int8": "graphs"}.get(words[0])
     return result | ({found: json.loads(said[-1])} if found else {})
 
 
@@ -125,7 +180,8 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage:
         name, *words = args.stage
-        {"make": make_checkpoint, "export": export, "compare": compare_chunk, "build": build}[name](args.work, *words)
+        stages = {"make": make_checkpoint, "export": export, "compare": compare_chunk, "build": build}
+        (stages | {"calibrate": calibrate, "int8": build_int8})[name](args.work, *words)
         return
     result: dict[str, Any] = {
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
@@ -147,6 +203,11 @@ def main() -> None:
         )
         if importlib.util.find_spec("tensorrt_rtx"):
             keep(f"build {size}", stage(args.work, "build", size))
+    for size in (CALIBRATED, "832x480"):
+        keep(f"export {size} portable", stage(args.work, "export", size, "portable"))
+    keep(f"calibrate {CALIBRATED}", stage(args.work, "calibrate", CALIBRATED))
+    if importlib.util.find_spec("tensorrt_rtx"):
+        keep("build 832x480 int8", stage(args.work, "int8", "832x480"))
     keep("compare 320x192", stage(args.work, "compare", "320x192"))
 
 

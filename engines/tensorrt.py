@@ -24,15 +24,45 @@ from .trtbuild import first_error_logger, load_module
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
 
+class Workspace:
+    """Scratch memory of engines that never run at the same time: one piece, as large as the largest of them wants."""
+
+    def __init__(self, device: CudaDevice):
+        self.device, self.size = device, 0
+        self._piece: CudaBuffer | None = None
+
+    def reserve(self, size: int) -> None:
+        self.size = max(self.size, size)
+
+    def take(self) -> CudaBuffer:
+        """The memory. Who took an earlier, smaller piece keeps it."""
+        if self._piece is None or self._piece.bytes < self.size:
+            self._piece = self.device.zeros((self.size,), "uint8")
+        return self._piece
+
+
 class TrtEngine:
     """One deserialised engine with one execution context, which every pass points at its own buffers.
 
-    Passes of one engine never run at the same time, so they share the context's device memory too.
+    Passes of one engine never run at the same time, so they share the context and its scratch memory. That memory is ours,
+    taken at the first run, so that a recorded graph can rely on it.
     """
 
-    def __init__(self, engine: Any, trt: ModuleType, graph: Graph, device: CudaDevice, file: Path, errors: Any):
+    def __init__(
+        self,
+        engine: Any,
+        trt: ModuleType,
+        graph: Graph,
+        device: CudaDevice,
+        file: Path,
+        errors: Any,
+        workspace: Workspace,
+    ):
         self.engine, self.trt, self.graph, self.device, self.file = engine, trt, graph, device, file
         self.errors = errors
+        self._workspace = workspace
+        self._scratch: CudaBuffer | None = None
+        workspace.reserve(engine.device_memory_size_v2)
         self._cache: Any = None
         self._cache_kept = False
         self.context = self._context()
@@ -83,11 +113,13 @@ class TrtEngine:
             context = self.engine.create_execution_context(strategy)
         if context is None:
             raise self.fail(f"no execution context, {self.device.cuda.memory_note()}")
-        size = self.engine.device_memory_size_v2
-        if size:
-            self.workspace = self.device.zeros((size,), "uint8")  # ours, so that recorded graphs can rely on it
-            context.set_device_memory(self.workspace.address, size)
         return context
+
+    def prepare(self) -> None:
+        """Before the first run, when every engine that shares the scratch memory has said how much it wants."""
+        if self._scratch is None and self.engine.device_memory_size_v2:
+            self._scratch = self._workspace.take()
+            self.context.set_device_memory(self._scratch.address, self._scratch.bytes)
 
 
 class TrtPass:
@@ -101,6 +133,7 @@ class TrtPass:
         engine = self.engine
         stream = int(stream or engine.device.cuda.stream)
         if engine.bound is not self:
+            engine.prepare()
             for name, buffer in self._buffers.items():
                 assert isinstance(buffer, CudaBuffer)
                 if not engine.context.set_tensor_address(name, buffer.address):
@@ -129,6 +162,8 @@ class TrtBackend:
         self._runtime = self.trt.Runtime(self._log)
         self._runtime.error_recorder = self.errors
         self._chosen: dict[Path, store.Stored] = {}  # choosing hashes every engine, which are gigabytes
+        # Decoding may run beside the step and prompt engines, so there are two.
+        self._scratch, self._decoding = Workspace(self.device), Workspace(self.device)
 
     def load(self, bundle: Bundle, name: str) -> TrtEngine:
         if bundle.path not in self._chosen:
@@ -146,7 +181,8 @@ class TrtBackend:
         if record.options.get("weight_streaming"):  # what fits stays on the device, the rest comes when it is needed
             engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         graph = stored_types(bundle.manifest.graphs[name], LOW_TYPES[str(record.options["precision"])])
-        return TrtEngine(engine, self.trt, graph, self.device, file, self.errors)
+        workspace = self._decoding if name.startswith("decode") else self._scratch
+        return TrtEngine(engine, self.trt, graph, self.device, file, self.errors, workspace)
 
     def _choose(self, bundle: Bundle) -> store.Stored:
         """The newest engines of this backend (and precision, if one was asked for) that are valid here."""

@@ -192,8 +192,12 @@ class DecodeGraph(nn.Module):
     def forward(self, latent: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """latent [1, C, F, h, w] float32 (the step graph's layout) -> frames [4F − skip, 8h, 8w, 3] uint8, states."""
         dtype = self.model.decoder[1].weight.dtype  # type: ignore[union-attr]
-        frames, after = self.model.decode(latent.transpose(1, 2).to(dtype), list(states))  # type: ignore[arg-type]
-        pixels = (frames[0, self.skip :].float().clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
+        after, parts = list(states), []
+        # One latent frame after the other: a third of the activations, which at 832×480 are more than the step graph's.
+        for one in latent.transpose(1, 2).to(dtype).split(1, 1):
+            frames, after = self.model.decode(one, after)  # type: ignore[arg-type]
+            parts.append(frames[0])
+        pixels = (torch.cat(parts)[self.skip :].float().clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
         return pixels.to(torch.uint8), *after  # the cast comes last: TensorRT knows uint8 only at a graph's ends
 
 

@@ -293,8 +293,11 @@ class WanDecodeGraph(nn.Module):
 
     def forward(self, latent: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """latent [1, C, F, h, w] float32 -> frames [4F or 4F − 3, 8h, 8w, 3] uint8, states."""
-        frames, after = self.model.decode(latent, list(states), self.first)
-        pixels = ((frames[0].float().clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 3, 0)
+        after, parts = list(states), []
+        for i, one in enumerate(latent.split(1, 2)):  # one latent frame after the other: a third of the activations
+            frames, after = self.model.decode(one, after, self.first and i == 0)
+            parts.append(frames[0])
+        pixels = ((torch.cat(parts, 1).float().clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 3, 0)
         return pixels.to(torch.uint8), *after  # the cast comes last: TensorRT knows uint8 only at a graph's ends
 
 

@@ -152,7 +152,7 @@ def decode_cost(kind: str, g: Geometry) -> tuple[int, int, int]:
         flops += 2 * size * area * scale * scale * frames * times
         weights += size
         held += memory * n_in * area * scale * scale
-        widest = max(widest, (n_in + n_out) * area * scale * scale * frames * times)
+        widest = max(widest, (n_in + n_out) * area * scale * scale * times)  # one latent frame after the other
 
     if kind == "taehv":
         conv(g.latent_channels, 256, 9, 1, 1)

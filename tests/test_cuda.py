@@ -10,9 +10,9 @@ import pytest
 from simulated_cuda import SimulatedBackend, SimulatedRuntime
 
 from everframe.engines.bundle import Bundle
-from everframe.engines.cuda import Cuda, CudaBuffer, CudaLaunch
+from everframe.engines.cuda import Cuda, CudaBuffer, CudaDevice, CudaLaunch
 from everframe.engines.errors import UserError
-from everframe.engines.tensorrt import TrtPass
+from everframe.engines.tensorrt import TrtPass, Workspace
 from everframe.runtime import Stream
 from everframe.runtime.state import load_state, save_state
 
@@ -157,6 +157,9 @@ def test_passes_of_an_engine_share_its_context() -> None:
     class Engine:
         file, bound, context = Path("step.engine"), None, Context()
 
+        def prepare(self) -> None:
+            pass
+
         def fail(self, what: str) -> UserError:
             return UserError(f"{self.file}: {what}: no reason")
 
@@ -171,3 +174,16 @@ def test_passes_of_an_engine_share_its_context() -> None:
     engine.context.calls += [()] * 9  # from its twelfth call on, the context fails
     with pytest.raises(UserError, match=r"step.engine: could not run"):
         first(1)
+
+
+def test_engines_that_take_turns_share_the_largest_ones_scratch_memory() -> None:
+    scratch = Workspace(CudaDevice(Cuda(SimulatedRuntime())))
+    for size in (1000, 5000, 3000):
+        scratch.reserve(size)
+    piece = scratch.take()
+    assert piece.bytes == 5000
+    assert scratch.take() is piece
+    scratch.reserve(8000)  # an engine that is loaded late
+    later = scratch.take()
+    assert later.bytes == 8000
+    assert later.address != piece.address

@@ -20,7 +20,7 @@ from everframe.export.wan import DEMO as TRANSFORMER
 from clips import HEIGHT, WIDTH
 from common import HERE, WORK
 from scenes import FPS, PROMPTS
-from transformer import CHUNK, ETA, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE
+from transformer import CHUNK, ETA, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE, SHORT
 
 
 def main() -> None:
@@ -56,6 +56,8 @@ def main() -> None:
         },
         "prompts": bank,
     }
+    if args.transformer == "short":
+        config["geometry"] |= {"height": 16 * SHORT[0], "width": 16 * SHORT[1]}
     (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from everframe.export.taehv import DEMO, MemBlock, Taehv, TGrow, TPool
 
 from clips import FAR, NEAR, WARM, instance, load_done
-from common import RUNS, WORK, Ema, Run, evaluate_with, load_pool, psnr, save_sheet
+from common import RUNS, WORK, Ema, Run, autocast, evaluate_with, load_pool, psnr, save_sheet
 
 # Few and large: on 64×64 crops every pixel sees a border, and whole frames, where most see none, got worse and worse
 # (hills fell from 26.2 to 22.0 dB between steps 1000 and 2000) while the loss went down.
@@ -155,7 +155,7 @@ def main() -> None:
 
     @torch.compile
     def forward(true: Tensor) -> Tensor:
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             latent = model.encode(true)
             out, _ = model.ae.decode(latent + 0.06 * torch.randn_like(latent))
         return loss_of(out.float(), true)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from everframe.export.wan import DEMO, Block, Wan, fold, unfold
 
-from common import WORK, Ema, Run, evaluate_with
+from common import WORK, Ema, Run, autocast, evaluate_with
 from transformer import (
     CHUNKS,
     KV,
@@ -121,7 +121,7 @@ def main() -> None:
     tables = Tables(args.device)
     total = 0.0
     for step in run.steps([muon, adam], peak=args.peak, warmup=50):
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             loss = rollout_loss(student, teacher, tables, batches.draw(args.batch))
         muon.zero_grad()
         adam.zero_grad()

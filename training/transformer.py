@@ -13,7 +13,8 @@ that it learns to return from its own mistakes; and prompt switches in the middl
 outranks the sinks.
 
 `--short` leaves all of that out but the history's noise: five chunks from latent frame 0, plain RoPE, true history. That is
-how the published models were trained, so it is the variant in which sink-collapse can be studied (docs/study.md).
+how the published models were trained, so it is the variant in which sink-collapse can be studied (docs/study.md). The same
+network at half the picture's height and width, so that it trains in minutes, on clips that it renders itself.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from everframe.export.wan import DEMO, Block, Wan, eager_attention, join_tables,
 from everframe.runtime.rope import axis_frequencies, draw_jitter, head_thetas, split_head_dim, temporal_tables
 
 from clips import FAR, NEAR, WARM, instance
-from common import RUNS, WORK, Ema, Run, evaluate_with, load_pool, save_sheet
-from scenes import PROMPTS
+from common import RUNS, WORK, Ema, Run, autocast, evaluate_with, load_pool, save_sheet
+from scenes import PROMPTS, render
 
 CHUNK, CHUNKS, PAST = 3, 5, 2  # latent frames per chunk; chunks per sequence; chunks of ring before the current one
-ROWS, COLUMNS = 9, 16  # tokens of a latent frame
+ROWS, COLUMNS = 9, 16  # tokens of a latent frame; --short: SHORT
+SHORT = 4, 8
 SCHEDULE = Schedule(steps=(1000, 750, 500, 250), shift=2.0)
 ETA = 0.4  # of the shipped sampler; training rolls out with fresh noise alone, which is the harder case
 JITTER_SIGMA, JITTER_SEED = 0.8, 0
@@ -49,9 +51,7 @@ def encode_pool(instances: int, use: int, device: str) -> np.ndarray:
     """Latents of the pool's first `use` instances [use, 15 near + 12 far, C, h, w] float16, made once."""
     path = WORK / f"latents-{use}.npy"
     if not path.exists():
-        ae = Taehv(AE)
-        ae.load_state_dict({k: v.float() for k, v in load_file(WORK / "autoencoder.safetensors").items()})
-        ae = ae.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        ae = load_autoencoder(device)
         pool = load_pool(f"clips-{instances}.npy")
         shape = (use, (NEAR + FAR) // 4, AE.latent_channels, 2 * ROWS, 2 * COLUMNS)
         part = path.with_suffix(".part")
@@ -70,10 +70,31 @@ def encode_pool(instances: int, use: int, device: str) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
+def render_short(use: int, device: str) -> np.ndarray:
+    """Latents of so many instances' first five chunks at the size of --short [use, 15, C, h, w] float16, made once."""
+    path = WORK / f"latents-short-{use}.npy"
+    if not path.exists():
+        ae = load_autoencoder(device)
+        height, width = (16 * tokens for tokens in SHORT)
+        made = []
+        for i in range(use):
+            it = instance(i)
+            frames = render(it.scene, it.variant, it.seed, torch.arange(NEAR), height, width)
+            made.append(encode_clip(ae, frames.permute(0, 3, 1, 2)[None].to(device))[0].half().cpu().numpy())
+        np.save(path, np.stack(made))
+    return np.load(path)
+
+
+def load_autoencoder(device: str) -> Taehv:
+    ae = Taehv(AE)
+    ae.load_state_dict({k: v.float() for k, v in load_file(WORK / "autoencoder.safetensors").items()})
+    return ae.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
 def encode_clip(ae: Taehv, clip: Tensor) -> Tensor:
     """Eight frames at a time, which fit the cache: four times as fast as the whole clip at once."""
     states, parts = None, []
-    with torch.no_grad(), torch.autocast(clip.device.type, torch.bfloat16):
+    with torch.no_grad(), autocast(clip.device.type):
         for part in clip.split(8, 1):
             latents, states = ae.encode(part, states)
             states = [state.float() for state in states]
@@ -84,14 +105,14 @@ def encode_clip(ae: Taehv, clip: Tensor) -> Tensor:
 class Tables:
     """RoPE tables of whole chunks, for plain (row 0) and jittered (row 1) bases."""
 
-    def __init__(self, device: str, jittered: bool = True):
-        self.jittered = jittered
+    def __init__(self, device: str, jittered: bool = True, size: tuple[int, int] = (ROWS, COLUMNS)):
+        self.jittered, self.size = jittered, size
         channels = split_head_dim(DEMO.head_dim)[0]
         epsilon = draw_jitter(DEMO.heads, JITTER_SEED)
         self.frequencies = [
             axis_frequencies(head_thetas(DEMO.theta, s, epsilon), channels) for s in (0.0, JITTER_SIGMA)
         ]
-        self.spatial = [t.to(device) for t in spatial_tables(DEMO, ROWS, COLUMNS)]
+        self.spatial = [t.to(device) for t in spatial_tables(DEMO, *size)]
         self.device = device
 
     def __call__(self, starts: Sequence[int], jitter: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -219,7 +240,7 @@ def sequence_loss(
 def generate(model: Wan, tables: Tables, text: Tensor, chunks: int, start: int = 0) -> Tensor:
     """Stream some chunks for each text [B, text_len, text_dim]: latents [B, chunks·F, C, 2h, 2w]."""
     generator = torch.Generator().manual_seed(1)
-    shape = (len(text), DEMO.latent_channels, CHUNK, 2 * ROWS, 2 * COLUMNS)
+    shape = (len(text), DEMO.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
     context, kept, out = model.context(text), {}, []
     for c in range(chunks):
         rope = tables([start + CHUNK * c] * len(text), [int(tables.jittered)] * len(text))
@@ -233,12 +254,10 @@ def generate(model: Wan, tables: Tables, text: Tensor, chunks: int, start: int =
 
 def preview(run: Run, model: Wan, tables: Tables, batches: Batches, device: str, chunks: int = 16) -> None:
     """A contact sheet: one row per scene, frames spread over the stream, from the first chunk to the last."""
-    ae = Taehv(AE)
-    ae.load_state_dict({k: v.float() for k, v in load_file(WORK / "autoencoder.safetensors").items()})
-    ae = ae.to(device).eval()
+    ae = load_autoencoder(device)
     prompts = [variants[list(variants)[i % 3]][0] for i, variants in enumerate(PROMPTS.values())]
     with torch.no_grad():
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             latents = generate(model, tables, torch.stack([batches.texts[p] for p in prompts]).to(device), chunks)
         frames = torch.cat([ae.decode(row[None].float())[0] for row in latents]).permute(0, 1, 3, 4, 2)
     picks = [6, 10, 40, 44, *(int(f * frames.shape[1]) for f in (0.45, 0.7)), frames.shape[1] - 5, frames.shape[1] - 1]
@@ -273,7 +292,9 @@ def main() -> None:
     args = parser.parse_args()
     name = "short" if args.short else "transformer"
     torch.manual_seed(0)
-    latents = encode_pool(args.instances, args.use, args.device)
+    latents = (
+        render_short(args.use, args.device) if args.short else encode_pool(args.instances, args.use, args.device)
+    )
     batches = Batches(latents, load_file(WORK / "texts.safetensors"), args.device, args.short)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
     model = Wan(DEMO).to(args.device)
@@ -281,11 +302,11 @@ def main() -> None:
     muon, adam = optimisers(model)
     ema = Ema(model, 0.998)
     run = Run(name, {"model": model, "muon": muon, "adam": adam, "ema": ema}, args.minutes)  # type: ignore[dict-item]
-    tables = Tables(args.device, jittered=not args.short)
+    tables = Tables(args.device, jittered=not args.short, size=SHORT if args.short else (ROWS, COLUMNS))
     total, counted = 0.0, 0
     for step in run.steps([muon, adam], peak=args.peak):
         own = not args.short and run.progress > args.rollout_from and step % 2 == 0
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             loss = sequence_loss(model, tables, batches.draw(args.batch), own)
         muon.zero_grad()
         adam.zero_grad()
