@@ -17,7 +17,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from ..engines.base import Backend, EngineOptions
+from ..engines.base import EngineOptions
+from ..engines.choose import open_backend
 from ..engines.errors import UserError
 from ..engines.files import check_writable
 from ..engines.ort import OrtBackend
@@ -144,15 +145,6 @@ def generate(
         console.print(f"{output}: {made} frames, {made / geometry.fps:.2f} s at {geometry.fps} fps", highlight=False)
 
 
-def open_backend(name: str, options: EngineOptions) -> Backend:
-    """The backend of that name. Raises UserError, also when it cannot work on this machine."""
-    if name == "onnxruntime":
-        return OrtBackend(options)
-    from ..engines.tensorrt import TrtBackend
-
-    return TrtBackend(name)
-
-
 def parse_change(text: str) -> tuple[float, str]:
     """'12.5:a prompt' -> (12.5, 'a prompt')"""
     time_text, colon, prompt = text.partition(":")
@@ -163,6 +155,26 @@ def parse_change(text: str) -> tuple[float, str]:
     if not colon or not at >= 0 or not prompt.strip():
         raise UserError(f"--then {text!r}: expected SECONDS:PROMPT, for example 12.5:a calm sea")
     return at, prompt
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path | None, typer.Argument(help="Engine bundle; default: the configured one.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; default 127.0.0.1: this machine alone.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on; default 8080.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration in TOML; see docs/deploy/everframe.toml.")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Folder for the saved state and the token; default everframe-state.")
+    ] = None,
+) -> None:
+    """Show one endless stream to many screens, with a control API, until it is told to stop (needs the extra `serve`)."""
+    with needs_extra("serve"):
+        from .server.command import configure
+        from .server.command import serve as run
+
+        run(configure(config, bundle, host, port, state_dir))
 
 
 @app.command()

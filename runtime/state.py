@@ -45,6 +45,7 @@ class Facts(Model):
     decoded: int = Field(ge=0)
     overlap: bool
     begun: tuple[int, int, int, str, bool] | None
+    extra: dict[str, Any] = Field(default_factory=dict)  # what the saver wants back
 
 
 def identity(bundle: Bundle) -> str:
@@ -53,10 +54,12 @@ def identity(bundle: Bundle) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def save_state(stream: Stream, file: Path) -> None:
-    """Write the stream's state; the file is replaced as a whole. Raises UserError when it cannot be written."""
+def save_state(stream: Stream, file: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write the stream's state, and with it what the caller wants back from `load_state`, anything that JSON holds. The file
+    is replaced as a whole. Raises UserError when it cannot be written."""
     tensors, facts = stream.snapshot()
     facts |= {"format": FORMAT, "bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
+    facts["extra"] = extra or {}
     content = save({k: _plain(np.ascontiguousarray(v)) for k, v in tensors.items()}, {"state": json.dumps(facts)})
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
@@ -71,21 +74,30 @@ def save_state(stream: Stream, file: Path) -> None:
         raise UserError(f"{file}: cannot write: {reason(error)}") from None
 
 
-def load_state(stream: Stream, file: Path) -> None:
-    """Put a saved state into a stream of the same bundle, seed and settings.
+def read_facts(file: Path) -> Facts:
+    """What a saved state says of itself: its seed, its position, its prompt. Raises UserError."""
+    return _read(file, tensors=False)[0]
 
-    Raises UserError when the file is not whole, or belongs to something else.
-    """
+
+def _read(file: Path, tensors: bool) -> tuple[Facts, dict[str, np.ndarray]]:
     try:
         with safe_open(file, "np") as f:
             facts = Facts.model_validate_json((f.metadata() or {}).get("state", "{}"))
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - it is no dictionary
+            return facts, {name: f.get_tensor(name) for name in f.keys()} if tensors else {}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{file}: no such state") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: not a whole state: {error}") from None
     except ValidationError as error:
         raise UserError(f"{file}: {first_problem(error)}") from None
+
+
+def load_state(stream: Stream, file: Path) -> dict[str, Any]:
+    """Put a saved state into a stream of the same bundle, seed and settings. Returns what its saver added.
+
+    Raises UserError when the file is not whole, or belongs to something else.
+    """
+    facts, tensors = _read(file, tensors=True)
     if facts.format != FORMAT:
         raise UserError(f"{file}: state format {facts.format}, this version of everframe reads {FORMAT}")
     ours = {"bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
@@ -107,6 +119,7 @@ def load_state(stream: Stream, file: Path) -> None:
     if facts.begun and "begun" not in tensors:
         raise UserError(f"{file}: no tensor begun")
     stream.restore(tensors, facts.model_dump())
+    return facts.extra
 
 
 def _plain(values: np.ndarray) -> np.ndarray:

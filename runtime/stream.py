@@ -180,6 +180,12 @@ class Stream:
             raise UserError(f"transition {transition!r}: expected one of {', '.join(TRANSITIONS)}")
         self._pending = (self.bank.find(prompt), transition)
 
+    def set_seed(self, seed: int) -> None:
+        """Draw the noise of the chunks to come from another seed. Raises UserError."""
+        if not 0 <= seed <= MAX_SEED:
+            raise UserError(f"seed {seed}: expected 0 to {MAX_SEED}")
+        self.seed = seed
+
     def __iter__(self) -> Iterator[Chunk]:
         while True:
             yield self.next_chunk()

@@ -33,6 +33,20 @@ ENCODERS = {
 MAX_GIF_FRAMES = 2400  # a GIF is held in memory until it is saved
 
 
+def tag_colours(context: av.VideoCodecContext) -> None:
+    """BT.709, limited range: what `encoding_frame` converts to."""
+    context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+    context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+
+
+def encoding_frame(image: NDArray[np.uint8], number: int, fps: int) -> av.VideoFrame:
+    """One frame [H, W, 3] RGB as an encoder wants it, shown at number/fps seconds."""
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+    frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+    frame.pts, frame.time_base = number, Fraction(1, fps)
+    return frame
+
+
 class Output(Protocol):
     """A place for frames. Use as a context manager: leaving it normally keeps what was written, an error discards it."""
 
@@ -130,17 +144,13 @@ class FileOutput:
         stream.time_base = Fraction(1, fps)
         context = stream.codec_context
         context.gop_size = 4 * fps
-        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        self._stream, self._count = stream, 0
+        tag_colours(context)
+        self._stream, self._fps, self._count = stream, fps, 0
 
     def write(self, frames: NDArray[np.uint8]) -> None:
         for image in frames:
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-            frame.pts, frame.time_base = self._count, Fraction(1, self._stream.codec_context.framerate)
+            self._mux(encoding_frame(image, self._count, self._fps))
             self._count += 1
-            self._mux(frame)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
         try:

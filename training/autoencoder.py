@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from everframe.export.taehv import DEMO, MemBlock, Taehv, TGrow, TPool
 
 from clips import FAR, NEAR, WARM, instance, load_done
-from common import RUNS, WORK, Ema, Run, autocast, evaluate_with, load_pool, psnr, save_sheet
+from common import RUNS, WORK, Ema, Muon, Run, autocast, evaluate_with, load_pool, psnr, save_sheet
 
 # Few and large: on 64×64 crops every pixel sees a border, and whole frames, where most see none, got worse and worse
 # (hills fell from 26.2 to 22.0 dB between steps 1000 and 2000) while the loss went down.
@@ -62,13 +62,13 @@ class Trained(nn.Module):
         return ae
 
 
-class FilterMuon(torch.optim.Muon):
+class FilterMuon(Muon):
     """Muon on convolution filters, seen as matrices [out, in·kh·kw]."""
 
     def __init__(self, filters: list[nn.Parameter], lr: float):
         self.filters = filters
         self.views = [nn.Parameter(p.data.view(len(p), -1)) for p in filters]  # the same memory
-        super().__init__(self.views, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        super().__init__(self.views, lr=lr)
 
     def step(self, closure=None):
         for p, view in zip(self.filters, self.views, strict=True):

@@ -116,9 +116,43 @@ def evaluate_with(ema: Ema, model: nn.Module, work: Callable[[], None]) -> None:
         model.train()
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan 2024) with the update scaled to AdamW's root mean square, iterated in the matrix's own type.
+
+    torch.optim.Muon iterates in bfloat16, which a CPU without it emulates: five sixths of a training step went there.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                kept = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                kept.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(p.grad.lerp(kept, group["momentum"]))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-0.2 * math.sqrt(max(p.shape)) * group["lr"])
+
+
+def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
+    """The nearest (half-)orthogonal matrix, roughly: Newton-Schulz with Muon's quintic coefficients."""
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(rounds):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
 def autocast(device: str) -> torch.autocast:
     """bfloat16 where the hardware computes it; a CPU that only emulates it is several times slower than with float32."""
-    return torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.autocast(
+        device, torch.bfloat16, enabled=device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

@@ -34,7 +34,7 @@ from everframe.export.wan import DEMO, Block, Wan, eager_attention, join_tables,
 from everframe.runtime.rope import axis_frequencies, draw_jitter, head_thetas, split_head_dim, temporal_tables
 
 from clips import FAR, NEAR, WARM, instance
-from common import RUNS, WORK, Ema, Run, autocast, evaluate_with, load_pool, save_sheet
+from common import RUNS, WORK, Ema, Muon, Run, autocast, evaluate_with, load_pool, save_sheet
 from scenes import PROMPTS, render
 
 CHUNK, CHUNKS, PAST = 3, 5, 2  # latent frames per chunk; chunks per sequence; chunks of ring before the current one
@@ -272,7 +272,7 @@ def optimisers(model: Wan) -> list[torch.optim.Optimizer]:
     known = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in known]
     return [
-        torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=1e-3, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 
@@ -292,9 +292,7 @@ def main() -> None:
     args = parser.parse_args()
     name = "short" if args.short else "transformer"
     torch.manual_seed(0)
-    latents = (
-        render_short(args.use, args.device) if args.short else encode_pool(args.instances, args.use, args.device)
-    )
+    latents = render_short(args.use, args.device) if args.short else encode_pool(args.instances, args.use, args.device)
     batches = Batches(latents, load_file(WORK / "texts.safetensors"), args.device, args.short)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
     model = Wan(DEMO).to(args.device)

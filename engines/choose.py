@@ -1,0 +1,16 @@
+"""A backend by its name; the modules of the others are never imported."""
+
+from __future__ import annotations
+
+from .base import Backend, EngineOptions
+
+
+def open_backend(name: str, options: EngineOptions) -> Backend:
+    """onnxruntime, tensorrt-rtx or tensorrt. Raises UserError, also when it cannot work on this machine."""
+    if name == "onnxruntime":
+        from .ort import OrtBackend
+
+        return OrtBackend(options)
+    from .tensorrt import TrtBackend
+
+    return TrtBackend(name)

@@ -1,0 +1,143 @@
+"""Frames to fragmented MP4 in memory, one fragment a frame, and the sliding window of segments that HLS wants."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import cast
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from ..video import encoding_frame, tag_colours
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """moof and mdat of one frame."""
+
+    data: bytes
+    key: bool  # a viewer can begin here
+
+
+class Encoder:
+    """H.264 in fragmented MP4. `init` (ftyp and moov) and `mime` are known from the start.
+
+    A keyframe every `keyframe_seconds`, no B-frames and no look-ahead, so that a frame leaves as soon as it is in.
+    """
+
+    def __init__(self, width: int, height: int, fps: int, encoder: str, crf: int, keyframe_seconds: float):
+        self._file = _Bytes()
+        flags = "empty_moov+default_base_moof+frag_every_frame+skip_trailer"
+        self._container = av.open(self._file, "w", format="mp4", container_options={"movflags": flags})
+        if encoder == "libx264":
+            options = {"preset": "veryfast", "tune": "zerolatency", "crf": str(crf), "sc_threshold": "0"}
+        else:
+            options = {"preset": "p4", "tune": "ull", "rc": "vbr", "cq": str(crf), "delay": "0"}
+        stream = cast(av.VideoStream, self._container.add_stream(encoder, rate=fps, options=options | {"bf": "0"}))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.time_base = Fraction(1, fps)
+        context = stream.codec_context
+        context.gop_size = max(1, round(keyframe_seconds * fps))
+        context.thread_count = 1  # the generator needs the cores
+        tag_colours(context)
+        self._stream, self._fps, self._count = stream, fps, 0
+        self._keys: deque[bool] = deque()  # of packets whose fragments have not come out yet
+        self._container.start_encoding()
+        self.init = self._file.take()
+        self.mime = f'video/mp4; codecs="{codec_name(self.init)}"'
+
+    def encode(self, image: NDArray[np.uint8]) -> list[Fragment]:
+        """One frame [H, W, 3] RGB -> the fragments that are ready by now: usually that of the frame before."""
+        frame = encoding_frame(image, self._count, self._fps)
+        self._count += 1
+        for packet in self._stream.encode(frame):
+            self._keys.append(packet.is_keyframe)
+            self._container.mux(packet)
+        fragments: list[bytes] = []
+        for kind, box in boxes(self._file.take()):
+            if kind == b"moof":
+                fragments.append(box)
+            elif fragments:
+                fragments[-1] += box
+        return [Fragment(data, self._keys.popleft()) for data in fragments]
+
+    def close(self) -> None:
+        self._container.close()
+
+
+class _Bytes:
+    """What libav writes, collected. It cannot seek: fragments are written once."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        data, self._parts = b"".join(self._parts), []
+        return data
+
+
+def boxes(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Top-level boxes of ISO base media (ISO/IEC 14496-12): type and the whole box."""
+    found, at = [], 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        found.append((data[at + 4 : at + 8], data[at : at + size]))
+        at += size
+    return found
+
+
+def codec_name(init: bytes) -> str:
+    """RFC 6381 name of the H.264 track: avc1 and profile, constraints, level out of avcC."""
+    at = init.index(b"avcC") + 4
+    return "avc1." + init[at + 1 : at + 4].hex()
+
+
+class HlsWindow:
+    """The newest segments of a live HLS stream (RFC 8216), in memory: nothing is written to a disk.
+
+    Called from one thread, asked from another: what is asked for is a snapshot that is replaced as a whole.
+    """
+
+    def __init__(self, segments: int, fps: int):
+        self._fps, self._parts, self._frames = fps, [], 0
+        self._segments: deque[tuple[int, float, bytes]] = deque(maxlen=segments)
+        self._number = 0
+        self._snapshot: tuple[tuple[int, float, bytes], ...] = ()
+
+    _parts: list[bytes]
+
+    def add(self, fragment: Fragment) -> None:
+        if fragment.key and self._parts:
+            self._segments.append((self._number, self._frames / self._fps, b"".join(self._parts)))
+            self._number, self._parts, self._frames = self._number + 1, [], 0
+            self._snapshot = tuple(self._segments)
+        if fragment.key or self._parts:
+            self._parts.append(fragment.data)
+            self._frames += 1
+
+    def playlist(self) -> str | None:
+        """The media playlist; None before there is a segment."""
+        segments = self._snapshot
+        if not segments:
+            return None
+        lines = [
+            "#EXTM3U",
+            "#EXT-X-VERSION:7",
+            f"#EXT-X-TARGETDURATION:{math.ceil(max(s[1] for s in segments))}",
+            f"#EXT-X-MEDIA-SEQUENCE:{segments[0][0]}",
+            '#EXT-X-MAP:URI="init.mp4"',
+        ]
+        for number, seconds, _ in segments:
+            lines += [f"#EXTINF:{seconds:.3f},", f"{number}.m4s"]
+        return "\n".join(lines) + "\n"
+
+    def segment(self, number: int) -> bytes | None:
+        return next((data for n, _, data in self._snapshot if n == number), None)

@@ -1,0 +1,127 @@
+// The operator's page: what is running, and orders.
+import { Player } from "/static/player.js";
+
+const $ = (id) => document.getElementById(id);
+const token = $("token");
+token.value = sessionStorage.getItem("token") || "";
+token.addEventListener("input", () => sessionStorage.setItem("token", token.value));
+
+function tell(text, bad = false) {
+  $("told").textContent = text;
+  $("told").classList.toggle("bad", bad);
+}
+
+async function ask(path, method = "GET", body) {
+  const headers = { Authorization: `Bearer ${token.value}` };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  const text = await answer.text();
+  const found = text ? JSON.parse(text) : null;
+  if (!answer.ok && answer.status !== 503) {
+    const why = found && found.detail;
+    throw new Error(typeof why === "string" ? why : (why || []).map((one) => `${one.loc.slice(1).join(".")}: ${one.msg}`).join("; "));
+  }
+  return found;
+}
+
+async function order(text, path, method, body) {
+  try {
+    await ask(path, method, body);
+    tell(text);
+    refresh();
+  } catch (error) {
+    tell(error.message, true);
+  }
+}
+
+$("access-form").addEventListener("submit", (event) => event.preventDefault());
+$("prompts").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const change = { prompt: $("text").value, transition: $("transition").value, crossfade: Number($("crossfade").value) };
+  order("The prompt changes with the next chunk.", "/api/prompt", "POST", change);
+});
+$("playlist").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const items = [];
+  for (const line of $("items").value.split("\n").filter((one) => one.trim())) {
+    const [seconds, ...prompt] = line.split(":");
+    items.push({ seconds: Number(seconds), prompt: prompt.join(":").trim() });
+  }
+  order("The playlist begins with the next chunk.", "/api/playlist", "PUT", { items, loop: $("loop").checked });
+});
+$("next").addEventListener("click", () => order("Next item.", "/api/playlist/next", "POST"));
+$("end").addEventListener("click", () => order("The playlist has ended.", "/api/playlist", "DELETE"));
+$("pause").addEventListener("click", () => {
+  const paused = $("pause").dataset.paused === "true";
+  order(paused ? "It goes on." : "It stands still.", paused ? "/api/resume" : "/api/pause", "POST");
+});
+
+async function refresh() {
+  try {
+    const [state, health, history] = await Promise.all([ask("/api/state"), ask("/healthz"), ask("/api/history")]);
+    $("prompt").textContent = state.prompt || "–";
+    $("generator").textContent = `${state.generator}, restarted ${state.restarts} times, up ${Math.round(state.uptime_seconds / 60)} min`;
+    $("speed").textContent = state.chunk_ms ? `${state.chunk_ms} ms, ${state.real_time_factor}× real time` : "–";
+    $("viewers").textContent = state.viewers;
+    $("health").textContent = [health.status, ...health.problems].join(" · ");
+    $("health").classList.toggle("bad", health.status !== "ok");
+    $("pause").textContent = state.paused ? "Resume" : "Pause";
+    $("pause").dataset.paused = state.paused;
+    draw(history);
+  } catch {
+    $("health").textContent = "the server does not answer";
+    $("health").classList.add("bad");
+  }
+}
+
+async function log() {
+  if (!token.value) return;
+  try {
+    const box = $("lines");
+    const atEnd = box.scrollTop + box.clientHeight >= box.scrollHeight - 4;
+    box.textContent = (await ask("/api/log?lines=200")).lines.join("\n");
+    if (atEnd) box.scrollTop = box.scrollHeight;
+  } catch (error) {
+    $("lines").textContent = error.message;
+  }
+}
+
+function draw({ seconds, real_time_factor: factors }) {
+  const canvas = $("chart");
+  const scale = window.devicePixelRatio || 1;
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  canvas.width = width * scale;
+  canvas.height = height * scale;
+  const c = canvas.getContext("2d");
+  c.scale(scale, scale);
+  c.font = "12px system-ui, sans-serif";
+  const line = (values, colour, label, row) => {
+    const top = Math.max(...values, 1e-9) * 1.15;
+    c.strokeStyle = colour;
+    c.lineWidth = 1.5;
+    c.beginPath();
+    values.forEach((v, i) => c.lineTo((i / Math.max(1, values.length - 1)) * width, height - (v / top) * (height - 20)));
+    c.stroke();
+    c.fillStyle = colour;
+    c.fillText(label, 6, 12 + 15 * row);
+  };
+  if (!seconds.length) return;
+  line(seconds, "#7cc4ff", `latency: now ${(1000 * seconds.at(-1)).toFixed(0)} ms, at most ${(1000 * Math.max(...seconds)).toFixed(0)} ms`, 0);
+  line(factors, "#ffd479", `real-time factor: now ${factors.at(-1).toFixed(2)}, at least ${Math.min(...factors).toFixed(2)}`, 1);
+}
+
+async function fill() {
+  const { prompts } = await ask("/api/prompts");
+  for (const prompt of prompts) $("text").append(new Option(prompt, prompt));
+  const playlist = await ask("/api/playlist");
+  const items = playlist ? playlist.items : prompts.slice(0, 3).map((prompt) => ({ prompt, seconds: 60 }));
+  $("items").value = items.map((item) => `${item.seconds}: ${item.prompt}`).join("\n");
+}
+
+new Player($("video"), $("still"), { screen: "operator", preview: true });
+fill();
+refresh();
+log();
+setInterval(refresh, 1000);
+setInterval(log, 3000);
+token.addEventListener("change", log);

@@ -1,0 +1,172 @@
+// Plays the server's fragmented MP4 through Media Source Extensions, for days.
+//
+// It reconnects by itself, keeps the last picture on a canvas behind the video meanwhile, keeps close to the live edge,
+// keeps its buffer short, and reports what the screen has really shown, so that the server can tell it to reload.
+
+const REPORT = 2000; // ms between reports
+const SILENCE = 6000; // ms without data after which the connection is given up
+const BEHIND = 2.5; // seconds behind the live edge at which it jumps
+const EDGE = 0.4; // seconds of buffer that it jumps to
+const KEPT = 10; // seconds of the past that stay in the buffer
+
+export class Player {
+  constructor(video, still, { screen, preview = false }) {
+    Object.assign(this, { video, still, screen, preview });
+    this.tries = 0;
+    this.heard = performance.now();
+    this.frames = 0; // frames that were put on the screen
+    this.countFrames();
+    this.connect();
+    setInterval(() => this.watch(), 500);
+    setInterval(() => this.report(), REPORT);
+    video.addEventListener("error", () => this.restart());
+  }
+
+  countFrames() {
+    const video = this.video;
+    if (video.requestVideoFrameCallback) {
+      let last = -1;
+      const count = (_, meta) => {
+        if (meta.mediaTime !== last) this.frames += 1;
+        last = meta.mediaTime;
+        video.requestVideoFrameCallback(count);
+      };
+      video.requestVideoFrameCallback(count);
+      this.shown = () => this.frames;
+    } else {
+      this.shown = () => video.getVideoPlaybackQuality().totalVideoFrames - video.getVideoPlaybackQuality().droppedVideoFrames;
+    }
+  }
+
+  connect() {
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    const query = new URLSearchParams({ screen: this.screen, preview: this.preview });
+    const socket = new WebSocket(`${scheme}://${location.host}/ws/video?${query}`);
+    socket.binaryType = "arraybuffer";
+    this.socket = socket;
+    this.heard = performance.now();
+    socket.onmessage = ({ data }) => {
+      if (socket !== this.socket) return;
+      this.heard = performance.now();
+      if (typeof data === "string") this.told(JSON.parse(data));
+      else this.feed(data);
+    };
+    socket.onclose = () => socket === this.socket && this.again();
+  }
+
+  again() {
+    this.socket = null;
+    const wait = Math.min(500 * 2 ** this.tries++, 5000);
+    setTimeout(() => this.socket === null && this.connect(), wait);
+  }
+
+  restart() {
+    if (this.socket) this.socket.close();
+    this.again();
+  }
+
+  async told(message) {
+    if (message.type === "init") this.begin(message);
+    if (message.type === "reload") {
+      // Only when there is a page to load: the browser's own error page would stay for ever.
+      const alive = await fetch("/", { cache: "no-store" }).then((answer) => answer.ok, () => false);
+      if (alive) location.reload();
+    }
+  }
+
+  begin({ mime, width, height }) {
+    this.keepStill(width, height);
+    this.tries = 0;
+    this.queue = [];
+    this.buffer = null;
+    const source = new MediaSource();
+    this.source = source;
+    if (this.url) URL.revokeObjectURL(this.url);
+    this.url = URL.createObjectURL(source);
+    source.addEventListener("sourceopen", () => {
+      if (source !== this.source) return;
+      this.buffer = source.addSourceBuffer(mime);
+      this.buffer.mode = "segments";
+      this.buffer.addEventListener("updateend", () => this.pump());
+      this.pump();
+    });
+    this.video.src = this.url;
+    this.play();
+  }
+
+  play() {
+    this.video.play().catch(() => {});
+  }
+
+  keepStill(width, height) {
+    const { video, still } = this;
+    if (!still || video.readyState < 2) return;
+    still.width = video.videoWidth || width;
+    still.height = video.videoHeight || height;
+    still.getContext("2d").drawImage(video, 0, 0, still.width, still.height);
+    still.classList.add("kept");
+  }
+
+  feed(data) {
+    this.queue.push(data);
+    if (this.queue.length > 400) this.restart(); // the source does not take them any more
+    else this.pump();
+  }
+
+  pump() {
+    const { buffer, video } = this;
+    if (!buffer || buffer.updating || this.source.readyState !== "open") return;
+    try {
+      const ranges = buffer.buffered;
+      if (ranges.length && video.currentTime - ranges.start(0) > 2 * KEPT) {
+        buffer.remove(0, video.currentTime - KEPT);
+        return;
+      }
+      if (this.queue.length) {
+        const size = this.queue.reduce((sum, part) => sum + part.byteLength, 0);
+        const joined = new Uint8Array(size);
+        let at = 0;
+        for (const part of this.queue) {
+          joined.set(new Uint8Array(part), at);
+          at += part.byteLength;
+        }
+        this.queue = [];
+        buffer.appendBuffer(joined);
+      }
+    } catch {
+      this.restart();
+    }
+  }
+
+  ahead() {
+    const { video, buffer } = this;
+    try {
+      const ranges = buffer ? buffer.buffered : { length: 0 };
+      return ranges.length ? Math.max(0, ranges.end(ranges.length - 1) - video.currentTime) : 0;
+    } catch {
+      return 0;
+    }
+  }
+
+  watch() {
+    const { video, buffer } = this;
+    if (this.socket && performance.now() - this.heard > SILENCE) this.restart();
+    let ranges;
+    try {
+      ranges = buffer && buffer.buffered;
+    } catch {
+      return;
+    }
+    if (!ranges || !ranges.length) return;
+    const first = ranges.start(ranges.length - 1);
+    const end = ranges.end(ranges.length - 1);
+    if (video.currentTime < first || end - video.currentTime > BEHIND) video.currentTime = Math.max(first, end - EDGE);
+    if (video.paused) this.play();
+  }
+
+  report() {
+    if (!this.socket || this.socket.readyState !== WebSocket.OPEN) return;
+    const visible = document.visibilityState === "visible";
+    this.socket.send(JSON.stringify({ shown: this.shown(), buffered: this.ahead(), visible }));
+  }
+}

@@ -1,0 +1,23 @@
+// Keeps the player's own files, so that the page opens while the server is away; the newest ones win when it is there.
+const CACHE = "everframe-1";
+const FILES = ["/", "/static/style.css", "/static/screen.js", "/static/player.js"];
+
+self.addEventListener("install", (event) => {
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)).then(() => self.skipWaiting()));
+});
+self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
+self.addEventListener("fetch", (event) => {
+  const url = new URL(event.request.url);
+  if (event.request.method !== "GET" || !FILES.includes(url.pathname)) return;
+  event.respondWith(
+    fetch(event.request)
+      .then((answer) => {
+        if (answer.ok) {
+          const copy = answer.clone();
+          caches.open(CACHE).then((cache) => cache.put(url.pathname, copy));
+        }
+        return answer.ok ? answer : caches.match(url.pathname).then((kept) => kept || answer);
+      })
+      .catch(() => caches.match(url.pathname)),
+  );
+});

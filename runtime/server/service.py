@@ -1,0 +1,187 @@
+"""Everything the server runs, put together: generator, channel, orders, timetable, viewers' problems, health."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engines.bundle import Bundle
+from ..soak import resident_memory
+from ..video import choose_encoder
+from .channel import Channel
+from .config import Config
+from .control import Control
+from .fmp4 import Encoder
+from .metrics import Metrics, gpu_gauges
+from .push import Push
+from .supervisor import Supervisor
+from .viewers import Viewers
+from .worker import Job
+
+log = logging.getLogger(__name__)
+
+HISTORY = 300  # chunks that the operator's chart shows
+DEAD_BEAT = 5.0  # seconds without a frame from the channel after which the server calls itself unhealthy
+TICK = 0.5  # seconds between looks at the timetable
+
+
+class Service:
+    """Made once; start() and stop() once each."""
+
+    def __init__(self, config: Config, bundle: Bundle):
+        g = bundle.manifest.geometry
+        self.config, self.geometry, self.name = config, g, bundle.manifest.name
+        encoder, notice = choose_encoder(config.video.encoder, g.width, g.height)
+        if notice:
+            log.warning(notice)
+        video = config.video
+        self.channel = Channel(
+            g.width,
+            g.height,
+            g.fps,
+            lambda: Encoder(g.width, g.height, g.fps, encoder, video.crf, video.keyframe_seconds),
+            video.hls_segments,
+        )
+        self.supervisor = Supervisor(
+            self._job,
+            self.channel.wants_more,
+            self._chunk,
+            self._ready,
+            self._event,
+            config.stream.stall_seconds,
+            config.stream.start_seconds,
+        )
+        self.control = Control(config, bundle, self.supervisor.order)
+        self.pushes = [Push(target, g.width, g.height, g.fps) for target in video.push]
+        self.channel.frames += self.pushes
+        self.viewers = Viewers()
+        self.facts: dict[str, Any] = {}  # of the newest chunk
+        self.history: deque[tuple[float, float]] = deque(maxlen=HISTORY)  # latency in seconds, real-time factor
+        self.last_chunk: float | None = None  # monotonic
+        self.started = time.monotonic()
+        self._stop = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="timetable", daemon=True)
+        self.metrics = self._gauges()
+
+    def start(self) -> None:
+        for thread in (self.channel, self.supervisor, self._ticker, *self.pushes):
+            thread.start()
+
+    def stop(self) -> None:
+        """Save the state and end everything."""
+        self._stop.set()
+        self.supervisor.stop()
+        self.channel.stop()
+        for push in self.pushes:
+            push.stop()
+
+    def problems(self) -> tuple[list[str], list[str]]:
+        """What makes the server unhealthy, and what somebody should look at."""
+        now = time.monotonic()
+        dead = []
+        if now - self.channel.beat > DEAD_BEAT:
+            dead.append(f"channel: no frame for {now - self.channel.beat:.0f} s")
+        if not self.supervisor.is_alive():
+            dead.append("supervisor: its thread has ended")
+        notes = self.viewers.problems(now)
+        if not self.ready():
+            notes.append(f"generator: {self.supervisor.state}")
+        notes += [f"push {p.target}: not connected" for p in self.pushes if not p.connected]
+        return dead, notes
+
+    def ready(self) -> bool:
+        """Whether what is shown is what was asked for: a running stream, or a pause."""
+        if self.control.kept.paused:
+            return True
+        patience = max(self.config.stream.stall_seconds, 5 * self.supervisor.slowest)
+        return self.last_chunk is not None and time.monotonic() - self.last_chunk < patience
+
+    def state(self) -> dict[str, Any]:
+        """What /api/state says."""
+        kept, facts = self.control.kept, self.facts
+        latencies = [latency for latency, _ in self.history]
+        return {
+            "name": self.name,
+            "size": [self.geometry.width, self.geometry.height],
+            "fps": self.geometry.fps,
+            "generator": "paused" if kept.paused else self.supervisor.state,
+            "restarts": self.supervisor.restarts,
+            "prompt": facts.get("prompt"),
+            "playlist_item": facts.get("item") if kept.playlist else None,
+            "position": facts.get("position", 0),
+            "seed": facts.get("seed", kept.seed),
+            "paused": kept.paused,
+            "viewers": len(self.viewers.watching),
+            "chunk_ms": round(1000 * float(np.median(latencies[-20:])), 1) if latencies else None,
+            "real_time_factor": round(float(np.median([f for _, f in list(self.history)[-20:]])), 2)
+            if latencies
+            else None,
+            "frames_shown": self.channel.shown,
+            "frames_repeated": self.channel.repeated,
+            "uptime_seconds": round(time.monotonic() - self.started),
+        }
+
+    def _job(self) -> Job:
+        s, kept = self.config.stream, self.control.kept
+        self.supervisor.forget_orders()  # what was ordered before is in `kept`
+        return Job(
+            bundle=s.bundle,
+            state=self.config.state_dir / "state.safetensors",
+            prompt=kept.prompt.prompt if kept.prompt else s.prompt,
+            seed=kept.seed,
+            jitter=s.jitter,
+            anchor=s.anchor,
+            threads=s.threads,
+            provider=s.provider,
+            backend=s.backend,
+            save_seconds=s.save_seconds,
+            playlist=kept.playlist,
+            paused=kept.paused,
+        )
+
+    def _ready(self, facts: dict[str, Any]) -> None:
+        log.info("generator ready%s", f", resumed at latent frame {facts['position']}" if facts["resumed"] else "")
+        self.control.ready(facts)
+
+    def _chunk(self, facts: dict[str, Any], frames: NDArray[np.uint8]) -> None:
+        self.facts, self.last_chunk = facts, time.monotonic()
+        self.history.append((facts["stages"]["total"], facts["real_time_factor"]))
+        self.metrics.chunk(facts)
+        self.channel.offer(frames)
+
+    def _event(self, kind: str, text: str) -> None:
+        self.metrics.event(kind)
+        if kind in ("saved", "stopped"):
+            log.debug("generator: %s %s", kind, text)
+        elif kind != "alive":
+            log.warning("generator: %s: %s", kind, text)
+
+    def _tick(self) -> None:
+        while not self._stop.wait(TICK):
+            try:
+                self.control.tick(dt.datetime.now(dt.UTC))
+            except Exception:  # a timetable that fails must not end the thread
+                log.exception("timetable")
+
+    def _gauges(self) -> Metrics:
+        m, channel = Metrics(), self.channel
+        m.gauge("fps", "Frames per second of the channel.", lambda: channel.fps)
+        m.gauge("frames_shown", "Frames shown since the start, repeated ones included.", lambda: channel.shown)
+        m.gauge("frames_repeated", "Frames shown again because the generator had none.", lambda: channel.repeated)
+        m.gauge("real_time_factor", "Of the newest chunk.", lambda: self.history[-1][1] if self.history else 0)
+        m.gauge("viewers", "Connected viewers.", lambda: len(self.viewers.watching))
+        m.gauge("generator_running", "1 while chunks come.", lambda: float(self.ready()))
+        m.gauge("generator_restarts", "Restarts of the generator.", lambda: self.supervisor.restarts)
+        m.gauge("frozen_screens", "Screens that keep freezing.", lambda: len(self.viewers.problems(time.monotonic())))
+        m.gauge("memory_bytes", "Resident memory of the web process.", resident_memory)
+        m.gauge("generator_memory_bytes", "Resident memory of the generator.", lambda: self.facts.get("memory", 0))
+        m.gauge("push_dropped_frames", "Frames that push targets lost.", lambda: sum(p.dropped for p in self.pushes))
+        gpu_gauges(m)
+        return m

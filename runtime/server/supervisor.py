@@ -1,0 +1,173 @@
+"""The generator process under watch: started, listened to, and started again when it dies or hangs.
+
+One thread. It hands chunks on as fast as they are wanted; while nobody wants one it does not read, the pipe fills, and the
+generator waits. After a restart the stream goes on from its last saved state: some chunks come a second time, which is a
+jump in the picture, and better than a picture that waits for them to pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .worker import BAD, Job, main
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a restart: doubled at every crash that comes soon
+SOON = 60.0  # a generator that lived longer than this is started again at once
+
+
+class Supervisor(threading.Thread):
+    """Callbacks come from this thread.
+
+    job: what to start, asked for at every start. wanted: whether there is room for another chunk. chunk: takes one.
+    ready: a generator is up. event: (kind, text) from the generator, and from here "died", "hung", "backoff".
+    """
+
+    def __init__(
+        self,
+        job: Callable[[], Job],
+        wanted: Callable[[], bool],
+        chunk: Callable[[dict[str, Any], NDArray[np.uint8]], None],
+        ready: Callable[[dict[str, Any]], None],
+        event: Callable[[str, str], None],
+        stall_seconds: float,
+        start_seconds: float,
+    ):
+        super().__init__(name="supervisor", daemon=True)
+        self.job, self.wanted, self.chunk, self.ready, self.event = job, wanted, chunk, ready, event
+        self.stall_seconds, self.start_seconds = stall_seconds, start_seconds
+        self.process: multiprocessing.process.BaseProcess | None = None
+        self.state = "starting"  # running, restarting, stopped
+        self.restarts = 0
+        self._orders: list[tuple[Any, ...]] = []
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self.slowest = 0.0  # seconds of the slowest chunk so far
+        self._barren = 0  # starts in a row that brought no chunk
+
+    def order(self, *message: Any) -> None:
+        """Send an order to the generator, when there is one again. Any thread."""
+        with self._lock:
+            self._orders.append(message)
+
+    def forget_orders(self) -> None:
+        with self._lock:
+            self._orders.clear()
+
+    def stop(self, patience: float = 30.0) -> None:
+        """Let the generator save its state and end. Any thread."""
+        self._ending.set()
+        if self.is_alive():
+            self.join(patience + 5)
+
+    def run(self) -> None:
+        wait = FIRST_WAIT
+        while not self._ending.is_set():
+            began = time.monotonic()
+            try:
+                self._live()
+            except Exception:  # a thread that dies silently would leave a frozen picture
+                log.exception("supervisor")
+            finally:
+                self._kill()
+            if self._ending.is_set():
+                break
+            self.state = "restarting"
+            self.restarts += 1
+            wait = FIRST_WAIT if time.monotonic() - began > SOON else min(2 * wait, LONGEST_WAIT)
+            self.event("backoff", f"starting the generator again in {wait:.0f} s")
+            self._ending.wait(wait)
+        self.state = "stopped"
+
+    def _live(self) -> None:
+        """One life of the generator."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        job = self.job()
+        if self._barren >= 2 and job.state.exists():
+            self.event("unusable", f"{job.state}: twice no chunk after resuming from it; starting anew")
+            with contextlib.suppress(OSError):
+                job.state.replace(job.state.with_name(job.state.name + BAD))
+        self._barren += 1
+        self.process = context.Process(target=main, args=(theirs, job), name="everframe-generator", daemon=True)
+        self.process.start()
+        theirs.close()
+        heard = time.monotonic()
+        limit, stopping = self.start_seconds, None
+        with ours:
+            while True:
+                now = time.monotonic()
+                if self._ending.is_set() and stopping is None:
+                    stopping = now
+                    with contextlib.suppress(OSError):
+                        ours.send(("stop",))
+                if stopping is not None and now - stopping > 30:
+                    return
+                if not self._send(ours):
+                    return self.event("died", self._obituary())
+                if stopping is None and not self.wanted():
+                    heard = now  # it is held back by us, not hanging
+                    time.sleep(0.005)
+                    continue
+                try:
+                    if ours.poll(0.05):
+                        heard = time.monotonic()
+                        if self._take(ours, stopping is not None):
+                            limit = max(self.stall_seconds, 5 * self.slowest)  # a slow machine does not hang
+                    elif now - heard > limit:
+                        return self.event("hung", f"no chunk for {now - heard:.0f} s")
+                except (EOFError, ConnectionResetError):
+                    return None if stopping is not None else self.event("died", self._obituary())
+
+    def _take(self, pipe: Connection, stopping: bool) -> bool:
+        """One message. Whether it was a chunk."""
+        kind, *values = pipe.recv()
+        if kind == "chunk":
+            facts = values[0]
+            frames = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(facts["frames"])
+            self._barren = 0
+            self.state = "running"
+            self.slowest = max(self.slowest, facts["stages"]["total"])
+            if not stopping:
+                self.chunk(facts, frames)
+            return True
+        if kind == "ready":
+            self.ready(values[0])
+        else:
+            self.event(*values)
+        return False
+
+    def _send(self, pipe: Connection) -> bool:
+        with self._lock:
+            orders, self._orders = self._orders, []
+        try:
+            for message in orders:
+                pipe.send(message)
+        except OSError:
+            with self._lock:
+                self._orders = orders + self._orders
+            return False
+        return True
+
+    def _obituary(self) -> str:
+        assert self.process is not None
+        self.process.join(2)
+        code = self.process.exitcode
+        return f"the generator ended with {'signal ' + str(-code) if code is not None and code < 0 else code}"
+
+    def _kill(self) -> None:
+        if self.process is not None:
+            if self.process.is_alive():
+                self.process.kill()
+            self.process.join(5)
