@@ -443,29 +443,29 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > MAX_BODY:
             return await self._refuse(scope, receive, send, 413, f"larger than {MAX_BODY >> 10} KiB")
-        taken, begun = 0, False
+        if b"transfer-encoding" in headers:  # no length to believe: read it all first, up to the limit
+            parts, more = [], True
+            while more:
+                message = await receive()
+                parts.append(message.get("body", b""))
+                more = message.get("more_body", False)
+                if sum(map(len, parts)) > MAX_BODY:
+                    return await self._refuse(scope, receive, send, 413, f"larger than {MAX_BODY >> 10} KiB")
+            waiting: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+            rest = receive
 
-        async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > MAX_BODY:
-                raise _TooLargeError
-            return message
+            async def replayed() -> Message:
+                return waiting.pop() if waiting else await rest()
+
+            receive = replayed
 
         async def dressed(message: Message) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 extra = [(k.encode(), v.encode()) for k, v in SECURITY.items()]
                 message = {**message, "headers": [*message.get("headers", []), *extra]}
             await send(message)
 
-        try:
-            await self.app(scope, counted, dressed)
-        except _TooLargeError:
-            if not begun:
-                await self._refuse(scope, receive, send, 413, f"larger than {MAX_BODY >> 10} KiB")
+        await self.app(scope, receive, dressed)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, why: str) -> None:
         if scope["type"] == "websocket":
@@ -473,7 +473,3 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008, "reason": why})
         else:
             await JSONResponse({"detail": why}, status)(scope, receive, send)
-
-
-class _TooLargeError(Exception):
-    """A request without a length that went on for too long."""

@@ -38,6 +38,7 @@ class Channel(threading.Thread):
         self.shown = 0  # frames, repeated ones included
         self.repeated = 0  # of them, those that were the one before again
         self.beat = time.monotonic()  # when the last frame was shown
+        self.held = False  # paused: the picture stands, and what is queued waits
         self.epoch = 0  # counts encoders: a viewer of an older one has to begin anew
         self.fragments: list[Callable[[int, Fragment], None]] = []  # takers, called from this thread
         self.frames: list[Callable[[NDArray[np.uint8]], None]] = []
@@ -106,7 +107,7 @@ class Channel(threading.Thread):
     def _show(self) -> None:
         self.beat = time.monotonic()
         self._credit = min(1.0, self._credit + self.pace)
-        if self._queue and self._credit >= 1:
+        if self._queue and self._credit >= 1 and not self.held:
             self._frame = self._queue.popleft()
             self._credit -= 1
         else:

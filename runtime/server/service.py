@@ -58,7 +58,8 @@ class Service:
             config.stream.stall_seconds,
             config.stream.start_seconds,
         )
-        self.control = Control(config, bundle, self.supervisor.order)
+        self.control = Control(config, bundle, self._order)
+        self.channel.held = self.control.kept.paused
         self.pushes = [Push(target, g.width, g.height, g.fps) for target in video.push]
         self.channel.frames += self.pushes
         self.viewers = Viewers()
@@ -127,6 +128,11 @@ class Service:
             "frames_repeated": self.channel.repeated,
             "uptime_seconds": round(time.monotonic() - self.started),
         }
+
+    def _order(self, kind: str, value: Any) -> None:
+        if kind == "pause":
+            self.channel.held = value  # at once: chunks are under way
+        self.supervisor.order(kind, value)
 
     def _job(self) -> Job:
         s, kept = self.config.stream, self.control.kept
