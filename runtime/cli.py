@@ -158,6 +158,33 @@ def parse_change(text: str) -> tuple[float, str]:
 
 
 @app.command()
+def play(
+    bundle: BundleOption = None,
+    prompt: Annotated[str | None, typer.Option(help="A prompt of the bundle's bank; default: its first.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same frames.")] = 0,
+    anchor: Annotated[Path | None, typer.Option(help="A picture to start from and stay anchored to.")] = None,
+    fullscreen: Annotated[bool, typer.Option("--fullscreen", help="Fill the screen.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Close the window after so long.")] = None,
+    threads: ThreadsOption = 0,
+    provider: Annotated[str, typer.Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="onnxruntime, tensorrt-rtx or tensorrt.")] = "onnxruntime",
+) -> None:
+    """Show the stream in a window (needs the extra `play`). Keys: arrows change the prompt, t the transition."""
+    with needs_extra("play"):
+        import pygame  # noqa: F401 - fail before the engines are loaded
+
+        from . import play as playing
+    opened = open_bundle(bundle)
+    g = opened.manifest.geometry
+    picture = None if anchor is None else read_picture(anchor, g.width, g.height)
+    options = EngineOptions(provider, threads)
+    with Stream(opened, prompt=prompt, seed=seed, anchor=picture, backend=open_backend(backend, options)) as stream:
+        console.print(playing.KEYS, highlight=False)
+        shown = playing.play(stream, stream.bank.prompts, fullscreen, seconds)
+    console.print(f"{shown} frames shown", highlight=False)
+
+
+@app.command()
 def serve(
     bundle: Annotated[Path | None, typer.Argument(help="Engine bundle; default: the configured one.")] = None,
     host: Annotated[
