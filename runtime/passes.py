@@ -235,6 +235,13 @@ class Passes:
                 buffer.write(np.zeros(buffer.shape, buffer.dtype))
         self.decoded = 0
 
+    def clear(self) -> None:
+        """Zeros in the ring and in the decoder's states."""
+        for buffer in self.ring.values():
+            buffer.write(np.zeros(buffer.shape, buffer.dtype))
+        self._store_at = -1
+        self.reset_decoder()
+
     def move_chunk(self, source: int, target: int, tokens: int) -> None:
         """Copy one chunk's part of the ring to another slot of the ring."""
         for buffer in self.ring.values():

@@ -186,6 +186,18 @@ class Stream:
             raise UserError(f"seed {seed}: expected 0 to {MAX_SEED}")
         self.seed = seed
 
+    def begin_anew(self, prompt: str) -> None:
+        """Empty everything and begin a new scene with the next chunk.
+
+        For a stream whose numbers are not finite any more: they would spread from ring slots that count for nothing too.
+        Raises UserError.
+        """
+        self.set_prompt(prompt, "cut")
+        if self._begun is not None:
+            self._loop.made()
+            self._begun = None
+        self._loop.clear()
+
     def __iter__(self) -> Iterator[Chunk]:
         while True:
             yield self.next_chunk()

@@ -127,7 +127,7 @@ class Supervisor(threading.Thread):
                             limit = max(self.stall_seconds, 5 * self.slowest)  # a slow machine does not hang
                     elif now - heard > limit:
                         return self.event("hung", f"no chunk for {now - heard:.0f} s")
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):  # the pipe's end, in a message or between two
                     return None if stopping is not None else self.event("died", self._obituary())
 
     def _take(self, pipe: Connection, stopping: bool) -> bool:

@@ -126,7 +126,7 @@ class Generator:
         if self.bad > MOST_BAD:
             raise UserError(f"{self.bad} chunks in a row are not finite")
         if not (self.job.state.exists() and self._load()):
-            self.stream.set_prompt(self.good_prompt, "cut")  # an empty ring: nothing of the bad chunk is left
+            self.stream.begin_anew(self.good_prompt)
         # The same noise would end in the same place.
         self.stream.set_seed((self.stream.seed + 1) % 2**64)
         return None

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -61,36 +61,39 @@ def read(pipe: Connection) -> tuple[str, Any, NDArray[np.uint8] | None]:
 
 def test_twenty_kills_and_the_stream_is_the_uninterrupted_one(bundle_path: Path, tmp_path: Path) -> None:
     """Frame for frame, with a playlist that changes prompts in three ways; killed at random moments."""
-    total = 130
-    director, expected = Director(0.75), []
-    director.follow(PLAYLIST)
-    with Stream(Bundle.open(bundle_path), seed=6) as whole:
-        for _ in range(total):
-            if (change := director.next()) is not None:
-                whole.set_prompt(change.prompt, change.transition)
-            expected.append(whole.next_chunk().frames)
     job = Job(bundle_path, tmp_path / "state.safetensors", seed=6, playlist=PLAYLIST, save_seconds=1.5, threads=1)
     got: dict[int, NDArray[np.uint8]] = {}
-    rng, kills = random.Random(1), 0
-    while len(got) < total:
-        last = rng.randint(3, 9) if kills < 20 else total
+    rng = random.Random(1)
+    for _ in range(21):
+        last = rng.randint(3, 7)
         with generator(job) as (pipe, process):
             seen = 0
-            while seen < last and len(got) < total:
+
+            def take() -> None:
+                nonlocal seen
                 kind, facts, frames = read(pipe)
                 if kind == "chunk":
                     assert frames is not None
-                    if facts["index"] < total:
-                        same = got.setdefault(facts["index"], frames)
-                        assert (same == frames).all()  # made again after a kill: the same
+                    same = got.setdefault(facts["index"], frames)
+                    assert (same == frames).all()  # made again after a kill: the same
                     seen += 1
+
+            while seen < last:
+                take()
             time.sleep(rng.random() * 0.05)  # somewhere in a chunk, or in a save
             os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-    assert kills >= 20
-    for index, frames in enumerate(expected):
-        assert (got[index] == frames).all(), index
-    assert {f.name for f in tmp_path.iterdir()} <= {"state.safetensors", *(f.name for f in tmp_path.glob(".*.part"))}
+            with suppress(EOFError, OSError):  # what it sent before it died
+                while pipe.poll(0):
+                    take()
+    assert len(got) > 40
+    assert sorted(got) == list(range(len(got)))  # nothing left out
+    director = Director(0.75)
+    director.follow(PLAYLIST)
+    with Stream(Bundle.open(bundle_path), seed=6) as whole:
+        for index in range(len(got)):
+            if (change := director.next()) is not None:
+                whole.set_prompt(change.prompt, change.transition)
+            assert (got[index] == whole.next_chunk().frames).all(), index
 
 
 def test_the_state_is_saved_when_the_web_process_is_gone(bundle_path: Path, tmp_path: Path) -> None:
