@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -152,8 +153,18 @@ class OrtBackend:
             raise UserError(f"threads {options.threads}: expected 0 (one per core) or more")
         self.threads = options.threads
         self.device = OrtDevice("cpu" if options.provider == "cpu" else "cuda")
+        # Streams of one bundle share its engines' weights. An engine that no stream holds any more is freed.
+        self._engines: weakref.WeakValueDictionary[tuple[str, str], OrtEngine] = weakref.WeakValueDictionary()
 
     def load(self, bundle: Bundle, name: str) -> OrtEngine:
+        """Loaded once for all streams of this backend."""
+        key = (bundle.manifest.graphs[name].model.sha256, str(bundle.graph_path(name)))
+        engine = self._engines.get(key)
+        if engine is None:
+            engine = self._engines[key] = self._load(bundle, name)
+        return engine
+
+    def _load(self, bundle: Bundle, name: str) -> OrtEngine:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self.threads
         settings.inter_op_num_threads = 1

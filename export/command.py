@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +78,7 @@ class Overrides:
     size: str | None = None
     window: int | None = None
     sink: int | None = None
+    steps: int | None = None  # how many, evenly spaced from 1000
     rope: str | None = None
     jitter: float | None = None
     jitter_seed: int | None = None
@@ -204,8 +205,12 @@ def override(config: CheckpointConfig, given: Overrides) -> CheckpointConfig:
     geometry |= {k: v for k, v in (("window", given.window), ("sink", given.sink)) if v is not None}
     choices = (("mode", given.rope), ("jitter_sigma", given.jitter), ("jitter_seed", given.jitter_seed))
     rope |= {k: v for k, v in choices if v is not None}
+    schedule = config.schedule
+    if given.steps is not None:
+        schedule = replace(schedule, steps=tuple(1000 - 1000 * i // given.steps for i in range(given.steps)))
     try:
-        return config.model_copy(update={"geometry": Geometry(**geometry), "rope": RopeConfig(**rope)})
+        changes = {"geometry": Geometry(**geometry), "rope": RopeConfig(**rope), "schedule": schedule}
+        return config.model_copy(update=changes)
     except ValidationError as error:
         raise UserError(first_problem(error)) from None
 

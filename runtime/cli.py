@@ -250,6 +250,86 @@ def soak(
         raise typer.Exit(1)
 
 
+@app.command()
+def bench(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(help="The bundle (default: the demo); with --compare two results; with --sweep window=6,12 …"),
+    ] = None,
+    chunks: Annotated[int, typer.Option(min=2, help="Measured chunks, after the ring is full.")] = 60,
+    prompt: Annotated[str | None, typer.Option(help="A prompt of the bundle's bank; default: its first.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON, or .html for a report; with --sweep a folder.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="An HTML report beside the JSON.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Ratios of two results: A.json B.json.")] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="A grid: threads=1,2 window=6,12 steps=2,4 size=… precision=fp32,int8")
+    ] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="With --sweep: what bundles of another window, size, … are exported from.")
+    ] = None,
+    threads: ThreadsOption = 0,
+    provider: Annotated[str, typer.Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="onnxruntime, tensorrt-rtx or tensorrt.")] = "onnxruntime",
+) -> None:
+    """Latency per chunk by stage, cold start, prompt changes, memory, energy; compare results; sweep settings."""
+    from . import bench as benches
+    from . import bench_report as reports
+    from . import sweep as sweeps
+
+    words = what or []
+    out = Console()
+    if compare:
+        if len(words) != 2:
+            raise UserError(f"--compare: expected two results, found {len(words)}")
+        a, b = (benches.read_result(Path(word)) for word in words)
+        reports.show_ratios(benches.ratios(a, b), (words[0], words[1]), out)
+        return
+    bundles = [word for word in words if not (sweep and "=" in word)]
+    if len(bundles) > 1:
+        raise UserError(f"expected one bundle, found {', '.join(bundles)}")
+    bundle = Path(bundles[0]) if bundles else None
+    if sweep:
+        points = sweeps.grid([word for word in words if "=" in word])
+
+        def tell(point: sweeps.Point, result: benches.Result) -> None:
+            chunk, s = result.steady.stages["chunk"], result.steady
+            words = " ".join(f"{k}={v}" for k, v in point.items())
+            told = f"p50 {chunk.p50:7.1f} ms · p99 {chunk.p99:7.1f} ms · {s.real_time_factor:5.2f}× real time"
+            out.print(f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB", highlight=False)
+
+        sweeps.sweep(points, bundle, checkpoint, output or Path("sweep"), chunks, tell)
+        return
+    for file in (output, report):
+        if file is not None:
+            check_writable(file)
+    with console.status("measuring …") as status:
+        result = benches.bench(
+            open_bundle(bundle),
+            lambda: open_backend(backend, EngineOptions(provider, threads)),
+            chunks,
+            seed,
+            prompt,
+            {"threads": threads, "provider": provider, "backend": backend},
+            lambda done, total: status.update(f"measuring, chunk {done} of {total}"),
+        )
+    reports.show(result, out)
+    for file in (output, report):
+        if file is not None and file.suffix == ".html":
+            write_text(file, reports.page(result))
+        elif file is not None:
+            benches.write_result(file, result)
+
+
+def write_text(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot write: {error.strerror}") from None
+
+
 @study.command()
 def sinks(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for sinks.json and the plots.")],
@@ -522,6 +602,7 @@ def export(
         int | None, typer.Option(help="Latent frames in the KV cache, sinks and current chunk included.")
     ] = None,
     sink: Annotated[int | None, typer.Option(help="Latent frames kept for good.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=50, help="Denoising steps, evenly spaced from 1000.")] = None,
     rope: Annotated[str | None, typer.Option(help="absolute or relative.")] = None,
     jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
     jitter_seed: Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")] = None,
@@ -540,6 +621,7 @@ def export(
             size=size,
             window=window,
             sink=sink,
+            steps=steps,
             rope=rope,
             jitter=jitter,
             jitter_seed=jitter_seed,

@@ -235,6 +235,12 @@ class Passes:
                 buffer.write(np.zeros(buffer.shape, buffer.dtype))
         self.decoded = 0
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of what a stream holds beside its engines."""
+        states = [buffer for turn in self._states for buffer in turn.values()]
+        parts = {"ring": self.ring.values(), "prompt": self.prompt_kv.values(), "states": states}
+        return {k: sum(int(np.prod(b.shape)) * b.dtype.itemsize for b in v) for k, v in parts.items()}
+
     def clear(self) -> None:
         """Zeros in the ring and in the decoder's states."""
         for buffer in self.ring.values():

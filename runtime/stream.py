@@ -186,6 +186,10 @@ class Stream:
             raise UserError(f"seed {seed}: expected 0 to {MAX_SEED}")
         self.seed = seed
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the stream's own device memory: ring, prompt (its keys and values), states (the decoder's)."""
+        return self._loop.sizes()
+
     def begin_anew(self, prompt: str) -> None:
         """Empty everything and begin a new scene with the next chunk.
 
