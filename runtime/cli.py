@@ -298,7 +298,9 @@ def bench(
             chunk, s = result.steady.stages["chunk"], result.steady
             words = " ".join(f"{k}={v}" for k, v in point.items())
             told = f"p50 {chunk.p50:7.1f} ms · p99 {chunk.p99:7.1f} ms · {s.real_time_factor:5.2f}× real time"
-            out.print(f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB", highlight=False)
+            out.print(
+                f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB", highlight=False, soft_wrap=True
+            )
 
         sweeps.sweep(points, bundle, checkpoint, output or Path("sweep"), chunks, tell)
         return
