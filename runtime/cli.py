@@ -205,6 +205,19 @@ def serve(
 
 
 @app.command()
+def fleet(
+    config: Annotated[
+        Path, typer.Argument(help="The fleet's TOML file: streams, cluster, state_dir. See docs/fleet.md.")
+    ],
+) -> None:
+    """Many streams on a Ray cluster behind one gateway, each restarted where its node dies (needs the extra `fleet`)."""
+    with needs_extra("fleet"):
+        from .server.command import serve_fleet
+
+        serve_fleet(config)
+
+
+@app.command()
 def soak(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for soak.json, soak.png and sheet.png.")],
     minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of video.")] = 60,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Any
 
 from ...engines.errors import UserError
 from ...engines.files import check_writable, reason
 from ..demo import open_bundle
-from .config import Config, read_config
+from .config import Config, Logging, Server, read_config
 
 
 def configure(
@@ -22,53 +22,74 @@ def configure(
     return changed if state_dir is None else changed.model_copy(update={"state_dir": state_dir})
 
 
-def serve(config: Config) -> None:
-    """Until a signal ends it. Raises UserError for everything that can be known before the first frame."""
+def run(app: Any, server: Server, token_in: str) -> None:
+    """uvicorn on the configured address until a signal ends it. Raises UserError when it cannot listen."""
     import uvicorn
 
+    settings = uvicorn.Config(
+        app,
+        host=server.host,
+        port=server.port,
+        log_config=None,
+        ws_max_size=64 << 10,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=1000,
+        server_header=False,
+    )
+    try:
+        sockets = [settings.bind_socket()]
+    except SystemExit:  # uvicorn has logged why
+        where = f"{server.host}:{server.port}"
+        raise UserError(f"cannot listen on {where}: the address is in use, or not this machine's") from None
+    print(f"http://{server.host}:{server.port}/ · token in {token_in}", flush=True)
+    try:
+        uvicorn.Server(settings).run(sockets=sockets)
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def make_state_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"state_dir {folder}: {reason(error)}") from None
+    check_writable(folder / "control.json")
+
+
+def serve(config: Config) -> None:
+    """Until a signal ends it. Raises UserError for everything that can be known before the first frame."""
     from .app import create_app
     from .control import read_token
     from .logs import set_up
     from .osc import serve_osc
     from .service import Service
 
-    try:
-        config.state_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"state_dir {config.state_dir}: {reason(error)}") from None
-    check_writable(config.state_dir / "control.json")
+    make_state_dir(config.state_dir)
     tail = set_up(config.logging)
-    token = read_token(config)
-    bundle = open_bundle(config.stream.bundle)
-    service = Service(config, bundle)
+    token = read_token(config.state_dir, config.server.token)
+    service = Service(config, open_bundle(config.stream.bundle))
     osc = serve_osc(config.osc, service.control) if config.osc.enabled else None
-    app = create_app(service, token, tail)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=config.server.host,
-            port=config.server.port,
-            log_config=None,
-            ws_max_size=64 << 10,
-            timeout_graceful_shutdown=5,
-            limit_concurrency=1000,
-            server_header=False,
-        )
-    )
     try:
-        sockets = [server.config.bind_socket()]
-    except SystemExit:  # uvicorn has logged why
-        where = f"{config.server.host}:{config.server.port}"
-        raise UserError(f"cannot listen on {where}: the address is in use, or not this machine's") from None
-    told = f"http://{config.server.host}:{config.server.port}"
-    where = "server.token" if config.server.token else str(config.state_dir / "token")
-    print(f"player {told}/ · operator {told}/operator · token in {where}", flush=True)
-    try:
-        server.run(sockets=sockets)
+        run(create_app(service, token, tail), config.server, token_place(config.state_dir, config.server))
     finally:
         if osc is not None:
             osc.shutdown()
-        for one in sockets:
-            one.close()
-    if server.started is False:
-        os._exit(1)
+
+
+def serve_fleet(file: Path) -> None:
+    """The gateway of a fleet, and its streams. Raises UserError."""
+    from .control import read_token
+    from .fleet import Fleet, create_gateway, read_fleet
+    from .logs import set_up
+
+    config = read_fleet(file)
+    make_state_dir(config.state_dir)
+    set_up(Logging())
+    token = read_token(config.state_dir, config.server.token)
+    fleet = Fleet(config)
+    run(create_gateway(fleet, config.server, token), config.server, token_place(config.state_dir, config.server))
+
+
+def token_place(folder: Path, server: Server) -> str:
+    return "server.token" if server.token else str(folder / "token")

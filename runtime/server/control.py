@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -177,15 +178,13 @@ class Control:
             part.unlink(missing_ok=True)
 
 
-def read_token(config: Config) -> str:
-    """The bearer token: the configuration's, else one that is made once and kept, readable by its owner alone."""
-    if config.server.token is not None:
-        return config.server.token
-    file: Path = config.state_dir / "token"
+def read_token(folder: Path, configured: str | None) -> str:
+    """The bearer token: the configured one, else one that is made once and kept in the folder, for its owner's eyes."""
+    if configured is not None:
+        return configured
+    file = folder / "token"
     try:
         if not file.exists():
-            import secrets
-
             handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(handle, "w") as f:
                 f.write(secrets.token_urlsafe(24) + "\n")

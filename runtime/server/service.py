@@ -107,7 +107,8 @@ class Service:
     def state(self) -> dict[str, Any]:
         """What /api/state says."""
         kept, facts = self.control.kept, self.facts
-        latencies = [latency for latency, _ in self.history]
+        history = list(self.history)  # in one step: another thread appends to it
+        latencies = [latency for latency, _ in history]
         return {
             "name": self.name,
             "size": [self.geometry.width, self.geometry.height],
@@ -121,9 +122,7 @@ class Service:
             "paused": kept.paused,
             "viewers": len(self.viewers.watching),
             "chunk_ms": round(1000 * float(np.median(latencies[-20:])), 1) if latencies else None,
-            "real_time_factor": round(float(np.median([f for _, f in list(self.history)[-20:]])), 2)
-            if latencies
-            else None,
+            "real_time_factor": round(float(np.median([f for _, f in history[-20:]])), 2) if latencies else None,
             "frames_shown": self.channel.shown,
             "frames_repeated": self.channel.repeated,
             "uptime_seconds": round(time.monotonic() - self.started),

@@ -1,0 +1,250 @@
+"""`everframe fleet`: streams on several machines, as actors of a Ray cluster, behind one gateway.
+
+Every actor is a `Service` as `everframe serve` runs it, without the HTTP side: generator process, channel, orders, state on
+disk. Ray places it where enough memory is free, and starts it again, on another node if need be, when its node dies; it then
+goes on from its saved state, which therefore has to lie in a folder that all nodes share.
+
+Needs the extra `fleet`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import ray.exceptions
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import Response
+from pydantic import Field, ValidationError, field_validator
+
+from ...engines.bundle import Bundle, first_problem
+from ...engines.errors import UserError
+from ...engines.files import reason
+from ..demo import open_bundle
+from .app import allowed_hosts, changing_routes
+from .config import Config, Section, Server, StreamSettings, Video
+from .guard import Guard
+from .playlist import Change
+from .service import Service
+
+log = logging.getLogger(__name__)
+
+PROCESS = 400 << 20  # bytes that interpreters and runtime take, web and generator process together
+PATIENCE = 15.0  # seconds that the gateway waits for a stream
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+
+
+class StreamSpec(StreamSettings):
+    """One stream of the fleet."""
+
+    name: Name
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+
+
+class FleetConfig(Section):
+    """The fleet's TOML file. Relative paths in it are relative to it."""
+
+    state_dir: Path  # on a disk that all nodes share
+    ray: str | None = None  # address of the cluster; default: a local one
+    server: Server = Server()
+    video: Video = Video()
+    streams: list[StreamSpec] = Field(min_length=1)
+
+    @field_validator("streams")
+    @classmethod
+    def _names_differ(cls, streams: list[StreamSpec]) -> list[StreamSpec]:
+        names = [s.name for s in streams]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two streams are called {name!r}")
+        return streams
+
+
+def read_fleet(file: Path) -> FleetConfig:
+    """Raises UserError naming the file and the field."""
+    try:
+        config = FleetConfig.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{file}: cannot read: {reason(error)}") from None
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not valid TOML: {error}") from None
+    here = file.absolute().parent
+    streams = [
+        s.model_copy(update={n: here / p for n in ("bundle", "anchor") if (p := getattr(s, n)) is not None})
+        for s in config.streams
+    ]
+    return config.model_copy(update={"state_dir": here / config.state_dir, "streams": streams})
+
+
+def memory_of(bundle: Bundle) -> int:
+    """Bytes that a stream of this bundle is expected to take: weights (float32 on a CPU), ring, and two processes."""
+    m = bundle.manifest
+    weights = sum(ref.bytes for graph in m.graphs.values() for ref in (graph.model, *graph.data))
+    sizes = {"float32": 4, "float16": 2, "int8": 1}
+    ring = 0
+    for spec in m.graphs["step"].inputs:
+        if spec.name[:2] in ("k_", "v_") and spec.dtype in sizes:
+            count = sizes[spec.dtype]
+            for side in spec.shape:
+                count *= side
+            ring += count
+    return 2 * weights + ring + PROCESS
+
+
+class Actor:
+    """A stream in a Ray worker."""
+
+    def __init__(self, config: Config):
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        self.service = Service(config, open_bundle(config.stream.bundle))
+        self.service.start()
+
+    def state(self) -> dict[str, Any]:
+        node = ray.get_runtime_context().get_node_id()
+        return self.service.state() | {"node": node, "ready": self.service.ready()}
+
+    def prompt(self, change: Change) -> Change:
+        """Raises UserError."""
+        return self.service.control.set_prompt(change)
+
+    def snapshot(self) -> bytes:
+        return self.service.channel.png()
+
+    def hls(self, name: str) -> bytes | None:
+        """live.m3u8, init.mp4, or N.m4s; None: there is no such thing now."""
+        channel = self.service.channel
+        if name == "live.m3u8":
+            text = channel.hls.playlist()
+            return None if text is None else text.encode()
+        if name == "init.mp4":
+            return channel.encoder.init
+        number = name.removesuffix(".m4s")
+        return channel.hls.segment(int(number)) if number.isdigit() else None
+
+    def stop(self) -> None:
+        """Save the state."""
+        self.service.stop()
+
+
+class Fleet:
+    """The actors of all streams."""
+
+    def __init__(self, config: FleetConfig):
+        for spec in config.streams:  # fail before a cluster is asked for anything
+            open_bundle(spec.bundle)
+        ray.init(address=config.ray, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
+        kind = ray.remote(Actor)
+        self.actors: dict[str, Any] = {}
+        for spec in config.streams:
+            settings = StreamSettings(**spec.model_dump(exclude={"name", "cpus", "gpus"}))
+            one = Config(state_dir=config.state_dir / spec.name, video=config.video, stream=settings)
+            self.actors[spec.name] = kind.options(
+                max_restarts=-1,
+                max_task_retries=0,
+                num_cpus=spec.cpus,
+                num_gpus=spec.gpus,
+                memory=memory_of(open_bundle(spec.bundle)),
+                max_concurrency=8,
+                scheduling_strategy="SPREAD",
+            ).remote(one)
+
+    async def ask(self, name: str, method: str, *values: Any) -> Any:
+        """Raises HTTPException where the stream is unknown or does not answer, UserError where it refuses."""
+        if name not in self.actors:
+            raise HTTPException(404, f"no stream {name!r}; there are: {', '.join(self.actors)}")
+        try:
+            return await asyncio.wait_for(getattr(self.actors[name], method).remote(*values), PATIENCE)
+        except (TimeoutError, ray.exceptions.RayActorError):
+            raise HTTPException(503, f"stream {name!r} does not answer: it is starting, or starting again") from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise
+
+    def stop(self) -> None:
+        for name, actor in self.actors.items():
+            try:
+                ray.get(actor.stop.remote(), timeout=40)
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                log.warning("stream %s did not stop: %s", name, error)
+            ray.kill(actor)
+
+
+def create_gateway(fleet: Fleet, server: Server, token: str) -> FastAPI:
+    """One address for all streams."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(fleet.stop)
+
+    app = FastAPI(
+        title="Everframe fleet",
+        version="1",
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.add_middleware(Guard, hosts=allowed_hosts(server.host, server.hosts))
+    changing = changing_routes(app, token, server.rate)
+
+    @app.get("/api/streams")
+    async def streams() -> dict[str, Any]:
+        """Every stream's state, and on which node it runs; null where it does not answer."""
+
+        async def one(name: str) -> Any:
+            try:
+                return await fleet.ask(name, "state")
+            except HTTPException:
+                return None
+
+        states = await asyncio.gather(*(one(name) for name in fleet.actors))
+        return dict(zip(fleet.actors, states, strict=True))
+
+    @app.get("/api/streams/{name}")
+    async def state(name: str) -> dict[str, Any]:
+        """One stream's state."""
+        return await fleet.ask(name, "state")
+
+    @app.post("/api/streams/{name}/prompt", **changing)
+    async def prompt(name: str, change: Change) -> Change:
+        """Change a stream's prompt."""
+        return await fleet.ask(name, "prompt", change)
+
+    @app.get("/streams/{name}/snapshot.png", response_class=Response)
+    async def snapshot(name: str) -> Response:
+        """What a stream shows now."""
+        return Response(
+            await fleet.ask(name, "snapshot"), media_type="image/png", headers={"Cache-Control": "no-store"}
+        )
+
+    @app.get("/streams/{name}/hls/{file}", response_class=Response)
+    async def hls(name: str, file: str) -> Response:
+        """A stream as HLS, from live.m3u8 on."""
+        data = await fleet.ask(name, "hls", file)
+        if data is None:
+            raise HTTPException(404, f"{file}: not there (any more, or yet)")
+        kinds = {"live.m3u8": "application/vnd.apple.mpegurl", "init.mp4": "video/mp4"}
+        return Response(data, media_type=kinds.get(file, "video/iso.segment"), headers={"Cache-Control": "no-store"})
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        """degraded: a stream does not answer, or is not running."""
+        found = await streams()
+        bad = [
+            f"stream {n}: {s['generator'] if s else 'no answer'}" for n, s in found.items() if not s or not s["ready"]
+        ]
+        return {"status": "degraded" if bad else "ok", "problems": bad}
+
+    return app
