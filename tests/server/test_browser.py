@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from everframe.runtime import DEMO_BUNDLE
 
@@ -62,9 +62,21 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
+def until(page: Page, expression: str, seconds: float = 30) -> None:
+    """Until it is true in the page. (Playwright's own wait evaluates strings in the page, which the pages' CSP forbids.)"""
+
+    def true() -> bool:
+        try:
+            return bool(page.evaluate(expression))
+        except Error:  # the page is just being loaded
+            return False
+
+    wait_for(true, seconds)
+
+
 def watch(page: Page, site: Site, query: str = "") -> Page:
     page.goto(f"{site.url.replace('127.0.0.1', 'localhost')}/{query}")
-    page.wait_for_function("window.player && player.shown() > 8", timeout=60_000)
+    until(page, "window.player && player.shown() > 8", 60)
     return page
 
 
@@ -139,8 +151,8 @@ def test_a_frozen_viewer_is_noticed_reloaded_and_reported(page: Page, demo: Site
             " document.querySelector('video').pause(); }"
         )
         wait_for(lambda b=before: demo.metric("viewer_reloads_total") > b, 40)
-        page.wait_for_function("window.stale === undefined && window.player", timeout=20_000)
-        page.wait_for_function("player.shown() > 8", timeout=60_000)  # it recovered
+        until(page, "window.stale === undefined && window.player", 20)
+        until(page, "player.shown() > 8", 60)  # it recovered
         problems = demo.ask("/healthz")[1]["problems"]
         assert any("'lobby'" in problem for problem in problems) == (number == 3)
 
@@ -183,14 +195,12 @@ def test_the_screen_survives_a_restart_of_the_server(page: Page, tmp_path: Path)
     port = free_port()
     with serve(tmp_path, DEMO_BUNDLE, port=port) as site:
         watch(page, site)
-        page.wait_for_function(
-            "navigator.serviceWorker.ready.then(() => caches.match('/')).then(Boolean)", timeout=20_000
-        )
+        until(page, "navigator.serviceWorker.ready.then(() => caches.match('/')).then(Boolean)", 20)
     page.reload()
     assert page.locator("video").count() == 1
-    page.wait_for_function("window.player", timeout=10_000)
+    until(page, "window.player", 10)
     with serve(tmp_path, DEMO_BUNDLE, port=port):
-        page.wait_for_function("player.shown() > 8", timeout=60_000)
+        until(page, "player.shown() > 8", 60)
         assert moving(page)
 
 
@@ -198,15 +208,15 @@ def test_the_operator_page(page: Page, demo: Site) -> None:
     page.set_viewport_size({"width": 390, "height": 800})  # a phone
     page.goto(f"http://localhost:{demo.port}/operator")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out
-    page.wait_for_function("document.getElementById('prompt').textContent.length > 3", timeout=20_000)
+    until(page, "document.getElementById('prompt').textContent.length > 3", 20)
     page.select_option("#text", SNOW)
     page.click("text=Change")
-    page.wait_for_function("document.getElementById('told').textContent.includes('token')")  # refused, in words
+    until(page, "document.getElementById('told').textContent.includes('token')")  # refused, in words
     page.fill("#token", TOKEN)
     page.select_option("#transition", "cut")
     page.click("text=Change")
     wait_for(lambda: demo.state_of()["prompt"] == SNOW)
-    page.wait_for_function(f"document.getElementById('prompt').textContent === '{SNOW}'")
+    until(page, f"document.getElementById('prompt').textContent === '{SNOW}'")
     page.fill("#items", f"30: {SEA}\n30: {REEF}")
     page.click("text=Start")
     wait_for(lambda: demo.state_of()["prompt"] == SEA)
@@ -215,10 +225,10 @@ def test_the_operator_page(page: Page, demo: Site) -> None:
     page.click("#end")
     page.click("#pause")
     wait_for(lambda: demo.state_of()["paused"])
-    page.wait_for_function("document.getElementById('pause').textContent === 'Resume'")
+    until(page, "document.getElementById('pause').textContent === 'Resume'")
     page.click("#pause")
     wait_for(lambda: not demo.state_of()["paused"])
-    page.wait_for_function("document.getElementById('lines').textContent.includes('generator ready')", timeout=20_000)
+    until(page, "document.getElementById('lines').textContent.includes('generator ready')", 20)
     # Every field has a label, every section a name.
     assert page.evaluate("[...document.querySelectorAll('input,select,textarea')].every((e) => e.labels.length > 0)")
     assert page.evaluate("[...document.querySelectorAll('section')].every((e) => e.getAttribute('aria-labelledby'))")
