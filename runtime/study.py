@@ -165,7 +165,15 @@ def run_all(
         return [future.result() for future in futures]
 
 
-def table(runs: Sequence[Run], frames_per_chunk: int) -> list[dict[str, float | str]]:
+def heads_together(mass: ArrayLike, heads: int) -> float:
+    """Share of the chunks, in percent, in which every head at once gives the sinks more than its own mean and a standard
+    deviation of it: the paper's second cause of collapse. mass [chunks, L·H]; the first NEIGHBOURHOOD chunks are left out."""
+    by_head = np.asarray(mass, np.float64)[NEIGHBOURHOOD:]
+    by_head = by_head.reshape(len(by_head), -1, heads).mean(1)
+    return 100 * float((by_head > by_head.mean(0) + by_head.std(0)).all(1).mean())
+
+
+def table(runs: Sequence[Run], frames_per_chunk: int, heads: int) -> list[dict[str, float | str]]:
     """Means over prompts and seeds, a row for each variant in order of appearance."""
     rows: list[dict[str, float | str]] = []
     for variant in dict.fromkeys(r.variant for r in runs):
@@ -182,6 +190,7 @@ def table(runs: Sequence[Run], frames_per_chunk: int) -> list[dict[str, float | 
         masses = [np.asarray(r.sink_mass).mean(1) for r in mine if r.sink_mass is not None]  # mean over heads, by chunk
         if masses:
             row |= {"sink_mass": float(np.mean(masses)), "sink_mass_peak": float(np.mean([m.max() for m in masses]))}
+            row["heads_together"] = float(np.mean([heads_together(r.sink_mass, heads) for r in mine if r.sink_mass]))
         rows.append(row)
     return rows
 
@@ -196,12 +205,12 @@ def write_report(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int,
         "latent_frames": frames,
         "trained": trained,
         "predicted": {label: collapse_indices(spectrum, frames)[:5] for label, spectrum in spectra.items()},
-        "table": table(runs, chunk),
+        "table": table(runs, chunk, len(rope.epsilon)),
         "runs": [asdict(r) for r in runs],
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sinks.json").write_text(json.dumps(record, indent=1) + "\n")
+        (folder / "sinks.json").write_text(json.dumps(record) + "\n")
         drawn = plot(folder / "sinks.png", spectra, runs, frames, chunk)
     except OSError as error:
         raise UserError(f"{folder}: cannot write: {reason(error)}") from None

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from everframe.engines.errors import UserError
 from everframe.runtime.cli import app
 from everframe.runtime.rope import axis_frequencies
-from everframe.runtime.study import OTHERS, collapse, collapse_indices, variants
+from everframe.runtime.study import OTHERS, collapse, collapse_indices, heads_together, variants
 
 from helpers import PROMPTS
 
@@ -31,6 +31,16 @@ def test_a_dip_is_a_collapse_and_a_slope_is_none() -> None:
     assert figures.highest == pytest.approx(75, abs=0.5)
     assert figures.frame == 201
     assert figures.mean < 1
+
+
+def test_heads_together() -> None:
+    """Two heads of two layers that look at the sinks every tenth chunk: in step, and in turn."""
+    mass = np.full((110, 2, 2), 0.1)
+    in_step, in_turn = mass.copy(), mass.copy()
+    in_step[::10] = 0.5
+    in_turn[::10, :, 0] = in_turn[5::10, :, 1] = 0.5
+    assert heads_together(in_step.reshape(110, 4), 2) == pytest.approx(10)
+    assert heads_together(in_turn.reshape(110, 4), 2) == 0
 
 
 def test_variants_are_checked() -> None:

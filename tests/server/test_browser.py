@@ -210,15 +210,15 @@ def test_the_operator_page(page: Page, demo: Site) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out
     until(page, "document.getElementById('prompt').textContent.length > 3", 20)
     page.select_option("#text", SNOW)
-    page.click("text=Change")
+    page.get_by_role("button", name="Change", exact=True).click()
     until(page, "document.getElementById('told').textContent.includes('token')")  # refused, in words
     page.fill("#token", TOKEN)
     page.select_option("#transition", "cut")
-    page.click("text=Change")
+    page.get_by_role("button", name="Change", exact=True).click()
     wait_for(lambda: demo.state_of()["prompt"] == SNOW)
     until(page, f"document.getElementById('prompt').textContent === '{SNOW}'")
     page.fill("#items", f"30: {SEA}\n30: {REEF}")
-    page.click("text=Start")
+    page.get_by_role("button", name="Start", exact=True).click()
     wait_for(lambda: demo.state_of()["prompt"] == SEA)
     page.click("#next")
     wait_for(lambda: demo.state_of()["prompt"] == REEF)
