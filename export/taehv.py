@@ -191,7 +191,7 @@ class DecodeGraph(nn.Module):
 
     def forward(self, latent: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """latent [1, C, F, h, w] float32 (the step graph's layout) -> frames [4F − skip, 8h, 8w, 3] uint8, states."""
-        dtype = self.model.decoder[1].weight.dtype  # type: ignore[union-attr]
+        dtype: torch.dtype = self.model.decoder[1].weight.dtype  # type: ignore[union-attr, assignment]
         after, parts = list(states), []
         # One latent frame after the other: a third of the activations, which at 832×480 are more than the step graph's.
         for one in latent.transpose(1, 2).to(dtype).split(1, 1):

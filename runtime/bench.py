@@ -149,7 +149,7 @@ def bench(
         joules = meter[0]() - start_energy if meter and start_energy is not None else None
         intervals = np.diff(arrivals)
         late, worst = lateness(arrivals, g.chunk_frames, g.fps)
-        each = spread(intervals)
+        each = spread(intervals.tolist())
         steady = Steady(
             chunks=chunks,
             stages={n: spread([row[n] for row in rows]) for n in rows[0]},

@@ -167,7 +167,10 @@ def run_all(
 
 def heads_together(mass: ArrayLike, heads: int) -> float:
     """Share of the chunks, in percent, in which every head at once gives the sinks more than its own mean and a standard
-    deviation of it: the paper's second cause of collapse. mass [chunks, L·H]; the first NEIGHBOURHOOD chunks are left out."""
+    deviation of it: the paper's second cause of collapse.
+
+    mass [chunks, L·H]; the first NEIGHBOURHOOD chunks are left out.
+    """
     by_head = np.asarray(mass, np.float64)[NEIGHBOURHOOD:]
     by_head = by_head.reshape(len(by_head), -1, heads).mean(1)
     return 100 * float((by_head > by_head.mean(0) + by_head.std(0)).all(1).mean())

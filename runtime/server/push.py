@@ -31,7 +31,7 @@ class Push(threading.Thread):
         super().__init__(name=f"push {target}", daemon=True)
         self.target, self.size, self.fps = target, (width, height), fps
         self.connected, self.dropped = False, 0
-        self._frames: queue.Queue[NDArray[np.uint8] | None] = queue.Queue(maxsize=2 * fps)
+        self._frames: queue.Queue[NDArray[np.uint8]] = queue.Queue(maxsize=2 * fps)
         self._ending = threading.Event()
 
     def __call__(self, frame: NDArray[np.uint8]) -> None:

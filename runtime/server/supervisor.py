@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Supervisor(threading.Thread):
         super().__init__(name="supervisor", daemon=True)
         self.job, self.wanted, self.chunk, self.ready, self.event = job, wanted, chunk, ready, event
         self.stall_seconds, self.start_seconds = stall_seconds, start_seconds
-        self.process: multiprocessing.process.BaseProcess | None = None
+        self.process: BaseProcess | None = None
         self.state = "starting"  # running, restarting, stopped
         self.restarts = 0
         self._orders: list[tuple[Any, ...]] = []
@@ -100,8 +101,10 @@ class Supervisor(threading.Thread):
             with contextlib.suppress(OSError):
                 job.state.replace(job.state.with_name(job.state.name + BAD))
         self._barren += 1
-        self.process = context.Process(target=main, args=(theirs, job), name="everframe-generator", daemon=True)
-        self.process.start()
+        self.process = process = context.Process(
+            target=main, args=(theirs, job), name="everframe-generator", daemon=True
+        )
+        process.start()
         theirs.close()
         heard = time.monotonic()
         limit, stopping = self.start_seconds, None

@@ -94,7 +94,7 @@ def test_snapshot_hls_and_mjpeg_show_the_same_picture(site: Site) -> None:
     lines = wait_for(lambda: site.ask("/hls/live.m3u8")[1]).decode().splitlines()
     newest = [line for line in lines if line.endswith(".m4s")][-1]
     data = site.ask("/hls/init.mp4")[1] + site.ask(f"/hls/{newest}")[1]
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         *_, last = container.decode(video=0)
     assert np.abs(last.to_ndarray(format="rgb24") - picture).mean() < 6
     with socket.create_connection(("127.0.0.1", site.port), 10) as s:

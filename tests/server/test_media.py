@@ -30,7 +30,7 @@ def grey(level: int) -> NDArray[np.uint8]:
 
 def levels(data: bytes) -> list[float]:
     """Mean level of every frame of a file."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         return [float(f.to_ndarray(format="rgb24").mean()) for f in container.decode(video=0)]
 
 
@@ -108,7 +108,7 @@ def test_the_channel_shows_something_whatever_happens(channel: Channel) -> None:
     assert shown[-1] == 107  # the last one stays
     assert shown.count(107) >= 5
     assert channel.png()[:8] == b"\x89PNG\r\n\x1a\n"
-    with av.open(io.BytesIO(channel.jpeg())) as picture:
+    with av.open(io.BytesIO(channel.jpeg()), "r") as picture:
         assert next(picture.decode(video=0)).to_ndarray(format="rgb24").mean() == pytest.approx(107, abs=2)
 
 
