@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -12,8 +12,10 @@ from ...engines.bundle import first_problem
 from ...engines.errors import UserError
 from ...engines.files import reason
 from ..stream import MAX_SEED
-from .playlist import Entry, Item, Playlist, Timetable
+from .playlist import Item, Playlist, Timetable
 
+Read = TypeVar("Read", bound=BaseModel)
+Stream = TypeVar("Stream", bound="StreamSettings")
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -69,11 +71,6 @@ class PlaylistSection(Section):
     items: list[Item] = []
 
 
-class ScheduleSection(Section):
-    timezone: str = "UTC"
-    entries: list[Entry] = []
-
-
 class Osc(Section):
     enabled: bool = False
     host: str = "127.0.0.1"
@@ -94,7 +91,7 @@ class Config(Section):
     stream: StreamSettings = StreamSettings()
     video: Video = Video()
     playlist: PlaylistSection = PlaylistSection()
-    schedule: ScheduleSection = ScheduleSection()
+    schedule: Timetable = Timetable()
     osc: Osc = Osc()
     logging: Logging = Logging()
 
@@ -104,25 +101,31 @@ class Config(Section):
 
     @property
     def timetable(self) -> Timetable:
-        return Timetable(timezone=self.schedule.timezone, entries=self.schedule.entries)
+        return self.schedule
+
+
+def read_toml(file: Path, kind: type[Read]) -> Read:
+    """Raises UserError naming the file and the field."""
+    try:
+        return kind.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{file}: cannot read: {reason(error)}") from None
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not valid TOML: {error}") from None
+
+
+def beside(file: Path, settings: Stream) -> Stream:
+    """The settings with paths relative to the file they stand in made whole."""
+    here = file.absolute().parent
+    names = [name for name in ("bundle", "anchor") if getattr(settings, name) is not None]
+    return settings.model_copy(update={name: here / getattr(settings, name) for name in names})
 
 
 def read_config(file: Path) -> Config:
     """Raises UserError naming the file and the field."""
-    try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot read: {reason(error)}") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not valid TOML: {error}") from None
-    try:
-        config = Config.model_validate(raw)
-        config.timetable  # noqa: B018 - checks the time zone
-    except ValidationError as error:
-        raise UserError(f"{file}: {first_problem(error)}") from None
-    here = file.absolute().parent
-    stream = config.stream.model_copy(
-        update={n: here / p for n in ("bundle", "anchor") if (p := getattr(config.stream, n)) is not None}
-    )
+    config, here = read_toml(file, Config), file.absolute().parent
     logging = config.logging.model_copy(update={"file": here / config.logging.file} if config.logging.file else {})
-    return config.model_copy(update={"state_dir": here / config.state_dir, "stream": stream, "logging": logging})
+    changes = {"state_dir": here / config.state_dir, "stream": beside(file, config.stream), "logging": logging}
+    return config.model_copy(update=changes)

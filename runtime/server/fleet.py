@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,14 +20,13 @@ import ray
 import ray.exceptions
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import Response
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from ...engines.bundle import Bundle, first_problem
+from ...engines.bundle import Bundle
 from ...engines.errors import UserError
-from ...engines.files import reason
 from ..demo import open_bundle
 from .app import allowed_hosts, changing_routes
-from .config import Config, Section, Server, StreamSettings, Video
+from .config import Config, Section, Server, StreamSettings, Video, beside, read_toml
 from .guard import Guard
 from .playlist import Change
 from .service import Service
@@ -70,20 +68,9 @@ class FleetConfig(Section):
 
 def read_fleet(file: Path) -> FleetConfig:
     """Raises UserError naming the file and the field."""
-    try:
-        config = FleetConfig.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{file}: cannot read: {reason(error)}") from None
-    except ValidationError as error:
-        raise UserError(f"{file}: {first_problem(error)}") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not valid TOML: {error}") from None
-    here = file.absolute().parent
-    streams = [
-        s.model_copy(update={n: here / p for n in ("bundle", "anchor") if (p := getattr(s, n)) is not None})
-        for s in config.streams
-    ]
-    return config.model_copy(update={"state_dir": here / config.state_dir, "streams": streams})
+    config = read_toml(file, FleetConfig)
+    streams = [beside(file, spec) for spec in config.streams]
+    return config.model_copy(update={"state_dir": file.absolute().parent / config.state_dir, "streams": streams})
 
 
 def memory_of(bundle: Bundle) -> int:
