@@ -15,7 +15,7 @@ demo: .venv-run/ready  # write a 30-second video with the shipped bundle; instal
 	@echo "The video is in $(CURDIR)/out/demo.mp4"
 
 test: .venv/ready  # run all tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile --durations 15
 
 test-gpu: .venv/ready  # the tests that need an NVIDIA GPU
 	.venv/bin/python -m pytest tests/gpu -rs
