@@ -36,6 +36,24 @@ def check_writable(target: Path) -> None:
         raise UserError(f"{target}: cannot write in {folder}: {reason(error)}") from None
 
 
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside its place, sync and rename it; the old one stays until then.
+
+    Raises UserError when it cannot be written; nothing is left behind.
+    """
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(file)
+        sync_folder(file.absolute().parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{file}: cannot write: {reason(error)}") from None
+
+
 @contextmanager
 def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside target; on success sync it and rename it to target, on any failure remove it.

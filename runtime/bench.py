@@ -285,14 +285,6 @@ def energy_meter() -> tuple[Callable[[], float], str] | None:
     return None
 
 
-def write_result(file: Path, result: Result) -> None:
-    """Raises UserError."""
-    try:
-        file.write_text(result.model_dump_json(indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{file}: cannot write: {reason(error)}") from None
-
-
 def read_result(file: Path) -> Result:
     """Raises UserError."""
     try:

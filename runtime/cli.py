@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from ..engines.base import EngineOptions
 from ..engines.choose import open_backend
 from ..engines.errors import UserError
-from ..engines.files import check_writable
+from ..engines.files import check_writable, write_whole
 from ..engines.ort import OrtBackend
 from .demo import open_bundle
 from .prompts import PromptBank
@@ -332,17 +332,9 @@ def bench(
         )
     reports.show(result, out)
     for file in (output, report):
-        if file is not None and file.suffix == ".html":
-            write_text(file, reports.page(result))
-        elif file is not None:
-            benches.write_result(file, result)
-
-
-def write_text(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file}: cannot write: {error.strerror}") from None
+        if file is not None:
+            text = reports.page(result) if file.suffix == ".html" else result.model_dump_json(indent=1) + "\n"
+            write_whole(file, text.encode())
 
 
 @study.command()

@@ -18,7 +18,7 @@ import numpy as np
 from ..engines.base import Backend, EngineOptions
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
-from ..engines.files import reason
+from ..engines.files import write_whole
 from ..engines.ort import OrtBackend
 from .stats import clip_stats, psnr, ssim
 from .stream import Stream
@@ -163,7 +163,4 @@ def free_run(stream: Stream, minutes: float) -> dict[str, Any]:
 
 
 def write_record(file: Path, comparison: Comparison) -> None:
-    try:
-        file.write_text(json.dumps(comparison.record(), indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{file}: cannot write: {reason(error)}") from None
+    write_whole(file, (json.dumps(comparison.record(), indent=1) + "\n").encode())

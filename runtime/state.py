@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors.numpy import save
 
 from ..engines.bundle import Bundle, Model, first_problem
 from ..engines.errors import UserError
-from ..engines.files import reason, sync_folder
+from ..engines.files import write_whole
 from .stream import Stream
 
 FORMAT = 1
@@ -61,17 +60,7 @@ def save_state(stream: Stream, file: Path, extra: dict[str, Any] | None = None) 
     facts |= {"format": FORMAT, "bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
     facts["extra"] = extra or {}
     content = save({k: _plain(np.ascontiguousarray(v)) for k, v in tensors.items()}, {"state": json.dumps(facts)})
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(file)
-        sync_folder(file.absolute().parent)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{file}: cannot write: {reason(error)}") from None
+    write_whole(file, content)
 
 
 def read_facts(file: Path) -> Facts:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, Self, cast
 
 import av
+import av.container
 import av.error
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
@@ -33,10 +34,29 @@ ENCODERS = {
 MAX_GIF_FRAMES = 2400  # a GIF is held in memory until it is saved
 
 
-def tag_colours(context: av.VideoCodecContext) -> None:
-    """BT.709, limited range: what `encoding_frame` converts to."""
+def add_video(
+    container: av.container.OutputContainer,
+    encoder: str,
+    size: tuple[int, int],
+    fps: int,
+    options: dict[str, str],
+    keyframe_every: int,
+    threads: int | None = None,
+) -> av.VideoStream:
+    """A video stream of a container: 4:2:0 in BT.709, limited range, which `encoding_frame` converts to.
+
+    size: width, height. keyframe_every: frames. threads: the encoder's; default its own choice.
+    """
+    stream = cast(av.VideoStream, container.add_stream(encoder, rate=fps, options=options))
+    stream.width, stream.height = size
+    stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, fps)
+    context = stream.codec_context
+    context.gop_size = keyframe_every
+    if threads is not None:
+        context.thread_count = threads
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    return stream
 
 
 def encoding_frame(image: NDArray[np.uint8], number: int, fps: int) -> av.VideoFrame:
@@ -139,12 +159,7 @@ class FileOutput:
         self._container = av.open(self._sink, "w", format=CONTAINERS[path.suffix.lower()], container_options=options)
         # A fragmented MP4 has no edit list to hide the delay of B-frames: without them it starts at 0.
         encoding = ENCODERS[encoder] | ({"bf": "0"} if fragmented else {})
-        stream = cast(av.VideoStream, self._container.add_stream(encoder, rate=fps, options=encoding))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.time_base = Fraction(1, fps)
-        context = stream.codec_context
-        context.gop_size = 4 * fps
-        tag_colours(context)
+        stream = add_video(self._container, encoder, (width, height), fps, encoding, 4 * fps)
         self._stream, self._fps, self._count = stream, fps, 0
 
     def write(self, frames: NDArray[np.uint8]) -> None:

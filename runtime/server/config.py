@@ -13,6 +13,7 @@ from ...engines.errors import UserError
 from ...engines.files import reason
 from ..stream import MAX_SEED
 from .playlist import Item, Playlist, Timetable
+from .push import FORMATS
 
 Read = TypeVar("Read", bound=BaseModel)
 Stream = TypeVar("Stream", bound="StreamSettings")
@@ -61,7 +62,7 @@ class Video(Section):
     @model_validator(mode="after")
     def _known(self) -> Video:
         for target in self.push:
-            if target.split("://")[0] not in ("rtmp", "rtmps", "srt", "udp"):
+            if target.split("://")[0] not in FORMATS:
                 raise ValueError(f"push {target!r}: expected rtmp://, rtmps://, srt:// or udp://")
         return self
 
@@ -98,10 +99,6 @@ class Config(Section):
     @property
     def first_playlist(self) -> Playlist | None:
         return Playlist(items=self.playlist.items, loop=self.playlist.loop) if self.playlist.items else None
-
-    @property
-    def timetable(self) -> Timetable:
-        return self.schedule
 
 
 def read_toml(file: Path, kind: type[Read]) -> Read:

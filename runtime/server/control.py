@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...engines.bundle import Bundle
 from ...engines.errors import UserError
-from ...engines.files import sync_folder
+from ...engines.files import write_whole
 from ..prompts import PromptBank
 from ..stream import MAX_SEED
 from .config import Config
@@ -50,7 +50,7 @@ class Control:
         self._lock = threading.RLock()
         for item in config.playlist.items:
             self._spell(item)
-        for entry in config.timetable.entries:
+        for entry in config.schedule.entries:
             self._check_entry(entry.prompt, entry.playlist)
         self.kept = self._load(config)
 
@@ -145,6 +145,8 @@ class Control:
     def _load(self, config: Config) -> Kept:
         told = [config.playlist, config.schedule, config.stream.prompt, config.stream.seed]
         text = json.dumps([one.model_dump() if isinstance(one, BaseModel) else one for one in told])
+        for part in self._file.parent.glob(f".{self._file.name}.*.part"):
+            part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
             kept = Kept.model_validate_json(self._file.read_bytes())
@@ -160,22 +162,15 @@ class Control:
             config=digest,
             prompt=first,
             playlist=config.first_playlist,
-            timetable=config.timetable,
+            timetable=config.schedule,
             seed=config.stream.seed,
         )
 
     def _save(self) -> None:
-        part = self._file.with_suffix(".part")
         try:
-            with open(part, "wb") as f:
-                f.write(self.kept.model_dump_json(indent=1).encode() + b"\n")
-                f.flush()
-                os.fsync(f.fileno())
-            part.replace(self._file)
-            sync_folder(self._file.parent)
-        except OSError as error:  # a full disk must not refuse an order
-            log.warning("%s: cannot be kept: %s", self._file, error)
-            part.unlink(missing_ok=True)
+            write_whole(self._file, self.kept.model_dump_json(indent=1).encode() + b"\n")
+        except UserError as error:  # a full disk must not refuse an order
+            log.warning("orders are not kept: %s", error)
 
 
 def read_token(folder: Path, configured: str | None) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,9 +26,8 @@ from pydantic import Field, field_validator
 from ...engines.bundle import Bundle
 from ...engines.errors import UserError
 from ..demo import open_bundle
-from .app import allowed_hosts, changing_routes
 from .config import Config, Section, Server, StreamSettings, Video, beside, read_toml
-from .guard import Guard
+from .guard import Guard, allowed_hosts, changing_routes
 from .playlist import Change
 from .service import Service
 
@@ -78,13 +78,11 @@ def memory_of(bundle: Bundle) -> int:
     m = bundle.manifest
     weights = sum(ref.bytes for graph in m.graphs.values() for ref in (graph.model, *graph.data))
     sizes = {"float32": 4, "float16": 2, "int8": 1}
-    ring = 0
-    for spec in m.graphs["step"].inputs:
-        if spec.name[:2] in ("k_", "v_") and spec.dtype in sizes:
-            count = sizes[spec.dtype]
-            for side in spec.shape:
-                count *= side
-            ring += count
+    ring = sum(
+        sizes[spec.dtype] * math.prod(spec.shape)
+        for spec in m.graphs["step"].inputs
+        if spec.name[:2] in ("k_", "v_") and spec.dtype in sizes
+    )
     return 2 * weights + ring + PROCESS
 
 
@@ -127,8 +125,8 @@ class Fleet:
     """The actors of all streams."""
 
     def __init__(self, config: FleetConfig):
-        for spec in config.streams:  # fail before a cluster is asked for anything
-            open_bundle(spec.bundle)
+        # Before a cluster is asked for anything; once each, for verifying reads every byte.
+        needs = {path: memory_of(open_bundle(path)) for path in {spec.bundle for spec in config.streams}}
         ray.init(address=config.ray, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
         kind = ray.remote(Actor)
         self.actors: dict[str, Any] = {}
@@ -140,7 +138,7 @@ class Fleet:
                 max_task_retries=0,
                 num_cpus=spec.cpus,
                 num_gpus=spec.gpus,
-                memory=memory_of(open_bundle(spec.bundle)),
+                memory=needs[spec.bundle],
                 max_concurrency=8,
                 scheduling_strategy="SPREAD",
             ).remote(one)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import cast
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from ..video import encoding_frame, tag_colours
+from ..video import add_video, encoding_frame
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,9 @@ class Encoder:
             options = {"preset": "veryfast", "tune": "zerolatency", "crf": str(crf), "sc_threshold": "0"}
         else:
             options = {"preset": "p4", "tune": "ull", "rc": "vbr", "cq": str(crf), "delay": "0"}
-        stream = cast(av.VideoStream, self._container.add_stream(encoder, rate=fps, options=options | {"bf": "0"}))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.time_base = Fraction(1, fps)
-        context = stream.codec_context
-        context.gop_size = max(1, round(keyframe_seconds * fps))
-        context.thread_count = 1  # the generator needs the cores
-        tag_colours(context)
+        every = max(1, round(keyframe_seconds * fps))
+        # One thread: the generator needs the cores.
+        stream = add_video(self._container, encoder, (width, height), fps, options | {"bf": "0"}, every, threads=1)
         self._stream, self._fps, self._count = stream, fps, 0
         self._keys: deque[bool] = deque()  # of packets whose fragments have not come out yet
         self._container.start_encoding()

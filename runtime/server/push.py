@@ -8,15 +8,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from fractions import Fraction
-from typing import cast
 
 import av
 import av.error
 import numpy as np
 from numpy.typing import NDArray
 
-from ..video import encoding_frame, tag_colours
+from ..video import add_video, encoding_frame
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +62,7 @@ class Push(threading.Thread):
         kind = FORMATS[self.target.split("://")[0]]
         with av.open(self.target, "w", format=kind, options=options, timeout=(10.0, 10.0)) as container:
             encoding = {"preset": "veryfast", "tune": "zerolatency", "crf": "23", "bf": "0"}
-            stream = cast(av.VideoStream, container.add_stream("libx264", rate=self.fps, options=encoding))
-            stream.width, stream.height = self.size
-            stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, self.fps)
-            stream.codec_context.gop_size = 2 * self.fps
-            stream.codec_context.thread_count = 1
-            tag_colours(stream.codec_context)
+            stream = add_video(container, "libx264", self.size, self.fps, encoding, 2 * self.fps, threads=1)
             number = 0
             while not self._ending.is_set():
                 try:

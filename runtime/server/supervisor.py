@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .worker import BAD, Job, main
+from .worker import Job, main, put_aside
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Supervisor(threading.Thread):
         if self._barren >= 2 and job.state.exists():
             self.event("unusable", f"{job.state}: twice no chunk after resuming from it; starting anew")
             with contextlib.suppress(OSError):
-                job.state.replace(job.state.with_name(job.state.name + BAD))
+                put_aside(job.state)
         self._barren += 1
         self.process = process = context.Process(
             target=main, args=(theirs, job), name="everframe-generator", daemon=True

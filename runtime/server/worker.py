@@ -182,13 +182,11 @@ class Generator:
         return self.stream.position / self.geometry.chunk * self.geometry.chunk_seconds
 
     def _save(self) -> None:
-        began = time.monotonic()
+        began, self.saved_at = time.monotonic(), self._seconds()
         try:
             save_state(self.stream, self.job.state, {"director": self.director.facts()})
-            self.saved_at = self._seconds()
             self.connection.send(("event", "saved", f"{1000 * (time.monotonic() - began):.0f} ms"))
         except UserError as error:  # a full disk must not stop the picture
-            self.saved_at = self._seconds()
             self.connection.send(("event", "unsaved", str(error)))
 
     def _usable_state(self) -> int | None:
@@ -215,9 +213,14 @@ class Generator:
         """Put an unusable state aside and start anew."""
         self.connection.send(("event", "unusable", why))
         try:
-            self.job.state.replace(self.job.state.with_name(self.job.state.name + BAD))
+            put_aside(self.job.state)
         except OSError as error:
             raise UserError(f"{self.job.state}: cannot be put aside: {reason(error)}") from None
+
+
+def put_aside(state: Path) -> None:
+    """Keep a state that could not be used, under a name that nobody resumes from."""
+    state.replace(state.with_name(state.name + BAD))
 
 
 class Fader:
