@@ -129,6 +129,7 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
             f"{len(linears) - len(excluded)} of {len(linears)} layers quantised"
             + (f"; left in float: {', '.join(excluded)}" if excluded else ""),
             highlight=False,
+            soft_wrap=True,
         )
         backend = OrtBackend(options)
         comparison = compare(
@@ -139,7 +140,7 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
             settings.gate_chunks,
             settings.gate_minutes,
             (backend, backend),
-            lambda line: console.print(line, highlight=False),
+            lambda line: console.print(line, highlight=False, soft_wrap=True),
         )
         record["quality"] = comparison.record()
         (part / RESULT).write_text(json.dumps(record, indent=1) + "\n")

@@ -193,7 +193,7 @@ def write_bundle(
             if wrong:
                 raise UserError(f"{output}: not written, the graphs do not agree with PyTorch: {'; '.join(wrong)}")
         size = sum(f.stat().st_size for f in part.iterdir())
-    console.print(f"{output}: {size / 2**20:.1f} MiB", highlight=False)
+    console.print(f"{output}: {size / 2**20:.1f} MiB", highlight=False, soft_wrap=True)
 
 
 def override(config: CheckpointConfig, given: Overrides) -> CheckpointConfig:

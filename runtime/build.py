@@ -60,6 +60,7 @@ def build_engines(path: Path, options: BuildOptions, console: Console) -> None:
                     f"{built.quantised} quantisations, "
                     f"{seconds:.1f} s",
                     highlight=False,
+                    soft_wrap=True,
                 )
                 facts = {
                     "layers": built.layers,
@@ -71,7 +72,9 @@ def build_engines(path: Path, options: BuildOptions, console: Console) -> None:
                 yield name, built.engine, facts
 
         result = store.write(bundle, trt.__version__, options_record(options), compiled)
-    console.print(f"{result.folder}: {options.backend} {trt.__version__}, {options.precision}", highlight=False)
+    console.print(
+        f"{result.folder}: {options.backend} {trt.__version__}, {options.precision}", highlight=False, soft_wrap=True
+    )
 
 
 def inspect_bundle(bundle: Bundle, as_json: bool) -> None:
@@ -102,6 +105,7 @@ def inspect_bundle(bundle: Bundle, as_json: bool) -> None:
         f"{m.name}: {g.width}x{g.height} at {g.fps} fps, chunk {g.chunk}, sink {g.sink}, window {g.window}, "
         f"{len(m.prompts)} prompts, rope {m.rope.mode} with jitter {m.rope.jitter_sigma:g}",
         highlight=False,
+        soft_wrap=True,
     )
     table = Table("graph", "MiB", "inputs", "outputs")
     for name, graph in m.graphs.items():
@@ -113,4 +117,4 @@ def inspect_bundle(bundle: Bundle, as_json: bool) -> None:
     for e in engines:
         state = "cannot be used here: " + e.problem if e.problem else "valid for the backend installed here"
         made = f"{e.record.backend} {e.record.version} {e.record.options.get('precision')}" if e.record else "?"
-        out.print(f"engines/{e.fingerprint}: {made}: {state}", highlight=False)
+        out.print(f"engines/{e.fingerprint}: {made}: {state}", highlight=False, soft_wrap=True)

@@ -128,7 +128,7 @@ def generate(
             stream.bank.find(text)  # fail now, not in an hour
         chosen, notice = choose_encoder(encoder, geometry.width, geometry.height)
         if notice:
-            console.print(notice, highlight=False)
+            console.print(notice, highlight=False, soft_wrap=True)
         out = open_output(output, geometry.width, geometry.height, geometry.fps, endless, chosen)
         with StopSignals() as stop, out, Progress(geometry.fps, total) as progress:
             made = 0
@@ -142,7 +142,11 @@ def generate(
                 while changes and changes[0][0] * geometry.fps <= made:
                     stream.set_prompt(changes.pop(0)[1], transition)  # type: ignore[arg-type]
     if output != "-":
-        console.print(f"{output}: {made} frames, {made / geometry.fps:.2f} s at {geometry.fps} fps", highlight=False)
+        console.print(
+            f"{output}: {made} frames, {made / geometry.fps:.2f} s at {geometry.fps} fps",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def parse_change(text: str) -> tuple[float, str]:
@@ -179,9 +183,9 @@ def play(
     picture = None if anchor is None else read_picture(anchor, g.width, g.height)
     options = EngineOptions(provider, threads)
     with Stream(opened, prompt=prompt, seed=seed, anchor=picture, backend=open_backend(backend, options)) as stream:
-        console.print(playing.KEYS, highlight=False)
+        console.print(playing.KEYS, highlight=False, soft_wrap=True)
         shown = playing.play(stream, stream.bank.prompts, fullscreen, seconds)
-    console.print(f"{shown} frames shown", highlight=False)
+    console.print(f"{shown} frames shown", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -251,14 +255,15 @@ def soak(
                 f"minute {m.minute:4d} · motion {m.motion:5.2f} · sharpness {m.sharpness:7.1f} · "
                 f"to the sinks {m.sink_distance:4.2f} · {m.memory_bytes / 2**20:.0f} MiB · {m.chunk_median_ms:.0f} ms",
                 highlight=False,
+                soft_wrap=True,
             )
 
         result = soaking.soak(stream, minutes, watch=watch)
     for file in soaking.write_report(output, result):
-        console.print(str(file), highlight=False)
+        console.print(str(file), highlight=False, soft_wrap=True)
     problems = soaking.verdict(result.minutes)
     for problem in problems:
-        console.print(f"[bold red]out of bounds:[/] {_plain(problem)}", highlight=False)
+        console.print(f"[bold red]out of bounds:[/] {_plain(problem)}", highlight=False, soft_wrap=True)
     if problems:
         raise typer.Exit(1)
 
@@ -367,12 +372,13 @@ def sinks(
             f"{done.variant.label:12} seed {done.seed} · collapse max {figures.highest:5.1f} % at frame {figures.frame} · "
             f"mean {figures.mean:4.1f} % · motion {done.motion:4.2f} · {done.prompt}",
             highlight=False,
+            soft_wrap=True,
         )
 
     wanted = [(variant, text, number) for variant in variants for text in prompts for number in (seed or [0, 1])]
     runs = studies.run_all(opened, wanted, frames, trained, jobs, tell)
     for file in studies.write_report(output, opened, runs, frames, trained):
-        console.print(str(file), highlight=False)
+        console.print(str(file), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -522,7 +528,7 @@ def compare_bundles(
         chunks,
         minutes,
         (backend, backend),
-        lambda line: console.print(line, highlight=False),
+        lambda line: console.print(line, highlight=False, soft_wrap=True),
     )
     if output is not None:
         comparing.write_record(output, found)
@@ -532,7 +538,7 @@ def compare_bundles(
 def show_quality(quality: dict[str, Any]) -> None:
     """Print the figures of a comparison; exit code 1 when the gate is not passed."""
     for name, value in quality.items():
-        console.print(f"{name:16} {value}", highlight=False)
+        console.print(f"{name:16} {value}", highlight=False, soft_wrap=True)
     if not quality["passed"]:
         raise typer.Exit(1)
 
@@ -559,18 +565,22 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         return
     out = Console()
     for name, value in (*found.system.items(), *found.packages.items()):
-        out.print(f"{name:16} {value}", highlight=False)
+        out.print(f"{name:16} {value}", highlight=False, soft_wrap=True)
     gpu = found.gpu
     told = (
         f"{gpu.name}, {gpu.compute_capability}, {gpu.free_mib} of {gpu.memory_mib} MiB free, driver for CUDA {gpu.driver}"
         if gpu
         else found.gpu_note
     )
-    out.print(f"{'GPU':16} {told}", highlight=False)
-    out.print(f"{'video encoders':16} {', '.join(found.encoders)}", highlight=False)
+    out.print(f"{'GPU':16} {told}", highlight=False, soft_wrap=True)
+    out.print(f"{'video encoders':16} {', '.join(found.encoders)}", highlight=False, soft_wrap=True)
     for road in found.roads:
-        out.print(f"{'ready  ' if road.ready else 'missing'} {road.backend}: {_plain(road.note)}", highlight=False)
-    out.print(f"advice: {found.advice}", highlight=False)
+        out.print(
+            f"{'ready  ' if road.ready else 'missing'} {road.backend}: {_plain(road.note)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    out.print(f"advice: {found.advice}", highlight=False, soft_wrap=True)
 
 
 @prompt_bank.callback(invoke_without_command=True)
@@ -595,7 +605,7 @@ def add_prompts(
         from ..export.addprompts import add
 
         added = add(bundle, prompt or [], file, text_encoder)
-    console.print(f"{bundle}: {added} prompts added", highlight=False)
+    console.print(f"{bundle}: {added} prompts added", highlight=False, soft_wrap=True)
 
 
 @exporting.command("checkpoint")

@@ -82,7 +82,7 @@ def show(request: Request, names: Sequence[str], as_json: bool) -> None:
         highlight=False,
     )
     gigabytes = {name: value / 1e9 for name, value in vars(parts).items()} | {"in all": parts.total / 1e9}
-    out.print(", ".join(f"{name} {value:.2f} GB" for name, value in gigabytes.items()), highlight=False)
+    out.print(", ".join(f"{name} {value:.2f} GB" for name, value in gigabytes.items()), highlight=False, soft_wrap=True)
     table = Table(title=f"Predicted seconds for a chunk of {g.chunk_seconds:.2f} s")
     for column in ("device", "best", "worst", "memory", f"real time at {g.fps} fps", "what to change"):
         table.add_column(column, justify="right" if column in ("best", "worst", "memory") else "left")
@@ -91,4 +91,4 @@ def show(request: Request, names: Sequence[str], as_json: bool) -> None:
     out.print(table)
     out.print("Share of the peak, by class of card (predictions; nothing was measured here):")
     for low, high, why in FACTORS.values():
-        out.print(f"  {low:.0%} to {high:.0%}: {why}", highlight=False)
+        out.print(f"  {low:.0%} to {high:.0%}: {why}", highlight=False, soft_wrap=True)

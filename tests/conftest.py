@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from everframe.engines.bundle import Bundle
@@ -12,6 +14,16 @@ from helpers import write_checkpoint
 from wanfiles import write_wan_files
 
 KEEP = Overrides()
+
+
+def pytest_configure() -> None:
+    """With pytest -n, a core for each worker and all it starts. Two pools of spinning threads on the same cores take
+    twice as long for the same work."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")  # gw0, gw1, …
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
