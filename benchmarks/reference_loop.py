@@ -198,7 +198,7 @@ def compiled(folder: Path, chunks: int) -> dict[str, list[float]]:
     from stream import eager_loop
 
     from everframe.export.graphs import StepGraph
-    from everframe.export.taehv import DecodeGraph
+    from everframe.export.taehvgraphs import DecodeGraph
     from everframe.runtime import open_bundle
 
     for kind in (StepGraph, DecodeGraph):

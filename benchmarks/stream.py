@@ -25,7 +25,8 @@ from rich.table import Table
 from everframe.engines.bundle import Bundle
 from everframe.export.checkpoint import load
 from everframe.export.graphs import PromptGraph, Ring, StepGraph
-from everframe.export.taehv import DecodeGraph, zero_states
+from everframe.export.taehv import zero_states
+from everframe.export.taehvgraphs import DecodeGraph
 from everframe.runtime import EngineOptions, Stream, open_bundle, open_output
 from everframe.runtime.noise import chunk_noise
 from everframe.runtime.prompts import PromptBank

@@ -111,8 +111,9 @@ class Backend(Protocol):
     @property
     def device(self) -> Device: ...
 
-    def load(self, bundle: Bundle, name: str) -> Engine:
-        """Make graph `name` of the bundle ready to run. Raises UserError when it cannot be loaded."""
+    def load(self, bundle: Bundle, name: str, beside: bool = False) -> Engine:
+        """Make graph `name` of the bundle ready to run; beside: next to the passes of another engine, so that on a CPU it
+        gets half of the threads. Raises UserError when it cannot be loaded."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -70,29 +71,32 @@ class OrtBuffer:
 
 
 class OrtDevice:
-    overlaps = False  # on a CPU both lanes want the same cores; on a GPU the provider's stream is one
+    """threads: what passes may use together. With one, passes side by side take turns."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, threads: int):
+        self.name, self.threads = name, threads
+        # On a CPU two passes with half of the cores each are faster than one after the other with all: no operator keeps
+        # every core busy. On a GPU the provider's stream is one.
+        self.overlaps = name == "cpu"
 
     def zeros(self, shape: Sequence[int], dtype: str) -> OrtBuffer:
         return OrtBuffer(shape, dtype, self.name)
 
     def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> OrtLaunch:
-        return OrtLaunch(passes, beside)
+        return OrtLaunch(passes, beside, threaded=bool(beside) and (self.threads > 1 or self.name != "cpu"))
 
 
 class OrtLaunch:
-    """Passes that run when they are waited for; with others beside them, in a thread from the start on."""
+    """Passes that run in a thread from the start on, or when they are waited for; others beside them, when those are."""
 
-    def __init__(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]]):
-        self.passes, self.beside = list(passes), list(beside)
+    def __init__(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]], threaded: bool):
+        self.passes, self.beside, self.threaded = list(passes), list(beside), threaded
         self._done: list[float] | None = None
         self._started: Future[list[float]] | None = None
 
     def start(self) -> None:
         self._done = None
-        self._started = _thread().submit(_timed, self.passes) if self.beside else None
+        self._started = _thread().submit(_timed, self.passes) if self.threaded else None
 
     def main(self) -> list[float]:
         if self._done is None:
@@ -151,22 +155,23 @@ class OrtBackend:
             self.plugged = plugged_devices(self.provider)
         if options.threads < 0:
             raise UserError(f"threads {options.threads}: expected 0 (one per core) or more")
-        self.threads = options.threads
-        self.device = OrtDevice("cpu" if options.provider == "cpu" else "cuda")
+        self.threads = options.threads or usable_cores()
+        self.device = OrtDevice("cpu" if options.provider == "cpu" else "cuda", self.threads)
         # Streams of one bundle share its engines' weights. An engine that no stream holds any more is freed.
-        self._engines: weakref.WeakValueDictionary[tuple[str, str], OrtEngine] = weakref.WeakValueDictionary()
+        self._engines: weakref.WeakValueDictionary[tuple[str, str, int], OrtEngine] = weakref.WeakValueDictionary()
 
-    def load(self, bundle: Bundle, name: str) -> OrtEngine:
+    def load(self, bundle: Bundle, name: str, beside: bool = False) -> OrtEngine:
         """Loaded once for all streams of this backend."""
-        key = (bundle.manifest.graphs[name].model.sha256, str(bundle.graph_path(name)))
+        threads = max(1, self.threads // 2) if beside else self.threads
+        key = (bundle.manifest.graphs[name].model.sha256, str(bundle.graph_path(name)), threads)
         engine = self._engines.get(key)
         if engine is None:
-            engine = self._engines[key] = self._load(bundle, name)
+            engine = self._engines[key] = self._load(bundle, name, threads)
         return engine
 
-    def _load(self, bundle: Bundle, name: str) -> OrtEngine:
+    def _load(self, bundle: Bundle, name: str, threads: int) -> OrtEngine:
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = self.threads
+        settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
         # Signed stays signed: the rewriting to uint8 for old CPUs leaves graphs of opset 21 and later inconsistent (1.32).
@@ -187,6 +192,11 @@ class OrtBackend:
                 f"{file}: ONNX Runtime {ort.__version__} cannot load it: {str(error).splitlines()[0]}"
             ) from None
         return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plugged_devices(provider: str) -> list[Any]:

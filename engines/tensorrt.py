@@ -165,7 +165,7 @@ class TrtBackend:
         # Decoding may run beside the step and prompt engines, so there are two.
         self._scratch, self._decoding = Workspace(self.device), Workspace(self.device)
 
-    def load(self, bundle: Bundle, name: str) -> TrtEngine:
+    def load(self, bundle: Bundle, name: str, beside: bool = False) -> TrtEngine:
         if bundle.path not in self._chosen:
             self._chosen[bundle.path] = self._choose(bundle)
         found = self._chosen[bundle.path]

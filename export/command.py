@@ -38,7 +38,8 @@ from .checkpoint import CheckpointConfig, RopeConfig, load
 from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
 from .onnxfile import save_graph
 from .schedule import Schedule
-from .taehv import DecodeGraph, EncodeGraph, Taehv
+from .taehv import Taehv
+from .taehvgraphs import DecodeGraph, EncodeGraph
 from .textgraph import write_text_graph
 from .texts import Umt5
 from .verify import compare

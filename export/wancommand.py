@@ -17,7 +17,8 @@ from .checkpoint import RopeConfig
 from .command import Parts, check_target, decoders_of, parse_size, write_bundle
 from .schedule import Schedule
 from .sources import Source, State, fit, half, merge_lora, public_names, read, single, vae_names, wan_config
-from .taehv import EncodeGraph, Taehv, TaehvConfig, public_weights
+from .taehv import Taehv, TaehvConfig, public_weights
+from .taehvgraphs import EncodeGraph
 from .texts import Umt5, encode_all, open_encoder, read_prompts
 from .wan import Wan, fold
 from .wanvae import MEAN, STD, WanDecodeGraph, WanEncodeGraph, WanVae, WanVaeConfig

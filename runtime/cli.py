@@ -132,6 +132,9 @@ def generate(
         out = open_output(output, geometry.width, geometry.height, geometry.fps, endless, chosen)
         with StopSignals() as stop, out, Progress(geometry.fps, total) as progress:
             made = 0
+            ahead = (
+                geometry.chunk * geometry.time_scale if stream.overlap else 0
+            )  # the chunk that is being made already
             for chunk in stream:
                 frames = chunk.frames if total is None else chunk.frames[: total - made]
                 out.write(frames)
@@ -139,7 +142,7 @@ def generate(
                 progress.update(made, chunk)
                 if stop.requested or made == total:
                     break
-                while changes and changes[0][0] * geometry.fps <= made:
+                while changes and changes[0][0] * geometry.fps <= made + ahead:
                     stream.set_prompt(changes.pop(0)[1], transition)  # type: ignore[arg-type]
     if output != "-":
         console.print(

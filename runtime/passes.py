@@ -67,7 +67,8 @@ class Passes:
         self.portable = manifest.form == "portable"
         self.lanes = lanes
         self.layers = range(net.layers)
-        step, prompt, decode = (backend.load(bundle, name) for name in (step_graph, "prompt", "decode"))
+        prompt = backend.load(bundle, "prompt")
+        step, decode = (backend.load(bundle, name, beside=lanes == 2) for name in (step_graph, "decode"))
         zeros = step.device.zeros
         # The ring is every input that comes out again: in place it is input and output at once, in the portable form the
         # outputs are the chunk's own part. Keys, values, and with an INT8 ring their scales: tokens on axis 2.
@@ -129,7 +130,7 @@ class Passes:
             {s.name: zeros(s.shape, s.dtype) for s in decode.graph.inputs if s.name != "latent"} for _ in range(2)
         ]
         # A decoder state is read and written in one pass, so two sets take turns; a first chunk has a decoder of its own.
-        first = backend.load(bundle, "decode_first") if "decode_first" in manifest.graphs else decode
+        first = backend.load(bundle, "decode_first", lanes == 2) if "decode_first" in manifest.graphs else decode
         turns = [self._bind_decode(*turn) for turn in ((decode, 0), (decode, 1), (first, 0))]
         self._frames = [frames for _, frames in turns]
         # A chunk whose latent is given is only committed and decoded.

@@ -100,7 +100,7 @@ class Stream:
             bundle with its encoder.
         probe: run the denoising passes through the bundle's probe graph, which tells the attention on the sinks.
         overlap: decode a chunk beside the denoising of the next one; a prompt change then takes effect one chunk later.
-            Default: where the device gains by it.
+            Default: where the device gains by it, which a CPU does too.
 
     Raises UserError for bad arguments or files that cannot be loaded.
     """
@@ -159,8 +159,8 @@ class Stream:
 
     @property
     def position(self) -> int:
-        """Latent frame index of the next chunk."""
-        return self._position
+        """Latent frame index of the chunk that `next_chunk` returns next."""
+        return self._begun.position if self._begun else self._position
 
     @property
     def prompt(self) -> str:
@@ -234,7 +234,9 @@ class Stream:
         if self.overlap:
             self._begun = self._begin((latent, this.fresh))
         frames, beside = loop.shown()
-        observed = [{name: buffer.read() for name, buffer in told.items()} for told in loop.observed]
+        # With overlap the next chunk's passes are already writing there.
+        watched = [] if self.overlap else loop.observed
+        observed = [{name: buffer.read() for name, buffer in told.items()} for told in watched]
         *diffuse, finalize, decode, copy = seconds + beside
         total = time.perf_counter() - began
         timings = Timings(this.prompt_time, host, tuple(diffuse), finalize, decode, copy, total)

@@ -275,5 +275,5 @@ class SimulatedBackend:
         self.device = CudaDevice(Cuda(runtime))
         self.real = OrtBackend(EngineOptions())
 
-    def load(self, bundle: Bundle, name: str) -> SimulatedEngine:
+    def load(self, bundle: Bundle, name: str, beside: bool = False) -> SimulatedEngine:
         return SimulatedEngine(self.real.load(bundle, name), self.device)

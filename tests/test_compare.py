@@ -61,7 +61,10 @@ def test_lockstep_is_from_the_first_ones_history(bundle_path: Path, checkpoint: 
     (other / "manifest.json").write_text(json.dumps(bank))
     a, b = Bundle.open(bundle_path), Bundle.open(other)
     found = compare(a, b, PROMPTS[:1], [3], chunks=5, minutes=0)
-    with Stream(a, prompt=PROMPTS[0], seed=3) as one, Stream(b, prompt=PROMPTS[0], seed=3) as two:
+    with (
+        Stream(a, prompt=PROMPTS[0], seed=3, overlap=False) as one,
+        Stream(b, prompt=PROMPTS[0], seed=3, overlap=False) as two,
+    ):
         for c in range(5):
             chunk = one.next_chunk()
             state = two.snapshot()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from everframe.engines.errors import UserError
 from everframe.export.sources import fit, vae_names
-from everframe.export.taehv import DecodeGraph, Taehv, TaehvConfig, public_weights
+from everframe.export.taehv import Taehv, TaehvConfig, public_weights
+from everframe.export.taehvgraphs import DecodeGraph
 from everframe.export.wanvae import WanDecodeGraph, WanEncodeGraph, WanVae, WanVaeConfig
 
 SMALL = WanVaeConfig(dim=8)

@@ -12,7 +12,7 @@ import logging
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -55,6 +55,7 @@ class Supervisor(threading.Thread):
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self.slowest = 0.0  # seconds of the slowest chunk so far
+        self._cut = threading.Event()  # set where the generator was killed in the middle of a message
         self._barren = 0  # starts in a row that brought no chunk
 
     def order(self, *message: Any) -> None:
@@ -106,6 +107,7 @@ class Supervisor(threading.Thread):
         )
         process.start()
         theirs.close()
+        self._cut.clear()
         heard = time.monotonic()
         limit, stopping = self.start_seconds, None
         with ours:
@@ -126,12 +128,35 @@ class Supervisor(threading.Thread):
                 try:
                     if ours.poll(0.05):
                         heard = time.monotonic()
-                        if self._take(ours, stopping is not None):
+                        with self._cut_off_after(limit):
+                            is_chunk = self._take(ours, stopping is not None)
+                        if is_chunk:
                             limit = max(self.stall_seconds, 5 * self.slowest)  # a slow machine does not hang
                     elif now - heard > limit:
                         return self.event("hung", f"no chunk for {now - heard:.0f} s")
                 except (EOFError, OSError):  # the pipe's end, in a message or between two
-                    return None if stopping is not None else self.event("died", self._obituary())
+                    if stopping is not None:
+                        return None
+                    if self._cut.is_set():
+                        return self.event("hung", f"half a message for {limit:.0f} s")
+                    return self.event("died", self._obituary())
+
+    @contextlib.contextmanager
+    def _cut_off_after(self, seconds: float) -> Iterator[None]:
+        """A generator that stops in the middle of a message would hold this thread for ever: it is killed."""
+        assert self.process is not None
+
+        def kill(process: BaseProcess) -> None:
+            self._cut.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, kill, [self.process])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _take(self, pipe: Connection, stopping: bool) -> bool:
         """One message. Whether it was a chunk."""
