@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -164,8 +165,17 @@ class TrtBackend:
         self._chosen: dict[Path, store.Stored] = {}  # choosing hashes every engine, which are gigabytes
         # Decoding may run beside the step and prompt engines, so there are two.
         self._scratch, self._decoding = Workspace(self.device), Workspace(self.device)
+        # Streams of one bundle share its engines' weights, on the device's own streams, one thread at a time.
+        self._engines: weakref.WeakValueDictionary[tuple[Path, str], TrtEngine] = weakref.WeakValueDictionary()
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> TrtEngine:
+        """Loaded once for all streams of this backend. `beside` is for CPUs: nothing changes here."""
+        engine = self._engines.get((bundle.path, name))
+        if engine is None:
+            engine = self._engines[bundle.path, name] = self._load(bundle, name)
+        return engine
+
+    def _load(self, bundle: Bundle, name: str) -> TrtEngine:
         if bundle.path not in self._chosen:
             self._chosen[bundle.path] = self._choose(bundle)
         found = self._chosen[bundle.path]

@@ -44,7 +44,7 @@ TENSORRT_10_3 = """
 Abs Add And Cast Clip Concat Constant ConstantOfShape Conv Cos Div Einsum Equal Erf Exp Expand Flatten Floor Gather Gelu
 Gemm Greater Identity LayerNormalization Less MatMul Max Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean
 ReduceSum Relu Reshape Resize Round Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze
-Where
+Where DepthToSpace
 """
 
 

@@ -134,19 +134,13 @@ class Service:
         self.supervisor.order(kind, value)
 
     def _job(self) -> Job:
-        s, kept = self.config.stream, self.control.kept
+        settings, kept = self.config.stream, self.control.kept
         self.supervisor.forget_orders()  # what was ordered before is in `kept`
         return Job(
-            bundle=s.bundle,
-            state=self.config.state_dir / "state.safetensors",
-            prompt=kept.prompt.prompt if kept.prompt else s.prompt,
-            seed=kept.seed,
-            jitter=s.jitter,
-            anchor=s.anchor,
-            threads=s.threads,
-            provider=s.provider,
-            backend=s.backend,
-            save_seconds=s.save_seconds,
+            settings.model_copy(
+                update={"prompt": kept.prompt.prompt if kept.prompt else settings.prompt, "seed": kept.seed}
+            ),
+            self.config.state_dir / "state.safetensors",
             playlist=kept.playlist,
             paused=kept.paused,
         )

@@ -29,6 +29,7 @@ from ..soak import resident_memory
 from ..state import load_state, read_facts, save_state
 from ..stream import Chunk, Stream
 from ..video import read_picture
+from .config import StreamSettings
 from .playlist import Change, Director, Playlist
 
 BAD = ".bad"  # suffix of a state that could not be used
@@ -39,16 +40,8 @@ MOST_BAD = 3  # chunks in a row that may be not finite before the process gives 
 class Job:
     """What a generator process is told when it is started."""
 
-    bundle: Path | None
+    stream: StreamSettings  # with the prompt and the seed that hold now
     state: Path
-    prompt: str | None = None
-    seed: int = 0
-    jitter: float | None = None
-    anchor: Path | None = None
-    threads: int = 0
-    provider: str = "cpu"
-    backend: str = "onnxruntime"
-    save_seconds: float = 300.0
     playlist: Playlist | None = None  # to begin with, where there is no state
     paused: bool = False
 
@@ -71,16 +64,17 @@ class Generator:
 
     def __init__(self, connection: Connection, job: Job):
         self.connection, self.job = connection, job
-        bundle = open_bundle(job.bundle)
+        settings = job.stream
+        bundle = open_bundle(settings.bundle)
         self.geometry = g = bundle.manifest.geometry
         resumed = self._usable_state()
         self.stream = Stream(
             bundle,
-            prompt=job.prompt,
-            seed=resumed if resumed is not None else job.seed,
-            jitter_sigma=job.jitter,
-            anchor=None if job.anchor is None else read_picture(job.anchor, g.width, g.height),
-            backend=open_backend(job.backend, EngineOptions(job.provider, job.threads)),
+            prompt=settings.prompt,
+            seed=resumed if resumed is not None else settings.seed,
+            jitter_sigma=settings.jitter,
+            anchor=None if settings.anchor is None else read_picture(settings.anchor, g.width, g.height),
+            backend=open_backend(settings.backend, EngineOptions(settings.provider, settings.threads)),
         )
         self.director = Director(g.chunk_seconds)
         self.director.follow(job.playlist)
@@ -112,7 +106,8 @@ class Generator:
         frames = self.fader(chunk.frames)
         self.connection.send(("chunk", self._facts() | _figures(chunk, self.geometry.chunk_seconds)))
         self.connection.send_bytes(np.ascontiguousarray(frames).ravel().data)
-        if self.job.save_seconds and self._seconds() - self.saved_at >= self.job.save_seconds:
+        every = self.job.stream.save_seconds
+        if every and self._seconds() - self.saved_at >= every:
             self._save()
 
     def _make(self) -> Chunk | None:

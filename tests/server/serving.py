@@ -34,6 +34,22 @@ def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
     return found
 
 
+def ask(url: str, method: str = "GET", body: Any = None, token: str | None = TOKEN, **headers: str) -> tuple[int, Any]:
+    """Status and body: JSON where it is, else bytes."""
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    for name, value in headers.items():
+        request.add_header(name.replace("_", "-"), value)
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            status, content, kind = answer.status, answer.read(), answer.headers.get("content-type", "")
+    except urllib.error.HTTPError as error:
+        status, content, kind = error.code, error.read(), error.headers.get("content-type", "")
+    return status, json.loads(content) if "json" in kind and content else content
+
+
 @dataclass
 class Site:
     """A real `everframe serve` in a process of its own."""
@@ -50,19 +66,7 @@ class Site:
     def ask(
         self, path: str, method: str = "GET", body: Any = None, token: str | None = TOKEN, **headers: str
     ) -> tuple[int, Any]:
-        """Status and body: JSON where it is, else bytes."""
-        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
-        for name, value in headers.items():
-            request.add_header(name.replace("_", "-"), value)
-        if token:
-            request.add_header("Authorization", f"Bearer {token}")
-        try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                status, content, kind = answer.status, answer.read(), answer.headers.get("content-type", "")
-        except urllib.error.HTTPError as error:
-            status, content, kind = error.code, error.read(), error.headers.get("content-type", "")
-        return status, json.loads(content) if "json" in kind and content else content
+        return ask(self.url + path, method, body, token, **headers)
 
     def state_of(self) -> dict[str, Any]:
         return self.ask("/api/state")[1]

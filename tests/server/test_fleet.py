@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -15,21 +13,9 @@ from everframe.engines.errors import UserError
 from everframe.runtime.demo import open_bundle
 
 from helpers import PROMPTS
-from serving import free_port, wait_for
+from serving import ask, free_port, wait_for
 
 ray = pytest.importorskip("ray")
-TOKEN = "a-token-for-the-fleet"
-
-
-def ask(port: int, path: str, body: object = None, token: str = TOKEN) -> tuple[int, bytes]:
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
 
 
 def test_a_node_dies_and_its_streams_go_on_elsewhere(bundle_path: Path, tmp_path: Path) -> None:
@@ -55,14 +41,19 @@ def test_a_node_dies_and_its_streams_go_on_elsewhere(bundle_path: Path, tmp_path
         )
     )
     port = free_port()
+    token = "a-token-for-the-fleet"
+
+    def call(path: str, body: object = None, token: str = token) -> tuple[int, Any]:
+        return ask(f"http://127.0.0.1:{port}{path}", "GET" if body is None else "POST", body, token)
+
     try:
         fleet = Fleet(read_fleet(file))
-        server = uvicorn.Server(uvicorn.Config(create_gateway(fleet, Server(), TOKEN), port=port, log_config=None))
+        server = uvicorn.Server(uvicorn.Config(create_gateway(fleet, Server(), token), port=port, log_config=None))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
 
         def states() -> dict:
-            return json.loads(ask(port, "/api/streams")[1])
+            return call("/api/streams")[1]
 
         def running() -> dict:
             found = states()
@@ -72,17 +63,17 @@ def test_a_node_dies_and_its_streams_go_on_elsewhere(bundle_path: Path, tmp_path
         before = wait_for(running, 120)
         homes = {name: state["node"] for name, state in before.items()}
         assert len(set(homes.values())) == 2  # one on each
-        assert ask(port, "/api/streams/lobby/prompt", {"prompt": PROMPTS[1]}, token="wrong")[0] == 401
-        assert ask(port, "/api/streams/lobby/prompt", {"prompt": "an elephant"})[0] == 422
-        assert ask(port, "/api/streams/attic")[0] == 404
-        assert ask(port, "/api/streams/lobby/prompt", {"prompt": PROMPTS[1]})[0] == 200
+        assert call("/api/streams/lobby/prompt", {"prompt": PROMPTS[1]}, token="wrong")[0] == 401
+        assert call("/api/streams/lobby/prompt", {"prompt": "an elephant"})[0] == 422
+        assert call("/api/streams/attic")[0] == 404
+        assert call("/api/streams/lobby/prompt", {"prompt": PROMPTS[1]})[0] == 200
         wait_for(lambda: states()["lobby"]["prompt"] == PROMPTS[1])
-        assert ask(port, "/streams/hall/snapshot.png")[1][:4] == b"\x89PNG"
-        wait_for(lambda: ask(port, "/streams/hall/hls/live.m3u8")[0] == 200)
-        playlist = ask(port, "/streams/hall/hls/live.m3u8")[1]
+        assert call("/streams/hall/snapshot.png")[1][:4] == b"\x89PNG"
+        wait_for(lambda: call("/streams/hall/hls/live.m3u8")[0] == 200)
+        playlist = call("/streams/hall/hls/live.m3u8")[1]
         number = playlist.decode().split(".m4s")[0].split()[-1]
         movie = tmp_path / "x.mp4"
-        movie.write_bytes(ask(port, "/streams/hall/hls/init.mp4")[1] + ask(port, f"/streams/hall/hls/{number}.m4s")[1])
+        movie.write_bytes(call("/streams/hall/hls/init.mp4")[1] + call(f"/streams/hall/hls/{number}.m4s")[1])
         with av.open(str(movie)) as container:
             assert len(list(container.decode(video=0))) == 32
         wait_for(lambda: (tmp_path / "state" / "lobby" / "state.safetensors").exists())

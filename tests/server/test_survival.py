@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from everframe.engines.bundle import Bundle, describe, read_manifest, write_manifest
 from everframe.runtime import Stream, Transition
+from everframe.runtime.server.config import StreamSettings
 from everframe.runtime.server.playlist import Director, Item, Playlist
 from everframe.runtime.server.worker import Job, main
 
@@ -32,6 +33,10 @@ from serving import serve, wait_for
 
 WAYS: tuple[Transition, ...] = ("smooth", "flush", "cut")
 PLAYLIST = Playlist(items=[Item(prompt=p, seconds=3, transition=t) for p, t in zip(PROMPTS, WAYS, strict=True)])
+
+
+def job_of(bundle: Path, state: Path, playlist: Playlist | None = None, **settings: Any) -> Job:
+    return Job(StreamSettings(bundle=bundle, threads=1, **settings), state, playlist)
 
 
 @contextmanager
@@ -61,7 +66,7 @@ def read(pipe: Connection) -> tuple[str, Any, NDArray[np.uint8] | None]:
 
 def test_twenty_kills_and_the_stream_is_the_uninterrupted_one(bundle_path: Path, tmp_path: Path) -> None:
     """Frame for frame, with a playlist that changes prompts in three ways; killed at random moments."""
-    job = Job(bundle_path, tmp_path / "state.safetensors", seed=6, playlist=PLAYLIST, save_seconds=1.5, threads=1)
+    job = job_of(bundle_path, tmp_path / "state.safetensors", PLAYLIST, seed=6, save_seconds=1.5)
     got: dict[int, NDArray[np.uint8]] = {}
     rng = random.Random(1)
     for _ in range(21):
@@ -97,7 +102,7 @@ def test_twenty_kills_and_the_stream_is_the_uninterrupted_one(bundle_path: Path,
 
 
 def test_the_state_is_saved_when_the_web_process_is_gone(bundle_path: Path, tmp_path: Path) -> None:
-    job = Job(bundle_path, tmp_path / "state.safetensors", save_seconds=0, threads=1)
+    job = job_of(bundle_path, tmp_path / "state.safetensors", save_seconds=0)
     with generator(job) as (pipe, process):
         while read(pipe)[0] != "chunk":
             pass
@@ -110,7 +115,7 @@ def test_the_state_is_saved_when_the_web_process_is_gone(bundle_path: Path, tmp_
 def test_a_damaged_state_is_put_aside(bundle_path: Path, tmp_path: Path) -> None:
     file = tmp_path / "state.safetensors"
     file.write_bytes(b"rubbish" * 100)
-    with generator(Job(bundle_path, file, threads=1)) as (pipe, _):
+    with generator(job_of(bundle_path, file)) as (pipe, _):
         kinds = [read(pipe) for _ in range(3)]
         assert kinds[0][1][0] == "unusable"
         assert str(file) in kinds[0][1][1]
@@ -137,7 +142,7 @@ def test_numbers_that_are_not_finite_are_not_shown(poisoned: Path, tmp_path: Pat
     """Back to the last good state, or where there is none to a new scene of the last good prompt."""
     from everframe.runtime.server.playlist import Change
 
-    job = Job(poisoned, tmp_path / "state.safetensors", prompt=PROMPTS[0], seed=3, save_seconds=save_seconds, threads=1)
+    job = job_of(poisoned, tmp_path / "state.safetensors", prompt=PROMPTS[0], seed=3, save_seconds=save_seconds)
     with generator(job) as (pipe, _):
         events, prompts, after, seed = [], [], 0, -1
         for n in range(60):
