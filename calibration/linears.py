@@ -6,12 +6,13 @@ first and the last layer of either graph are left alone: they are small and deci
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..engines.errors import UserError
 
@@ -60,7 +61,8 @@ def find_convolutions(model: ModelProto) -> list[Linear]:
     for node in model.graph.node:
         if node.op_type == "Conv" and (path := _constant_path(node.input[1], makers, constants)):
             found.append(Linear(f"decode {len(found)}", node.name, node.input[0], path, conv=True))
-    return found[1:-1]
+    outer = {found[i].path for i in (0, -1)} if found else set()  # used anew for every latent frame or frame
+    return [conv for conv in found if conv.path not in outer]
 
 
 def _constant_path(tensor: str, makers: dict[str, NodeProto], constants: set[str]) -> tuple[str, ...] | None:
@@ -73,10 +75,21 @@ def _constant_path(tensor: str, makers: dict[str, NodeProto], constants: set[str
     return tuple(reversed(path))
 
 
+def tensor_values(tensor: TensorProto, folder: Path) -> NDArray:
+    """A constant of a graph. folder: where external data lies. onnx's own reader refuses a file that is linked twice, which
+    the weights of a bundle are while another one is made of it."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    count, offset = math.prod(tensor.dims), int(place.get("offset", 0))
+    return np.fromfile(folder / place["location"], kind, count, offset=offset).reshape(tensor.dims)
+
+
 def weight_of(graph: GraphProto, linear: Linear, folder: Path) -> tuple[NDArray[np.float32], bool]:
     """W as float32, and whether the layer computes in float16. folder: where external data lies."""
     tensor = next(t for t in graph.initializer if t.name == linear.path[0])
-    values = numpy_helper.to_array(tensor, str(folder))
+    values = tensor_values(tensor, folder)
     for name in linear.path[1:]:
         node = next(n for n in graph.node if name in n.output)
         if node.op_type == "Reshape":  # the patch embedding's, which is not quantised

@@ -18,10 +18,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor
 
 from ..engines.errors import UserError
-from .linears import Linear, weight_of
+from .linears import Linear, tensor_values, weight_of
 from .observe import Statistics
 
 PRECISIONS = ("int8", "fp8", "int8-weights", "int4-weights")
@@ -112,9 +111,7 @@ def quantise(
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     for tensor in kept:
         if tensor.data_location == TensorProto.EXTERNAL:
-            load_external_data_for_tensor(tensor, str(folder))
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
+            tensor.CopyFrom(numpy_helper.from_array(tensor_values(tensor, folder), tensor.name))
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.initializer[:]

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from everframe.calibration.command import Settings, calibrate
-from everframe.calibration.linears import PARTS, find_linears, weight_of
+from everframe.calibration.linears import PARTS, find_convolutions, find_linears, tensor_values, weight_of
 from everframe.calibration.observe import observe
 from everframe.calibration.quantize import METHODS, Range, peaks_of_weights, quantise, ranges
 from everframe.calibration.sensitivity import Sensitivity, exclusions
@@ -244,6 +244,31 @@ def test_an_interrupted_calibration_goes_on(bundle: Bundle, step: onnx.ModelProt
     assert again.thresholds() == whole.thresholds()
     for name, peaks in whole.peaks.items():
         assert (again.peaks[name] == peaks).all()
+
+
+def test_weights_beside_a_graph_are_read_even_from_a_linked_file(tmp_path: Path) -> None:
+    """The weights of a bundle are hard links while another bundle is made of it; onnx refuses to read those."""
+    arrays = [np.arange(12, dtype=np.float16).reshape(3, 4), np.arange(5, dtype=np.float32)]
+    tensors = [onnx.numpy_helper.from_array(a, f"t{i}") for i, a in enumerate(arrays)]
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], tensors))
+    onnx.save(model, tmp_path / "g.onnx", save_as_external_data=True, location="g.data", size_threshold=0)
+    (tmp_path / "again").hardlink_to(tmp_path / "g.data")
+    found = onnx.load(tmp_path / "g.onnx", load_external_data=False).graph.initializer
+    assert all(t.data_location == onnx.TensorProto.EXTERNAL for t in found)
+    for tensor, array in zip(found, arrays, strict=True):
+        assert (tensor_values(tensor, tmp_path) == array).all()
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.numpy_helper.to_array(found[0], str(tmp_path))
+
+
+def test_the_outer_convolutions_of_every_frame_stay_float(bundle_path: Path) -> None:
+    model = onnx.load(Bundle.open(bundle_path).graph_path("decode"))
+    convolutions = [n for n in model.graph.node if n.op_type == "Conv"]
+    chosen = {linear.node for linear in find_convolutions(model)}
+    outer = [n for n in convolutions if n.input[1] in (convolutions[0].input[1], convolutions[-1].input[1])]
+    assert len(outer) == 3 + 12  # one for each latent frame, one for each frame
+    assert not chosen & {n.name for n in outer}
+    assert chosen == {n.name for n in convolutions} - {n.name for n in outer}
 
 
 def test_the_decoder_too(bundle_path: Path, tmp_path: Path) -> None:
