@@ -168,7 +168,7 @@ class Stream:
         return self._pending[0] if self._pending else self._prompt
 
     def set_prompt(self, prompt: str, transition: Transition = "smooth") -> None:
-        """Change the prompt from the next chunk on.
+        """Change the prompt from the next chunk on that has not been begun; with overlap one has been, after the first.
 
         swap: the cross-attention keys and values change, the ring stays. smooth: also re-commit the window's clean
         latents under the new prompt (LongLive's KV-recache). flush: keep only the sinks and the newest chunk
