@@ -26,6 +26,7 @@ from .observe import Statistics
 PRECISIONS = ("int8", "fp8", "int8-weights", "int4-weights")
 METHODS = ("minmax", "entropy", "percentile", "smoothquant")
 LARGEST = {"int8": 127.0, "fp8": 448.0, "int8-weights": 127.0, "int4-weights": 7.0}
+HALF_OPSET = 19  # the first whose QuantizeLinear takes float16; TensorRT 10.3 reads up to 20
 BLOCK = 128  # input channels that share an int4 scale
 TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN, "int4": TensorProto.INT4}
 
@@ -84,6 +85,7 @@ def quantise(
     graph = model.graph
     chosen = {linear.node: linear for linear in linears}
     weights_only = precision.endswith("weights")
+    halves = False
     nodes: list[NodeProto] = []
     ready: dict[str, str] = {}  # activation -> its dequantised twin
     added: list[TensorProto] = []
@@ -92,6 +94,7 @@ def quantise(
         if linear is not None:
             weight, half = weight_of(graph, linear, folder)
             kind = np.float16 if half else np.float32
+            halves |= half
             smooth = None
             if not weights_only:
                 span = found[linear.key]
@@ -117,6 +120,9 @@ def quantise(
     del graph.initializer[:]
     graph.initializer.extend([*kept, *added])
     del graph.value_info[:]
+    for domain in model.opset_import:  # the portable form's 18 quantises float32 to eight-bit integers only
+        if domain.domain == "" and halves:
+            domain.version = max(domain.version, HALF_OPSET)
 
 
 def _is_output(graph, node: NodeProto) -> bool:

@@ -19,11 +19,13 @@ from everframe.calibration.quantize import METHODS, Range, peaks_of_weights, qua
 from everframe.calibration.sensitivity import Sensitivity, exclusions
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
+from everframe.export.wancommand import export_wan
 from everframe.runtime import DEMO_BUNDLE, Stream
 from everframe.runtime.cli import app
 from everframe.runtime.compare import compare
 
 from helpers import PROMPTS, TRANSFORMER
+from wanfiles import source
 
 QUIET = Console(quiet=True)
 QUICK = Settings(prompts=tuple(PROMPTS[:1]), chunks=5, gate_chunks=3, gate_minutes=0.05, sensitivity=False)
@@ -259,6 +261,21 @@ def test_weights_beside_a_graph_are_read_even_from_a_linked_file(tmp_path: Path)
         assert (tensor_values(tensor, tmp_path) == array).all()
     with pytest.raises(onnx.checker.ValidationError):
         onnx.numpy_helper.to_array(found[0], str(tmp_path))
+
+
+def test_a_portable_bundle_in_half_precision(wan_home: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "half.everframe", tmp_path / "q.everframe"
+    given = source(wan_home, vae=wan_home / "taew2_1.pth", precision="fp16", form="portable")
+    export_wan(given, path, chunks=0, force=False, console=QUIET)
+    calibrate(path, out, changed(QUICK, prompts=(), ring="int8"), False, QUIET)
+    model = onnx.load(Bundle.open(out).graph_path("step"))
+    onnx.checker.check_model(model, full_check=True)  # types too
+    assert max(o.version for o in model.opset_import) <= 20  # what TensorRT 10.3 reads
+    with Stream(Bundle.open(path), overlap=False) as plain, Stream(Bundle.open(out), overlap=False) as quantised:
+        for _ in range(2):
+            one, other = plain.next_chunk(), quantised.next_chunk()
+            quantised_error = np.abs(one.latent - other.latent).mean() / np.abs(one.latent).mean()
+            assert 0 < quantised_error < 0.2
 
 
 def test_the_outer_convolutions_of_every_frame_stay_float(bundle_path: Path) -> None:
