@@ -55,7 +55,6 @@ class Supervisor(threading.Thread):
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self.slowest = 0.0  # seconds of the slowest chunk so far
-        self._cut = threading.Event()  # set where the generator was killed in the middle of a message
         self._barren = 0  # starts in a row that brought no chunk
 
     def order(self, *message: Any) -> None:
@@ -107,7 +106,7 @@ class Supervisor(threading.Thread):
         )
         process.start()
         theirs.close()
-        self._cut.clear()
+        cut = threading.Event()  # set where the generator is killed in the middle of a message
         heard = time.monotonic()
         limit, stopping = self.start_seconds, None
         with ours:
@@ -128,7 +127,7 @@ class Supervisor(threading.Thread):
                 try:
                     if ours.poll(0.05):
                         heard = time.monotonic()
-                        with self._cut_off_after(limit):
+                        with _killed_after(limit, process, cut):
                             is_chunk = self._take(ours, stopping is not None)
                         if is_chunk:
                             limit = max(self.stall_seconds, 5 * self.slowest)  # a slow machine does not hang
@@ -137,26 +136,9 @@ class Supervisor(threading.Thread):
                 except (EOFError, OSError):  # the pipe's end, in a message or between two
                     if stopping is not None:
                         return None
-                    if self._cut.is_set():
+                    if cut.is_set():
                         return self.event("hung", f"half a message for {limit:.0f} s")
                     return self.event("died", self._obituary())
-
-    @contextlib.contextmanager
-    def _cut_off_after(self, seconds: float) -> Iterator[None]:
-        """A generator that stops in the middle of a message would hold this thread for ever: it is killed."""
-        assert self.process is not None
-
-        def kill(process: BaseProcess) -> None:
-            self._cut.set()
-            process.kill()
-
-        timer = threading.Timer(seconds, kill, [self.process])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
     def _take(self, pipe: Connection, stopping: bool) -> bool:
         """One message. Whether it was a chunk."""
@@ -199,3 +181,20 @@ class Supervisor(threading.Thread):
             if self.process.is_alive():
                 self.process.kill()
             self.process.join(5)
+
+
+@contextlib.contextmanager
+def _killed_after(seconds: float, process: BaseProcess, cut: threading.Event) -> Iterator[None]:
+    """A generator that stops in the middle of a message would hold its reader for ever: it is killed, and `cut` set."""
+
+    def kill() -> None:
+        cut.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
