@@ -7,18 +7,22 @@ is cloned and rolled to the left at every eviction, keys and values of the windo
 embedding computed at every pass, cross-attention keys and values cached, the decoder run once a chunk in eager PyTorch. With
 --compile, a third column: our own eager step under torch.compile.
 
-Each loop is a process of its own, so that its peak memory is its own. Measures after the window is full.
+Each loop is a process of its own, so that its peak memory is its own. Measures after the window is full: chunks as frames in
+memory first, then as many written into an H.264 file as they come ("chunk, to file").
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,9 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
+
+from everframe.engines.bundle import Bundle
+from everframe.runtime.video import Output
 
 CHECKPOINT = Path(__file__).parent.parent / "training" / "demo"
 
@@ -157,39 +164,52 @@ class Reference:
         return x
 
 
+STAGES = ("denoise and commit", "decode", "chunk")
+TO_FILE = "chunk, to file"
+
+
 def reference(folder: Path, chunks: int) -> dict[str, list[float]]:
     from everframe.export.checkpoint import load
+    from everframe.runtime import open_bundle
 
     model = Reference(folder)
     decoder = load(folder).autoencoder
-    states, rows = None, {"denoise and commit": [], "decode": [], "chunk": []}
+    states, rows = None, {name: [] for name in (*STAGES, TO_FILE)}
     warm = model.window // model.chunk + 1
-    with torch.no_grad():
-        for i in range(chunks + warm):
+    with torch.no_grad(), scratch_video(open_bundle()) as out:
+        for i in range(warm + 2 * chunks):
             marks = [time.perf_counter()]
             latent = model.next_chunk(i)
             marks.append(time.perf_counter())
             frames, states = decoder.decode(latent.transpose(1, 2), states)
-            (frames.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).contiguous().numpy()
+            pixels = (frames.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).contiguous().numpy()[0]
             marks.append(time.perf_counter())
-            if i >= warm:
-                add(rows, marks)
+            if warm <= i < warm + chunks:
+                for name, seconds in zip(STAGES, (*np.diff(marks).tolist(), marks[-1] - marks[0]), strict=True):
+                    rows[name].append(seconds)
+            elif i >= warm:
+                out.write(pixels)
+                rows[TO_FILE].append(time.perf_counter() - marks[0])
     return rows
 
 
 def ours(folder: Path, chunks: int, threads: int) -> dict[str, list[float]]:
     from everframe.runtime import EngineOptions, Stream, open_bundle
 
-    rows: dict[str, list[float]] = {"denoise and commit": [], "decode": [], "chunk": []}
-    with Stream(open_bundle(), options=EngineOptions(threads=threads)) as stream:
+    rows: dict[str, list[float]] = {name: [] for name in (*STAGES, TO_FILE)}
+    bundle = open_bundle()
+    with scratch_video(bundle) as out, Stream(bundle, options=EngineOptions(threads=threads)) as stream:
         warm = stream.layout.chunks + 1
-        for i in range(chunks + warm):
+        for i in range(warm + 2 * chunks):
+            began = time.perf_counter()
             chunk = stream.next_chunk()
             t = chunk.timings
-            if i >= warm:
-                rows["denoise and commit"].append(sum(t.diffuse) + t.finalize)
-                rows["decode"].append(t.decode)
-                rows["chunk"].append(t.total)
+            if warm <= i < warm + chunks:
+                for name, seconds in zip(STAGES, (sum(t.diffuse) + t.finalize, t.decode, t.total), strict=True):
+                    rows[name].append(seconds)
+            elif i >= warm:
+                out.write(chunk.frames)
+                rows[TO_FILE].append(time.perf_counter() - began)
     return rows
 
 
@@ -207,12 +227,16 @@ def compiled(folder: Path, chunks: int) -> dict[str, list[float]]:
     warm = bundle.manifest.geometry.window // bundle.manifest.geometry.chunk + 1
     found = eager_loop(bundle, folder, chunks, warm, torch.get_num_threads())
     both = [a + b for a, b in zip(found["diffuse"], found["finalize"], strict=True)]
-    return {"denoise and commit": both, "decode": found["decode"], "chunk": found["chunk"]}
+    return dict(zip((*STAGES, TO_FILE), (both, found["decode"], found["chunk"], found["chunk + encode"]), strict=True))
 
 
-def add(rows: dict[str, list[float]], marks: list[float]) -> None:
-    for name, seconds in zip(rows, (*np.diff(marks).tolist(), marks[-1] - marks[0]), strict=True):
-        rows[name].append(seconds)
+@contextlib.contextmanager
+def scratch_video(bundle: Bundle) -> Iterator[Output]:
+    from everframe.runtime import open_output
+
+    g = bundle.manifest.geometry
+    with tempfile.TemporaryDirectory() as folder, open_output(f"{folder}/x.mp4", g.width, g.height, g.fps) as out:
+        yield out
 
 
 def main() -> None:
@@ -242,7 +266,7 @@ def main() -> None:
     table = Table(title=f"{args.chunks} chunks past the wrap of the window, {args.threads} threads, median (p99) ms")
     for column in ("", *names, *(f"{n} / ours" for n in names[1:])):
         table.add_column(column, justify="left" if column == "" else "right")
-    for row in ("denoise and commit", "decode", "chunk"):
+    for row in (*STAGES, TO_FILE):
         medians = [1000 * float(np.median(found[n]["seconds"][row])) for n in names]
         p99 = [1000 * float(np.percentile(found[n]["seconds"][row], 99)) for n in names]
         cells = [f"{m:.0f} ({p:.0f})" for m, p in zip(medians, p99, strict=True)]

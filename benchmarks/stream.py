@@ -68,7 +68,11 @@ def eager_loop(bundle: Bundle, checkpoint: Path, chunks: int, warm: int, threads
     frequencies = axis_frequencies(head_thetas(rope.theta, rope.jitter_sigma, rope.epsilon), rope.channels)
     n, c, stages = len(bundle.manifest.schedule.steps), loaded.config.transformer, {}
     bank = PromptBank(bundle)
-    with torch.no_grad():
+    with (
+        torch.no_grad(),
+        tempfile.TemporaryDirectory() as folder,
+        open_output(f"{folder}/x.mp4", g.width, g.height, g.fps) as out,
+    ):
         context = list(PromptGraph(loaded.transformer)(torch.from_numpy(bank.embedding(bank.prompts[0]))))
         keys = [torch.zeros(1, c.heads, g.cache_tokens, c.head_dim) for _ in range(c.layers)]
         values = [torch.zeros_like(k) for k in keys]
@@ -97,11 +101,14 @@ def eager_loop(bundle: Bundle, checkpoint: Path, chunks: int, warm: int, threads
                 if s >= n - 1:
                     marks.append(time.perf_counter())
             frames, *states = decode(x, *states)
-            frames.numpy()
+            pixels = frames.numpy()
+            marks.append(time.perf_counter())
+            out.write(pixels)
             marks.append(time.perf_counter())
             if i >= warm:
-                spans = dict(zip(("host", "diffuse", "finalize", "decode"), np.diff(marks).tolist(), strict=True))
-                add(stages, spans | {"chunk": marks[-1] - marks[0]})
+                names = ("host", "diffuse", "finalize", "decode", "video encode")
+                spans = dict(zip(names, np.diff(marks).tolist(), strict=True))
+                add(stages, spans | {"chunk": marks[-2] - marks[0], "chunk + encode": marks[-1] - marks[0]})
     return stages
 
 

@@ -1,6 +1,6 @@
 """From a bundle's portable ONNX graph to what TensorRT's parser builds well: half precision, and attention by lengths.
 
-Two rewritings, both on the graph alone (weights stay where they are):
+Three rewritings, all on the graph alone (weights stay where they are):
 
 * **Half precision, strongly typed.** Matrix products, convolutions, attention and the ring's update compute in FP16 or
   BF16; everything between them (norms, modulation, RoPE, softmax of the decomposed kind) stays in FP32. Casts at the seams
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from .errors import UserError
 
@@ -38,6 +40,7 @@ def lower(model: ModelProto, low: Low) -> ModelProto:
     Raises UserError for a half-precision graph that is to be built in the other half type, and for an Attention that
     TRT_Attention cannot express.
     """
+    write_out_rope(model)
     floats = {i.data_type for i in model.graph.initializer} | {
         v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)
     }
@@ -140,6 +143,33 @@ class _Lowering:
         for name in late:
             self.as_low[name], self.as_float[name] = name, f"{name}.float"
             self._cast(f"{name}.float", name, self.low)
+
+
+def write_out_rope(model: ModelProto) -> None:
+    """Every RotaryEmbedding (x [H, 1, N, D], cos and sin [H, N, D/2]) -> halves a, b of x: a·cos − b·sin, b·cos + a·sin."""
+    axis, made = "rope/axis", []
+    for node in model.graph.node:
+        if node.op_type != "RotaryEmbedding":
+            made.append(node)
+            continue
+        if len(node.input) > 3 or any(a.i for a in node.attribute):
+            raise UserError(f"graph {model.graph.name}: {node.name}: a RotaryEmbedding of this kind is not ours")
+
+        def add(op: str, name: str, *inputs: str, of: str = node.name, **attributes: int) -> str:
+            made.append(helper.make_node(op, inputs, [f"{of}/{name}"], name=f"{of}/{name}", **attributes))
+            return f"{of}/{name}"
+
+        x, *tables = node.input
+        cos, sin = (add("Unsqueeze", kind, table, axis) for kind, table in zip(("cos", "sin"), tables, strict=True))
+        a, b = f"{node.name}/a", f"{node.name}/b"
+        made.append(helper.make_node("Split", [x], [a, b], name=f"{node.name}/halves", axis=-1, num_outputs=2))
+        first = add("Sub", "first", add("Mul", "a_cos", a, cos), add("Mul", "b_sin", b, sin))
+        second = add("Add", "second", add("Mul", "b_cos", b, cos), add("Mul", "a_sin", a, sin))
+        made.append(helper.make_node("Concat", [first, second], list(node.output), name=node.name, axis=-1))
+    if len(made) > len(model.graph.node):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), axis))
+        del model.graph.node[:]
+        model.graph.node.extend(made)
 
 
 def rewrite_attention(model: ModelProto) -> None:

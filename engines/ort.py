@@ -25,6 +25,7 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "nvtensorrtrtx": "NvTensorRTRTXExecutionProvider",
 }
+SLOWER_ON_CPU = ["SkipLayerNormFusion"]  # takes several times as long as the addition and the norm that it fuses
 PARSED = ("tensorrt", "nvtensorrtrtx")  # providers that read the graph with TensorRT's parser
 
 
@@ -186,7 +187,9 @@ class OrtBackend:
         if self.plugged:
             settings.add_provider_for_devices(self.plugged, {})
         try:
-            session = ort.InferenceSession(file, settings, providers=None if self.plugged else [self.provider])
+            providers = None if self.plugged else [self.provider]
+            slower = SLOWER_ON_CPU if self.option == "cpu" else None
+            session = ort.InferenceSession(file, settings, providers=providers, disabled_optimizers=slower)
         except Exception as error:  # onnxruntime raises many unrelated types
             raise UserError(
                 f"{file}: ONNX Runtime {ort.__version__} cannot load it: {str(error).splitlines()[0]}"

@@ -2,7 +2,7 @@
 
 In eager mode these modules compute the same numbers with plain PyTorch (the ring is copied, not updated in place); under
 ONNX export the two cache operations become TensorScatter and Attention of opset 24, which ONNX Runtime and TensorRT run
-in place.
+in place, and RoPE becomes RotaryEmbedding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .schedule import Schedule
-from .wan import Attend, Attention3, Wan, eager_attention, join_tables, spatial_tables
+from .wan import Attend, Attention3, Rotate, Wan, eager_attention, join_tables, rotate, spatial_tables
 
 OPSET = 24
 PORTABLE_OPSET = 18
@@ -79,6 +79,18 @@ def prompt_attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             "Attention", (q, keys, values), attributes, dtype=q.dtype, shape=q.shape, version=24
         )
     return eager_attention(q, keys, values)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """rotate() as one operator. Its tables are shared by heads and differ by batch, ours the other way round: the heads
+    are its batch. x [1, H, N, D], cos and sin [1, H, N, D/2]"""
+    if torch.onnx.is_in_onnx_export():
+        heads = x.float().reshape(x.shape[1], 1, *x.shape[2:])
+        turned = torch.onnx.ops.symbolic(
+            "RotaryEmbedding", (heads, cos[0], sin[0]), {}, dtype=heads.dtype, shape=heads.shape, version=23
+        )
+        return turned.reshape(x.shape).to(x.dtype)
+    return rotate(x, cos, sin)
 
 
 def plain_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -158,7 +170,7 @@ class StepGraph(nn.Module):
             return ring_attention(q, new_keys[layer], new_values[layer], kv_len)
 
         context = list(zip(prompt_keys, prompt_values, strict=True))
-        x0, after = self.advance(latent, step, noise, rope_cos, rope_sin, context, attend, prompt_attention)
+        x0, after = self.advance(latent, step, noise, rope_cos, rope_sin, context, attend, prompt_attention, rotary)
         probed = [torch.stack(masses)] if self.probe else []
         return x0, after, *new_keys, *new_values, *probed
 
@@ -172,6 +184,7 @@ class StepGraph(nn.Module):
         context: list[tuple[Tensor, Tensor]],
         attend: Attend,
         attention: Attention3,
+        turn: Rotate = rotate,
     ) -> tuple[Tensor, Tensor]:
         """The model and the sampler's arithmetic around it -> x0, next."""
         modulation = (self.block_modulation.index_select(0, step), self.head_modulation.index_select(0, step))
@@ -180,7 +193,7 @@ class StepGraph(nn.Module):
             join_tables(rope_sin.unsqueeze(0), self.spatial_sin),
         )
         x = latent.to(self.model.head.head.weight.dtype)
-        flow = self.model(x, modulation, rope, context, attend, attention).float()
+        flow = self.model(x, modulation, rope, context, attend, attention, turn).float()
         sigma, after = (t.index_select(0, step).view(1, 1, 1, 1, 1) for t in (self.sigma, self.sigma_next))
         x0 = latent - sigma * flow
         if self.eta < 1:

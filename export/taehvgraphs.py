@@ -16,39 +16,29 @@ class Ending(nn.Module):
     """Nearest upsampling, 3×3 convolution, ReLU, 3×3 convolution, at the resolution before the upsampling.
 
     Of the three rows that a kernel reads of the upsampled image, two are one row of the small one: their weights add up, and
-    each of the four pixels that come from one has a 2×2 kernel of its own, 4 products in place of 9. The second
-    convolution reads the four as channels and gives four pixels of each colour, which a pixel shuffle puts in place.
+    each of the four pixels that come from one has a 2×2 kernel of its own, 4 products in place of 9. The second convolution
+    takes the four one by one, as images of their own: a 2×2 kernel reads of each what the four pixels of every colour need.
+    A pixel shuffle puts those in place.
     """
 
-    weight: Tensor
     bias: Tensor
 
     def __init__(self, first: nn.Conv2d, last: nn.Conv2d):
         super().__init__()
         kernel, weight = first.weight.detach().double(), last.weight.detach().double()
-        o, c = weight.shape[:2]
-        spread = weight.new_zeros(o, 4, 4, c, 3, 3)  # colour, its phase, phase read, channel, rows, columns
-        for place, (a, b) in enumerate(PHASES):
-            for row in range(3):
-                for column in range(3):
-                    up, left = (
-                        a + row - 1,
-                        b + column - 1,
-                    )  # upsampled pixel that the tap reads, from the pixel block's own
-                    read = PHASES.index((up % 2, left % 2))
-                    spread[:, place, read, :, up // 2 + 1, left // 2 + 1] = weight[:, :, row, column]
-        kind = last.weight.dtype
-        for name, value in {
-            **{f"kernel_{a}{b}": _small(kernel, a, b) for a, b in PHASES},
-            "weight": spread.reshape(4 * o, 4 * c, 3, 3),
-            "bias": last.bias.detach().repeat_interleave(4),  # type: ignore[union-attr]
-        }.items():
-            self.register_buffer(name, value.to(kind))
+        for a, b in PHASES:
+            for name, value in (("first", _made(kernel, a, b)), ("last", _read(weight, a, b))):
+                self.register_buffer(f"{name}_{a}{b}", value.to(last.weight.dtype))
+        self.register_buffer("bias", last.bias.detach().repeat_interleave(4))  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
         """x [1, n, H, W] -> [1, o, 2H, 2W]"""
-        parts = [F.relu(F.conv2d(F.pad(x, (1 - b, b, 1 - a, a)), self.get_buffer(f"kernel_{a}{b}"))) for a, b in PHASES]
-        return F.pixel_shuffle(F.conv2d(torch.cat(parts, 1), self.weight, self.bias, padding=1), 2)
+        taken, bias = [], self.bias
+        for a, b in PHASES:
+            part = F.relu(F.conv2d(F.pad(x, (1 - b, b, 1 - a, a)), self.get_buffer(f"first_{a}{b}")))
+            taken.append(F.conv2d(F.pad(part, (b, 1 - b, a, 1 - a)), self.get_buffer(f"last_{a}{b}"), bias))
+            bias = None  # once
+        return F.pixel_shuffle(sum(taken[1:], taken[0]), 2)
 
 
 class Grow(nn.Module):
@@ -64,12 +54,27 @@ class Grow(nn.Module):
         return [F.conv2d(x, self.get_buffer(f"weight_{j}")) for j in range(self.stride)]
 
 
-def _small(kernel: Tensor, row: int, column: int) -> Tensor:
+def _made(kernel: Tensor, row: int, column: int) -> Tensor:
     """The 3×3 kernel as the pixel at (row, column) of its 2×2 block sees the image before upsampling: [m, n, 2, 2]."""
     for axis, place in ((2, row), (3, column)):
         one, two, three = kernel.unbind(axis)
         kernel = torch.stack([one, two + three] if place == 0 else [one + two, three], axis)
     return kernel
+
+
+def _read(kernel: Tensor, row: int, column: int) -> Tensor:
+    """What the 3×3 kernel takes of the pixels at (row, column) of all blocks, for each pixel of a block: [4·o, m, 2, 2].
+
+    The rows of blocks that it reads are this one and, for row 0, the next, for row 1, the one before."""
+    taken = kernel.new_zeros(len(kernel), 4, kernel.shape[1], 2, 2)
+    for place, (a, b) in enumerate(PHASES):
+        for i in range(2):
+            for j in range(2):
+                # the tap that reads, for pixel (a, b) of a block, pixel (row, column) of the block i − row further down
+                down, right = 2 * (i - row) + row - a + 1, 2 * (j - column) + column - b + 1
+                if 0 <= down < 3 and 0 <= right < 3:
+                    taken[:, place, :, i, j] = kernel[:, :, down, right]
+    return taken.flatten(0, 1)
 
 
 class DecodeGraph(nn.Module):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..runtime.rope import axis_frequencies, split_head_dim
 
 Attention3 = Callable[[Tensor, Tensor, Tensor], Tensor]  # (q, k, v) -> [B, H, N, D]
+Rotate = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, cos, sin), see rotate
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) each [B, H, N, D] -> [B, H, N, D]
 
 
@@ -129,12 +130,14 @@ class Block(nn.Module):
 
     # In two halves around the self-attention: what the past is and how it is attended to stays outside.
 
-    def project(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor], turn: Rotate
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, d), modulation (B, 6, d), rope (B, H, N, D/2) each -> rotated q and k, and v, (B, H, N, D)"""
         shift, scale = modulation[:, 0:1], modulation[:, 1:2]
         y = self.modulated(x, scale, shift)
         k, v = self.self_attn.keys_values(y)
-        return rotate(self.self_attn.queries(y), *rope), rotate(k, *rope), v
+        return turn(self.self_attn.queries(y), *rope), turn(k, *rope), v
 
     def finish(
         self, x: Tensor, y: Tensor, modulation: Tensor, context: tuple[Tensor, Tensor], attention: Attention3
@@ -219,13 +222,14 @@ class Wan(nn.Module):
         context: list[tuple[Tensor, Tensor]],  # from context()
         attend: Attend,
         attention: Attention3 = eager_attention,
+        turn: Rotate = rotate,
     ) -> Tensor:
         """Flow prediction v = noise − x0, [B, C, F, 2h, 2w]."""
         _, _, frames, hh, ww = latent.shape
         x = self.patchify(latent)
         for i, block in enumerate(self.blocks):
             own = modulation[0][:, i]  # (B, 6, d)
-            y = attend(i, *block.project(x, own, rope))  # type: ignore[operator]
+            y = attend(i, *block.project(x, own, rope, turn))  # type: ignore[operator]
             x = block.finish(x, y, own, context[i], attention)  # type: ignore[operator]
         return self.unpatchify(self.head(x, modulation[1]), frames, hh // 2, ww // 2)
 

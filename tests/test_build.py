@@ -130,6 +130,32 @@ def test_lowered_graph_computes_the_same(bundle: Bundle) -> None:
         assert np.abs(a - b.astype(np.float32)).max() < 1e-2 * np.abs(a).max()
 
 
+def test_rope_written_out_is_rope(bundle: Bundle) -> None:
+    """The step graph with RotaryEmbedding and with products in its place give the same chunk, in ONNX Runtime."""
+    import numpy as np
+    import onnxruntime as ort
+
+    from everframe.engines.lower import write_out_rope
+
+    rng = np.random.default_rng(0)
+    model = onnx.load(bundle.graph_path("step"))
+    values: dict[str, Any] = {
+        v.name: rng.standard_normal([d.dim_value for d in v.type.tensor_type.shape.dim]).astype(np.float32)
+        for v in model.graph.input
+    }
+    tokens = values["k_0"].shape[2]
+    values |= {name: np.array([n], np.int64) for name, n in (("step", 1), ("slot", 0), ("kv_len", tokens))}
+    outputs = []
+    for written_out in (False, True):
+        if written_out:
+            write_out_rope(model)
+        assert any(n.op_type == "RotaryEmbedding" for n in model.graph.node) != written_out
+        onnx.checker.check_model(model, full_check=True)
+        outputs.append(ort.InferenceSession(model.SerializeToString()).run(None, values))
+    for a, b in zip(*outputs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
+
+
 def altered(bundle: Bundle, folder: Path, change) -> Bundle:
     """A copy of the bundle whose step graph was changed behind the manifest's back."""
     copy = Path(shutil.copytree(bundle.path, folder / "altered.everframe"))
