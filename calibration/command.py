@@ -23,6 +23,7 @@ from ..engines.files import new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.ort import OrtBackend
 from ..runtime.compare import compare
+from ..runtime.console import say
 from . import sensitivity
 from .linears import find_convolutions, find_linears
 from .observe import Statistics, link_or_copy, observe
@@ -125,11 +126,10 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
                 int8_ring(model)
             graphs[name] = write_graph(model, part / f"{name}.onnx")
         quantised = finish(bundle, part, graphs, settings)
-        console.print(
+        say(
+            console,
             f"{len(linears) - len(excluded)} of {len(linears)} layers quantised"
             + (f"; left in float: {', '.join(excluded)}" if excluded else ""),
-            highlight=False,
-            soft_wrap=True,
         )
         backend = OrtBackend(options)
         comparison = compare(
@@ -140,7 +140,7 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
             settings.gate_chunks,
             settings.gate_minutes,
             (backend, backend),
-            lambda line: console.print(line, highlight=False, soft_wrap=True),
+            lambda line: say(console, line),
         )
         record["quality"] = comparison.record()
         (part / RESULT).write_text(json.dumps(record, indent=1) + "\n")

@@ -155,17 +155,19 @@ def write_out_rope(model: ModelProto) -> None:
         if len(node.input) > 3 or any(a.i for a in node.attribute):
             raise UserError(f"graph {model.graph.name}: {node.name}: a RotaryEmbedding of this kind is not ours")
 
-        def add(op: str, name: str, *inputs: str, of: str = node.name, **attributes: int) -> str:
-            made.append(helper.make_node(op, inputs, [f"{of}/{name}"], name=f"{of}/{name}", **attributes))
-            return f"{of}/{name}"
-
         x, *tables = node.input
-        cos, sin = (add("Unsqueeze", kind, table, axis) for kind, table in zip(("cos", "sin"), tables, strict=True))
-        a, b = f"{node.name}/a", f"{node.name}/b"
+        a, b, cos, sin = (f"{node.name}/{part}" for part in ("a", "b", "cos", "sin"))
         made.append(helper.make_node("Split", [x], [a, b], name=f"{node.name}/halves", axis=-1, num_outputs=2))
-        first = add("Sub", "first", add("Mul", "a_cos", a, cos), add("Mul", "b_sin", b, sin))
-        second = add("Add", "second", add("Mul", "b_cos", b, cos), add("Mul", "a_sin", a, sin))
-        made.append(helper.make_node("Concat", [first, second], list(node.output), name=node.name, axis=-1))
+        steps = [
+            ("Unsqueeze", [tables[0], axis], cos),
+            ("Unsqueeze", [tables[1], axis], sin),
+            *(("Mul", [half, table], f"{half}·{table}") for half in (a, b) for table in (cos, sin)),
+            ("Sub", [f"{a}·{cos}", f"{b}·{sin}"], f"{node.name}/first"),
+            ("Add", [f"{b}·{cos}", f"{a}·{sin}"], f"{node.name}/second"),
+        ]
+        made += [helper.make_node(op, inputs, [output], name=output) for op, inputs, output in steps]
+        turned = [output for *_, output in steps[-2:]]
+        made.append(helper.make_node("Concat", turned, list(node.output), name=node.name, axis=-1))
     if len(made) > len(model.graph.node):
         model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), axis))
         del model.graph.node[:]

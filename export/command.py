@@ -33,6 +33,7 @@ from ..engines.bundle import (
 )
 from ..engines.errors import UserError
 from ..engines.files import check_writable, new_folder
+from ..runtime.console import say
 from ..runtime.rope import draw_jitter, split_head_dim
 from .checkpoint import CheckpointConfig, RopeConfig, load
 from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
@@ -194,7 +195,7 @@ def write_bundle(
             if wrong:
                 raise UserError(f"{output}: not written, the graphs do not agree with PyTorch: {'; '.join(wrong)}")
         size = sum(f.stat().st_size for f in part.iterdir())
-    console.print(f"{output}: {size / 2**20:.1f} MiB", highlight=False, soft_wrap=True)
+    say(console, f"{output}: {size / 2**20:.1f} MiB")
 
 
 def override(config: CheckpointConfig, given: Overrides) -> CheckpointConfig:

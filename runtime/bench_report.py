@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .bench import Result
+from .console import say
 
 WIDTH, HEIGHT = 860, 200  # pixels of a plot
 
@@ -25,7 +26,7 @@ def show(result: Result, console: Console) -> None:
         table.add_row(name, *(f"{v:.1f}" for v in (spread.p50, spread.p90, spread.p99, spread.max)))
     console.print(table)
     for name, value in summary(result):
-        console.print(f"{name:36} {value}", highlight=False)
+        say(console, f"{name:36} {value}")
 
 
 def summary(result: Result) -> list[tuple[str, str]]:

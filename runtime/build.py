@@ -16,6 +16,7 @@ from rich.table import Table
 from ..engines import store
 from ..engines.bundle import Bundle
 from ..engines.trtbuild import BuildOptions, build_graph, check_options, options_record
+from .console import say
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 
@@ -55,12 +56,11 @@ def build_engines(path: Path, options: BuildOptions, console: Console) -> None:
                 built = build_graph(bundle, name, options, tell)
                 seconds = time.perf_counter() - began
                 bars.remove_task(task)
-                console.print(
+                say(
+                    console,
                     f"{name}: {len(built.engine) / 2**20:.1f} MiB, {built.layers} layers, {built.attentions} attentions, "
                     f"{built.quantised} quantisations, "
                     f"{seconds:.1f} s",
-                    highlight=False,
-                    soft_wrap=True,
                 )
                 facts = {
                     "layers": built.layers,
@@ -72,9 +72,7 @@ def build_engines(path: Path, options: BuildOptions, console: Console) -> None:
                 yield name, built.engine, facts
 
         result = store.write(bundle, trt.__version__, options_record(options), compiled)
-    console.print(
-        f"{result.folder}: {options.backend} {trt.__version__}, {options.precision}", highlight=False, soft_wrap=True
-    )
+    say(console, f"{result.folder}: {options.backend} {trt.__version__}, {options.precision}")
 
 
 def inspect_bundle(bundle: Bundle, as_json: bool) -> None:
@@ -101,11 +99,10 @@ def inspect_bundle(bundle: Bundle, as_json: bool) -> None:
         return
     out = Console()
     g = m.geometry
-    out.print(
+    say(
+        out,
         f"{m.name}: {g.width}x{g.height} at {g.fps} fps, chunk {g.chunk}, sink {g.sink}, window {g.window}, "
         f"{len(m.prompts)} prompts, rope {m.rope.mode} with jitter {m.rope.jitter_sigma:g}",
-        highlight=False,
-        soft_wrap=True,
     )
     table = Table("graph", "MiB", "inputs", "outputs")
     for name, graph in m.graphs.items():
@@ -117,4 +114,4 @@ def inspect_bundle(bundle: Bundle, as_json: bool) -> None:
     for e in engines:
         state = "cannot be used here: " + e.problem if e.problem else "valid for the backend installed here"
         made = f"{e.record.backend} {e.record.version} {e.record.options.get('precision')}" if e.record else "?"
-        out.print(f"engines/{e.fingerprint}: {made}: {state}", highlight=False, soft_wrap=True)
+        say(out, f"engines/{e.fingerprint}: {made}: {state}")

@@ -22,6 +22,7 @@ from ..engines.choose import open_backend
 from ..engines.errors import UserError
 from ..engines.files import check_writable, write_whole
 from ..engines.ort import OrtBackend
+from .console import say
 from .demo import open_bundle
 from .prompts import PromptBank
 from .stream import Chunk, Stream
@@ -128,7 +129,7 @@ def generate(
             stream.bank.find(text)  # fail now, not in an hour
         chosen, notice = choose_encoder(encoder, geometry.width, geometry.height)
         if notice:
-            console.print(notice, highlight=False, soft_wrap=True)
+            say(console, notice)
         out = open_output(output, geometry.width, geometry.height, geometry.fps, endless, chosen)
         with StopSignals() as stop, out, Progress(geometry.fps, total) as progress:
             made = 0
@@ -145,11 +146,7 @@ def generate(
                 while changes and changes[0][0] * geometry.fps <= made + ahead:
                     stream.set_prompt(changes.pop(0)[1], transition)  # type: ignore[arg-type]
     if output != "-":
-        console.print(
-            f"{output}: {made} frames, {made / geometry.fps:.2f} s at {geometry.fps} fps",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"{output}: {made} frames, {made / geometry.fps:.2f} s at {geometry.fps} fps")
 
 
 def parse_change(text: str) -> tuple[float, str]:
@@ -186,9 +183,9 @@ def play(
     picture = None if anchor is None else read_picture(anchor, g.width, g.height)
     options = EngineOptions(provider, threads)
     with Stream(opened, prompt=prompt, seed=seed, anchor=picture, backend=open_backend(backend, options)) as stream:
-        console.print(playing.KEYS, highlight=False, soft_wrap=True)
+        say(console, playing.KEYS)
         shown = playing.play(stream, stream.bank.prompts, fullscreen, seconds)
-    console.print(f"{shown} frames shown", highlight=False, soft_wrap=True)
+    say(console, f"{shown} frames shown")
 
 
 @app.command()
@@ -254,19 +251,18 @@ def soak(
     ) as stream:
 
         def watch(m: soaking.Minute) -> None:
-            console.print(
+            say(
+                console,
                 f"minute {m.minute:4d} · motion {m.motion:5.2f} · sharpness {m.sharpness:7.1f} · "
                 f"to the sinks {m.sink_distance:4.2f} · {m.memory_bytes / 2**20:.0f} MiB · {m.chunk_median_ms:.0f} ms",
-                highlight=False,
-                soft_wrap=True,
             )
 
         result = soaking.soak(stream, minutes, watch=watch)
     for file in soaking.write_report(output, result):
-        console.print(str(file), highlight=False, soft_wrap=True)
+        say(console, str(file))
     problems = soaking.verdict(result.minutes)
     for problem in problems:
-        console.print(f"[bold red]out of bounds:[/] {_plain(problem)}", highlight=False, soft_wrap=True)
+        say(console, f"[bold red]out of bounds:[/] {_plain(problem)}")
     if problems:
         raise typer.Exit(1)
 
@@ -319,9 +315,7 @@ def bench(
             chunk, s = result.steady.stages["chunk"], result.steady
             words = " ".join(f"{k}={v}" for k, v in point.items())
             told = f"p50 {chunk.p50:7.1f} ms · p99 {chunk.p99:7.1f} ms · {s.real_time_factor:5.2f}× real time"
-            out.print(
-                f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB", highlight=False, soft_wrap=True
-            )
+            say(out, f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB")
 
         sweeps.sweep(points, bundle, checkpoint, output or Path("sweep"), chunks, tell)
         return
@@ -371,17 +365,16 @@ def sinks(
 
     def tell(done: studies.Run) -> None:
         figures = studies.collapse(done.distance, opened.manifest.geometry.chunk)
-        console.print(
+        say(
+            console,
             f"{done.variant.label:12} seed {done.seed} · collapse max {figures.highest:5.1f} % at frame {figures.frame} · "
             f"mean {figures.mean:4.1f} % · motion {done.motion:4.2f} · {done.prompt}",
-            highlight=False,
-            soft_wrap=True,
         )
 
     wanted = [(variant, text, number) for variant in variants for text in prompts for number in (seed or [0, 1])]
     runs = studies.run_all(opened, wanted, frames, trained, jobs, tell)
     for file in studies.write_report(output, opened, runs, frames, trained):
-        console.print(str(file), highlight=False, soft_wrap=True)
+        say(console, str(file))
 
 
 @app.command()
@@ -531,7 +524,7 @@ def compare_bundles(
         chunks,
         minutes,
         (backend, backend),
-        lambda line: console.print(line, highlight=False, soft_wrap=True),
+        lambda line: say(console, line),
     )
     if output is not None:
         comparing.write_record(output, found)
@@ -541,7 +534,7 @@ def compare_bundles(
 def show_quality(quality: dict[str, Any]) -> None:
     """Print the figures of a comparison; exit code 1 when the gate is not passed."""
     for name, value in quality.items():
-        console.print(f"{name:16} {value}", highlight=False, soft_wrap=True)
+        say(console, f"{name:16} {value}")
     if not quality["passed"]:
         raise typer.Exit(1)
 
@@ -568,22 +561,18 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         return
     out = Console()
     for name, value in (*found.system.items(), *found.packages.items()):
-        out.print(f"{name:16} {value}", highlight=False, soft_wrap=True)
+        say(out, f"{name:16} {value}")
     gpu = found.gpu
     told = (
         f"{gpu.name}, {gpu.compute_capability}, {gpu.free_mib} of {gpu.memory_mib} MiB free, driver for CUDA {gpu.driver}"
         if gpu
         else found.gpu_note
     )
-    out.print(f"{'GPU':16} {told}", highlight=False, soft_wrap=True)
-    out.print(f"{'video encoders':16} {', '.join(found.encoders)}", highlight=False, soft_wrap=True)
+    say(out, f"{'GPU':16} {told}")
+    say(out, f"{'video encoders':16} {', '.join(found.encoders)}")
     for road in found.roads:
-        out.print(
-            f"{'ready  ' if road.ready else 'missing'} {road.backend}: {_plain(road.note)}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    out.print(f"advice: {found.advice}", highlight=False, soft_wrap=True)
+        say(out, f"{'ready  ' if road.ready else 'missing'} {road.backend}: {_plain(road.note)}")
+    say(out, f"advice: {found.advice}")
 
 
 @prompt_bank.callback(invoke_without_command=True)
@@ -608,7 +597,7 @@ def add_prompts(
         from ..export.addprompts import add
 
         added = add(bundle, prompt or [], file, text_encoder)
-    console.print(f"{bundle}: {added} prompts added", highlight=False, soft_wrap=True)
+    say(console, f"{bundle}: {added} prompts added")
 
 
 @exporting.command("checkpoint")
@@ -790,7 +779,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        console.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        say(console, f"[bold red]error:[/] {_plain(str(error))}")
         sys.exit(2)
     except BrokenPipeError:
         # The reader of our standard output went away; keep Python from complaining about it at exit.

@@ -14,6 +14,7 @@ from rich.table import Table
 from ..engines.bundle import Bundle, Geometry, first_problem
 from ..engines.cost import graph_flops
 from ..engines.errors import UserError
+from .console import say
 from .plan import FACTORS, MODELS, WEIGHT_BYTES, Request, decode_flops, find_devices, judge, memory, record, step_pass
 
 
@@ -75,14 +76,14 @@ def show(request: Request, names: Sequence[str], as_json: bool) -> None:
         out = Console(width=120)  # a file or a pipe has no width of its own
     g, work, parts = request.geometry, step_pass(request.network, request.geometry), memory(request)
     total = request.passes * work.total + decode_flops(request)
-    out.print(
+    say(
+        out,
         f"{g.width}x{g.height}, window {g.window}, sink {g.sink}, {request.precision}: {g.chunk_tokens} tokens a chunk, "
         f"{g.cache_tokens} in the ring, {work.total / 1e12:.2f} TFLOP a pass, {total / 1e12:.1f} TFLOP a chunk, "
         f"{total / g.chunk_seconds / 1e12:.1f} TFLOP/s for {g.fps} fps",
-        highlight=False,
     )
     gigabytes = {name: value / 1e9 for name, value in vars(parts).items()} | {"in all": parts.total / 1e9}
-    out.print(", ".join(f"{name} {value:.2f} GB" for name, value in gigabytes.items()), highlight=False, soft_wrap=True)
+    say(out, ", ".join(f"{name} {value:.2f} GB" for name, value in gigabytes.items()))
     table = Table(title=f"Predicted seconds for a chunk of {g.chunk_seconds:.2f} s")
     for column in ("device", "best", "worst", "memory", f"real time at {g.fps} fps", "what to change"):
         table.add_column(column, justify="right" if column in ("best", "worst", "memory") else "left")
@@ -91,4 +92,4 @@ def show(request: Request, names: Sequence[str], as_json: bool) -> None:
     out.print(table)
     out.print("Share of the peak, by class of card (predictions; nothing was measured here):")
     for low, high, why in FACTORS.values():
-        out.print(f"  {low:.0%} to {high:.0%}: {why}", highlight=False, soft_wrap=True)
+        say(out, f"  {low:.0%} to {high:.0%}: {why}")
