@@ -119,12 +119,14 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
             sensitivity.plot(results, excluded, part / PLOT)
         record["excluded"] = excluded
         graphs = dict(bundle.manifest.graphs)
-        for name, model in models.items():
+        for name in list(models):
             chosen = [one for one in linears if one.conv == (name == "decode") and one.name not in excluded]
+            model = models.pop(name)  # one at a time: it holds its weights once it is quantised
             quantise(model, chosen, bundle.path, settings.precision, found)
             if name == "step" and settings.ring == "int8":
                 int8_ring(model)
             graphs[name] = write_graph(model, part / f"{name}.onnx")
+            del model
         quantised = finish(bundle, part, graphs, settings)
         say(
             console,

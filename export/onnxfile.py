@@ -23,7 +23,8 @@ STORE_FROM = 1024  # elements; smaller constants stay as they are
 def save_graph(
     module: nn.Module, args: tuple[Any, ...], inputs: list[str], outputs: list[str], file: Path, opset: int = OPSET
 ) -> Graph:
-    """Export module with static shapes, check it with onnx.checker, write it, and describe it for the manifest."""
+    """Export module with static shapes, check it with onnx.checker, write it, and describe it for the manifest. Inputs that
+    nothing reads are left out of the graph."""
     logging.getLogger("torch.onnx").setLevel(
         logging.ERROR
     )  # it reports that torchvision is missing, which we don't use
@@ -51,8 +52,17 @@ def save_graph(
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
+    drop_unread(model)
     onnx.save(model, file)
     return describe_graph(file, data)
+
+
+def drop_unread(model: onnx.ModelProto) -> None:
+    """Of a decoder for first chunks, the states that only frames read which are not shown: engines refuse to bind them."""
+    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    kept = [value for value in model.graph.input if value.name in read]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
 
 
 def store_small(model: onnx.ModelProto) -> None:

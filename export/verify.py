@@ -57,8 +57,9 @@ def compare(
         engine, buffers = engines[name], all_buffers[name]
         latent = torch.randn(shape, generator=generator)
         frames, *states_after = decoders[name](latent, *states)
-        for spec, value in zip(engine.graph.inputs, (latent, *states), strict=True):
-            buffers[spec.name].write(value.numpy())
+        given = dict(zip((s.name for s in engines["decode"].graph.inputs), (latent, *states), strict=True))
+        for spec in engine.graph.inputs:
+            buffers[spec.name].write(given[spec.name].numpy())
         _run(engine, buffers)
         check("frames", buffers["frames"], frames)
         for spec, state in zip(engine.graph.outputs[1:], states_after, strict=True):

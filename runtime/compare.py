@@ -3,15 +3,19 @@
 Lock-step: both make every chunk from the same history, namely the first bundle's latents, which the second commits in place
 of its own; so an error is that of one chunk and cannot grow. Free-running: both stream on their own, and what is compared is
 what the video is like, not its pixels.
+
+The two are never loaded together, since one may fill the memory: the first makes all its streams, what lock-step needs of
+them waits in a temporary file, then the second makes its own.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -113,39 +117,57 @@ def compare(
     Raises UserError for bundles of another geometry, schedule or RoPE, and for prompts that one of them lacks.
     """
     comparable(a, b)
-    first, second = backends or (OrtBackend(EngineOptions()), OrtBackend(EngineOptions()))
-    steps, runs = [], []
-    for prompt in prompts:
-        for seed in seeds:
-            with (
-                Stream(a, prompt=prompt, seed=seed, overlap=False, backend=first) as one,
-                Stream(b, prompt=prompt, seed=seed, overlap=False, backend=second) as other,
-            ):
-                steps.append(lockstep(one, other, chunks))
-            tell(f"lock-step: {np.mean(steps[-1].psnr):5.1f} dB, seed {seed}, {prompt}")
-        if minutes:
-            ends = []
-            for bundle, backend in ((a, first), (b, second)):
-                with Stream(bundle, prompt=prompt, seed=seeds[0], overlap=False, backend=backend) as stream:
-                    ends.append(free_run(stream, minutes))
-            runs.append(FreeRun(prompt, seeds[0], minutes, *ends))
-            told = ", ".join(f"{name} {share:.1%}" for name, share in runs[-1].deviations.items())
-            tell(f"free-running: {told}, {prompt}")
+    backends = backends or (OrtBackend(EngineOptions()), OrtBackend(EngineOptions()))
+    steps: list[LockStep] = []
+    free: list[list[dict[str, Any]]] = []  # by bundle, by prompt
+    with tempfile.TemporaryFile() as kept:
+        for bundle, backend, name in ((a, backends[0], "first"), (b, backends[1], "second")):
+            kept.seek(0)
+            free.append([])
+            for prompt in prompts:
+                for seed in seeds:
+                    with Stream(bundle, prompt=prompt, seed=seed, overlap=False, backend=backend) as stream:
+                        if name == "first":
+                            keep(stream, chunks, kept)
+                            tell(f"{name} bundle, {chunks} chunks for lock-step: seed {seed}, {prompt}")
+                        else:
+                            steps.append(lockstep(stream, chunks, kept))
+                            tell(f"lock-step: {np.mean(steps[-1].psnr):5.1f} dB, seed {seed}, {prompt}")
+                if minutes:
+                    with Stream(bundle, prompt=prompt, seed=seeds[0], overlap=False, backend=backend) as stream:
+                        free[-1].append(free_run(stream, minutes))
+                    tell(f"{name} bundle, {minutes:g} free minutes: {prompt}")
+    runs = [
+        FreeRun(prompt, seeds[0], minutes, *ends)
+        for prompt, *ends in (zip(prompts, *free, strict=True) if minutes else ())
+    ]
+    for run in runs:
+        told = ", ".join(f"{name} {share:.1%}" for name, share in run.deviations.items())
+        tell(f"free-running: {told}, {run.prompt}")
     return Comparison(steps, runs)
 
 
-def lockstep(one: Stream, other: Stream, chunks: int) -> LockStep:
-    """Both streams fresh, of the same prompt and seed, without overlap."""
-    found = LockStep(one.prompt, one.seed, [], [], [])
+def keep(stream: Stream, chunks: int, file: IO[bytes]) -> None:
+    """Write the stream's chunks for lockstep(): frames and latent, one after the other."""
     for _ in range(chunks):
-        true = one.next_chunk()
-        tensors, facts = other.snapshot()
-        made = other.next_chunk()
-        other.restore(tensors, facts)
-        other.keep_chunk(true.latent)
-        found.psnr.append(min(psnr(true.frames, made.frames), BEST))
-        found.ssim.append(ssim(true.frames, made.frames))
-        found.latent.append(float(np.sqrt(np.mean((true.latent - made.latent) ** 2)) / max(true.latent.std(), 1e-9)))
+        chunk = stream.next_chunk()
+        np.save(file, chunk.frames)
+        np.save(file, chunk.latent)
+
+
+def lockstep(stream: Stream, chunks: int, file: IO[bytes]) -> LockStep:
+    """The stream's chunks against those of another one that keep() wrote; both fresh, of the same prompt and seed, without
+    overlap."""
+    found = LockStep(stream.prompt, stream.seed, [], [], [])
+    for _ in range(chunks):
+        frames, latent = np.load(file), np.load(file)
+        tensors, facts = stream.snapshot()
+        made = stream.next_chunk()
+        stream.restore(tensors, facts)
+        stream.keep_chunk(latent)
+        found.psnr.append(min(psnr(frames, made.frames), BEST))
+        found.ssim.append(ssim(frames, made.frames))
+        found.latent.append(float(np.sqrt(np.mean((latent - made.latent) ** 2)) / max(latent.std(), 1e-9)))
     return found
 
 

@@ -155,7 +155,9 @@ class Passes:
             self.observed[-1] if engine.graph.outputs[-1].name in self.observed[-1] else {}
         )  # a first chunk's does not
         outputs = {"frames": frames, **{f"{name}_next": buffer for name, buffer in new.items()}, **told}
-        return [engine.bind({"latent": self._shown, **old}, outputs), frames.fetch], frames
+        read = {s.name for s in engine.graph.inputs}  # a first chunk's decoder need not read all states
+        inputs = {name: buffer for name, buffer in ({"latent": self._shown} | old).items() if name in read}
+        return [engine.bind(inputs, outputs), frames.fetch], frames
 
     def start(self, kind: str, shown: NDArray[np.float32] | None = None) -> None:
         """Start a chunk: "make" denoises and commits one, "keep" commits the latent in x0. With one lane its decoding

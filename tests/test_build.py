@@ -64,6 +64,18 @@ def test_the_portable_form_builds(portable_path: Path, graph: str) -> None:
     assert build_graph(Bundle.open(portable_path), graph, BuildOptions(targets=("sm_86",))).attentions == 0
 
 
+def test_a_small_decoder_for_first_chunks_builds(wan_home: Path, tmp_path: Path) -> None:
+    """The public TAEHV shows the last frame only of a stream's first latent frame: what no shown frame reads is no input."""
+    out = tmp_path / "taehv.everframe"
+    given = source(wan_home, vae=wan_home / "taew2_1.pth", precision="fp16")
+    export_wan(given, out, chunks=0, force=False, console=Console(quiet=True))
+    bundle = Bundle.open(out)
+    for name in ("decode", "decode_first"):
+        assert build_graph(bundle, name, BuildOptions(targets=("sm_89",))).layers > 0
+    first, later = (bundle.manifest.graphs[name].inputs for name in ("decode_first", "decode"))
+    assert {s.name for s in first} < {s.name for s in later}
+
+
 def test_progress_and_interrupt(bundle: Bundle) -> None:
     phases = set()
 
