@@ -41,19 +41,17 @@ def add_video(
     fps: int,
     options: dict[str, str],
     keyframe_every: int,
-    threads: int | None = None,
 ) -> av.VideoStream:
     """A video stream of a container: 4:2:0 in BT.709, limited range, which `encoding_frame` converts to.
 
-    size: width, height. keyframe_every: frames. threads: the encoder's; default its own choice.
+    size: width, height. keyframe_every: frames.
     """
     stream = cast(av.VideoStream, container.add_stream(encoder, rate=fps, options=options))
     stream.width, stream.height = size
     stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, fps)
     context = stream.codec_context
     context.gop_size = keyframe_every
-    if threads is not None:
-        context.thread_count = threads
+    context.thread_count = 1  # fast enough by far; more of them would only take cores from the next chunk
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     return stream

@@ -62,7 +62,7 @@ class Push(threading.Thread):
         kind = FORMATS[self.target.split("://")[0]]
         with av.open(self.target, "w", format=kind, options=options, timeout=(10.0, 10.0)) as container:
             encoding = {"preset": "veryfast", "tune": "zerolatency", "crf": "23", "bf": "0"}
-            stream = add_video(container, "libx264", self.size, self.fps, encoding, 2 * self.fps, threads=1)
+            stream = add_video(container, "libx264", self.size, self.fps, encoding, 2 * self.fps)
             number = 0
             while not self._ending.is_set():
                 try:
