@@ -51,7 +51,7 @@ def add_video(
     stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, fps)
     context = stream.codec_context
     context.gop_size = keyframe_every
-    context.thread_count = 1  # fast enough by far; more of them would only take cores from the next chunk
+    context.thread_count = 1  # fast enough by far; more of them take cores from the next chunk at times
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     return stream
