@@ -60,6 +60,10 @@ def bundle_of(folder: Path, size: str, form: str = "in-place") -> Path:
     return folder / (f"{size}.everframe" if form == "in-place" else f"{size}-{form}.everframe")
 
 
+def size_of(bundle: Path) -> dict[str, float]:
+    return {"bundle_gb": round(sum(file.stat().st_size for file in bundle.iterdir()) / 1e9, 2)}
+
+
 def source(folder: Path, kind: Any, size: str, form: str = "in-place") -> Any:
     return kind(
         generator=folder / "generator.pt",
@@ -124,9 +128,7 @@ def calibrate(folder: Path, size: str) -> None:
 
     settings = Settings(method="minmax", chunks=6, ring="int8", sensitivity=False, gate_chunks=2, gate_minutes=0)
     print(
-        json.dumps(
-            run(bundle_of(folder, size, "portable"), folder / f"{size}-int8.everframe", settings, True, Console())
-        )
+        json.dumps(run(bundle_of(folder, size, "portable"), bundle_of(folder, size, "int8"), settings, True, Console()))
     )
 
 
@@ -140,7 +142,7 @@ def build_int8(folder: Path, size: str) -> None:
     from everframe.calibration.ring import int8_ring
     from everframe.engines.bundle import Bundle
 
-    measured = json.loads((folder / f"{CALIBRATED}-int8.everframe" / "calibration.json").read_text())["ranges"]
+    measured = json.loads((bundle_of(folder, CALIBRATED, "int8") / "calibration.json").read_text())["ranges"]
     bundle = Bundle.open(bundle_of(folder, size, "portable"))
     model = onnx.load(bundle.graph_path("step"), load_external_data=False)
     linears = find_linears(model, bundle.manifest.network.layers)
@@ -184,6 +186,7 @@ def main() -> None:
         (stages | {"calibrate": calibrate, "int8": build_int8})[name](args.work, *words)
         return
     result: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "torch": torch.__version__,
     }
@@ -195,17 +198,14 @@ def main() -> None:
     if not (args.work / "prompts.txt").exists():
         keep("make", stage(args.work, "make"))
     for size in ("320x192", "832x480"):
-        exported = stage(args.work, "export", size)
-        folder = args.work / f"{size}.everframe"
-        keep(
-            f"export {size}",
-            exported | {"bundle_gb": round(sum(f.stat().st_size for f in folder.iterdir()) / 1e9, 2)},
-        )
+        keep(f"export {size}", stage(args.work, "export", size) | size_of(bundle_of(args.work, size)))
         if importlib.util.find_spec("tensorrt_rtx"):
             keep(f"build {size}", stage(args.work, "build", size))
     for size in (CALIBRATED, "832x480"):
-        keep(f"export {size} portable", stage(args.work, "export", size, "portable"))
-    keep(f"calibrate {CALIBRATED}", stage(args.work, "calibrate", CALIBRATED))
+        exported = stage(args.work, "export", size, "portable")
+        keep(f"export {size} portable", exported | size_of(bundle_of(args.work, size, "portable")))
+    calibrated = stage(args.work, "calibrate", CALIBRATED)
+    keep(f"calibrate {CALIBRATED}", calibrated | size_of(bundle_of(args.work, CALIBRATED, "int8")))
     if importlib.util.find_spec("tensorrt_rtx"):
         keep("build 832x480 int8", stage(args.work, "int8", "832x480"))
     keep("compare 320x192", stage(args.work, "compare", "320x192"))
