@@ -117,33 +117,38 @@ def compare(
     Raises UserError for bundles of another geometry, schedule or RoPE, and for prompts that one of them lacks.
     """
     comparable(a, b)
-    backends = backends or (OrtBackend(EngineOptions()), OrtBackend(EngineOptions()))
-    steps: list[LockStep] = []
-    free: list[list[dict[str, Any]]] = []  # by bundle, by prompt
+    engines = backends or (OrtBackend(EngineOptions()), OrtBackend(EngineOptions()))
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+
+    def stream(which: int, prompt: str, seed: int) -> Stream:
+        return Stream((a, b)[which], prompt=prompt, seed=seed, overlap=False, backend=engines[which])
+
+    def free_runs(which: int) -> list[dict[str, Any]]:
+        found = []
+        for prompt in prompts if minutes else ():
+            with stream(which, prompt, seeds[0]) as one:
+                found.append(free_run(one, minutes))
+            tell(f"{minutes:g} free minutes of the {('first', 'second')[which]} bundle: {prompt}")
+        return found
+
+    steps = []
     with tempfile.TemporaryFile() as kept:
-        for bundle, backend, name in ((a, backends[0], "first"), (b, backends[1], "second")):
-            kept.seek(0)
-            free.append([])
-            for prompt in prompts:
-                for seed in seeds:
-                    with Stream(bundle, prompt=prompt, seed=seed, overlap=False, backend=backend) as stream:
-                        if name == "first":
-                            keep(stream, chunks, kept)
-                            tell(f"{name} bundle, {chunks} chunks for lock-step: seed {seed}, {prompt}")
-                        else:
-                            steps.append(lockstep(stream, chunks, kept))
-                            tell(f"lock-step: {np.mean(steps[-1].psnr):5.1f} dB, seed {seed}, {prompt}")
-                if minutes:
-                    with Stream(bundle, prompt=prompt, seed=seeds[0], overlap=False, backend=backend) as stream:
-                        free[-1].append(free_run(stream, minutes))
-                    tell(f"{name} bundle, {minutes:g} free minutes: {prompt}")
-    runs = [
-        FreeRun(prompt, seeds[0], minutes, *ends)
-        for prompt, *ends in (zip(prompts, *free, strict=True) if minutes else ())
-    ]
-    for run in runs:
-        told = ", ".join(f"{name} {share:.1%}" for name, share in run.deviations.items())
-        tell(f"free-running: {told}, {run.prompt}")
+        for prompt, seed in pairs:
+            with stream(0, prompt, seed) as one:
+                keep(one, chunks, kept)
+            tell(f"{chunks} chunks of the first bundle: seed {seed}, {prompt}")
+        first = free_runs(0)
+        kept.seek(0)
+        for prompt, seed in pairs:
+            with stream(1, prompt, seed) as other:
+                steps.append(lockstep(other, chunks, kept))
+            tell(f"lock-step: {np.mean(steps[-1].psnr):5.1f} dB, seed {seed}, {prompt}")
+        second = free_runs(1)
+    runs = []
+    for prompt, *ends in zip(prompts, first, second, strict=False):  # none, when there are no minutes
+        runs.append(FreeRun(prompt, seeds[0], minutes, *ends))
+        told = ", ".join(f"{name} {share:.1%}" for name, share in runs[-1].deviations.items())
+        tell(f"free-running: {told}, {prompt}")
     return Comparison(steps, runs)
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
+from everframe.engines.ort import OrtBackend, OrtEngine
 from everframe.runtime import Stream
 from everframe.runtime.compare import BEST, Comparison, FreeRun, LockStep, compare
 from everframe.runtime.stats import psnr, ssim
@@ -51,6 +53,24 @@ def test_a_bundle_equals_itself_and_its_other_form(bundle_path: Path, portable_p
     same = compare(a, a, PROMPTS[:1], [3], chunks=3, minutes=0)
     assert same.lockstep[0].psnr == [BEST] * 3
     assert same.lockstep[0].latent == [0.0] * 3
+
+
+def test_the_two_are_never_loaded_together(bundle_path: Path) -> None:
+    loads = []
+
+    class Watched(OrtBackend):
+        other: OrtBackend
+
+        def load(self, bundle: Bundle, name: str, beside: bool = False) -> OrtEngine:
+            loads.append(len(self.other._engines))
+            return super().load(bundle, name, beside)
+
+    first, second = Watched(EngineOptions(threads=1)), Watched(EngineOptions(threads=1))
+    first.other, second.other = second, first
+    bundle = Bundle.open(bundle_path)
+    compare(bundle, bundle, PROMPTS[:2], [3, 4], chunks=2, minutes=0.02, backends=(first, second))
+    assert len(loads) >= 12 * 3
+    assert not any(loads)
 
 
 def test_lockstep_is_from_the_first_ones_history(bundle_path: Path, checkpoint: Path, tmp_path: Path) -> None:
