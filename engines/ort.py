@@ -163,7 +163,10 @@ class OrtBackend:
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> OrtEngine:
         """Loaded once for all streams of this backend."""
-        threads = max(1, self.threads // 2) if beside else self.threads
+        threads = self.threads
+        if beside:  # an odd core goes to the passes of the step graph, which take longer
+            half = threads // 2
+            threads = max(1, half if name.startswith("decode") else threads - half)
         key = (bundle.manifest.graphs[name].model.sha256, str(bundle.graph_path(name)), threads)
         engine = self._engines.get(key)
         if engine is None:

@@ -104,3 +104,12 @@ def test_tensorrt_providers_are_kept_from_the_in_place_form(bundle: Bundle) -> N
         backend.option = provider
         with pytest.raises(UserError, match="export it with --form portable"):
             backend.load(bundle, "step")
+
+
+@pytest.mark.parametrize(("threads", "step", "decode"), [(1, 1, 1), (2, 1, 1), (3, 2, 1), (8, 4, 4)])
+def test_threads_of_passes_side_by_side(bundle: Bundle, threads: int, step: int, decode: int) -> None:
+    backend = OrtBackend(EngineOptions(threads=threads))
+    engines = {name: backend.load(bundle, name, beside=True) for name in ("step", "decode")}
+    found = {name: e.session.get_session_options().intra_op_num_threads for name, e in engines.items()}
+    assert found == {"step": step, "decode": decode}
+    assert backend.load(bundle, "decode").session.get_session_options().intra_op_num_threads == threads
