@@ -54,15 +54,26 @@ def find_linears(model: ModelProto, layers: int) -> list[Linear]:
 
 
 def find_convolutions(model: ModelProto) -> list[Linear]:
-    """The convolutions of a decoder, without its first and last."""
+    """The convolutions of a decoder, without its first layer and its last, which may be several convolutions: those that
+    the frames come from with none after them."""
     makers = {name: node for node in model.graph.node for name in node.output}
     constants = {tensor.name for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
         if node.op_type == "Conv" and (path := _constant_path(node.input[1], makers, constants)):
             found.append(Linear(f"decode {len(found)}", node.name, node.input[0], path, conv=True))
-    outer = {found[i].path for i in (0, -1)} if found else set()  # used anew for every latent frame or frame
-    return [conv for conv in found if conv.path not in outer]
+    known, last = {conv.node for conv in found}, set()
+    reached, seen = [model.graph.output[0].name], set()
+    while reached:
+        node = makers.get(name := reached.pop())
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if node.name in known:
+            last.add(node.name)
+        else:
+            reached += node.input
+    return [conv for conv in found if conv.path != found[0].path and conv.node not in last]
 
 
 def _constant_path(tensor: str, makers: dict[str, NodeProto], constants: set[str]) -> tuple[str, ...] | None:
