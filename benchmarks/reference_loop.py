@@ -14,15 +14,12 @@ memory first, then as many written into an H.264 file as they come ("chunk, to f
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +29,8 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
+from stream import Stages, add, eager_loop, scratch_video
 from torch import Tensor
-
-from everframe.engines.bundle import Bundle
-from everframe.runtime.video import Output
 
 CHECKPOINT = Path(__file__).parent.parent / "training" / "demo"
 
@@ -168,13 +163,14 @@ STAGES = ("denoise and commit", "decode", "chunk")
 TO_FILE = "chunk, to file"
 
 
-def reference(folder: Path, chunks: int) -> dict[str, list[float]]:
+def reference(folder: Path, chunks: int) -> Stages:
     from everframe.export.checkpoint import load
     from everframe.runtime import open_bundle
 
     model = Reference(folder)
     decoder = load(folder).autoencoder
-    states, rows = None, {name: [] for name in (*STAGES, TO_FILE)}
+    rows: Stages = {}
+    states = None
     warm = model.window // model.chunk + 1
     with torch.no_grad(), scratch_video(open_bundle()) as out:
         for i in range(warm + 2 * chunks):
@@ -185,18 +181,17 @@ def reference(folder: Path, chunks: int) -> dict[str, list[float]]:
             pixels = (frames.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).contiguous().numpy()[0]
             marks.append(time.perf_counter())
             if warm <= i < warm + chunks:
-                for name, seconds in zip(STAGES, (*np.diff(marks).tolist(), marks[-1] - marks[0]), strict=True):
-                    rows[name].append(seconds)
+                add(rows, dict(zip(STAGES, (*np.diff(marks).tolist(), marks[-1] - marks[0]), strict=True)))
             elif i >= warm:
                 out.write(pixels)
-                rows[TO_FILE].append(time.perf_counter() - marks[0])
+                add(rows, {TO_FILE: time.perf_counter() - marks[0]})
     return rows
 
 
-def ours(folder: Path, chunks: int, threads: int) -> dict[str, list[float]]:
+def ours(folder: Path, chunks: int, threads: int) -> Stages:
     from everframe.runtime import EngineOptions, Stream, open_bundle
 
-    rows: dict[str, list[float]] = {name: [] for name in (*STAGES, TO_FILE)}
+    rows: Stages = {}
     bundle = open_bundle()
     with scratch_video(bundle) as out, Stream(bundle, options=EngineOptions(threads=threads)) as stream:
         warm = stream.layout.chunks + 1
@@ -205,18 +200,15 @@ def ours(folder: Path, chunks: int, threads: int) -> dict[str, list[float]]:
             chunk = stream.next_chunk()
             t = chunk.timings
             if warm <= i < warm + chunks:
-                for name, seconds in zip(STAGES, (sum(t.diffuse) + t.finalize, t.decode, t.total), strict=True):
-                    rows[name].append(seconds)
+                add(rows, dict(zip(STAGES, (sum(t.diffuse) + t.finalize, t.decode, t.total), strict=True)))
             elif i >= warm:
                 out.write(chunk.frames)
-                rows[TO_FILE].append(time.perf_counter() - began)
+                add(rows, {TO_FILE: time.perf_counter() - began})
     return rows
 
 
-def compiled(folder: Path, chunks: int) -> dict[str, list[float]]:
+def compiled(folder: Path, chunks: int) -> Stages:
     """Our own eager step and decoder, under torch.compile."""
-    from stream import eager_loop
-
     from everframe.export.graphs import StepGraph
     from everframe.export.taehvgraphs import DecodeGraph
     from everframe.runtime import open_bundle
@@ -228,15 +220,6 @@ def compiled(folder: Path, chunks: int) -> dict[str, list[float]]:
     found = eager_loop(bundle, folder, chunks, warm, torch.get_num_threads())
     both = [a + b for a, b in zip(found["diffuse"], found["finalize"], strict=True)]
     return dict(zip((*STAGES, TO_FILE), (both, found["decode"], found["chunk"], found["chunk + encode"]), strict=True))
-
-
-@contextlib.contextmanager
-def scratch_video(bundle: Bundle) -> Iterator[Output]:
-    from everframe.runtime import open_output
-
-    g = bundle.manifest.geometry
-    with tempfile.TemporaryDirectory() as folder, open_output(f"{folder}/x.mp4", g.width, g.height, g.fps) as out:
-        yield out
 
 
 def main() -> None:

@@ -9,11 +9,13 @@ decoding, and H.264 encoding into a file.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +34,15 @@ from everframe.runtime.noise import chunk_noise
 from everframe.runtime.prompts import PromptBank
 from everframe.runtime.ring import RingLayout
 from everframe.runtime.rope import axis_frequencies, head_thetas, temporal_tables
+from everframe.runtime.video import Output
 
 Stages = dict[str, list[float]]  # stage -> seconds, one entry a chunk
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "training" / "demo"
 
 
 def engine_loop(bundle: Bundle, chunks: int, warm: int, threads: int) -> Stages:
-    g, stages = bundle.manifest.geometry, {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Stream(bundle, options=EngineOptions(threads=threads)) as stream,
-        open_output(f"{folder}/x.mp4", g.width, g.height, g.fps) as out,
-    ):
+    stages: Stages = {}
+    with scratch_video(bundle) as out, Stream(bundle, options=EngineOptions(threads=threads)) as stream:
         for i in range(chunks + warm):
             begin = time.perf_counter()
             chunk = stream.next_chunk()
@@ -68,11 +67,7 @@ def eager_loop(bundle: Bundle, checkpoint: Path, chunks: int, warm: int, threads
     frequencies = axis_frequencies(head_thetas(rope.theta, rope.jitter_sigma, rope.epsilon), rope.channels)
     n, c, stages = len(bundle.manifest.schedule.steps), loaded.config.transformer, {}
     bank = PromptBank(bundle)
-    with (
-        torch.no_grad(),
-        tempfile.TemporaryDirectory() as folder,
-        open_output(f"{folder}/x.mp4", g.width, g.height, g.fps) as out,
-    ):
+    with torch.no_grad(), scratch_video(bundle) as out:
         context = list(PromptGraph(loaded.transformer)(torch.from_numpy(bank.embedding(bank.prompts[0]))))
         keys = [torch.zeros(1, c.heads, g.cache_tokens, c.head_dim) for _ in range(c.layers)]
         values = [torch.zeros_like(k) for k in keys]
@@ -110,6 +105,14 @@ def eager_loop(bundle: Bundle, checkpoint: Path, chunks: int, warm: int, threads
                 spans = dict(zip(names, np.diff(marks).tolist(), strict=True))
                 add(stages, spans | {"chunk": marks[-2] - marks[0], "chunk + encode": marks[-1] - marks[0]})
     return stages
+
+
+@contextlib.contextmanager
+def scratch_video(bundle: Bundle) -> Iterator[Output]:
+    """An H.264 file of the bundle's size and rate that is gone afterwards."""
+    g = bundle.manifest.geometry
+    with tempfile.TemporaryDirectory() as folder, open_output(f"{folder}/x.mp4", g.width, g.height, g.fps) as out:
+        yield out
 
 
 def add(stages: Stages, row: dict[str, float]) -> None:

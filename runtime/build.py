@@ -110,7 +110,7 @@ def inspect_bundle(bundle: Bundle, as_json: bool) -> None:
         table.add_row(name, f"{size:.1f}", str(len(graph.inputs)), str(len(graph.outputs)))
     out.print(table)
     if not engines:
-        out.print("no compiled engines: ONNX Runtime runs the graphs; everframe build compiles for TensorRT")
+        say(out, "no compiled engines: ONNX Runtime runs the graphs; everframe build compiles for TensorRT")
     for e in engines:
         state = "cannot be used here: " + e.problem if e.problem else "valid for the backend installed here"
         made = f"{e.record.backend} {e.record.version} {e.record.options.get('precision')}" if e.record else "?"

@@ -90,6 +90,6 @@ def show(request: Request, names: Sequence[str], as_json: bool) -> None:
     for v in verdicts:
         table.add_row(v.device, f"{v.best:.2f}", f"{v.worst:.2f}", f"{v.memory_share:.0%}", v.real_time, v.advice)
     out.print(table)
-    out.print("Share of the peak, by class of card (predictions; nothing was measured here):")
+    say(out, "Share of the peak, by class of card (predictions; nothing was measured here):")
     for low, high, why in FACTORS.values():
         say(out, f"  {low:.0%} to {high:.0%}: {why}")

@@ -36,7 +36,6 @@ class Encoder:
         else:
             options = {"preset": "p4", "tune": "ull", "rc": "vbr", "cq": str(crf), "delay": "0"}
         every = max(1, round(keyframe_seconds * fps))
-        # One thread: the generator needs the cores.
         stream = add_video(self._container, encoder, (width, height), fps, options | {"bf": "0"}, every)
         self._stream, self._fps, self._count = stream, fps, 0
         self._keys: deque[bool] = deque()  # of packets whose fragments have not come out yet
