@@ -4,7 +4,7 @@ PYTHON ?= python3
 SECONDS_OF_VIDEO ?= 30
 PROMPT ?=
 
-.PHONY: help demo test test-gpu lint bench clean
+.PHONY: help demo test test-slow test-gpu lint bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed -E 's/:.*# /\t/' | expand -t 10
@@ -14,8 +14,13 @@ demo: .venv-run/ready  # write a 30-second video with the shipped bundle; instal
 	.venv-run/bin/everframe generate --seconds $(SECONDS_OF_VIDEO) $(if $(PROMPT),--prompt "$(PROMPT)") -o out/demo.mp4
 	@echo "The video is in $(CURDIR)/out/demo.mp4"
 
-test: .venv/ready  # run all tests
+test: .venv/ready  # run the tests (all but the slow whole-product ones)
+	@command -v chromium >/dev/null || echo "skipped: the pages in a real browser (apt install chromium)"
+	@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || echo "skipped: tests/gpu (no NVIDIA GPU here)"
 	.venv/bin/python -m pytest -n 2 --dist loadfile --durations 15
+
+test-slow: .venv/ready  # every command of every document, and other whole-product tests
+	.venv/bin/python -m pytest -m slow -n 2 --dist loadgroup --durations 15
 
 test-gpu: .venv/ready  # the tests that need an NVIDIA GPU
 	.venv/bin/python -m pytest tests/gpu -rs

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..engines.base import EngineOptions
 from ..engines.bundle import Bundle, Graph, describe, write_manifest
@@ -22,10 +20,10 @@ from ..engines.errors import UserError
 from ..engines.files import new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.ort import OrtBackend
-from ..runtime.compare import compare
-from ..runtime.console import say
+from ..engines.progress import QUIET, Report
+from ..runtime.measure.compare import compare
 from . import sensitivity
-from .linears import find_convolutions, find_linears
+from .linears import Linear, find_convolutions, find_linears
 from .observe import Statistics, link_or_copy, observe
 from .quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
 from .ring import int8_ring
@@ -77,7 +75,7 @@ def choose_prompts(bundle: Bundle, settings: Settings) -> tuple[list[str], list[
     return chosen, list(settings.held_out or others[:: max(1, len(others) // 2)][:2] or chosen[:1])
 
 
-def calibrate(source: Path, target: Path, settings: Settings, force: bool, console: Console) -> dict[str, Any]:
+def calibrate(source: Path, target: Path, settings: Settings, force: bool, report: Report = QUIET) -> dict[str, Any]:
     """Write the quantised bundle to target and return its quality. Ctrl-C keeps the statistics gathered so far in
     TARGET.calibrating, and the same command goes on from there.
 
@@ -99,10 +97,10 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
         record: dict[str, Any] = {"settings": asdict(settings), "prompts": prompts, "held_out": held_out}
         found: dict[str, Range] = {}
         if not settings.precision.endswith("weights"):
-            with progress(console, "calibrating, chunks") as tell:
-                statistics = observe(
-                    bundle, linears, prompts, settings.seeds, settings.chunks, settings.method, work, tell, options
-                )
+            tell = partial(report.step, "calibrating, chunks")
+            statistics = observe(
+                bundle, linears, prompts, settings.seeds, settings.chunks, settings.method, work, tell, options
+            )
             weights = peaks_of_weights(models["step"], linears, bundle.path)
             found = ranges(statistics, weights, settings.method, settings.alpha)
             record["ranges"] = report_ranges(statistics, found)
@@ -110,26 +108,17 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
         if settings.sensitivity:
             after = bundle.manifest.geometry.window // bundle.manifest.geometry.chunk + 2
             known = sensitivity.references(bundle, prompts[:2], settings.seeds[0], after, options)
-            with progress(console, "sensitivity, layers") as tell:
-                results = sensitivity.measure(
-                    bundle, linears, found, settings.precision, known, work / "one", tell, options
-                )
+            tell = partial(report.step, "sensitivity, layers")
+            results = sensitivity.measure(
+                bundle, linears, found, settings.precision, known, work / "one", tell, options
+            )
             excluded += sensitivity.exclusions([r for r in results if r.layer not in excluded])
             record["sensitivity"] = [asdict(result) for result in results]
             sensitivity.plot(results, excluded, part / PLOT)
         record["excluded"] = excluded
-        graphs = dict(bundle.manifest.graphs)
-        for name in list(models):
-            chosen = [one for one in linears if one.conv == (name == "decode") and one.name not in excluded]
-            model = models.pop(name)  # one at a time: it holds its weights once it is quantised
-            quantise(model, chosen, bundle.path, settings.precision, found)
-            if name == "step" and settings.ring == "int8":
-                int8_ring(model)
-            graphs[name] = write_graph(model, part / f"{name}.onnx")
-            del model
+        graphs = quantised_graphs(bundle, part, models, linears, excluded, found, settings)
         quantised = finish(bundle, part, graphs, settings)
-        say(
-            console,
+        report.line(
             f"{len(linears) - len(excluded)} of {len(linears)} layers quantised"
             + (f"; left in float: {', '.join(excluded)}" if excluded else ""),
         )
@@ -142,7 +131,7 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
             settings.gate_chunks,
             settings.gate_minutes,
             (backend, backend),
-            lambda line: say(console, line),
+            report.line,
         )
         record["quality"] = comparison.record()
         (part / RESULT).write_text(json.dumps(record, indent=1) + "\n")
@@ -151,6 +140,28 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, conso
         write_manifest(part, quantised.manifest.model_copy(update=changes))
     shutil.rmtree(work, ignore_errors=True)
     return quality
+
+
+def quantised_graphs(
+    bundle: Bundle,
+    part: Path,
+    models: dict[str, ModelProto],
+    linears: Sequence[Linear],
+    excluded: Sequence[str],
+    found: dict[str, Range],
+    settings: Settings,
+) -> dict[str, Graph]:
+    """Write every changed graph into part; empties `models`, for each holds its weights once it is quantised."""
+    graphs = dict(bundle.manifest.graphs)
+    for name in list(models):
+        chosen = [one for one in linears if one.conv == (name == "decode") and one.name not in excluded]
+        model = models.pop(name)
+        quantise(model, chosen, bundle.path, settings.precision, found)
+        if name == "step" and settings.ring == "int8":
+            int8_ring(model)
+        graphs[name] = write_graph(model, part / f"{name}.onnx")
+        del model
+    return graphs
 
 
 def report_ranges(statistics: Statistics, found: dict[str, Range]) -> dict[str, Any]:
@@ -189,11 +200,3 @@ def finish(bundle: Bundle, part: Path, graphs: dict[str, Graph], settings: Setti
         link_or_copy(bundle.path / ref.file, part / ref.file)
     write_manifest(part, manifest)
     return Bundle(part, manifest)
-
-
-@contextmanager
-def progress(console: Console, words: str) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(words, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)

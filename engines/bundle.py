@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,14 @@ class Graph(Model):
     data: list[FileRef] = []
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'256x144' -> (256, 144). Raises UserError."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise UserError(f"--size {text!r}: expected WIDTHxHEIGHT, for example 256x144")
+    return int(match[1]), int(match[2])
 
 
 class Network(Model):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from .plan import DEVICES
+from .machine import Gpu, find_gpu, jetpack
 
 PACKAGES = (
     "onnxruntime",
@@ -22,17 +22,6 @@ PACKAGES = (
     "av",
     "tokenizers",
 )
-TEGRA = Path("/etc/nv_tegra_release")
-
-
-@dataclass(frozen=True)
-class Gpu:
-    name: str
-    compute_capability: str  # sm_86
-    memory_mib: int
-    free_mib: int
-    driver: str
-    runtime: str
 
 
 @dataclass(frozen=True)
@@ -66,39 +55,8 @@ def installed() -> dict[str, str]:
     return found
 
 
-def find_gpu() -> tuple[Gpu | None, str]:
-    """The first GPU through cuda-python, or why there is none."""
-    try:
-        from cuda.bindings import runtime  # type: ignore[attr-defined]
-    except ImportError:
-        node = any(Path("/dev").glob("nvidia[0-9]*")) or TEGRA.exists()
-        return None, "there is one, but cuda-python is not installed" if node else "none found"
-    try:
-        code, count = runtime.cudaGetDeviceCount()
-        if code != runtime.cudaError_t.cudaSuccess or not count:
-            return None, f"none that CUDA can use ({code.name})"
-        properties = runtime.cudaGetDeviceProperties(0)[1]
-        free, total = runtime.cudaMemGetInfo()[1:]
-        driver, toolkit = runtime.cudaDriverGetVersion()[1], runtime.cudaRuntimeGetVersion()[1]
-    except RuntimeError as error:
-        return None, f"none: {error}"
-    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
-    known = (f"{v // 1000}.{v % 1000 // 10}" for v in (driver, toolkit))
-    return Gpu(name, f"sm_{properties.major}{properties.minor}", total >> 20, free >> 20, *known), ""
-
-
-def jetpack() -> str | None:
-    """The L4T release line of a Jetson, None elsewhere."""
-    return TEGRA.read_text().splitlines()[0].strip("# ") if TEGRA.is_file() else None
-
-
-def working_encoders() -> list[str]:
-    from .video import ENCODERS, choose_encoder
-
-    return [name for name in ENCODERS if choose_encoder(name, 256, 144)[0] == name]
-
-
-def diagnose() -> Diagnosis:
+def diagnose(encoders: list[str], planned: Sequence[str]) -> Diagnosis:
+    """encoders: video encoders that open here; planned: cards that the planner knows."""
     import onnxruntime
 
     packages, (gpu, note), tegra = installed(), find_gpu(), jetpack()
@@ -110,7 +68,8 @@ def diagnose() -> Diagnosis:
         "jetpack": tegra or "no Jetson",
     }
     roads = roads_of(packages, gpu, note, providers, tegra is not None)
-    return Diagnosis(system, packages, gpu, note, providers, working_encoders(), roads, advice(gpu, tegra, packages))
+    words = advice(gpu, tegra, packages, planned)
+    return Diagnosis(system, packages, gpu, note, providers, encoders, roads, words)
 
 
 def roads_of(packages: dict[str, str], gpu: Gpu | None, note: str, providers: list[str], is_jetson: bool) -> list[Road]:
@@ -140,7 +99,7 @@ def roads_of(packages: dict[str, str], gpu: Gpu | None, note: str, providers: li
     return roads
 
 
-def advice(gpu: Gpu | None, tegra: str | None, packages: dict[str, str]) -> str:
+def advice(gpu: Gpu | None, tegra: str | None, packages: dict[str, str], planned: Sequence[str]) -> str:
     """Which form and precision suit this machine."""
     if gpu is None:
         return "run the bundle as it is, with ONNX Runtime on the CPU"
@@ -149,8 +108,24 @@ def advice(gpu: Gpu | None, tegra: str | None, packages: dict[str, str]) -> str:
     major = int(gpu.compute_capability.removeprefix("sm_")) // 10
     half = "fp16 or bf16" if major >= 8 else "fp16"
     small = gpu.memory_mib < 9000 or tegra is not None
-    known = ", in the table of everframe plan" if any(d.name.split()[-1] in gpu.name for d in DEVICES) else ""
+    known = ", in the table of everframe plan" if any(name.split()[-1] in gpu.name for name in planned) else ""
     return f"form {form}, precision {half}{', INT8 for larger sizes' if small else ''}{known}"
+
+
+def lines(found: Diagnosis) -> list[str]:
+    """The diagnosis for people."""
+    gpu = found.gpu
+    told = found.gpu_note
+    if gpu:
+        told = f"{gpu.name}, {gpu.compute_capability}, {gpu.free_mib} of {gpu.memory_mib} MiB free, "
+        told += f"driver for CUDA {gpu.driver}"
+    return [
+        *(f"{name:16} {value}" for name, value in (found.system | found.packages).items()),
+        f"{'GPU':16} {told}",
+        f"{'video encoders':16} {', '.join(found.encoders)}",
+        *(f"{'ready  ' if road.ready else 'missing'} {road.backend}: {road.note}" for road in found.roads),
+        f"advice: {found.advice}",
+    ]
 
 
 def as_record(diagnosis: Diagnosis) -> dict[str, Any]:

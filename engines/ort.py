@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ import onnxruntime as ort
 from .base import Buffer, EngineOptions, check_bindings
 from .bundle import Bundle, Graph
 from .errors import UserError
+from .machine import usable_cores
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -198,11 +198,6 @@ class OrtBackend:
                 f"{file}: ONNX Runtime {ort.__version__} cannot load it: {str(error).splitlines()[0]}"
             ) from None
         return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plugged_devices(provider: str) -> list[Any]:

@@ -1,19 +1,15 @@
-"""`everframe export`: a checkpoint folder in, a verified engine bundle out."""
+"""Writing a bundle: every graph exported, checked, compared with PyTorch, and the folder named only when all agree."""
 
 from __future__ import annotations
 
 import platform
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 import torch
-from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -28,19 +24,18 @@ from ..engines.bundle import (
     RopeSpec,
     ScheduleSpec,
     describe,
-    first_problem,
     write_manifest,
 )
 from ..engines.errors import UserError
 from ..engines.files import check_writable, new_folder
-from ..runtime.console import say
+from ..engines.progress import QUIET, Report
 from ..runtime.rope import draw_jitter, split_head_dim
-from .checkpoint import CheckpointConfig, RopeConfig, load
+from .checkpoint import RopeConfig
 from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
 from .onnxfile import save_graph
 from .schedule import Schedule
 from .taehv import Taehv
-from .taehvgraphs import DecodeGraph, EncodeGraph
+from .taehvgraphs import DecodeGraph
 from .textgraph import write_text_graph
 from .texts import Umt5
 from .verify import compare
@@ -74,21 +69,6 @@ LIMITS = {
 
 
 @dataclass(frozen=True)
-class Overrides:
-    """What the command line may change in a checkpoint's config; None keeps it."""
-
-    size: str | None = None
-    window: int | None = None
-    sink: int | None = None
-    steps: int | None = None  # how many, evenly spaced from 1000
-    rope: str | None = None
-    jitter: float | None = None
-    jitter_seed: int | None = None
-    encoder: bool = False
-    form: Literal["in-place", "portable"] = "in-place"
-
-
-@dataclass(frozen=True)
 class Parts:
     """Everything that goes into a bundle, whatever it was read from."""
 
@@ -106,39 +86,6 @@ class Parts:
     text_encoder: Umt5 | None = None  # to go into the bundle as a graph
 
 
-def export_checkpoint(
-    folder: Path,
-    output: Path,
-    overrides: Overrides,
-    *,
-    chunks: int,
-    force: bool,
-    console: Console,
-    probe: bool = False,
-) -> None:
-    """Export a checkpoint folder of our own. Arguments and errors as `write_bundle`."""
-    check_target(output, force)
-    checkpoint = load(folder)
-    config = override(checkpoint.config, overrides)
-    parts = Parts(
-        name=config.name,
-        transformer=checkpoint.transformer,
-        geometry=config.geometry,
-        schedule=config.schedule,
-        rope=config.rope,
-        decoders=decoders_of(checkpoint.autoencoder),
-        encoder=EncodeGraph(checkpoint.autoencoder) if overrides.encoder else None,
-        prompts=checkpoint.prompts,
-        form=overrides.form,
-        provenance={
-            "checkpoint": {
-                f.name: describe(f).sha256 for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json")
-            }
-        },
-    )
-    write_bundle(parts, output, chunks=chunks, force=force, console=console, probe=probe)
-
-
 def decoders_of(model: Taehv) -> dict[str, nn.Module]:
     first = {"decode_first": DecodeGraph(model, first=True)} if model.config.lead else {}
     return {"decode": DecodeGraph(model), **first}
@@ -152,9 +99,9 @@ def check_target(output: Path, force: bool) -> None:
 
 
 def write_bundle(
-    parts: Parts, output: Path, *, chunks: int, force: bool, console: Console, probe: bool = False
+    parts: Parts, output: Path, *, chunks: int, force: bool, report: Report = QUIET, probe: bool = False
 ) -> None:
-    """Write the bundle atomically and print how far each graph is from PyTorch. With probe, a second step graph that also
+    """Write the bundle atomically and tell how far each graph is from PyTorch. With probe, a second step graph that also
     tells the attention on the sinks goes in, for `everframe study sinks`.
 
     chunks: how many to compare over, raised so that the ring wraps; 0: do not compare, only check the graphs.
@@ -176,53 +123,25 @@ def write_bundle(
     prompt = PromptGraph(parts.transformer)
     limits = LIMITS[parts.precision]
     with new_folder(output, replace=force) as part, torch.no_grad():
-        with console.status("exporting graphs …"):
-            graphs = write_graphs(part, parts, steps, prompt)
+        report.step("exporting graphs", 0, None)
+        graphs = write_graphs(part, parts, steps, prompt)
         bank = save({p: t.half().contiguous() for p, t in parts.prompts.items()})
         (part / "prompts.safetensors").write_bytes(bank)
         tokenizer = None
         if parts.text_encoder is not None:
-            with console.status("exporting the text encoder …"):
-                graphs["text"], tokenizer = write_text_graph(
-                    part, parts.text_encoder, parts.transformer.config.text_len
-                )
+            report.step("exporting the text encoder", 0, None)
+            graphs["text"], tokenizer = write_text_graph(part, parts.text_encoder, parts.transformer.config.text_len)
         write_manifest(part, manifest_of(parts, graphs, tokenizer, part, chunks))
         if chunks:
-            with console.status(f"comparing with PyTorch over {chunks} chunks …"):
-                errors = compare(Bundle.open(part), steps, prompt, parts.decoders, parts.encoder, chunks)
-            report(console, errors, chunks)
+            report.step(f"comparing with PyTorch over {chunks} chunks", 0, None)
+            errors = compare(Bundle.open(part), steps, prompt, parts.decoders, parts.encoder, chunks)
+            for line in differences(errors, chunks):
+                report.line(line)
             wrong = [f"{k} differs by {v:.2g} (limit {limits[k]:.2g})" for k, v in errors.items() if not v <= limits[k]]
             if wrong:
                 raise UserError(f"{output}: not written, the graphs do not agree with PyTorch: {'; '.join(wrong)}")
         size = sum(f.stat().st_size for f in part.iterdir())
-    say(console, f"{output}: {size / 2**20:.1f} MiB")
-
-
-def override(config: CheckpointConfig, given: Overrides) -> CheckpointConfig:
-    """The config with the command line's changes, validated again."""
-    geometry, rope = config.geometry.model_dump(), config.rope.model_dump()
-    if given.size is not None:
-        width, height = parse_size(given.size)
-        geometry |= {"width": width, "height": height}
-    geometry |= {k: v for k, v in (("window", given.window), ("sink", given.sink)) if v is not None}
-    choices = (("mode", given.rope), ("jitter_sigma", given.jitter), ("jitter_seed", given.jitter_seed))
-    rope |= {k: v for k, v in choices if v is not None}
-    schedule = config.schedule
-    if given.steps is not None:
-        schedule = replace(schedule, steps=tuple(1000 - 1000 * i // given.steps for i in range(given.steps)))
-    try:
-        changes = {"geometry": Geometry(**geometry), "rope": RopeConfig(**rope), "schedule": schedule}
-        return config.model_copy(update=changes)
-    except ValidationError as error:
-        raise UserError(first_problem(error)) from None
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """'256x144' -> (256, 144). Raises UserError."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match:
-        raise UserError(f"--size {text!r}: expected WIDTHxHEIGHT, for example 256x144")
-    return int(match[1]), int(match[2])
+    report.line(f"{output}: {size / 2**20:.1f} MiB")
 
 
 def write_graphs(folder: Path, parts: Parts, steps: dict[str, StepGraph], prompt: PromptGraph) -> dict[str, Graph]:
@@ -321,12 +240,8 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
     )
 
 
-def report(console: Console, errors: dict[str, float], chunks: int) -> None:
-    table = Table(title=f"ONNX Runtime against PyTorch, {chunks} chunks")
-    table.add_column("output")
-    table.add_column("largest difference", justify="right")
-    table.add_column("unit")
-    for name, error in errors.items():
-        unit = "grey levels" if name == "frames" else "of the largest value"
-        table.add_row(name, f"{error:.2g}", unit)
-    console.print(table)
+def differences(errors: dict[str, float], chunks: int) -> list[str]:
+    """How far each graph is from PyTorch, a line an output."""
+    units = {"frames": "grey levels"}
+    told = (f"  {name:12} {error:.2g} {units.get(name, 'of the largest value')}" for name, error in errors.items())
+    return [f"ONNX Runtime against PyTorch, largest differences over {chunks} chunks:", *told]

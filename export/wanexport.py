@@ -9,12 +9,12 @@ from typing import Literal
 
 import torch
 from pydantic import ValidationError
-from rich.console import Console
 
-from ..engines.bundle import Geometry, describe, first_problem
+from ..engines.bundle import Geometry, describe, first_problem, parse_size
 from ..engines.errors import UserError
+from ..engines.progress import QUIET, Report
+from .bundle import Parts, check_target, decoders_of, write_bundle
 from .checkpoint import RopeConfig
-from .command import Parts, check_target, decoders_of, parse_size, write_bundle
 from .schedule import Schedule
 from .sources import Source, State, fit, half, merge_lora, public_names, read, single, vae_names, wan_config
 from .taehv import Taehv, TaehvConfig, public_weights
@@ -52,7 +52,7 @@ class WanSource:
 
 
 def export_wan(
-    source: WanSource, output: Path, *, chunks: int, force: bool, console: Console, probe: bool = False
+    source: WanSource, output: Path, *, chunks: int, force: bool, report: Report = QUIET, probe: bool = False
 ) -> None:
     """Read everything, then write the bundle as `command.write_bundle` does. Raises UserError."""
     check_target(output, force)
@@ -107,7 +107,7 @@ def export_wan(
         text_encoder=text_encoder if source.text_graph else None,  # type: ignore[arg-type] - checked above
     )
     del text_encoder  # unless it is exported, the largest thing in memory is done with
-    write_bundle(parts, output, chunks=chunks, force=force, console=console, probe=probe)
+    write_bundle(parts, output, chunks=chunks, force=force, report=report, probe=probe)
 
 
 def check_schedule(source: WanSource) -> None:

@@ -20,7 +20,7 @@ import av.error
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..engines.errors import UserError
 from ..engines.files import check_writable, reason
@@ -63,6 +63,11 @@ def encoding_frame(image: NDArray[np.uint8], number: int, fps: int) -> av.VideoF
     frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
     frame.pts, frame.time_base = number, Fraction(1, fps)
     return frame
+
+
+def working_encoders() -> list[str]:
+    """Video encoders that open here."""
+    return [name for name in ENCODERS if choose_encoder(name, 256, 144)[0] == name]
 
 
 class Output(Protocol):
@@ -312,14 +317,3 @@ class GifOutput:
         except OSError as error:
             self._part.discard()
             raise UserError(f"{self._part.path}: cannot write: {reason(error)}") from None
-
-
-def read_picture(file: Path, width: int, height: int) -> NDArray[np.uint8]:
-    """A picture file as RGB [height, width, 3], filling the frame, its middle kept. Raises UserError."""
-    try:
-        with Image.open(file) as picture:
-            return np.asarray(ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS))
-    except UnidentifiedImageError:
-        raise UserError(f"{file}: not a picture that can be read") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot read: {reason(error)}") from None

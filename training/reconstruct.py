@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from everframe.export.taehv import DEMO, Taehv
-from everframe.runtime.stats import psnr, ssim
+from everframe.runtime.measure.statistics import psnr, ssim
 
 from clips import HEIGHT, WIDTH, instance
 from common import HERE

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.errors import UserError
-from .stream import TRANSITIONS, Stream, Transition
+from ...engines.errors import UserError
+from ..stream import TRANSITIONS, Stream, Transition
 
 KEYS = "←/→ prompt · t transition · f full screen · space pause · q or Esc quit"
 

@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..engines.base import Backend
-from ..engines.bundle import Bundle, first_problem
-from ..engines.errors import UserError
-from ..engines.files import reason
-from .server.fmp4 import Encoder
-from .soak import resident_memory
-from .state import identity
-from .stream import TRANSITIONS, Stream
-from .video import choose_encoder
+from ...engines.base import Backend
+from ...engines.bundle import Bundle, Geometry, first_problem
+from ...engines.errors import UserError
+from ...engines.files import reason
+from ...engines.machine import find_gpu, resident_memory
+from ..server.pictures.fmp4 import Encoder
+from ..state import identity
+from ..stream import TRANSITIONS, Stream
+from ..video import choose_encoder
 
 FORMAT = 1
 RAPL = Path("/sys/class/powercap")
@@ -130,49 +130,14 @@ def bench(
         encoder = Encoder(g.width, g.height, g.fps, name, 20, 2.0)
         for _ in range(stream.layout.chunks):  # the ring is full from here on
             encode(encoder, stream.next_chunk().frames)
-        rows: list[dict[str, float]] = []
-        arrivals: list[float] = []
         meter = energy_meter()
         start_energy = meter and meter[0]()
-        for i in range(chunks):
-            chunk = stream.next_chunk()
-            before = time.perf_counter()
-            encode(encoder, chunk.frames)
-            arrivals.append(time.perf_counter())
-            t = chunk.timings
-            rows.append(
-                {f"diffuse {s + 1}": v for s, v in enumerate(t.diffuse)}
-                | {"diffuse": sum(t.diffuse), "finalize": t.finalize, "decode": t.decode, "host copy": t.copy}
-                | {"host": t.host, "chunk": t.total, "video encode": arrivals[-1] - before}
-            )
-            tell(i + 1, chunks)
+        rows, arrivals = measured(stream, encoder, chunks, tell)
         joules = meter[0]() - start_energy if meter and start_energy is not None else None
-        intervals = np.diff(arrivals)
-        late, worst = lateness(arrivals, g.chunk_frames, g.fps)
-        each = spread(intervals.tolist())
-        steady = Steady(
-            chunks=chunks,
-            stages={n: spread([row[n] for row in rows]) for n in rows[0]},
-            fps=g.chunk_frames / (each.mean / 1000),
-            real_time_factor=g.chunk_seconds / (each.mean / 1000),
-            interval_jitter_ms=each.p99 - each.p50,
-            late_chunks=late,
-            latest_ms=1000 * worst,
-        )
         changes, encodes = prompt_changes(stream)
         encoder.close()
         return Result(
-            bundle={
-                "name": bundle.manifest.name,
-                "identity": identity(bundle),
-                "size": [g.width, g.height],
-                "fps": g.fps,
-                "window": g.window,
-                "sink": g.sink,
-                "steps": len(bundle.manifest.schedule.steps),
-                "precision": bundle.manifest.precision,
-                "form": bundle.manifest.form,
-            },
+            bundle=facts_of(bundle),
             settings={
                 "chunks": chunks,
                 "seed": seed,
@@ -182,12 +147,65 @@ def bench(
             },
             machine=machine(),
             cold=cold,
-            steady=steady.model_copy(update={"stages": steady.stages | {"encode": spread(encodes)}}),
+            steady=steady_figures(rows, arrivals, encodes, g),
             prompt_change_ms=changes,
             memory=memory(bundle, stream),
             energy=Energy(joules_per_chunk=joules / chunks, source=meter[1]) if joules is not None and meter else None,
             chunk_ms=[round(1000 * row["chunk"], 3) for row in rows],
         )
+
+
+def facts_of(bundle: Bundle) -> dict[str, Any]:
+    """What the figures are of."""
+    m, g = bundle.manifest, bundle.manifest.geometry
+    return {
+        "name": m.name,
+        "identity": identity(bundle),
+        "size": [g.width, g.height],
+        "fps": g.fps,
+        "window": g.window,
+        "sink": g.sink,
+        "steps": len(m.schedule.steps),
+        "precision": m.precision,
+        "form": m.form,
+    }
+
+
+def measured(
+    stream: Stream, encoder: Encoder, chunks: int, tell: Callable[[int, int], None]
+) -> tuple[list[dict[str, float]], list[float]]:
+    """Seconds of every stage of every chunk, and when each was made and encoded."""
+    rows, arrivals = [], []
+    for i in range(chunks):
+        chunk = stream.next_chunk()
+        before = time.perf_counter()
+        encode(encoder, chunk.frames)
+        arrivals.append(time.perf_counter())
+        t = chunk.timings
+        rows.append(
+            {f"diffuse {s + 1}": v for s, v in enumerate(t.diffuse)}
+            | {"diffuse": sum(t.diffuse), "finalize": t.finalize, "decode": t.decode, "host copy": t.copy}
+            | {"host": t.host, "chunk": t.total, "video encode": arrivals[-1] - before}
+        )
+        tell(i + 1, chunks)
+    return rows, arrivals
+
+
+def steady_figures(
+    rows: Sequence[Mapping[str, float]], arrivals: Sequence[float], encodes: Sequence[float], g: Geometry
+) -> Steady:
+    """encodes: seconds of prompt changes, the stage `encode`."""
+    late, worst = lateness(arrivals, g.chunk_frames, g.fps)
+    each = spread(np.diff(arrivals).tolist())
+    return Steady(
+        chunks=len(rows),
+        stages={n: spread([row[n] for row in rows]) for n in rows[0]} | {"encode": spread(encodes)},
+        fps=g.chunk_frames / (each.mean / 1000),
+        real_time_factor=g.chunk_seconds / (each.mean / 1000),
+        interval_jitter_ms=each.p99 - each.p50,
+        late_chunks=late,
+        latest_ms=1000 * worst,
+    )
 
 
 def encode(encoder: Encoder, frames: NDArray[np.uint8]) -> None:
@@ -237,7 +255,6 @@ def process_age() -> float | None:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    from .doctor import find_gpu
 
     def read(path: str) -> str | None:
         try:

@@ -5,28 +5,36 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from ...engines.files import write_whole
 from .bench import Result
-from .console import say
 
 WIDTH, HEIGHT = 860, 200  # pixels of a plot
 
 
-def show(result: Result, console: Console) -> None:
-    b, s = result.bundle, result.steady
+STAGE_COLUMNS = ("stage", "p50 ms", "p90 ms", "p99 ms", "max ms")
+
+
+def title(result: Result) -> str:
+    b = result.bundle
     width, height = b["size"]
-    table = Table(title=f"{b['name']} {width}×{height}, window {b['window']}, {b['steps']} steps, {b['precision']}")
-    for column in ("stage", "p50 ms", "p90 ms", "p99 ms", "max ms"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for name, spread in s.stages.items():
-        table.add_row(name, *(f"{v:.1f}" for v in (spread.p50, spread.p90, spread.p99, spread.max)))
-    console.print(table)
-    for name, value in summary(result):
-        say(console, f"{name:36} {value}")
+    return f"{b['name']} {width}×{height}, window {b['window']}, {b['steps']} steps, {b['precision']}"
+
+
+def stage_rows(result: Result) -> list[list[str]]:
+    return [
+        [name, *(f"{v:.1f}" for v in (spread.p50, spread.p90, spread.p99, spread.max))]
+        for name, spread in result.steady.stages.items()
+    ]
+
+
+def write(result: Result, file: Path) -> None:
+    """As HTML where the name ends so, else as JSON. Raises UserError."""
+    text = page(result) if file.suffix == ".html" else result.model_dump_json(indent=1) + "\n"
+    write_whole(file, text.encode())
 
 
 def summary(result: Result) -> list[tuple[str, str]]:
@@ -47,15 +55,6 @@ def summary(result: Result) -> list[tuple[str, str]]:
     if result.energy is not None:
         rows.append(("energy of a chunk", f"{result.energy.joules_per_chunk:.2f} J ({result.energy.source})"))
     return rows
-
-
-def show_ratios(rows: Sequence[tuple[str, float, float, float]], names: tuple[str, str], console: Console) -> None:
-    table = Table()
-    for column in ("figure", *names, "ratio"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
-    for name, a, b, ratio in rows:
-        table.add_row(name, f"{a:.1f}", f"{b:.1f}", f"{ratio:.2f}×")
-    console.print(table)
 
 
 def page(result: Result) -> str:

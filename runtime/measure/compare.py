@@ -19,13 +19,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..engines.base import Backend, EngineOptions
-from ..engines.bundle import Bundle
-from ..engines.errors import UserError
-from ..engines.files import write_whole
-from ..engines.ort import OrtBackend
-from .stats import clip_stats, psnr, ssim
-from .stream import Stream
+from ...engines.base import Backend, EngineOptions
+from ...engines.bundle import Bundle
+from ...engines.errors import UserError
+from ...engines.files import write_whole
+from ...engines.ort import OrtBackend
+from ..stream import Stream
+from .statistics import clip_stats, psnr, ssim
 
 PSNR, DEVIATION = 35.0, 0.05  # the gate: mean lock-step PSNR in dB, free-running statistics
 BEST = 99.0  # what equal clips count as, dB

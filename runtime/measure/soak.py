@@ -19,11 +19,12 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..engines.errors import UserError
-from ..engines.files import reason
-from .plotting import pyplot
-from .stats import clip_stats, latent_distance
-from .stream import Stream
+from ...engines.errors import UserError
+from ...engines.files import reason
+from ...engines.machine import resident_memory
+from ..stream import Stream
+from .plots import pyplot
+from .statistics import clip_stats, latent_distance
 
 DRIFT = 0.10  # largest monotone drift of colour and sharpness, as a share of their early value
 MOTION = 0.5  # least motion, as a share of its early value
@@ -56,10 +57,12 @@ class Soak:
     sheet: list[NDArray[np.uint8]]  # one frame per `sheet_minutes` of video
 
 
-def resident_memory() -> int:
-    """Bytes of this process in memory (Linux)."""
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def line(m: Minute) -> str:
+    """One minute for people."""
+    return (
+        f"minute {m.minute:4d} · motion {m.motion:5.2f} · sharpness {m.sharpness:7.1f} · "
+        f"to the sinks {m.sink_distance:4.2f} · {m.memory_bytes / 2**20:.0f} MiB · {m.chunk_median_ms:.0f} ms"
+    )
 
 
 def soak(

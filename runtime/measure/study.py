@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..engines.base import EngineOptions
-from ..engines.bundle import Bundle, RopeSpec
-from ..engines.errors import UserError
-from ..engines.files import reason
-from .plotting import pyplot
-from .rope import axis_frequencies, head_thetas, mean_cosine, phase_concentration, stretched_frequencies
-from .stats import clip_stats, latent_distance
-from .stream import Stream
+from ...engines.base import EngineOptions
+from ...engines.bundle import Bundle, RopeSpec
+from ...engines.errors import UserError
+from ...engines.files import reason
+from ..rope import axis_frequencies, head_thetas, mean_cosine, phase_concentration, stretched_frequencies
+from ..stream import Stream
+from .plots import pyplot
+from .statistics import clip_stats, latent_distance
 
 OTHERS = ("pi", "ntk", "yarn", "riflex", "relative")
 NEIGHBOURHOOD = 10  # chunks on either side that a chunk is compared with

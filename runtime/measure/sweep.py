@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..engines.errors import UserError
+from ...engines.errors import UserError
 from .bench import Result, read_result
 
 EXPORTED = ("window", "sink", "size", "steps")
@@ -85,8 +85,7 @@ def _name(point: Point) -> str:
 
 def _everframe(*words: str, accepted: tuple[int, ...] = (0,)) -> None:
     """Run a command of ours in a process of its own. Raises UserError with what it said last."""
-    code = "from everframe.runtime.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "everframe.runtime.cli", *words], capture_output=True, text=True)
     if done.returncode not in accepted:
         said = (done.stderr.strip().splitlines() or ["no reason"])[-1].removeprefix("error: ")
         raise UserError(f"everframe {' '.join(words)}: {said}")

@@ -12,8 +12,9 @@ from ...engines.bundle import first_problem
 from ...engines.errors import UserError
 from ...engines.files import reason
 from ..stream import MAX_SEED
-from .playlist import Item, Playlist, Timetable
-from .push import FORMATS
+from .orders.playlist import Item, Playlist
+from .orders.timetable import Timetable
+from .pictures.push import FORMATS
 
 Read = TypeVar("Read", bound=BaseModel)
 Stream = TypeVar("Stream", bound="StreamSettings")

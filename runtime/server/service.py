@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engines.bundle import Bundle
-from ..soak import resident_memory
+from ...engines.machine import resident_memory
 from ..video import choose_encoder
-from .channel import Channel
 from .config import Config
-from .control import Control
-from .fmp4 import Encoder
-from .metrics import Metrics, gpu_gauges
-from .push import Push
-from .supervisor import Supervisor
-from .viewers import Viewers
-from .worker import Job
+from .orders.control import Control
+from .pictures.channel import Channel
+from .pictures.fmp4 import Encoder
+from .pictures.push import Push
+from .pictures.viewers import Viewers
+from .survival.metrics import Metrics, gpu_gauges
+from .survival.supervisor import Supervisor
+from .survival.worker import Job
 
 log = logging.getLogger(__name__)
 

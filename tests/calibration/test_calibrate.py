@@ -9,25 +9,23 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from rich.console import Console
 from typer.testing import CliRunner
 
-from everframe.calibration.command import Settings, calibrate
+from everframe.calibration.calibrate import Settings, calibrate
 from everframe.calibration.linears import PARTS, find_convolutions, find_linears, tensor_values, weight_of
 from everframe.calibration.observe import observe
 from everframe.calibration.quantize import METHODS, Range, peaks_of_weights, quantise, ranges
 from everframe.calibration.sensitivity import Sensitivity, exclusions
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.export.wancommand import export_wan
+from everframe.export.wanexport import export_wan
 from everframe.runtime import DEMO_BUNDLE, Stream
-from everframe.runtime.cli import app
-from everframe.runtime.compare import compare
+from everframe.runtime.cli.app import app
+from everframe.runtime.measure.compare import compare
 
 from helpers import PROMPTS, TRANSFORMER
 from wanfiles import source
 
-QUIET = Console(quiet=True)
 QUICK = Settings(prompts=tuple(PROMPTS[:1]), chunks=5, gate_chunks=3, gate_minutes=0.05, sensitivity=False)
 
 
@@ -116,7 +114,7 @@ def test_ranges_and_graph(method: str, bundle: Bundle, step: onnx.ModelProto, tm
 @pytest.mark.parametrize("precision", ["int8", "fp8", "int8-weights", "int4-weights"])
 def test_quantised_bundles(precision: str, bundle_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "q.everframe"
-    quality = calibrate(bundle_path, out, changed(QUICK, precision=precision), False, QUIET)
+    quality = calibrate(bundle_path, out, changed(QUICK, precision=precision), False)
     quantised = Bundle.open(out)
     assert quantised.manifest.precision == precision
     assert quantised.manifest.quality == quality
@@ -134,12 +132,12 @@ def test_quantised_bundles(precision: str, bundle_path: Path, tmp_path: Path) ->
 
 def test_bad_ranges_fail_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped demo with data that are nothing like a stream's: the manifest says so, and the exit code is 1."""
-    from everframe.calibration import command
+    from everframe.calibration import calibrate as calibrating
 
     def tiny(*arguments):
         return {name: Range(0.02 * r.threshold, r.smooth) for name, r in ranges(*arguments).items()}
 
-    monkeypatch.setattr(command, "ranges", tiny)
+    monkeypatch.setattr(calibrating, "ranges", tiny)
     out = tmp_path / "bad.everframe"
     words = ["calibrate", str(DEMO_BUNDLE), "-o", str(out), "--prompts", "blue gas flames dancing in the dark"]
     short = ["--chunks", "2", "--no-sensitivity", "--gate-chunks", "2", "--gate-minutes", "0"]
@@ -154,9 +152,9 @@ def test_int8_ring(portable_path: Path, bundle_path: Path, tmp_path: Path) -> No
     """A quarter of the float ring, and close to it over 200 chunks."""
     out = tmp_path / "ring.everframe"
     with pytest.raises(UserError, match="needs the portable form"):
-        calibrate(bundle_path, out, changed(QUICK, ring="int8"), False, QUIET)
+        calibrate(bundle_path, out, changed(QUICK, ring="int8"), False)
     assert list(tmp_path.iterdir()) in ([], [tmp_path / "ring.everframe.calibrating"])
-    calibrate(portable_path, out, changed(QUICK, precision="int8-weights", ring="int8"), False, QUIET)
+    calibrate(portable_path, out, changed(QUICK, precision="int8-weights", ring="int8"), False)
     floats, small = Bundle.open(portable_path), Bundle.open(out)
     with Stream(floats, seed=3) as a, Stream(small, seed=3) as b:
         bytes_of = [sum(x.read().nbytes for x in s._loop.ring.values()) for s in (a, b)]
@@ -216,7 +214,7 @@ def test_sensitivity_decides_what_stays_in_float(bundle_path: Path, tmp_path: Pa
     assert exclusions(made, goal=38) == ["b"]  # 38 dB are 10.3 grey levels squared: 9 are left
     assert exclusions(made, goal=10) == []
     out = tmp_path / "s.everframe"
-    calibrate(bundle_path, out, changed(QUICK, sensitivity=True, exclude=("ffn.2",)), False, QUIET)
+    calibrate(bundle_path, out, changed(QUICK, sensitivity=True, exclude=("ffn.2",)), False)
     record = json.loads((out / "calibration.json").read_text())
     assert len(record["sensitivity"]) == 2 * len(PARTS)
     assert {"block 0 ffn.2", "block 1 ffn.2"} <= set(record["excluded"])
@@ -266,8 +264,8 @@ def test_weights_beside_a_graph_are_read_even_from_a_linked_file(tmp_path: Path)
 def test_a_portable_bundle_in_half_precision(wan_home: Path, tmp_path: Path) -> None:
     path, out = tmp_path / "half.everframe", tmp_path / "q.everframe"
     given = source(wan_home, vae=wan_home / "taew2_1.pth", precision="fp16", form="portable")
-    export_wan(given, path, chunks=0, force=False, console=QUIET)
-    calibrate(path, out, changed(QUICK, prompts=(), ring="int8"), False, QUIET)
+    export_wan(given, path, chunks=0, force=False)
+    calibrate(path, out, changed(QUICK, prompts=(), ring="int8"), False)
     model = onnx.load(Bundle.open(out).graph_path("step"))
     onnx.checker.check_model(model, full_check=True)  # types too
     assert max(o.version for o in model.opset_import) <= 20  # what TensorRT 10.3 reads
@@ -290,7 +288,7 @@ def test_the_outer_convolutions_of_every_frame_stay_float(bundle_path: Path) -> 
 
 def test_the_decoder_too(bundle_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.everframe"
-    calibrate(bundle_path, out, changed(QUICK, decoder=True), False, QUIET)
+    calibrate(bundle_path, out, changed(QUICK, decoder=True), False)
     nodes = onnx.load(Bundle.open(out).graph_path("decode")).graph.node
     assert sum(n.op_type == "QuantizeLinear" for n in nodes) > 3
 
@@ -307,12 +305,12 @@ def test_the_decoder_too(bundle_path: Path, tmp_path: Path) -> None:
 )
 def test_bad_settings(changes: dict, words: str, bundle_path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        calibrate(bundle_path, tmp_path / "x.everframe", changed(QUICK, **changes), False, QUIET)
+        calibrate(bundle_path, tmp_path / "x.everframe", changed(QUICK, **changes), False)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_quantised_bundle_is_not_quantised_again(bundle_path: Path, tmp_path: Path) -> None:
     first = tmp_path / "a.everframe"
-    calibrate(bundle_path, first, changed(QUICK, precision="int8-weights"), False, QUIET)
+    calibrate(bundle_path, first, changed(QUICK, precision="int8-weights"), False)
     with pytest.raises(UserError, match="is quantised already"):
-        calibrate(first, tmp_path / "b.everframe", QUICK, False, QUIET)
+        calibrate(first, tmp_path / "b.everframe", QUICK, False)

@@ -17,15 +17,14 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from rich.console import Console
 
 from everframe.engines import store
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
+from everframe.engines.inspection import installed_backends
 from everframe.engines.lower import lower
 from everframe.engines.trtbuild import BuildOptions, build_graph, options_record
-from everframe.export.wancommand import export_wan
-from everframe.runtime.build import installed_backends
+from everframe.export.wanexport import export_wan
 
 from wanfiles import source
 
@@ -38,9 +37,7 @@ COMMAND = [sys.executable, "-c", "from everframe.runtime.cli import main; main()
 def wan_bundle(wan_home: Path) -> Bundle:
     """Head dim 128, the Wan VAE with its first-chunk graph, and the encoder; half precision."""
     out = wan_home / "build.everframe"
-    export_wan(
-        source(wan_home, encoder=True, precision="fp16"), out, chunks=0, force=False, console=Console(quiet=True)
-    )
+    export_wan(source(wan_home, encoder=True, precision="fp16"), out, chunks=0, force=False)
     return Bundle.open(out)
 
 
@@ -68,7 +65,7 @@ def test_a_small_decoder_for_first_chunks_builds(wan_home: Path, tmp_path: Path)
     """The public TAEHV shows the last frame only of a stream's first latent frame: what no shown frame reads is no input."""
     out = tmp_path / "taehv.everframe"
     given = source(wan_home, vae=wan_home / "taew2_1.pth", precision="fp16")
-    export_wan(given, out, chunks=0, force=False, console=Console(quiet=True))
+    export_wan(given, out, chunks=0, force=False)
     bundle = Bundle.open(out)
     for name in ("decode", "decode_first"):
         assert build_graph(bundle, name, BuildOptions(targets=("sm_89",))).layers > 0
@@ -339,13 +336,13 @@ QUANTISED = {
 
 @pytest.fixture(scope="module")
 def quantised(bundle_path: Path, portable_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    from everframe.calibration.command import Settings, calibrate
+    from everframe.calibration.calibrate import Settings, calibrate
 
     home, made = tmp_path_factory.mktemp("quantised"), {}
     for precision, ring in (*((p, "float") for p in QUANTISED), ("int8", "int8")):
         settings = Settings(precision, chunks=2, ring=ring, sensitivity=False, gate_chunks=1, gate_minutes=0)
         out = home / f"{precision}-{ring}.everframe"
-        calibrate(portable_path if ring == "int8" else bundle_path, out, settings, False, Console(quiet=True))
+        calibrate(portable_path if ring == "int8" else bundle_path, out, settings, False)
         made[f"{precision} {ring}"] = Bundle.open(out)
     return made
 
@@ -370,12 +367,12 @@ def test_fp8_for_a_card_without_it_is_refused(quantised: dict[str, Bundle]) -> N
 
 def test_int8_weights_take_a_byte_each(tmp_path: Path) -> None:
     """The demo's step graph, by the builder's own figure: nothing was silently dequantised."""
-    from everframe.calibration.command import Settings, calibrate
+    from everframe.calibration.calibrate import Settings, calibrate
     from everframe.runtime import DEMO_BUNDLE
 
     settings = Settings("int8", "minmax", chunks=1, prompts=("blue gas flames dancing in the dark",), sensitivity=False)
     settings = replace(settings, gate_chunks=1, gate_minutes=0)
-    calibrate(DEMO_BUNDLE, tmp_path / "q.everframe", settings, False, Console(quiet=True))
+    calibrate(DEMO_BUNDLE, tmp_path / "q.everframe", settings, False)
     half, small = (
         build_graph(Bundle.open(path), "step", BuildOptions(targets=("sm_89",))).memory["weights_bytes"]
         for path in (DEMO_BUNDLE, tmp_path / "q.everframe")

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from simulated_cuda import SimulatedBackend, SimulatedRuntime
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.cuda import Cuda, CudaBuffer, CudaDevice, CudaLaunch
@@ -17,6 +16,7 @@ from everframe.runtime import Stream
 from everframe.runtime.state import load_state, save_state
 
 from helpers import PROMPTS
+from simulated_cuda import SimulatedBackend, SimulatedRuntime
 
 
 @pytest.fixture(params=["in-place", "portable"])

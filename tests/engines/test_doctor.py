@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from everframe.runtime.doctor import Gpu, advice, roads_of
+from everframe.engines.doctor import advice, roads_of
+from everframe.engines.machine import Gpu
 
 CARD = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24564, 24000, "13.0", "13.0")
 ORIN = Gpu("Orin", "sm_87", 7620, 5000, "12.6", "12.6")
@@ -37,11 +38,11 @@ def test_roads(packages: dict, gpu: Gpu | None, providers: list[str], is_jetson:
 
 
 def test_advice() -> None:
-    assert "CPU" in advice(None, None, ALL)
-    assert advice(CARD, None, ALL).startswith("form in-place, precision fp16 or bf16")
-    assert "portable" in advice(ORIN, "R36", ALL | {"tensorrt": "10.3.0"})
-    assert "INT8" in advice(ORIN, "R36", ALL)
-    assert "bf16" not in advice(OLD, None, ALL)
+    assert "CPU" in advice(None, None, ALL, [])
+    assert advice(CARD, None, ALL, ["RTX 4090"]).startswith("form in-place, precision fp16 or bf16")
+    assert "portable" in advice(ORIN, "R36", ALL | {"tensorrt": "10.3.0"}, [])
+    assert "INT8" in advice(ORIN, "R36", ALL, [])
+    assert "bf16" not in advice(OLD, None, ALL, [])
 
 
 def test_the_command_on_this_machine() -> None:

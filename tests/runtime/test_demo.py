@@ -14,7 +14,7 @@ import pytest
 from everframe.engines.bundle import Bundle, describe
 from everframe.runtime import DEMO_BUNDLE, Stream, open_bundle
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "training"))
 
 from judge import CLASSES, Judge, rendered  # noqa: E402

@@ -10,12 +10,11 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.export.command import Overrides, export_checkpoint
+from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.export.taehv import Taehv
 from everframe.runtime import EngineOptions, Stream
 from everframe.runtime.noise import chunk_noise
@@ -96,7 +95,7 @@ def test_probe_tells_the_attention_on_the_sinks(checkpoint: Path, bundle_path: P
     with pytest.raises(UserError, match="--probe"):
         Stream(bundle, probe=True)
     path = tmp_path / "probed.everframe"
-    export_checkpoint(checkpoint, path, Overrides(), chunks=8, force=False, console=Console(quiet=True), probe=True)
+    export_checkpoint(checkpoint, path, Overrides(), chunks=8, force=False, probe=True)
     reference = reference_of(bundle, checkpoint, 0.8)
     text = texts_of(checkpoint)[PROMPTS[0]]
     with Stream(Bundle.open(path), seed=11, probe=True) as probed, Stream(bundle, seed=11) as plain:
@@ -123,7 +122,7 @@ def test_less_fresh_noise(checkpoint: Path, tmp_path: Path, eta: float) -> None:
     config["schedule"]["eta"] = eta
     (changed / "config.json").write_text(json.dumps(config))
     path = tmp_path / "eta.everframe"
-    export_checkpoint(changed, path, Overrides(), chunks=6, force=False, console=Console(quiet=True))
+    export_checkpoint(changed, path, Overrides(), chunks=6, force=False)
     bundle = Bundle.open(path)
     assert bundle.manifest.schedule.eta == eta
     reference = reference_of(bundle, checkpoint, 0.8)
@@ -212,7 +211,7 @@ def test_an_anchor_becomes_the_sinks(
     """The picture's latents, encoded here, in the reference's list as if they had been made; the rest follows."""
     path = tmp_path / "a.everframe"
     changes = Overrides(encoder=True, sink=sink, form=form)
-    export_checkpoint(checkpoint, path, changes, chunks=8, force=False, console=Console(quiet=True))
+    export_checkpoint(checkpoint, path, changes, chunks=8, force=False)
     bundle = Bundle.open(path)
     picture = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
     autoencoder = Taehv(AUTOENCODER).double()

@@ -1,4 +1,4 @@
-"""`everframe fleet`: streams on several machines, as actors of a Ray cluster, behind one gateway.
+"""Streams on several machines, as actors of a Ray cluster.
 
 Every actor is a `Service` as `everframe serve` runs it, without the HTTP side: generator process, channel, orders, state on
 disk. Ray places it where enough memory is free, and starts it again, on another node if need be, when its node dies; it then
@@ -10,26 +10,22 @@ Needs the extra `fleet`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import ray
 import ray.exceptions
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import Response
+from fastapi import HTTPException
 from pydantic import Field, field_validator
 
-from ...engines.bundle import Bundle
-from ...engines.errors import UserError
-from ..demo import open_bundle
-from .config import Config, Section, Server, StreamSettings, Video, beside, read_toml
-from .guard import Guard, allowed_hosts, changing_routes
-from .playlist import Change
-from .service import Service
+from ....engines.bundle import Bundle
+from ....engines.errors import UserError
+from ...demo import open_bundle
+from ..config import Config, Section, Server, StreamSettings, Video, beside, read_toml
+from ..orders.playlist import Change
+from ..service import Service
 
 log = logging.getLogger(__name__)
 
@@ -163,73 +159,3 @@ class Fleet:
             except (ray.exceptions.RayError, TimeoutError) as error:
                 log.warning("stream %s did not stop: %s", name, error)
             ray.kill(actor)
-
-
-def create_gateway(fleet: Fleet, server: Server, token: str) -> FastAPI:
-    """One address for all streams."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(fleet.stop)
-
-    app = FastAPI(
-        title="Everframe fleet",
-        version="1",
-        openapi_url="/api/openapi.json",
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-    )
-    app.add_middleware(Guard, hosts=allowed_hosts(server.host, server.hosts))
-    changing = changing_routes(app, token, server.rate)
-
-    @app.get("/api/streams")
-    async def streams() -> dict[str, Any]:
-        """Every stream's state, and on which node it runs; null where it does not answer."""
-
-        async def one(name: str) -> Any:
-            try:
-                return await fleet.ask(name, "state")
-            except HTTPException:
-                return None
-
-        states = await asyncio.gather(*(one(name) for name in fleet.actors))
-        return dict(zip(fleet.actors, states, strict=True))
-
-    @app.get("/api/streams/{name}")
-    async def state(name: str) -> dict[str, Any]:
-        """One stream's state."""
-        return await fleet.ask(name, "state")
-
-    @app.post("/api/streams/{name}/prompt", **changing)
-    async def prompt(name: str, change: Change) -> Change:
-        """Change a stream's prompt."""
-        return await fleet.ask(name, "prompt", change)
-
-    @app.get("/streams/{name}/snapshot.png", response_class=Response)
-    async def snapshot(name: str) -> Response:
-        """What a stream shows now."""
-        return Response(
-            await fleet.ask(name, "snapshot"), media_type="image/png", headers={"Cache-Control": "no-store"}
-        )
-
-    @app.get("/streams/{name}/hls/{file}", response_class=Response)
-    async def hls(name: str, file: str) -> Response:
-        """A stream as HLS, from live.m3u8 on."""
-        data = await fleet.ask(name, "hls", file)
-        if data is None:
-            raise HTTPException(404, f"{file}: not there (any more, or yet)")
-        kinds = {"live.m3u8": "application/vnd.apple.mpegurl", "init.mp4": "video/mp4"}
-        return Response(data, media_type=kinds.get(file, "video/iso.segment"), headers={"Cache-Control": "no-store"})
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, Any]:
-        """degraded: a stream does not answer, or is not running."""
-        found = await streams()
-        bad = [
-            f"stream {n}: {s['generator'] if s else 'no answer'}" for n, s in found.items() if not s or not s["ready"]
-        ]
-        return {"status": "degraded" if bad else "ok", "problems": bad}
-
-    return app

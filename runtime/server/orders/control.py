@@ -15,13 +15,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...engines.bundle import Bundle
-from ...engines.errors import UserError
-from ...engines.files import write_whole
-from ..prompts import PromptBank
-from ..stream import MAX_SEED
-from .config import Config
-from .playlist import Change, Playlist, Timetable
+from ....engines.bundle import Bundle
+from ....engines.errors import UserError
+from ....engines.files import write_whole
+from ...prompts import PromptBank
+from ...stream import MAX_SEED
+from ..config import Config
+from .playlist import Change, Playlist
+from .timetable import Timetable
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...engines.errors import UserError
+from ....engines.errors import UserError
 
 MAX_BODY = 256 << 10  # bytes of a request
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+FRESH = {"Cache-Control": "no-store"}
 SECURITY = {
     "content-security-policy": "default-src 'self'; media-src 'self' blob:; img-src 'self' blob: data:; "
     "connect-src 'self' ws: wss:; frame-ancestors 'self'; base-uri 'none'; form-action 'none'",

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...engines.bundle import first_problem
-from ...engines.errors import UserError
-from .config import Osc
+from ....engines.bundle import first_problem
+from ....engines.errors import UserError
+from ..config import Osc
 from .control import Control
 from .playlist import Change
 

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from ..video import add_video, encoding_frame
+from ...video import add_video, encoding_frame
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import av.error
 import numpy as np
 from numpy.typing import NDArray
 
-from ..video import add_video, encoding_frame
+from ...video import add_video, encoding_frame
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import logging
 import logging.handlers
 from collections import deque
 
-from ...engines.errors import UserError
-from ...engines.files import reason
-from .config import Logging
+from ....engines.errors import UserError
+from ....engines.files import reason
+from ..config import Logging
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FILES = 5

@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.base import EngineOptions
-from ...engines.choose import open_backend
-from ...engines.errors import UserError
-from ...engines.files import reason
-from ..demo import open_bundle
-from ..soak import resident_memory
-from ..state import load_state, read_facts, save_state
-from ..stream import Chunk, Stream
-from ..video import read_picture
-from .config import StreamSettings
-from .playlist import Change, Director, Playlist
+from ....engines.base import EngineOptions
+from ....engines.choose import open_backend
+from ....engines.errors import UserError
+from ....engines.files import reason
+from ....engines.machine import resident_memory
+from ...demo import open_bundle
+from ...picture import read_picture
+from ...state import load_state, read_facts, save_state
+from ...stream import Chunk, Stream
+from ..config import StreamSettings
+from ..orders.playlist import Change, Director, Playlist
 
 BAD = ".bad"  # suffix of a state that could not be used
 MOST_BAD = 3  # chunks in a row that may be not finite before the process gives up

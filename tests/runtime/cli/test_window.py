@@ -12,7 +12,7 @@ import pytest
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.runtime import Stream
-from everframe.runtime.play import Frames, play
+from everframe.runtime.cli.window import Frames, play
 
 from helpers import PROMPTS
 

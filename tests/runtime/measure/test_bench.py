@@ -17,9 +17,9 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.ort import OrtBackend
 from everframe.runtime import Stream
-from everframe.runtime.bench import Result, bench, lateness, ratios, read_result, spread
-from everframe.runtime.bench_report import page
-from everframe.runtime.sweep import grid
+from everframe.runtime.measure.bench import Result, bench, lateness, ratios, read_result, spread
+from everframe.runtime.measure.bench_report import page
+from everframe.runtime.measure.sweep import grid
 
 
 @pytest.fixture(scope="module")

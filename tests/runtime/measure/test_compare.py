@@ -14,8 +14,8 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.ort import OrtBackend, OrtEngine
 from everframe.runtime import Stream
-from everframe.runtime.compare import BEST, Comparison, FreeRun, LockStep, compare
-from everframe.runtime.stats import psnr, ssim
+from everframe.runtime.measure.compare import BEST, Comparison, FreeRun, LockStep, compare
+from everframe.runtime.measure.statistics import psnr, ssim
 
 from helpers import PROMPTS
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from everframe.engines.bundle import Bundle
 from everframe.runtime import Stream
-from everframe.runtime.soak import Minute, soak, verdict, write_report
-from everframe.runtime.stats import clip_stats, latent_distance
+from everframe.runtime.measure.soak import Minute, soak, verdict, write_report
+from everframe.runtime.measure.statistics import clip_stats, latent_distance
 
 RNG = np.random.default_rng(0)
 

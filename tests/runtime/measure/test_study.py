@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from everframe.engines.errors import UserError
-from everframe.runtime.cli import app
+from everframe.runtime.cli.app import app
+from everframe.runtime.measure.study import OTHERS, collapse, collapse_indices, heads_together, variants
 from everframe.runtime.rope import axis_frequencies
-from everframe.runtime.study import OTHERS, collapse, collapse_indices, heads_together, variants
 
 from helpers import PROMPTS
 

@@ -20,9 +20,10 @@ from everframe.export.schedule import Schedule
 from everframe.export.taehv import Taehv, TaehvConfig
 from everframe.export.wan import Wan, WanConfig
 from everframe.export.wanvae import WanVae, WanVaeConfig
-from everframe.runtime import plan
-from everframe.runtime.cli import app
-from everframe.runtime.plan import DEVICES, FACTORS, MODELS, Request, decode_cost, judge, memory, parameters, step_pass
+from everframe.runtime.cli.app import app
+from everframe.runtime.plan.devices import CLASSES, DEVICES
+from everframe.runtime.plan.operations import MODELS, Request, decode_cost, memory, parameters, step_pass
+from everframe.runtime.plan.roofline import SIZES, judge
 
 FULL = Geometry(width=832, height=480, fps=16, latent_channels=16, chunk=3, sink=3, window=12)
 SMALL = Geometry(width=64, height=48, fps=16, latent_channels=16, chunk=3, sink=3, window=12)
@@ -116,7 +117,7 @@ def test_verdicts_move_the_right_way() -> None:
     assert judge(replace(request, precision="fp8"), by_name["RTX 3090"]).real_time == "no"
     published = judge(request, by_name["RTX 4090"])
     assert published.best == pytest.approx(1.2, rel=0.15)
-    assert all(d.kind in FACTORS and d.source for d in DEVICES)
+    assert all(d.kind in CLASSES and d.source for d in DEVICES)
 
 
 def test_advice_holds_what_it_promises() -> None:
@@ -156,4 +157,4 @@ def test_the_command(bundle_path: Path) -> None:
 
 
 def test_table_of_sizes_is_used() -> None:
-    assert all(w % 16 == 0 and h % 16 == 0 for w, h in plan.SIZES)
+    assert all(w % 16 == 0 and h % 16 == 0 for w, h in SIZES)

@@ -25,7 +25,8 @@ def test_a_node_dies_and_its_streams_go_on_elsewhere(bundle_path: Path, tmp_path
     from ray.cluster_utils import Cluster
 
     from everframe.runtime.server.config import Server
-    from everframe.runtime.server.fleet import Fleet, create_gateway, memory_of, read_fleet
+    from everframe.runtime.server.fleet.actors import Fleet, memory_of, read_fleet
+    from everframe.runtime.server.fleet.gateway import create_gateway
 
     need = memory_of(open_bundle(bundle_path))
     cluster = Cluster(
@@ -106,7 +107,7 @@ def test_a_node_dies_and_its_streams_go_on_elsewhere(bundle_path: Path, tmp_path
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, text: str, words: str) -> None:
-    from everframe.runtime.server.fleet import read_fleet
+    from everframe.runtime.server.fleet.actors import read_fleet
 
     file = tmp_path / "fleet.toml"
     file.write_text(text)

@@ -203,7 +203,7 @@ def test_foreign_pages_get_no_cors(site: Site) -> None:
 
 
 def test_the_rate_is_limited_by_address() -> None:
-    from everframe.runtime.server.guard import Rates
+    from everframe.runtime.server.orders.guard import Rates
 
     rates = Rates(2)
     assert [rates.wait("a") == 0 for _ in range(6)] == [True] * 4 + [False] * 2
@@ -237,5 +237,5 @@ def test_configurations_that_are_refused_name_file_and_field(tmp_path: Path, tex
 
 
 def test_the_sample_configuration_is_valid() -> None:
-    config = read_config(Path(__file__).parents[2] / "docs" / "deploy" / "everframe.toml")
+    config = read_config(Path(__file__).parents[4] / "docs" / "deploy" / "everframe.toml")
     assert config.server.host == "127.0.0.1"

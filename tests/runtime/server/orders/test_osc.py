@@ -32,7 +32,7 @@ def test_orders_over_osc(bundle_path: Path, tmp_path: Path) -> None:
         wait_for(lambda: not site.state_of()["paused"])
         assert (site.state_of()["prompt"], site.state_of()["seed"]) == (PROMPTS[1], 77)
         log = site.log.read_text()
-        assert log.count("WARNING everframe.runtime.server.osc: OSC") == 5
+        assert log.count("WARNING everframe.runtime.server.orders.osc: OSC") == 5
         assert "Traceback" not in log
 
 

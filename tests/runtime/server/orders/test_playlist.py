@@ -7,7 +7,8 @@ import datetime as dt
 import pytest
 from pydantic import ValidationError
 
-from everframe.runtime.server.playlist import Director, Entry, Item, Playlist, Timetable
+from everframe.runtime.server.orders.playlist import Director, Item, Playlist
+from everframe.runtime.server.orders.timetable import Entry, Timetable
 
 
 def played(director: Director, chunks: int) -> list[str | None]:

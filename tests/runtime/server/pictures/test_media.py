@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from everframe.runtime.server.channel import Channel, Queue
-from everframe.runtime.server.fmp4 import Encoder, Fragment, HlsWindow
-from everframe.runtime.server.push import Push
+from everframe.runtime.server.pictures.channel import Channel, Queue
+from everframe.runtime.server.pictures.fmp4 import Encoder, Fragment, HlsWindow
+from everframe.runtime.server.pictures.push import Push
 
 W, H, FPS = 64, 32, 16
 

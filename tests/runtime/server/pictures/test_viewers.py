@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from everframe.runtime.server.viewers import GRACE, HOUR, SILENCE, Viewers
+from everframe.runtime.server.pictures.viewers import GRACE, HOUR, SILENCE, Viewers
 
 
 def test_a_moving_picture_is_left_alone() -> None:

@@ -25,8 +25,8 @@ from safetensors.numpy import load_file, save_file
 from everframe.engines.bundle import Bundle, describe, read_manifest, write_manifest
 from everframe.runtime import Stream, Transition
 from everframe.runtime.server.config import StreamSettings
-from everframe.runtime.server.playlist import Director, Item, Playlist
-from everframe.runtime.server.worker import Job, main
+from everframe.runtime.server.orders.playlist import Director, Item, Playlist
+from everframe.runtime.server.survival.worker import Job, main
 
 from helpers import PROMPTS
 from serving import serve, wait_for
@@ -140,7 +140,7 @@ def poisoned(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.parametrize("save_seconds", [1.5, 0])
 def test_numbers_that_are_not_finite_are_not_shown(poisoned: Path, tmp_path: Path, save_seconds: float) -> None:
     """Back to the last good state, or where there is none to a new scene of the last good prompt."""
-    from everframe.runtime.server.playlist import Change
+    from everframe.runtime.server.orders.playlist import Change
 
     job = job_of(poisoned, tmp_path / "state.safetensors", prompt=PROMPTS[0], seed=3, save_seconds=save_seconds)
     with generator(job) as (pipe, _):

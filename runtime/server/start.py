@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ...engines.errors import UserError
 from ...engines.files import check_writable, reason
 from ..demo import open_bundle
-from .config import Config, Logging, Server, read_config
+from .config import Config, Server, read_config
 
 
 def configure(
@@ -22,7 +23,7 @@ def configure(
     return changed if state_dir is None else changed.model_copy(update={"state_dir": state_dir})
 
 
-def run(app: Any, server: Server, token_in: str) -> None:
+def run(app: Any, server: Server, token_in: str, tell: Callable[[str], None]) -> None:
     """uvicorn on the configured address until a signal ends it. Raises UserError when it cannot listen."""
     import uvicorn
 
@@ -41,7 +42,7 @@ def run(app: Any, server: Server, token_in: str) -> None:
     except SystemExit:  # uvicorn has logged why
         where = f"{server.host}:{server.port}"
         raise UserError(f"cannot listen on {where}: the address is in use, or not this machine's") from None
-    print(f"http://{server.host}:{server.port}/ · token in {token_in}", flush=True)
+    tell(f"http://{server.host}:{server.port}/ · token in {token_in}")
     try:
         uvicorn.Server(settings).run(sockets=sockets)
     finally:
@@ -57,13 +58,16 @@ def make_state_dir(folder: Path) -> None:
     check_writable(folder / "control.json")
 
 
-def serve(config: Config) -> None:
-    """Until a signal ends it. Raises UserError for everything that can be known before the first frame."""
+def serve(config: Config, tell: Callable[[str], None] = lambda line: None) -> None:
+    """Until a signal ends it; `tell` is told where it can be seen.
+
+    Raises UserError for everything that can be known before the first frame.
+    """
     from .app import create_app
-    from .control import read_token
-    from .logs import set_up
-    from .osc import serve_osc
+    from .orders.control import read_token
+    from .orders.osc import serve_osc
     from .service import Service
+    from .survival.logs import set_up
 
     make_state_dir(config.state_dir)
     tail = set_up(config.logging)
@@ -71,24 +75,10 @@ def serve(config: Config) -> None:
     service = Service(config, open_bundle(config.stream.bundle))
     osc = serve_osc(config.osc, service.control) if config.osc.enabled else None
     try:
-        run(create_app(service, token, tail), config.server, token_place(config.state_dir, config.server))
+        run(create_app(service, token, tail), config.server, token_place(config.state_dir, config.server), tell)
     finally:
         if osc is not None:
             osc.shutdown()
-
-
-def serve_fleet(file: Path) -> None:
-    """The gateway of a fleet, and its streams. Raises UserError."""
-    from .control import read_token
-    from .fleet import Fleet, create_gateway, read_fleet
-    from .logs import set_up
-
-    config = read_fleet(file)
-    make_state_dir(config.state_dir)
-    set_up(Logging())
-    token = read_token(config.state_dir, config.server.token)
-    fleet = Fleet(config)
-    run(create_gateway(fleet, config.server, token), config.server, token_place(config.state_dir, config.server))
 
 
 def token_place(folder: Path, server: Server) -> str:

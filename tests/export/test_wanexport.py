@@ -14,7 +14,6 @@ import onnx
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
@@ -23,20 +22,18 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.export.sources import read, single
 from everframe.export.texts import Umt5
-from everframe.export.wancommand import export_wan, load_transformer
+from everframe.export.wanexport import export_wan, load_transformer
 from everframe.runtime import Stream
 from everframe.runtime.noise import chunk_noise
 
 from reference import Reference, flow_sigmas
 from wanfiles import WAN_PROMPTS, source
 
-QUIET = Console(quiet=True)
-
 
 @pytest.fixture(scope="module")
 def exported(wan_home: Path) -> Bundle:
     out = wan_home / "out.everframe"
-    export_wan(source(wan_home, encoder=True), out, chunks=8, force=False, console=QUIET)
+    export_wan(source(wan_home, encoder=True), out, chunks=8, force=False)
     return Bundle.open(out)
 
 
@@ -106,7 +103,7 @@ def test_lora_changes_what_it_names(wan_home: Path, tmp_path: Path) -> None:
 def test_other_vaes_and_half_precision(wan_home: Path, tmp_path: Path, changes: dict) -> None:
     changes = changes | {"vae": wan_home / changes["vae"]}
     out = tmp_path / "x.everframe"
-    export_wan(source(wan_home, **changes), out, chunks=8, force=False, console=QUIET)
+    export_wan(source(wan_home, **changes), out, chunks=8, force=False)
     bundle = Bundle.open(out)
     kinds = {s.name: s.dtype for s in bundle.manifest.graphs["step"].inputs}
     assert kinds["k_0"] == ("float16" if changes.get("precision") == "fp16" else "float32")
@@ -180,9 +177,7 @@ def test_prompts_add(wan_home: Path, exported: Bundle, tmp_path: Path) -> None:
 
 def test_a_bundle_with_its_text_encoder_takes_any_prompt(wan_home: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.everframe"
-    export_wan(
-        source(wan_home, text_graph=True, vae=wan_home / "taew2_1.pth"), out, chunks=0, force=False, console=QUIET
-    )
+    export_wan(source(wan_home, text_graph=True, vae=wan_home / "taew2_1.pth"), out, chunks=0, force=False)
     bundle = Bundle.open(out)
     model = onnx.load(out / "text.onnx", load_external_data=False)
     packed = [n for n in model.graph.node if n.op_type == "MatMulNBits"]
@@ -237,9 +232,7 @@ def test_refusals(wan_home: Path, tmp_path: Path, changes: dict, words: list[str
     if "text_encoder" in changes:
         paths["text_encoder"] = str(wan_home / changes["text_encoder"])  # type: ignore[assignment]
     with pytest.raises(UserError) as caught:
-        export_wan(
-            source(wan_home, **(changes | paths)), tmp_path / "x.everframe", chunks=0, force=False, console=QUIET
-        )
+        export_wan(source(wan_home, **(changes | paths)), tmp_path / "x.everframe", chunks=0, force=False)
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)

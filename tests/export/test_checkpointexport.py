@@ -11,19 +11,17 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.export import command
-from everframe.export.command import LIMITS, Overrides, export_checkpoint
+from everframe.export import bundle
+from everframe.export.bundle import LIMITS
+from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.export.schedule import Schedule
 from everframe.export.wan import fold, unfold
 
 from helpers import TRANSFORMER, config_of, random_transformer
-
-QUIET = Console(quiet=True)
 
 
 def test_step_graph_is_static_and_in_place_by_the_standard(bundle_path: Path) -> None:
@@ -62,9 +60,9 @@ def test_portable_windows(checkpoint: Path, tmp_path: Path, changes: dict) -> No
     out = tmp_path / "x.everframe"
     if changes.get("window") == 3:
         with pytest.raises(UserError, match="--form portable"):
-            export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False, console=QUIET)
+            export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False)
         return
-    export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False, console=QUIET)
+    export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False)
     assert Bundle.open(out).manifest.form == "portable"
 
 
@@ -96,7 +94,7 @@ def test_wan_schedule_by_its_published_numbers() -> None:
 def test_overrides(checkpoint: Path, tmp_path: Path, changes: dict) -> None:
     """Other sizes and windows agree with PyTorch too (export fails otherwise)."""
     out = tmp_path / "x.everframe"
-    export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False, console=QUIET)
+    export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False)
     manifest = Bundle.open(out).manifest
     g = manifest.geometry
     assert changes.get("size", "64x32") == f"{g.width}x{g.height}"
@@ -108,9 +106,9 @@ def test_existing_bundle_is_kept_unless_forced(checkpoint: Path, bundle_path: Pa
     copy = Path(shutil.copytree(bundle_path, tmp_path / "b.everframe"))
     (copy / "mark").touch()
     with pytest.raises(UserError, match="already exists"):
-        export_checkpoint(checkpoint, copy, Overrides(), chunks=8, force=False, console=QUIET)
+        export_checkpoint(checkpoint, copy, Overrides(), chunks=8, force=False)
     assert (copy / "mark").exists()
-    export_checkpoint(checkpoint, copy, Overrides(), chunks=8, force=True, console=QUIET)
+    export_checkpoint(checkpoint, copy, Overrides(), chunks=8, force=True)
     assert not (copy / "mark").exists()
     assert [f.name for f in tmp_path.iterdir()] == ["b.everframe"]
 
@@ -118,9 +116,9 @@ def test_existing_bundle_is_kept_unless_forced(checkpoint: Path, bundle_path: Pa
 def test_a_graph_that_disagrees_is_not_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "LIMITS", {"fp32": LIMITS["fp32"] | {"ring": 0.0}})
+    monkeypatch.setattr(bundle, "LIMITS", {"fp32": LIMITS["fp32"] | {"ring": 0.0}})
     with pytest.raises(UserError, match="ring differs by"):
-        export_checkpoint(checkpoint, tmp_path / "x.everframe", Overrides(), chunks=8, force=False, console=QUIET)
+        export_checkpoint(checkpoint, tmp_path / "x.everframe", Overrides(), chunks=8, force=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,7 +137,7 @@ def test_a_graph_that_disagrees_is_not_written(
 )
 def test_impossible_overrides(checkpoint: Path, tmp_path: Path, overrides: Overrides, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        export_checkpoint(checkpoint, tmp_path / "x.everframe", overrides, chunks=8, force=False, console=QUIET)
+        export_checkpoint(checkpoint, tmp_path / "x.everframe", overrides, chunks=8, force=False)
     for word in words:
         assert word in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -162,7 +160,7 @@ def test_wrong_config(checkpoint: Path, tmp_path: Path, changes: dict, words: li
     folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
     (folder / "config.json").write_text(json.dumps(config_of(**changes)))
     with pytest.raises(UserError) as caught:
-        export_checkpoint(folder, tmp_path / "x.everframe", Overrides(), chunks=8, force=False, console=QUIET)
+        export_checkpoint(folder, tmp_path / "x.everframe", Overrides(), chunks=8, force=False)
     for word in words:
         assert word in str(caught.value)
     assert not (tmp_path / "x.everframe").exists()
@@ -174,7 +172,7 @@ def test_damaged_weights(checkpoint: Path, tmp_path: Path) -> None:
 
     def refusal() -> str:
         with pytest.raises(UserError) as caught:
-            export_checkpoint(folder, tmp_path / "x.everframe", Overrides(), chunks=8, force=False, console=QUIET)
+            export_checkpoint(folder, tmp_path / "x.everframe", Overrides(), chunks=8, force=False)
         return str(caught.value)
 
     whole = file.read_bytes()

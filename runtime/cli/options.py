@@ -1,0 +1,26 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+Bundle = Annotated[Path | None, Option("--bundle", "-b", help="Engine bundle; default: the shipped demo.")]
+Prompt = Annotated[str | None, Option(help="A prompt of the bundle's bank; default: its first.")]
+Seed = Annotated[int, Option(help="Same seed, same frames.")]
+Start = Annotated[int, Option(help="Latent frame index of the first chunk.")]
+Anchor = Annotated[
+    Path | None, Option(help="A picture to start from and stay anchored to; needs a bundle with its encoder.")
+]
+Rope = Annotated[str | None, Option(help="absolute or relative; default: the bundle's.")]
+Jitter = Annotated[float | None, Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")]
+Threads = Annotated[int, Option(help="CPU threads; 0 = one per core.")]
+Provider = Annotated[str, Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")]
+Backend = Annotated[str, Option(help="onnxruntime, or tensorrt-rtx or tensorrt with engines of everframe build.")]
+Json = Annotated[bool, Option("--json", help="Print JSON.")]
+Force = Annotated[bool, Option("--force", help="Replace the bundle if it exists.")]
+NewBundle = Annotated[Path, Option("--output", "-o", help="The bundle to write, NAME.everframe.")]
+Record = Annotated[Path | None, Option("--output", "-o", help="JSON with every figure.")]
+Prompts = Annotated[list[str] | None, Option("--prompt", help="Prompts of the bank; default: its first.")]
