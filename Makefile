@@ -4,7 +4,7 @@ PYTHON ?= python3
 SECONDS_OF_VIDEO ?= 30
 PROMPT ?=
 
-.PHONY: help demo test test-slow test-gpu lint bench clean
+.PHONY: help demo test test-slow test-gpu lint bench train clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed -E 's/:.*# /\t/' | expand -t 10
@@ -35,6 +35,9 @@ lint: .venv/ready  # ruff (lint, format) and pyright
 bench: .venv/ready  # real-time factor and stage medians, beside eager PyTorch
 	.venv/bin/python benchmarks/stream.py
 
+train: .venv/train  # train the demo, from where it stopped, for MINUTES or until it is stopped
+	.venv/bin/python training/train.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DEVICE),--device $(DEVICE))
+
 clean:  # remove environments and outputs
 	rm -rf .venv .venv-run out build *.egg-info
 
@@ -46,4 +49,8 @@ clean:  # remove environments and outputs
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/train: .venv/ready
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
 	@touch $@

@@ -1,7 +1,8 @@
 """Put what was trained into one checkpoint folder, which `everframe export` reads.
 
-python training/assemble.py && everframe export training/demo -o runtime/demo.everframe --force
-python training/assemble.py --transformer short --target training/work/short     # the variant of the study
+python training/assemble.py                        the student, or the teacher before there is one → training/work/demo
+python training/assemble.py --target training/demo                                 the one that ships
+python training/assemble.py --transformer short --target training/work/short                   the variant of the study
 """
 
 from __future__ import annotations
@@ -14,36 +15,52 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from everframe.export.taehv import DEMO as AUTOENCODER
-from everframe.export.wan import DEMO as TRANSFORMER
+from everframe.export.taehv import Taehv
+from everframe.export.wan import unfold
 
 from clips import HEIGHT, WIDTH
-from common import HERE, WORK
+from rollout import CHUNK, ETA, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE, SHORT
+from run import WORK, load_part, progress_of
 from scenes import FPS, PROMPTS
-from transformer import CHUNK, ETA, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE, SHORT
+from settings import TRANSFORMER
+from weights import shipped_autoencoder, trained_autoencoder
+
+
+def newest_autoencoder() -> Taehv:
+    return trained_autoencoder("finish" if progress_of("finish") else "decoder")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--transformer", default="transformer", help="transformer, student or short")
-    parser.add_argument("--target", type=Path, default=HERE / "demo")
+    parser.add_argument(
+        "--transformer", choices=("newest", "short"), default="newest", help="short: the study's variant"
+    )
+    parser.add_argument("--target", type=Path, default=WORK / "demo")
     args = parser.parse_args()
     target: Path = args.target
-    target.mkdir(exist_ok=True)
-    shutil.copyfile(WORK / f"{args.transformer}.safetensors", target / "transformer.safetensors")
-    shutil.copyfile(WORK / "autoencoder.safetensors", target / "autoencoder.safetensors")
+    short = args.transformer == "short"
+    target.mkdir(exist_ok=True, parents=True)
+    if short:
+        autoencoder = shipped_autoencoder()
+        shutil.copyfile(WORK / "short.safetensors", target / "transformer.safetensors")
+    else:
+        autoencoder = newest_autoencoder()
+        state = unfold(load_part("distill" if progress_of("distill") else "transformer", "model"), TRANSFORMER)
+        save_file({k: v.half().contiguous() for k, v in state.items()}, target / "transformer.safetensors")
+    weights = {k: v.half().contiguous() for k, v in autoencoder.state_dict().items()}
+    save_file(weights, target / "autoencoder.safetensors")
     bank = [prompts[0] for variants in PROMPTS.values() for prompts in variants.values()]
     texts = load_file(WORK / "texts.safetensors")
     save_file({prompt: texts[prompt] for prompt in bank}, target / "prompts.safetensors")
     config = {
         "name": "everframe-demo",
         "transformer": dataclasses.asdict(TRANSFORMER),
-        "autoencoder": dataclasses.asdict(AUTOENCODER),
+        "autoencoder": dataclasses.asdict(autoencoder.config),
         "geometry": {
             "width": WIDTH,
             "height": HEIGHT,
             "fps": FPS,
-            "latent_channels": AUTOENCODER.latent_channels,
+            "latent_channels": autoencoder.config.latent_channels,
             "chunk": CHUNK,
             "sink": CHUNK,
             "window": CHUNK * (1 + PAST + 1),
@@ -51,12 +68,12 @@ def main() -> None:
         "schedule": dataclasses.asdict(SCHEDULE) | {"eta": ETA},
         "rope": {
             "mode": "absolute",
-            "jitter_sigma": 0.0 if args.transformer == "short" else JITTER_SIGMA,
+            "jitter_sigma": 0.0 if short else JITTER_SIGMA,
             "jitter_seed": JITTER_SEED,
         },
         "prompts": bank,
     }
-    if args.transformer == "short":
+    if short:
         config["geometry"] |= {"height": 16 * SHORT[0], "width": 16 * SHORT[1]}
     (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 

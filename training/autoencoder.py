@@ -1,31 +1,45 @@
-"""Train the demo's autoencoder on the clip pool.
+"""Train the demo's autoencoder on the clip pool: encoder and decoder together.
 
-    python training/autoencoder.py --minutes 25 [--device cuda]
+    python training/autoencoder.py [--minutes 60] [--device cuda]
 
-Loss: L1 with a weight on small bright details (which a plain mean error hardly sees), L1 of spatial gradients, L1 of
-frame differences. The encoder's output is normalised per channel (batch statistics, folded into its last convolution
-when the weights are saved), and a little noise on it makes the decoder forgiving.
+It starts from the autoencoder of training/demo, widened where the new one is wider. Losses: see losses.py. The encoder's
+output is normalised per channel (running statistics, folded into its last convolution when the weights are handed on),
+and a little noise on it makes the decoder forgiving. Its own figures come from clips that it never trains on, run as a
+stream runs them: the energy in the two finest octaves and the motion, as shares of the render's.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from everframe.export.taehv import DEMO, MemBlock, Taehv, TGrow, TPool
+from everframe.export.taehv import Taehv
 
 from clips import FAR, NEAR, WARM, instance, load_done
-from common import RUNS, WORK, Ema, Muon, Run, autocast, evaluate_with, load_pool, psnr, save_sheet
+from common import FilterMuon, autocast, evaluate_with, load_pool, psnr, save_sheet
+from losses import motion_loss, pixel_loss, texture_loss
+from measures import geometric, motion, octaves
+from reconstruct import stream, to_bytes
+from run import HERE, RUNS, Ema, Run
+from settings import AUTOENCODER
+from team import Team
+from weights import fold_norm
+from widen import initialise, widen
 
 # Few and large: on 64×64 crops every pixel sees a border, and whole frames, where most see none, got worse and worse
-# (hills fell from 26.2 to 22.0 dB between steps 1000 and 2000) while the loss went down.
-CROP, FRAMES, HELD_OUT = (112, 192), 8, 24
-FINE = ("city", "snow", "reef")  # small bright details vanish first: these scenes are drawn twice as often
+# (hills fell from 26.2 to 22.0 dB between steps 1000 and 2000) while the loss went down. Frames, height, width:
+CROP = (12, 112, 160)
+COLD = 4  # frames at the start of a clip whose memory is empty, as it is in no stream but at its first moment
+COLD_WEIGHT = 0.3
+TEXTURE, MOTION = 0.03, 0.02  # about as strong, at the start, as the pixels' loss
+HELD_OUT = 24
+FINE = ("sea", "fire", "reef", "snow")  # lost most of their detail in the first autoencoder: drawn twice as often
+STEPS, PEAK = 12_000, 1e-3
 
 
 class Trained(nn.Module):
@@ -33,160 +47,137 @@ class Trained(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ae = Taehv(DEMO)
-        self.norm = nn.BatchNorm2d(DEMO.latent_channels, affine=False, momentum=0.01)
+        self.ae = Taehv(AUTOENCODER)
+        self.norm = nn.BatchNorm2d(AUTOENCODER.latent_channels, affine=False, momentum=0.01)
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, states: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised by the running statistics, in training too: those of two clips would be far off."""
-        raw, _ = self.ae.encode(frames)
+        raw, states = self.ae.encode(frames, states)
         raw = raw.flatten(0, 1).float()
         if self.training:
             with torch.no_grad():
                 self.norm.running_mean.lerp_(raw.mean((0, 2, 3)), 0.01)  # type: ignore[union-attr]
                 self.norm.running_var.lerp_(raw.var((0, 2, 3)), 0.01)  # type: ignore[union-attr]
         mean: Tensor = self.norm.running_mean  # type: ignore[assignment]
-        return ((raw - mean[:, None, None]) * self.scale[:, None, None]).unflatten(0, (len(frames), -1))
+        return ((raw - mean[:, None, None]) * self.scale[:, None, None]).unflatten(0, (len(frames), -1)), states
 
     @property
     def scale(self) -> Tensor:
         return (self.norm.running_var + self.norm.eps).rsqrt()  # type: ignore[operator]
 
     def folded(self) -> Taehv:
-        """The same encoder with the normalisation inside its last convolution."""
-        ae = Taehv(DEMO)
+        """The same autoencoder with the normalisation inside the encoder's last convolution."""
+        ae = Taehv(AUTOENCODER)
         ae.load_state_dict(self.ae.state_dict())
-        last = ae.encoder[-1]
-        scale = self.scale
-        last.weight.data *= scale.view(-1, 1, 1, 1)  # type: ignore[union-attr]
-        last.bias.data = (last.bias.data - self.norm.running_mean) * scale  # type: ignore[union-attr, operator]
+        fold_norm(ae, self.norm.running_mean, self.norm.running_var)  # type: ignore[arg-type]
         return ae
 
 
-class FilterMuon(Muon):
-    """Muon on convolution filters, seen as matrices [out, in·kh·kw]."""
-
-    def __init__(self, filters: list[nn.Parameter], lr: float):
-        self.filters = filters
-        self.views = [nn.Parameter(p.data.view(len(p), -1)) for p in filters]  # the same memory
-        super().__init__(self.views, lr=lr)
-
-    def step(self, closure=None):
-        for p, view in zip(self.filters, self.views, strict=True):
-            view.grad = None if p.grad is None else p.grad.reshape(view.shape)
-        return super().step(closure)
-
-
-def initialise(ae: Taehv) -> None:
-    """MemBlocks start as the identity, everything between them as an orthogonal map."""
-    for block in (*ae.encoder, *ae.decoder):
-        if isinstance(block, MemBlock):
-            first, second, last = block.conv[0], block.conv[2], block.conv[4]
-            for c in (first, second):
-                nn.init.kaiming_normal_(c.weight, nonlinearity="relu")  # type: ignore[arg-type]
-            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-            for c in (first, second, last):
-                nn.init.zeros_(c.bias)  # type: ignore[arg-type]
-        elif isinstance(block, TPool | TGrow):
-            nn.init.orthogonal_(block.conv.weight)
-        elif isinstance(block, nn.Conv2d):
-            nn.init.orthogonal_(block.weight, gain=1.4)
-            if block.bias is not None:
-                nn.init.zeros_(block.bias)
-
-
-def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
-
-
-def loss_of(out: Tensor, true: Tensor) -> Tensor:
-    """out, true [B, T, 3, H, W]."""
-    flat = true.flatten(0, 1)
-    detail = (flat - F.avg_pool2d(F.pad(flat, (4, 4, 4, 4), mode="replicate"), 9, 1)).abs().mean(1, keepdim=True)
-    weight = (1 + 20 * detail).unflatten(0, true.shape[:2])
-    error = out - true
-    dy, dx = gradients(error)
-    dt = error[:, 1:] - error[:, :-1]
-    return (error.abs() * weight).mean() + 0.7 * (dy.abs().mean() + dx.abs().mean()) + 0.3 * dt.abs().mean()
-
-
 def batch(pool: np.ndarray, ready: np.ndarray, size: int, device: str) -> Tensor:
+    """Random crops [B, T, 3, H, W]; half of them mirrored, a sixth with other colours, so that none is taken for granted."""
     out = []
+    count, high, wide = CROP
     for i in torch.from_numpy(ready)[torch.randint(len(ready), (size,))].tolist():
         near = torch.rand(()) < 0.5
-        low, high = (0, NEAR - FRAMES) if near else (NEAR, NEAR + WARM + FAR - FRAMES)
-        t = int(torch.randint(low, high + 1, ()))
-        y, x = (int(torch.randint(0, n + 1, ())) for n in (pool.shape[2] - CROP[0], pool.shape[3] - CROP[1]))
-        out.append(torch.from_numpy(pool[i, t : t + FRAMES, y : y + CROP[0], x : x + CROP[1]].copy()))
+        first, last = (0, NEAR - count) if near else (NEAR, NEAR + WARM + FAR - count)
+        t = int(torch.randint(first, last + 1, ()))
+        y, x = (int(torch.randint(0, n + 1, ())) for n in (pool.shape[2] - high, pool.shape[3] - wide))
+        clip = torch.from_numpy(pool[i, t : t + count, y : y + high, x : x + wide].copy())
+        if torch.rand(()) < 0.5:
+            clip = clip.flip(2)
+        if torch.rand(()) < 1 / 6:
+            clip = clip[..., torch.randperm(3)]
+        out.append(clip)
     return torch.stack(out).to(device).permute(0, 1, 4, 2, 3).float() / 255
 
 
-def held_out_report(run: Run, model: Trained, pool: np.ndarray, device: str) -> None:
-    figures: dict[str, list[float]] = {}
+def held_out_report(run: Run, ae: Taehv, pool: np.ndarray, device: str, length: int = 24, warm: int = 8) -> None:
+    found: dict[str, list[np.ndarray]] = {}
     rows = []
     for k in range(HELD_OUT):
         i = len(pool) - HELD_OUT + k
-        frames = torch.from_numpy(pool[i, 16:36].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
-        with torch.no_grad():
-            out = model.ae.decode(model.encode(frames))[0].clamp(0, 1)
-        figures.setdefault(instance(i).scene, []).append(psnr(out[:, 4:], frames[:, 4:]))
+        true = torch.from_numpy(pool[i, :length].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
+        out = stream(ae, true)
+        a, b = to_bytes(out)[warm:], to_bytes(true)[warm:]
+        share = octaves(a, 2) / octaves(b, 2)
+        figures = np.array([*share, motion(a) / motion(b), psnr(out[:, warm:], true[:, warm:])])
+        found.setdefault(instance(i).scene, []).append(figures)
         if k % 3 == 0:
-            rows.append(torch.cat([frames[0, [8, 12]], out[0, [8, 12]]]).permute(0, 2, 3, 1))
-    run.log(psnr={k: round(float(np.mean(v)), 2) for k, v in figures.items()})
-    save_sheet(rows, RUNS / "autoencoder.png")
+            rows.append(torch.cat([true[0, [8, 14]], out[0, [8, 14]]]).permute(0, 2, 3, 1))
+    means = {scene: np.mean(v, 0) for scene, v in found.items()}
+    together = [round(geometric([m[k] for m in means.values()]), 3) for k in range(3)]
+    run.log(
+        finest=together[0],
+        next=together[1],
+        motion=together[2],
+        scenes={scene: [round(float(v), 3) for v in m] for scene, m in means.items()},
+    )
+    save_sheet(rows, RUNS / f"{run.name}.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--steps", type=int, default=STEPS, help="over all sessions")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of this session")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--instances", type=int, default=1600)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--peak", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=1, help="clips a step of each worker")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=PEAK)
+    parser.add_argument("--name", default="autoencoder", help="of the run: another for a trial")
+    parser.add_argument("--texture", type=float, default=TEXTURE)
+    parser.add_argument("--motion", type=float, default=MOTION)
+    parser.add_argument("--report", type=int, default=1000, help="steps between two reports on held-out clips")
     args = parser.parse_args()
+    team = Team(args.workers)
     torch.manual_seed(0)
     model = Trained().to(args.device)
     initialise(model.ae)
+    widen(model.ae, load_file(HERE / "demo" / "autoencoder.safetensors"))
     filters = [p for p in model.parameters() if p.ndim == 4]
     muon = FilterMuon(filters, lr=args.peak)
     adam = torch.optim.AdamW([p for p in model.parameters() if p.ndim != 4], lr=args.peak, betas=(0.9, 0.99))
-    ema = Ema(model, 0.998)
-    run = Run("autoencoder", {"model": model, "muon": muon, "adam": adam, "ema": ema}, args.minutes)  # type: ignore[dict-item]
+    ema = Ema(model, 0.999)
+    run = Run(
+        args.name,
+        {"model": model, "muon": muon, "adam": adam, "ema": ema},
+        {"model": ema},
+        args.steps,
+        args.minutes,
+        team,
+    )
     pool = load_pool(f"clips-{args.instances}.npy")
 
-    @torch.compile
-    def forward(true: Tensor) -> Tensor:
+    def forward(true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with autocast(args.device):
-            latent = model.encode(true)
+            latent, _ = model.encode(true)
             out, _ = model.ae.decode(latent + 0.06 * torch.randn_like(latent))
-        return loss_of(out.float(), true)
+        out = out.float()
+        pixels = pixel_loss(out, true)
+        pixels = torch.cat([COLD_WEIGHT * pixels[:, :COLD], pixels[:, COLD:]], 1).mean()
+        return pixels, texture_loss(out[:, COLD:], true[:, COLD:]), motion_loss(out[:, COLD:], true[:, COLD:])
 
-    total, ready = 0.0, np.arange(0)
-    for step in run.steps([muon, adam], peak=args.peak, warmup=60):
-        if step % 50 == 0:
+    totals, ready = np.zeros(3), np.arange(0)
+    for step in run.count([(muon, args.peak), (adam, args.peak)]):
+        if not len(ready) or step % 50 == 0:
             done = np.flatnonzero(load_done(args.instances))  # the pool may still be filling
             ready = done[done < len(pool) - HELD_OUT]
             ready = np.concatenate([ready, [i for i in ready if instance(int(i)).scene in FINE]]).astype(np.int64)
-        true = batch(pool, ready, args.batch, args.device)
-        loss = forward(true)
+        parts = forward(batch(pool, ready, args.batch, args.device))
         model.zero_grad()
-        loss.backward()
+        (parts[0] + args.texture * parts[1] + args.motion * parts[2]).backward()
+        team.average(model)
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         muon.step()
         adam.step()
         ema.update(step)
-        total += loss.item()
+        totals += [part.item() for part in parts]
         if step % 100 == 99:
-            run.log(loss=round(total / 100, 5))
-            total = 0.0
-        if step % 500 == 499:
-            evaluate_with(ema, model, lambda: held_out_report(run, model, pool, args.device))
-
-    def finish() -> None:
-        held_out_report(run, model, pool, args.device)
-        weights = {k: v.half().contiguous() for k, v in model.folded().state_dict().items()}
-        save_file(weights, WORK / "autoencoder.safetensors")
-
-    evaluate_with(ema, model, finish)
+            pixels, texture, moved = team.mean(torch.from_numpy(totals / 100)).numpy().round(5).tolist()
+            run.log(loss=pixels, texture=texture, moving=moved)
+            totals[:] = 0
+        if step % args.report == args.report - 1 and team.first:
+            evaluate_with(ema, model, lambda: held_out_report(run, model.folded(), pool, args.device))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
-"""What both training scripts share: a run that survives being killed, its log, and its pictures."""
+"""What the training scripts share: evaluation with averaged weights, Muon, the hardware's number type, pictures."""
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,94 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-HERE = Path(__file__).parent
-WORK = HERE / "work"  # large and rebuildable: never committed
-RUNS = HERE / "runs"  # logs, curves and contact sheets: committed
-
-
-@dataclass
-class Run:
-    """A training run: named parts with state, a time budget, and a checkpoint that is replaced by rename."""
-
-    name: str
-    parts: dict[str, nn.Module | torch.optim.Optimizer]
-    minutes: float
-    save_every: float = 180.0
-    step: int = 0
-    spent: float = 0.0  # seconds of training, over all sessions
-    _started: float = field(default_factory=time.monotonic)
-    _saved: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        RUNS.mkdir(exist_ok=True)
-        WORK.mkdir(exist_ok=True)
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=True, map_location="cpu")
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-            self.step, self.spent = state["step"], state["spent"]
-            torch.set_rng_state(state["torch_rng"])
-            print(f"{self.name}: resumed at step {self.step} after {self.spent / 60:.1f} min", flush=True)
-
-    @property
-    def path(self) -> Path:
-        return WORK / f"{self.name}.pt"
-
-    @property
-    def elapsed(self) -> float:
-        return self.spent + time.monotonic() - self._started
-
-    @property
-    def progress(self) -> float:
-        return min(1.0, self.elapsed / (60 * self.minutes))
-
-    def save(self) -> None:
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"step": self.step, "spent": self.elapsed, "torch_rng": torch.get_rng_state()}
-        torch.save(state, self.path.with_suffix(".part"))
-        self.path.with_suffix(".part").replace(self.path)
-        self._saved = time.monotonic()
-
-    def steps(self, optimisers: list[torch.optim.Optimizer], peak: float, warmup: int = 200) -> Iterator[int]:
-        """Count steps until the time budget is spent, setting a warm-up and a cosine fall of the learning rate."""
-        while self.progress < 1:
-            rate = (
-                peak
-                * min(1.0, (self.step + 1) / warmup)
-                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
-            )
-            for group in (g for optimiser in optimisers for g in optimiser.param_groups):
-                group["lr"] = rate
-            yield self.step
-            self.step += 1
-            if time.monotonic() - self._saved > self.save_every:
-                self.save()
-        self.save()
-
-    def log(self, **figures: float | dict[str, float]) -> None:
-        record = {"step": self.step, "minutes": round(self.elapsed / 60, 2), **figures}
-        with open(RUNS / f"{self.name}.jsonl", "a") as f:
-            f.write(json.dumps(record) + "\n")
-        print(json.dumps(record), flush=True)
-
-
-class Ema:
-    """Exponential moving average of a model's weights, for evaluation and export."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.model = decay, model
-        self.shadow = {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for k, v in self.model.state_dict().items():
-            self.shadow[k].lerp_(v, 1 - decay) if v.is_floating_point() else self.shadow[k].copy_(v)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.shadow
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.shadow = {k: v.clone() for k, v in state.items()}
+from run import WORK, Ema
 
 
 def evaluate_with(ema: Ema, model: nn.Module, work: Callable[[], None]) -> None:
@@ -146,6 +56,20 @@ def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+class FilterMuon(Muon):
+    """Muon on convolution filters seen as matrices [out, in·kh·kw]."""
+
+    def __init__(self, filters: list[nn.Parameter], lr: float):
+        self.filters = filters
+        self.views = [nn.Parameter(p.data.view(len(p), -1)) for p in filters]  # the same memory
+        super().__init__(self.views, lr=lr)
+
+    def step(self, closure=None):
+        for p, view in zip(self.filters, self.views, strict=True):
+            view.grad = None if p.grad is None else p.grad.reshape(view.shape)
+        return super().step(closure)
 
 
 def autocast(device: str) -> torch.autocast:

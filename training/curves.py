@@ -6,7 +6,7 @@ import json
 
 import matplotlib
 
-from common import HERE, RUNS
+from run import HERE, RUNS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

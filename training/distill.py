@@ -1,6 +1,6 @@
 """Distil the trained transformer into its own four steps, on its own history.
 
-    python training/distill.py --minutes 30 [--device cuda]
+    python training/distill.py [--minutes 60] [--device cuda]
 
 The flow-matching model of transformer.py (the teacher) is good with many small steps; four large ones end in a mean over
 what could be, which is blurred. The student starts as a copy of it and rolls out five chunks as at run time: four steps,
@@ -14,28 +14,22 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from everframe.export.wan import DEMO, Block, Wan, fold, unfold
+from everframe.export.wan import Block, Wan
 
-from common import WORK, Ema, Run, autocast, evaluate_with
-from transformer import (
-    CHUNKS,
-    KV,
-    SCHEDULE,
-    Batches,
-    Reader,
-    Tables,
-    commit,
-    encode_pool,
-    optimisers,
-    preview,
-    seen_by,
-)
+from common import autocast, evaluate_with
+from latents import encode_pool, load_texts
+from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, commit, seen_by
+from run import Ema, Run, load_part
+from settings import TRANSFORMER
+from team import Team
+from transformer import Batches, optimisers, preview
 
+STEPS, PEAK = 2_000, 5e-4
 ODE_STEPS = (8, 7, 6, 4)  # Euler steps of the teacher from each of the student's sigmas to 0
 TRUE_SINKS = 0.3  # share of the sequences whose first chunk is a rendered one
 
@@ -98,34 +92,38 @@ def rollout_loss(student: Wan, teacher: Wan, tables: Tables, batch: tuple[Tensor
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--steps", type=int, default=STEPS, help="over all sessions")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of this session")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--instances", type=int, default=1600)
     parser.add_argument("--use", type=int, default=960)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--peak", type=float, default=5e-4)
+    parser.add_argument("--batch", type=int, default=1, help="sequences a step of each worker")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=PEAK)
     args = parser.parse_args()
+    latents = encode_pool(args.instances, args.use, args.device)
+    team = Team(args.workers)
     torch.manual_seed(0)
-    batches = Batches(
-        encode_pool(args.instances, args.use, args.device), load_file(WORK / "texts.safetensors"), args.device
-    )
+    batches = Batches(latents, load_texts(), args.device)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
-    weights = {k: v.float() for k, v in load_file(WORK / "transformer.safetensors").items()}
-    teacher, student = Wan(DEMO).to(args.device), Wan(DEMO).to(args.device)
+    weights = load_part("transformer", "model")
+    teacher, student = Wan(TRANSFORMER).to(args.device), Wan(TRANSFORMER).to(args.device)
     for model in (teacher, student):
-        model.load_state_dict(fold(weights, DEMO))
+        model.load_state_dict(weights)
     teacher.eval().requires_grad_(False)
     muon, adam = optimisers(student)
     ema = Ema(student, 0.995)
-    run = Run("distill", {"model": student, "muon": muon, "adam": adam, "ema": ema}, args.minutes)  # type: ignore[dict-item]
+    parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
+    run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team)
     tables = Tables(args.device)
     total = 0.0
-    for step in run.steps([muon, adam], peak=args.peak, warmup=50):
+    for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
         with autocast(args.device):
             loss = rollout_loss(student, teacher, tables, batches.draw(args.batch))
         muon.zero_grad()
         adam.zero_grad()
         loss.backward()
+        team.average(student)
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         muon.step()
         adam.step()
@@ -136,9 +134,6 @@ def main() -> None:
             total = 0.0
         if step % 250 == 249:
             evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device))
-    state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, DEMO)
-    save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / "student.safetensors")
-    evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device))
 
 
 if __name__ == "__main__":

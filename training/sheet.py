@@ -11,7 +11,7 @@ from PIL import Image
 from everframe.runtime import Stream, open_bundle
 from everframe.runtime.measure.statistics import clip_stats
 
-from common import HERE
+from run import HERE
 from scenes import FPS, PROMPTS
 
 

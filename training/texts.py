@@ -8,16 +8,16 @@ from __future__ import annotations
 from safetensors.torch import save_file
 
 from everframe.export.texts import MiniLm, encode_all
-from everframe.export.wan import DEMO
 
-from common import WORK
+from run import WORK
 from scenes import PROMPTS
+from settings import TRANSFORMER
 
 
 def main() -> None:
     WORK.mkdir(exist_ok=True)
     prompts = [p for variants in PROMPTS.values() for wordings in variants.values() for p in wordings]
-    texts = encode_all(MiniLm(), prompts, DEMO.text_len)
+    texts = encode_all(MiniLm(), prompts, TRANSFORMER.text_len)
     save_file({p: t.half() for p, t in texts.items()}, WORK / "texts.safetensors")
 
 

@@ -1,6 +1,6 @@
 """Train the demo's causal transformer on the latents of the clip pool.
 
-    python training/transformer.py --minutes 80 [--device cuda]
+    python training/transformer.py [--minutes 60] [--device cuda]
 
 A training sequence is five chunks: the stream's first chunk (the sinks) and four chunks that follow it, at once or up to
 3e5 latent frames later. They are run one after the other exactly as at run time: every chunk sees the keys and values of
@@ -20,151 +20,49 @@ network at half the picture's height and width, so that it trains in minutes, on
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from everframe.export.schedule import Schedule, shifted_sigmas
-from everframe.export.taehv import DEMO as AE
-from everframe.export.taehv import Taehv
-from everframe.export.wan import DEMO, Block, Wan, eager_attention, join_tables, spatial_tables, unfold
-from everframe.runtime.rope import axis_frequencies, draw_jitter, head_thetas, split_head_dim, temporal_tables
+from everframe.export.schedule import shifted_sigmas
+from everframe.export.wan import Block, Wan, unfold
 
-from clips import FAR, NEAR, WARM, instance
-from common import RUNS, WORK, Ema, Muon, Run, autocast, evaluate_with, load_pool, save_sheet
-from scenes import PROMPTS, render
+from clips import instance
+from common import Muon, autocast, evaluate_with, save_sheet
+from latents import encode_pool, load_texts, render_short
+from rollout import (
+    CHUNK,
+    CHUNKS,
+    COLUMNS,
+    KV,
+    ROWS,
+    SCHEDULE,
+    SHORT,
+    Reader,
+    Tables,
+    commit,
+    generate,
+    sample_chunk,
+    seen_by,
+)
+from run import RUNS, WORK, Ema, Run
+from scenes import PROMPTS
+from settings import TRANSFORMER
+from team import Team
+from weights import shipped_autoencoder, trained_autoencoder
 
-CHUNK, CHUNKS, PAST = 3, 5, 2  # latent frames per chunk; chunks per sequence; chunks of ring before the current one
-ROWS, COLUMNS = 9, 16  # tokens of a latent frame; --short: SHORT
-SHORT = 4, 8
-SCHEDULE = Schedule(steps=(1000, 750, 500, 250), shift=2.0)
-ETA = 0.4  # of the shipped sampler; training rolls out with fresh noise alone, which is the harder case
-JITTER_SIGMA, JITTER_SEED = 0.8, 0
 HELD_OUT = 24
-KV = list[tuple[Tensor, Tensor]]  # per layer (k, v), each [B, H, N, D]
-
-
-def encode_pool(instances: int, use: int, device: str) -> np.ndarray:
-    """Latents of the pool's first `use` instances [use, 15 near + 12 far, C, h, w] float16, made once."""
-    path = WORK / f"latents-{use}.npy"
-    if not path.exists():
-        ae = load_autoencoder(device)
-        pool = load_pool(f"clips-{instances}.npy")
-        shape = (use, (NEAR + FAR) // 4, AE.latent_channels, 2 * ROWS, 2 * COLUMNS)
-        part = path.with_suffix(".part")
-        mode = "r+" if part.exists() else "w+"  # goes on where a killed run stopped
-        out = np.lib.format.open_memmap(part, mode=mode, dtype=np.float16, shape=shape)
-        for i in range(use):
-            if out[i].any():
-                continue
-            frames = torch.from_numpy(pool[i].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
-            near, far = (encode_clip(ae, clip) for clip in (frames[:, :NEAR], frames[:, NEAR:]))
-            out[i] = torch.cat([near[0], far[0, WARM // 4 :]]).cpu().numpy()
-            if i % 100 == 0:
-                print(f"encoded {i}/{use}", flush=True)
-        out.flush()
-        part.rename(path)
-    return np.load(path, mmap_mode="r")
-
-
-def render_short(use: int, device: str) -> np.ndarray:
-    """Latents of so many instances' first five chunks at the size of --short [use, 15, C, h, w] float16, made once."""
-    path = WORK / f"latents-short-{use}.npy"
-    if not path.exists():
-        ae = load_autoencoder(device)
-        height, width = (16 * tokens for tokens in SHORT)
-        made = []
-        for i in range(use):
-            it = instance(i)
-            frames = render(it.scene, it.variant, it.seed, torch.arange(NEAR), height, width)
-            made.append(encode_clip(ae, frames.permute(0, 3, 1, 2)[None].to(device))[0].half().cpu().numpy())
-        np.save(path, np.stack(made))
-    return np.load(path)
-
-
-def load_autoencoder(device: str) -> Taehv:
-    ae = Taehv(AE)
-    ae.load_state_dict({k: v.float() for k, v in load_file(WORK / "autoencoder.safetensors").items()})
-    return ae.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-
-def encode_clip(ae: Taehv, clip: Tensor) -> Tensor:
-    """Eight frames at a time, which fit the cache: four times as fast as the whole clip at once."""
-    states, parts = None, []
-    with torch.no_grad(), autocast(clip.device.type):
-        for part in clip.split(8, 1):
-            latents, states = ae.encode(part, states)
-            states = [state.float() for state in states]
-            parts.append(latents.float())
-    return torch.cat(parts, 1)
-
-
-class Tables:
-    """RoPE tables of whole chunks, for plain (row 0) and jittered (row 1) bases."""
-
-    def __init__(self, device: str, jittered: bool = True, size: tuple[int, int] = (ROWS, COLUMNS)):
-        self.jittered, self.size = jittered, size
-        channels = split_head_dim(DEMO.head_dim)[0]
-        epsilon = draw_jitter(DEMO.heads, JITTER_SEED)
-        self.frequencies = [
-            axis_frequencies(head_thetas(DEMO.theta, s, epsilon), channels) for s in (0.0, JITTER_SIGMA)
-        ]
-        self.spatial = [t.to(device) for t in spatial_tables(DEMO, *size)]
-        self.device = device
-
-    def __call__(self, starts: Sequence[int], jitter: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """First latent frame of every element's chunk, and which bases -> cos, sin [B, H, N, D/2]."""
-        rows = [temporal_tables(np.arange(CHUNK) + s, self.frequencies[j]) for s, j in zip(starts, jitter, strict=True)]
-        both = (torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*rows, strict=True))
-        cos, sin = (join_tables(t, s) for t, s in zip(both, self.spatial, strict=True))
-        return cos, sin
-
-
-def seen_by(c: int) -> list[int]:
-    """Chunks in the ring when chunk c is made: the sinks and the PAST ones before it."""
-    return sorted({0, *range(max(0, c - PAST), c)} - {c})
-
-
-class Reader:
-    """The `attend` of training: own keys and values behind those of the chunks in the ring."""
-
-    def __init__(self, past: list[KV], copies: int = 1):
-        self.past, self.copies = past, copies
-        self.own: KV = []
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.own.append((k, v))
-        for_all = [tuple(t.repeat(self.copies, 1, 1, 1) for t in kv[layer]) for kv in self.past]
-        keys, values = (torch.cat([*(kv[i] for kv in for_all), own], 2) for i, own in enumerate((k, v)))
-        return eager_attention(q.to(v.dtype), keys.to(v.dtype), values)
-
-
-def sample_chunk(model: Wan, noise: list[Tensor], rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
-    """Four-step sampling of one chunk: noise has one tensor [B, C, F, 2h, 2w] per step. Returns x0 in float32."""
-    sigmas = SCHEDULE.sigmas()
-    x = noise[0]
-    for i, sigma in enumerate(sigmas):
-        t = torch.full((len(x),), 1000 * sigma, device=x.device)
-        x0 = x - float(sigma) * model(x, model.time(t), rope, context, Reader(past)).float()
-        x = x0 if i == len(sigmas) - 1 else (1 - sigmas[i + 1]) * x0 + sigmas[i + 1] * noise[i + 1]
-    return x
-
-
-def commit(model: Wan, x0: Tensor, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> KV:
-    reader = Reader(past)
-    model(x0, model.time(torch.zeros(len(x0), device=x0.device)), rope, context, reader)
-    return reader.own
+STEPS, PEAK = 6_000, 2e-3
 
 
 class Batches:
     """Draws sequences: latents [B, 5, C, F, 2h, 2w], text [B, 5, text_len, text_dim], chunk starts [5][B]."""
 
     def __init__(self, latents: np.ndarray, texts: dict[str, Tensor], device: str, short: bool = False):
-        self.latents, self.device, self.short = latents, device, short
-        self.texts = {k: nn.functional.pad(v.float(), (0, 0, 0, DEMO.text_len - len(v))) for k, v in texts.items()}
+        self.latents, self.texts, self.device, self.short = latents, texts, device, short
         self.rng = np.random.default_rng()
 
     def chunks(self, i: int, near: bool) -> np.ndarray:
@@ -237,24 +135,11 @@ def sequence_loss(
     return total / CHUNKS
 
 
-def generate(model: Wan, tables: Tables, text: Tensor, chunks: int, start: int = 0) -> Tensor:
-    """Stream some chunks for each text [B, text_len, text_dim]: latents [B, chunks·F, C, 2h, 2w]."""
-    generator = torch.Generator().manual_seed(1)
-    shape = (len(text), DEMO.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
-    context, kept, out = model.context(text), {}, []
-    for c in range(chunks):
-        rope = tables([start + CHUNK * c] * len(text), [int(tables.jittered)] * len(text))
-        past = [kept[j] for j in seen_by(c)]
-        noise = [torch.randn(shape, generator=generator).to(text.device) for _ in SCHEDULE.steps]
-        x0 = sample_chunk(model, noise, rope, context, past)
-        kept = {j: kept[j] for j in seen_by(c)} | {c: commit(model, x0, rope, context, past)}
-        out.append(x0)
-    return torch.cat(out, 2).transpose(1, 2)
-
-
 def preview(run: Run, model: Wan, tables: Tables, batches: Batches, device: str, chunks: int = 16) -> None:
     """A contact sheet: one row per scene, frames spread over the stream, from the first chunk to the last."""
-    ae = load_autoencoder(device)
+    if not run.team.first:
+        return
+    ae = (shipped_autoencoder() if batches.short else trained_autoencoder("decoder")).to(device)
     prompts = [variants[list(variants)[i % 3]][0] for i, variants in enumerate(PROMPTS.values())]
     with torch.no_grad():
         with autocast(device):
@@ -279,36 +164,44 @@ def optimisers(model: Wan) -> list[torch.optim.Optimizer]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=80)
+    parser.add_argument("--steps", type=int, default=STEPS, help="over all sessions")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of this session")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--instances", type=int, default=1600)
     parser.add_argument("--use", type=int, default=960, help="how many of them to train on")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--peak", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=2, help="sequences a step of each worker")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=PEAK)
     parser.add_argument(
-        "--rollout-from", type=float, default=0.6, help="share of the budget after which self-rollout starts"
+        "--rollout-from", type=float, default=0.6, help="share of the steps at which self-rollout starts"
     )
     parser.add_argument("--short", action="store_true", help="the variant for the sink-collapse study")
     args = parser.parse_args()
-    name = "short" if args.short else "transformer"
+    name, size = ("short", SHORT) if args.short else ("transformer", (ROWS, COLUMNS))
+    # Made before the team is: its members would write the same files.
+    latents = render_short(args.use, SHORT, args.device) if args.short else encode_pool(
+        args.instances, args.use, args.device
+    )  # fmt: skip
+    team = Team(args.workers)
     torch.manual_seed(0)
-    latents = render_short(args.use, args.device) if args.short else encode_pool(args.instances, args.use, args.device)
-    batches = Batches(latents, load_file(WORK / "texts.safetensors"), args.device, args.short)
+    batches = Batches(latents, load_texts(), args.device, args.short)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
-    model = Wan(DEMO).to(args.device)
+    model = Wan(TRANSFORMER).to(args.device)
     nn.init.zeros_(model.head.head.weight)
     muon, adam = optimisers(model)
     ema = Ema(model, 0.998)
-    run = Run(name, {"model": model, "muon": muon, "adam": adam, "ema": ema}, args.minutes)  # type: ignore[dict-item]
-    tables = Tables(args.device, jittered=not args.short, size=SHORT if args.short else (ROWS, COLUMNS))
+    parts = {"model": model, "muon": muon, "adam": adam, "ema": ema}
+    run = Run(name, parts, {"model": ema}, args.steps, args.minutes, team)
+    tables = Tables(args.device, jittered=not args.short, size=size)
     total, counted = 0.0, 0
-    for step in run.steps([muon, adam], peak=args.peak):
+    for step in run.count([(muon, args.peak), (adam, args.peak)]):
         own = not args.short and run.progress > args.rollout_from and step % 2 == 0
         with autocast(args.device):
             loss = sequence_loss(model, tables, batches.draw(args.batch), own)
         muon.zero_grad()
         adam.zero_grad()
         loss.backward()
+        team.average(model)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         muon.step()
         adam.step()
@@ -320,9 +213,9 @@ def main() -> None:
             total, counted = 0.0, 0
         if step % 1000 == 999:
             evaluate_with(ema, model, lambda: preview(run, model, tables, batches, args.device))
-    state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, DEMO)
-    save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / f"{name}.safetensors")
-    evaluate_with(ema, model, lambda: preview(run, model, tables, batches, args.device))
+    if args.short and run.finished and team.first:
+        state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, TRANSFORMER)
+        save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / "short.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,175 @@
+"""Train the decoder alone against a patch discriminator, on latents that stay as they are.
+
+    python training/decoder.py                 after the autoencoder: on the latents of the clips
+    python training/decoder.py --student       after the distillation: half of it on what the student makes
+
+The encoder is frozen, so the transformer's latents stay valid whatever is done here. On the clips' latents the truth is
+known: pixels, texture and motion as before, the discriminator's features, and its verdict. On the student's latents
+there is none: the verdict alone draws the detail, while colours and shapes are tied to what the decoder drew before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everframe.export.taehv import Taehv
+
+from autoencoder import HELD_OUT, MOTION, TEXTURE, held_out_report
+from clips import NEAR, WARM
+from common import FilterMuon, autocast, evaluate_with, load_pool
+from discriminator import Discriminator, adversarial_loss, discriminator_loss, matching_loss
+from latents import encode_pool, student_latents
+from losses import motion_loss, pixel_loss, texture_loss
+from run import Ema, Run
+from team import Team
+from weights import trained_autoencoder
+
+STEPS, STUDENT_STEPS, PEAK, DISCRIMINATOR_PEAK = 5_000, 1_500, 3e-4, 2e-4
+LENGTH, ROWS, COLUMNS = (
+    3,
+    14,
+    20,
+)  # of a crop, in latent frames and latent pixels; the first frame only warms the memory
+ADVERSARIAL, MATCHING, TIE = 0.01, 0.02, 0.3
+CALM = 300  # steps in which the discriminator learns alone
+
+
+def crop(latents: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    y, x = (int(torch.randint(0, n - k + 1, ())) for n, k in zip(latents.shape[-2:], (ROWS, COLUMNS), strict=True))
+    return latents[..., y : y + ROWS, x : x + COLUMNS], (8 * y, 8 * x)
+
+
+class Pairs:
+    """Crops of latents with the pixels that they stand for."""
+
+    def __init__(self, latents: np.ndarray, pool: np.ndarray, device: str):
+        self.latents, self.pool, self.device = latents, pool, device
+
+    def draw(self, size: int) -> tuple[Tensor, Tensor]:
+        """latents [B, LENGTH, C, h, w], frames [B, 4·LENGTH, 3, 8h, 8w]"""
+        made, kept = [], []
+        for i in torch.randint(0, min(len(self.latents), len(self.pool) - HELD_OUT), (size,)).tolist():
+            near, far = NEAR // 4, self.latents.shape[1] - NEAR // 4
+            first = int(torch.randint(0, near - LENGTH + far - LENGTH + 2, ()))
+            if first > near - LENGTH:  # in the far clip, whose pixels have WARM frames in front
+                first += LENGTH - 1
+            frame = 4 * first + (WARM if first >= near else 0)
+            latents, (y, x) = crop(torch.from_numpy(self.latents[i, first : first + LENGTH].astype(np.float32)))
+            frames = self.pool[i, frame : frame + 4 * LENGTH, y : y + 8 * ROWS, x : x + 8 * COLUMNS]
+            made.append(latents)
+            kept.append(torch.from_numpy(frames.copy()))
+        frames = torch.stack(kept).to(self.device).permute(0, 1, 4, 2, 3).float() / 255
+        return torch.stack(made).to(self.device), frames
+
+
+def draw_student(latents: np.ndarray, size: int, device: str) -> Tensor:
+    picks = []
+    for i in torch.randint(0, len(latents), (size,)).tolist():
+        first = int(torch.randint(0, latents.shape[1] - LENGTH + 1, ()))
+        picks.append(crop(torch.from_numpy(latents[i, first : first + LENGTH].astype(np.float32)))[0])
+    return torch.stack(picks).to(device)
+
+
+def coarse(frames: Tensor) -> Tensor:
+    return F.avg_pool2d(frames.flatten(0, 1), 8, 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--student", action="store_true")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--instances", type=int, default=1600)
+    parser.add_argument("--use", type=int, default=960)
+    parser.add_argument("--batch", type=int, default=1, help="clips a step of each worker")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--report", type=int, default=1000)
+    args = parser.parse_args()
+    pool = load_pool(f"clips-{args.instances}.npy")
+    # Made before the team is: its members would write the same files.
+    pairs = Pairs(encode_pool(args.instances, args.use, args.device), pool, args.device)
+    free = student_latents(args.device) if args.student else None
+    team = Team(args.workers)
+    torch.manual_seed(0)
+    name = "finish" if args.student else "decoder"
+    ae: Taehv = trained_autoencoder("decoder" if args.student else None).to(args.device)
+    before = copy.deepcopy(ae).requires_grad_(False)
+    decoder, judge = ae.decoder.train(), Discriminator().to(args.device)
+    muon = FilterMuon([p for p in decoder.parameters() if p.ndim == 4], lr=PEAK)
+    adam = torch.optim.AdamW([p for p in decoder.parameters() if p.ndim != 4], lr=PEAK, betas=(0.9, 0.99))
+    against = torch.optim.AdamW(judge.parameters(), lr=DISCRIMINATOR_PEAK, betas=(0.5, 0.99), weight_decay=0.0)
+    ema = Ema(decoder, 0.998)
+    run = Run(
+        name,
+        {"decoder": decoder, "judge": judge, "muon": muon, "adam": adam, "against": against, "ema": ema},
+        {"decoder": ema, "judge": judge},
+        args.steps or (STUDENT_STEPS if args.student else STEPS),
+        args.minutes,
+        team,
+    )
+
+    def decode(latents: Tensor) -> Tensor:
+        with autocast(args.device):
+            out, _ = ae.decode(latents)
+        return out.float()[:, 4:]
+
+    def report() -> None:
+        held_out_report(run, ae, pool, args.device)
+
+    totals = np.zeros(6)
+    for step in run.count([(muon, PEAK), (adam, PEAK), (against, DISCRIMINATOR_PEAK)]):
+        latents, frames = pairs.draw(args.batch)
+        true = frames[:, 4:]
+        unpaired = free is not None and step % 2 == 1
+        if unpaired:
+            assert free is not None
+            latents = draw_student(free, args.batch, args.device)
+        out = decode(latents + 0.03 * torch.randn_like(latents))
+        calm = min(1.0, max(0.0, (step - CALM) / CALM))
+
+        said = discriminator_loss(judge(true), judge(out.detach()))
+        against.zero_grad()
+        said.backward()
+        team.average(judge)
+        against.step()
+
+        judge.requires_grad_(False)
+        features = judge(out)
+        verdict = adversarial_loss(features)
+        if unpaired:
+            with torch.no_grad():
+                drawn = before.decode(latents)[0][:, 4:]
+            parts = [TIE * (coarse(out) - coarse(drawn)).abs().mean(), verdict.new_zeros(()), verdict.new_zeros(())]
+            match = verdict.new_zeros(())
+        else:
+            parts = [pixel_loss(out, true).mean(), TEXTURE * texture_loss(out, true), MOTION * motion_loss(out, true)]
+            match = matching_loss(features, judge(true))
+        loss = sum(parts, calm * (ADVERSARIAL * verdict + MATCHING * match))
+        muon.zero_grad()
+        adam.zero_grad()
+        loss.backward()
+        judge.requires_grad_(True)
+        team.average(decoder)
+        nn.utils.clip_grad_norm_(decoder.parameters(), 0.5)
+        muon.step()
+        adam.step()
+        ema.update(step)
+        totals += [*(part.item() for part in parts), match.item(), verdict.item(), said.item()]
+        if step % 100 == 99:
+            names = ("loss", "texture", "moving", "matching", "verdict", "discriminator")
+            run.log(**dict(zip(names, (totals / 100).round(4).tolist(), strict=True)))
+            totals[:] = 0
+        if step % args.report == args.report - 1 and team.first:
+            evaluate_with(ema, decoder, report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The latents that transformer and decoder train on, made once and kept in training/work."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from everframe.export.taehv import Taehv
+from everframe.export.wan import Wan
+
+from clips import FAR, NEAR, WARM, instance
+from common import autocast, load_pool
+from run import WORK, load_part, progress_of
+from scenes import PROMPTS, render
+from settings import AUTOENCODER, TRANSFORMER
+from weights import shipped_autoencoder, trained_autoencoder
+
+PER_CLIP = (NEAR + FAR) // 4
+
+
+def encode_pool(instances: int, use: int, device: str) -> np.ndarray:
+    """Latents of the pool's first `use` instances [use, 15 near + 12 far, C, h, w] float16, for the encoder as it is now."""
+    path = WORK / f"latents-{use}-{progress_of('autoencoder')}.npy"
+    if not path.exists():
+        ae = trained_autoencoder().to(device)
+        pool = load_pool(f"clips-{instances}.npy")
+        shape = (use, PER_CLIP, AUTOENCODER.latent_channels, pool.shape[2] // 8, pool.shape[3] // 8)
+        part = path.with_suffix(".part")
+        mode = "r+" if part.exists() else "w+"  # goes on where a killed run stopped
+        out = np.lib.format.open_memmap(part, mode=mode, dtype=np.float16, shape=shape)
+        for i in range(use):
+            if out[i].any():
+                continue
+            frames = torch.from_numpy(pool[i].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
+            near, far = (encode_clip(ae, clip) for clip in (frames[:, :NEAR], frames[:, NEAR:]))
+            out[i] = torch.cat([near[0], far[0, WARM // 4 :]]).cpu().numpy()
+            if i % 100 == 0:
+                print(f"encoded {i}/{use}", flush=True)
+        out.flush()
+        part.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def render_short(use: int, size: tuple[int, int], device: str) -> np.ndarray:
+    """Latents of so many instances' first five chunks at the size of the study's variant (transformer.py --short), by the
+    autoencoder that ships [use, 15, C, h, w] float16."""
+    path = WORK / f"latents-short-{use}.npy"
+    if not path.exists():
+        ae = shipped_autoencoder().to(device)
+        height, width = (16 * tokens for tokens in size)
+        made = []
+        for i in range(use):
+            it = instance(i)
+            frames = render(it.scene, it.variant, it.seed, torch.arange(NEAR), height, width)
+            made.append(encode_clip(ae, frames.permute(0, 3, 1, 2)[None].to(device))[0].half().cpu().numpy())
+        np.save(path, np.stack(made))
+    return np.load(path)
+
+
+def encode_clip(ae: Taehv, clip: Tensor) -> Tensor:
+    """Eight frames at a time, which fit the cache: four times as fast as the whole clip at once."""
+    states, parts = None, []
+    with torch.no_grad(), autocast(clip.device.type):
+        for part in clip.split(8, 1):
+            latents, states = ae.encode(part, states)
+            states = [state.float() for state in states]
+            parts.append(latents.float())
+    return torch.cat(parts, 1)
+
+
+def load_texts() -> dict[str, Tensor]:
+    """Every wording's token embeddings, padded [text_len, text_dim]."""
+    texts = load_file(WORK / "texts.safetensors")
+    return {k: nn.functional.pad(v.float(), (0, 0, 0, TRANSFORMER.text_len - len(v))) for k, v in texts.items()}
+
+
+def student_latents(device: str, seeds: int = 2, chunks: int = 12) -> np.ndarray:
+    """What the distilled student makes of every wording [n, chunks·F, C, h, w] float16."""
+    path = WORK / f"latents-student-{progress_of('distill')}.npy"
+    if not path.exists():
+        from transformer import Tables, generate  # which imports this module
+
+        student = Wan(TRANSFORMER).to(device).eval()
+        student.load_state_dict(load_part("distill", "model"))
+        texts, tables = load_texts(), Tables(device)
+        wordings = [p for variants in PROMPTS.values() for group in variants.values() for p in group]
+        made = []
+        with torch.no_grad(), autocast(device):
+            for seed in range(seeds):
+                for part in torch.tensor(range(len(wordings))).split(8):
+                    text = torch.stack([texts[wordings[i]] for i in part.tolist()]).to(device)
+                    made.append(generate(student, tables, text, chunks, seed=1 + seed).half().cpu().numpy())
+        np.save(path, np.concatenate(made))
+    return np.load(path, mmap_mode="r")

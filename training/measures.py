@@ -1,0 +1,52 @@
+"""Measures of how much there is to see in a clip: energy by octave, fine structure, motion and its spectrum, colour.
+
+All take uint8 RGB frames [T, H, W, 3]. A ratio compares a clip with renders of the same prompt: 1 is as much, 0 nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
+OCTAVES = 4
+
+Frames = NDArray[np.uint8]
+
+
+def luma(frames: Frames) -> NDArray[np.float32]:
+    return frames.astype(np.float32) @ LUMA
+
+
+def octaves(frames: Frames, count: int = OCTAVES) -> NDArray[np.float64]:
+    """Spectral energy of luma per pixel, in grey levels squared, by octave of spatial frequency, finest first.
+
+    Octave k holds radial frequencies from 2^-(k+2) to 2^-(k+1) cycles per pixel; the corners beyond half a cycle belong
+    to none. A Hann window keeps the picture's border, which is no structure, out of it.
+    """
+    y = luma(frames).astype(np.float64)
+    _, h, w = y.shape
+    window = np.hanning(h + 2)[1:-1, None] * np.hanning(w + 2)[None, 1:-1]
+    mean = (y * window).sum((1, 2), keepdims=True) / window.sum()
+    spectrum = np.abs(np.fft.rfft2((y - mean) * window)) ** 2
+    spectrum[..., 1 : (w + 1) // 2] *= 2  # the half of the plane that rfft2 leaves out
+    radius = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)[None])
+    total = spectrum.mean(0) / (h * w * (window**2).sum())
+    return np.array([total[(radius > 2.0 ** -(k + 2)) & (radius <= 2.0 ** -(k + 1))].sum() for k in range(count)])
+
+
+def motion(frames: Frames) -> float:
+    """Mean absolute difference of successive frames' luma, in grey levels."""
+    return float(np.abs(np.diff(luma(frames), axis=0)).mean())
+
+
+def laplacian(frames: Frames) -> float:
+    """Variance of the 4-neighbour Laplacian of luma, mean over frames: what is sharp."""
+    y = luma(frames)
+    edges = 4 * y[:, 1:-1, 1:-1] - y[:, :-2, 1:-1] - y[:, 2:, 1:-1] - y[:, 1:-1, :-2] - y[:, 1:-1, 2:]
+    return float(edges.var((1, 2)).mean())
+
+
+def geometric(shares: NDArray[np.float64] | list[float]) -> float:
+    """Geometric mean: one scene without any detail is not made good by the others."""
+    return float(np.exp(np.mean(np.log(np.maximum(shares, 1e-6)))))

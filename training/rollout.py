@@ -1,0 +1,95 @@
+"""How a stream runs, in PyTorch and with gradients: chunks in order, each seeing the sinks, the ring and itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from everframe.export.schedule import Schedule
+from everframe.export.wan import Wan, eager_attention, join_tables, spatial_tables
+from everframe.runtime.rope import axis_frequencies, draw_jitter, head_thetas, split_head_dim, temporal_tables
+
+from settings import TRANSFORMER
+
+CHUNK, CHUNKS, PAST = 3, 5, 2  # latent frames per chunk; chunks per sequence; chunks of ring before the current one
+ROWS, COLUMNS = 9, 16  # tokens of a latent frame; --short: SHORT
+SHORT = 4, 8
+SCHEDULE = Schedule(steps=(1000, 750, 500, 250), shift=2.0)
+ETA = 0.4  # of the shipped sampler; training rolls out with fresh noise alone, which is the harder case
+JITTER_SIGMA, JITTER_SEED = 0.8, 0
+KV = list[tuple[Tensor, Tensor]]  # per layer (k, v), each [B, H, N, D]
+
+
+class Tables:
+    """RoPE tables of whole chunks, for plain (row 0) and jittered (row 1) bases."""
+
+    def __init__(self, device: str, jittered: bool = True, size: tuple[int, int] = (ROWS, COLUMNS)):
+        self.jittered, self.size = jittered, size
+        channels = split_head_dim(TRANSFORMER.head_dim)[0]
+        epsilon = draw_jitter(TRANSFORMER.heads, JITTER_SEED)
+        self.frequencies = [
+            axis_frequencies(head_thetas(TRANSFORMER.theta, s, epsilon), channels) for s in (0.0, JITTER_SIGMA)
+        ]
+        self.spatial = [t.to(device) for t in spatial_tables(TRANSFORMER, *size)]
+        self.device = device
+
+    def __call__(self, starts: Sequence[int], jitter: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """First latent frame of every element's chunk, and which bases -> cos, sin [B, H, N, D/2]."""
+        rows = [temporal_tables(np.arange(CHUNK) + s, self.frequencies[j]) for s, j in zip(starts, jitter, strict=True)]
+        both = (torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*rows, strict=True))
+        cos, sin = (join_tables(t, s) for t, s in zip(both, self.spatial, strict=True))
+        return cos, sin
+
+
+def seen_by(c: int) -> list[int]:
+    """Chunks in the ring when chunk c is made: the sinks and the PAST ones before it."""
+    return sorted({0, *range(max(0, c - PAST), c)} - {c})
+
+
+class Reader:
+    """The `attend` of training: own keys and values behind those of the chunks in the ring."""
+
+    def __init__(self, past: list[KV], copies: int = 1):
+        self.past, self.copies = past, copies
+        self.own: KV = []
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.own.append((k, v))
+        for_all = [tuple(t.repeat(self.copies, 1, 1, 1) for t in kv[layer]) for kv in self.past]
+        keys, values = (torch.cat([*(kv[i] for kv in for_all), own], 2) for i, own in enumerate((k, v)))
+        return eager_attention(q.to(v.dtype), keys.to(v.dtype), values)
+
+
+def sample_chunk(model: Wan, noise: list[Tensor], rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
+    """Four-step sampling of one chunk: noise has one tensor [B, C, F, 2h, 2w] per step. Returns x0 in float32."""
+    sigmas = SCHEDULE.sigmas()
+    x = noise[0]
+    for i, sigma in enumerate(sigmas):
+        t = torch.full((len(x),), 1000 * sigma, device=x.device)
+        x0 = x - float(sigma) * model(x, model.time(t), rope, context, Reader(past)).float()
+        x = x0 if i == len(sigmas) - 1 else (1 - sigmas[i + 1]) * x0 + sigmas[i + 1] * noise[i + 1]
+    return x
+
+
+def commit(model: Wan, x0: Tensor, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> KV:
+    reader = Reader(past)
+    model(x0, model.time(torch.zeros(len(x0), device=x0.device)), rope, context, reader)
+    return reader.own
+
+
+def generate(model: Wan, tables: Tables, text: Tensor, chunks: int, start: int = 0, seed: int = 1) -> Tensor:
+    """Stream some chunks for each text [B, text_len, text_dim]: latents [B, chunks·F, C, 2h, 2w]."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(text), TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
+    context, kept, out = model.context(text), {}, []
+    for c in range(chunks):
+        rope = tables([start + CHUNK * c] * len(text), [int(tables.jittered)] * len(text))
+        past = [kept[j] for j in seen_by(c)]
+        noise = [torch.randn(shape, generator=generator).to(text.device) for _ in SCHEDULE.steps]
+        x0 = sample_chunk(model, noise, rope, context, past)
+        kept = {j: kept[j] for j in seen_by(c)} | {c: commit(model, x0, rope, context, past)}
+        out.append(x0)
+    return torch.cat(out, 2).transpose(1, 2)

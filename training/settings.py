@@ -1,0 +1,10 @@
+"""What every stage of the training agrees on: the networks that are trained."""
+
+from everframe.export.taehv import TaehvConfig
+from everframe.export.wan import DEMO as TRANSFORMER
+
+# The encoder never runs in a stream, so width costs it nothing there: its last stage has to say 4 frames × 8×8 pixels ×
+# 3 colours in 16 numbers. The decoder is wider only in its last layer, where 8 % of its time buys half as many channels.
+AUTOENCODER = TaehvConfig(latent_channels=16, encoder_widths=(32, 64, 96), decoder_widths=(96, 64, 32, 48), lead=0)
+
+__all__ = ["AUTOENCODER", "TRANSFORMER"]

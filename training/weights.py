@@ -1,0 +1,43 @@
+"""The trained networks as later stages want them, from the compact checkpoints of the earlier ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from everframe.export.checkpoint import load
+from everframe.export.taehv import Taehv
+
+from run import HERE, compact_path, load_part, progress_of
+from settings import AUTOENCODER
+
+EPSILON = 1e-5  # of the latents' normalisation
+
+
+def shipped_autoencoder(folder: Path = HERE / "demo") -> Taehv:
+    """That of an assembled checkpoint."""
+    return load(folder).autoencoder.float().eval()
+
+
+def fold_norm(ae: Taehv, mean: Tensor, var: Tensor) -> None:
+    """Put the normalisation of the latents into the encoder's last convolution."""
+    scale = (var + EPSILON).rsqrt()
+    last = ae.encoder[-1]
+    with torch.no_grad():
+        last.weight *= scale.view(-1, 1, 1, 1)  # type: ignore[operator]
+        last.bias.copy_((last.bias - mean) * scale)  # type: ignore[operator, union-attr]
+
+
+def trained_autoencoder(decoder: str | None = None) -> Taehv:
+    """The autoencoder of training/runs; with `decoder`, the name of a run that went on with the decoder alone."""
+    if not compact_path("autoencoder").exists():
+        return shipped_autoencoder()
+    state = load_part("autoencoder", "model")
+    ae = Taehv(AUTOENCODER)
+    ae.load_state_dict({k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")})
+    fold_norm(ae, state["norm.running_mean"], state["norm.running_var"])
+    if decoder and progress_of(decoder):
+        ae.decoder.load_state_dict(load_part(decoder, "decoder"))
+    return ae.eval()
