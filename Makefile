@@ -11,7 +11,7 @@ help:
 
 demo: .venv-run/ready  # write a 30-second video with the shipped bundle; installs no torch
 	@mkdir -p out
-	.venv-run/bin/everframe generate --seconds $(SECONDS_OF_VIDEO) $(if $(PROMPT),--prompt "$(PROMPT)") -o out/demo.mp4
+	.venv-run/bin/everframe generate --seconds $(SECONDS_OF_VIDEO) $(if $(PROMPT),--prompt "$(PROMPT)") --force -o out/demo.mp4
 	@echo "The video is in $(CURDIR)/out/demo.mp4"
 
 test: .venv/ready  # run the tests (all but the slow whole-product ones)

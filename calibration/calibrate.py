@@ -17,14 +17,14 @@ from onnx import ModelProto
 from ..engines.base import EngineOptions
 from ..engines.bundle import Bundle, Graph, describe, write_manifest
 from ..engines.errors import UserError
-from ..engines.files import new_folder
+from ..engines.files import link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.ort import OrtBackend
 from ..engines.progress import QUIET, Report
 from ..runtime.measure.compare import compare
 from . import sensitivity
 from .linears import Linear, find_convolutions, find_linears
-from .observe import Statistics, link_or_copy, observe
+from .observe import Statistics, observe
 from .quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
 from .ring import int8_ring
 

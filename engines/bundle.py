@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1 << 40)]
+# Larger than any model or picture of this family can be, and small enough that sizes made of them stay numbers.
+Side, Frames, Width, Count = (Annotated[int, Field(gt=0, le=most)] for most in (1 << 15, 1 << 12, 1 << 20, 1 << 12))
 DType = Literal["float32", "float16", "bfloat16", "int64", "uint8", "int8"]
 
 
@@ -57,6 +60,12 @@ class TensorSpec(Model):
     shape: list[Positive]
     dtype: DType
 
+    @model_validator(mode="after")
+    def _fits(self) -> TensorSpec:
+        if math.prod(self.shape) > 1 << 40:
+            raise ValueError(f"{self.name}: shape {self.shape} is larger than any tensor of this family")
+        return self
+
 
 class Graph(Model):
     """One ONNX graph: its file, its external data files, and its tensors in order."""
@@ -78,27 +87,27 @@ def parse_size(text: str) -> tuple[int, int]:
 class Network(Model):
     """Numbers of the transformer that the runtime needs or a reader wants to know."""
 
-    dim: Positive
-    ffn_dim: Positive
-    heads: Positive
-    head_dim: Positive
-    layers: Positive
-    text_len: Positive
-    text_dim: Positive
+    dim: Width
+    ffn_dim: Width
+    heads: Count
+    head_dim: Width
+    layers: Count
+    text_len: Width
+    text_dim: Width
 
 
 class Geometry(Model):
     """Sizes of the picture, the latents and the window. Frames of chunk, sink and window are latent frames."""
 
-    width: Positive
-    height: Positive
-    fps: Positive
-    latent_channels: Positive
-    space_scale: Positive = 8  # pixels per latent pixel
-    time_scale: Positive = 4  # pixel frames per latent frame
-    chunk: Positive  # F
+    width: Side
+    height: Side
+    fps: Annotated[int, Field(gt=0, le=1000)]
+    latent_channels: Count
+    space_scale: Annotated[int, Field(gt=0, le=64)] = 8  # pixels per latent pixel
+    time_scale: Annotated[int, Field(gt=0, le=64)] = 4  # pixel frames per latent frame
+    chunk: Frames  # F
     sink: int = Field(ge=0)
-    window: Positive  # sinks and the current chunk included
+    window: Frames  # sinks and the current chunk included
 
     @model_validator(mode="after")
     def _consistent(self) -> Geometry:
@@ -226,7 +235,7 @@ def read_manifest(file: Path) -> Manifest:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot read: {reason(error)}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
     version = raw.get("format") if isinstance(raw, dict) else None
     if version != FORMAT:
@@ -252,6 +261,11 @@ def first_problem(error: ValidationError) -> str:
 def verify(file: Path, ref: FileRef) -> None:
     """Raise UserError unless the file is there with the size and hash that ref states."""
     try:
+        home = file.parent.resolve()
+        if home not in file.resolve().parents:
+            raise UserError(
+                f"{file}: is a link that leads out of the bundle, to {file.resolve()}; copy the bundle with cp -rL"
+            )
         size = file.stat().st_size
         if size != ref.bytes:
             raise UserError(f"{file}: {size} bytes, the manifest says {ref.bytes}: truncated or altered")

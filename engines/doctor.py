@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .machine import Gpu, find_gpu, jetpack
+from .machine import Gpu, find_cores, find_gpu, jetpack
 
 PACKAGES = (
     "onnxruntime",
@@ -64,7 +63,7 @@ def diagnose(encoders: list[str], planned: Sequence[str]) -> Diagnosis:
     system = {
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
+        "cpu": f"{platform.machine()}, {find_cores()}",
         "jetpack": tegra or "no Jetson",
     }
     roads = roads_of(packages, gpu, note, providers, tegra is not None)
@@ -74,7 +73,11 @@ def diagnose(encoders: list[str], planned: Sequence[str]) -> Diagnosis:
 
 def roads_of(packages: dict[str, str], gpu: Gpu | None, note: str, providers: list[str], is_jetson: bool) -> list[Road]:
     """Every backend with what it lacks here. A pure function of what was found."""
-    roads = [Road("onnxruntime on the CPU", True, f"onnxruntime {packages.get('onnxruntime', '?')}")]
+    both = {"onnxruntime", "onnxruntime-gpu"} <= set(packages)
+    word = f"onnxruntime {packages.get('onnxruntime') or packages.get('onnxruntime-gpu', '?')}"
+    if both:  # they write over each other's files: which one runs depends on the order in which they were installed
+        word += " and onnxruntime-gpu side by side: pip uninstall both, then install the one you want"
+    roads = [Road("onnxruntime on the CPU", not both, word)]
     cuda = "CUDAExecutionProvider" in providers
     lacking = [] if gpu else [f"no GPU ({note})"]
     roads.append(

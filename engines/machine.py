@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import UserError
+
 TEGRA = Path("/etc/nv_tegra_release")
 
 
@@ -25,9 +27,85 @@ def resident_memory() -> int:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@dataclass(frozen=True)
+class Cores:
+    """CPU cores: of the machine, those this process may run on, and how many of them its cgroup's quota is worth."""
+
+    machine: int
+    allowed: int
+    quota: float | None  # None: no quota
+
+    @property
+    def usable(self) -> int:
+        """Threads that can run all the time: a fraction of a core serves none."""
+        return max(1, min(self.allowed, int(self.quota))) if self.quota is not None else self.allowed
+
+    @property
+    def throttled(self) -> bool:
+        """Whether the quota is what limits: then a thread that spins wastes what another could use."""
+        return self.quota is not None and self.quota < self.allowed
+
+    def __str__(self) -> str:
+        quota = f", cgroup quota {self.quota:g}" if self.quota is not None else ""
+        return f"{self.machine} cores, {self.allowed} allowed{quota}: {self.usable} used by default"
+
+
+def find_cores() -> Cores:
+    """What the system allows this process: its affinity mask (cpusets are in it) and its cgroup's quota, v1 or v2."""
+    machine = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
+    return Cores(machine, allowed, cgroup_quota())
+
+
+def cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Cores' worth of CPU time that the cgroups of this process get, the least of all levels; None: no limit."""
+    try:
+        lines = [line.split(":", 2) for line in proc.read_text().splitlines()]
+    except OSError:
+        return None
+    found = []
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if not controllers:  # v2
+            found += [_v2_quota(folder) for folder in _upwards(root, path)]
+        elif "cpu" in controllers.split(","):
+            for home in (root / "cpu", root / controllers):
+                found += [_v1_quota(folder) for folder in _upwards(home, path)]
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _upwards(root: Path, path: str) -> list[Path]:
+    """The folder of a cgroup and those above it. In a container the path may be the host's: then only the root is there."""
+    folder = root / path.lstrip("/")
+    return [folder, *(parent for parent in folder.parents if root in (parent, *parent.parents))]
+
+
+def _v2_quota(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _v1_quota(folder: Path) -> float | None:
+    try:
+        quota, period = (int((folder / f"cpu.cfs_{what}_us").read_text()) for what in ("quota", "period"))
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Threads that can run at the same time in this process."""
+    return find_cores().usable
+
+
+def thread_count(wanted: int) -> int:
+    """Threads for `--threads`: 0 is one per usable core. Raises UserError for a number that no machine has."""
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not 0 <= wanted <= most:
+        raise UserError(f"threads {wanted}: expected 0 (one per core) to {most}")
+    return wanted or usable_cores()
 
 
 def find_gpu() -> tuple[Gpu | None, str]:

@@ -17,7 +17,8 @@ import onnxruntime as ort
 from .base import Buffer, EngineOptions, check_bindings
 from .bundle import Bundle, Graph
 from .errors import UserError
-from .machine import usable_cores
+from .machine import find_cores, thread_count
+from .machine import usable_cores as usable_cores  # where it used to live
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -154,9 +155,7 @@ class OrtBackend:
                     f"(it has {', '.join(available)}){hint}"
                 )
             self.plugged = plugged_devices(self.provider)
-        if options.threads < 0:
-            raise UserError(f"threads {options.threads}: expected 0 (one per core) or more")
-        self.threads = options.threads or usable_cores()
+        self.threads = thread_count(options.threads)
         self.device = OrtDevice("cpu" if options.provider == "cpu" else "cuda", self.threads)
         # Streams of one bundle share its engines' weights. An engine that no stream holds any more is freed.
         self._engines: weakref.WeakValueDictionary[tuple[str, str, int], OrtEngine] = weakref.WeakValueDictionary()
@@ -178,6 +177,8 @@ class OrtBackend:
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
+        if find_cores().throttled:  # threads that wait by spinning would spend the quota
+            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Signed stays signed: the rewriting to uint8 for old CPUs leaves graphs of opset 21 and later inconsistent (1.32).
         settings.add_session_config_entry("session.qdqisint8allowed", "1")
         file = bundle.graph_path(name)

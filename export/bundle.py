@@ -27,7 +27,7 @@ from ..engines.bundle import (
     write_manifest,
 )
 from ..engines.errors import UserError
-from ..engines.files import check_writable, new_folder
+from ..engines.files import check_replaceable, check_writable, new_folder
 from ..engines.progress import QUIET, Report
 from ..runtime.rope import draw_jitter, split_head_dim
 from .checkpoint import RopeConfig
@@ -95,6 +95,7 @@ def check_target(output: Path, force: bool) -> None:
     """Fail before any work is done."""
     if output.exists() and not force:
         raise UserError(f"{output}: already exists; remove it or pass --force")
+    check_replaceable(output)
     check_writable(output)
 
 

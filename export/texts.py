@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..engines.errors import UserError
-from ..engines.files import reason
+from ..engines.text import INVISIBLE, key, quoted, read_text, tidy
 from .sources import State, fit, read
 
 MINILM = "minilm"  # what --text-encoder says for the encoder in the PyPI package
@@ -40,22 +40,26 @@ def open_encoder(source: str) -> TextEncoder:
 
 def read_prompts(file: Path) -> list[str]:
     """One prompt a line; empty lines and lines that begin with # are skipped. Raises UserError."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot read: {reason(error) if isinstance(error, OSError) else error}") from None
-    prompts = [clean(line) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    lines = (line.strip().lstrip(INVISIBLE) for line in read_text(file).split("\n"))
+    prompts = [clean(line) for line in lines if tidy(line) and not line.startswith("#")]
     if not prompts:
         raise UserError(f"{file}: holds no prompt (one a line)")
-    twice = sorted({p for p in prompts if prompts.count(p) > 1})
-    if twice:
-        raise UserError(f"{file}: prompt {twice[0]!r} is there twice")
+    check_distinct(prompts, str(file))
     return prompts
 
 
+def check_distinct(prompts: Sequence[str], where: str) -> None:
+    """Raises UserError for two prompts that count as the same."""
+    seen: set[str] = set()
+    for prompt in prompts:
+        if key(prompt) in seen:
+            raise UserError(f"{where}: prompt {quoted(prompt)} is there twice")
+        seen.add(key(prompt))
+
+
 def clean(prompt: str) -> str:
-    """The whitespace cleaning of the reference pipeline."""
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+    """The whitespace cleaning of the reference pipeline, and composed characters."""
+    return tidy(html.unescape(html.unescape(prompt)))
 
 
 class Umt5:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from .demo import open_bundle as open_bundle
     from .generate import PromptChange as PromptChange
     from .generate import generate as generate
+    from .outputs import open_output as open_output
     from .stream import TRANSITIONS as TRANSITIONS
     from .stream import Chunk as Chunk
     from .stream import Stream as Stream
     from .stream import Timings as Timings
     from .stream import Transition as Transition
-    from .video import open_output as open_output
 
 # Imported at the first use of a name: the command line's help, and whoever needs one module of this room, load no more.
 _HOMES = {
@@ -41,7 +41,7 @@ _HOMES = {
     "Stream": ".stream",
     "Timings": ".stream",
     "Transition": ".stream",
-    "open_output": ".video",
+    "open_output": ".outputs",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
+from .outputs import open_output
 from .stream import Chunk, Stream, Transition, check_transition
-from .video import choose_encoder, open_output
+from .video import choose_encoder
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def generate(
     jitter_sigma: float | None = None,
     overlap: bool | None = None,
     encoder: str = "auto",
+    replace: bool = False,
     backend: Backend | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
     notice: Callable[[str], None] = lambda text: None,
@@ -78,6 +80,7 @@ def generate(
         seconds: length of the video, at least one frame; None: until `stop` says so.
         changes: other prompts and when they come; each takes effect with the first chunk not yet begun at its moment.
         encoder: "auto" or one of `video.ENCODERS`; one that does not open here is replaced, and `notice` told.
+        replace: allow a name that exists already.
         progress: called after every chunk that was written.
         stop: asked after every chunk; true ends the video there.
         The others are `Stream`'s.
@@ -106,7 +109,7 @@ def generate(
             notice(told)
         ahead = g.chunk * g.time_scale if stream.overlap else 0  # the chunk that is being made already
         made = 0
-        with open_output(output, g.width, g.height, g.fps, total is None, chosen) as out:
+        with open_output(output, g.width, g.height, g.fps, chosen, replace) as out:
             for chunk in stream:
                 frames = chunk.frames if total is None else chunk.frames[: total - made]
                 out.write(frames)

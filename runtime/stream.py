@@ -23,9 +23,9 @@ from ..engines.base import Backend, EngineOptions
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.ort import OrtBackend
+from .anchor import encode_anchor
 from .noise import chunk_noise
 from .passes import Passes, SinkKeys
-from .picture import encode_anchor
 from .prompts import PromptBank
 from .ring import RingLayout, Slot
 from .rope import axis_frequencies, head_thetas, temporal_tables

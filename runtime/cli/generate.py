@@ -41,6 +41,7 @@ def generate(
     ] = None,
     transition: Annotated[str, typer.Option(help="How prompts change: swap, smooth, flush or cut.")] = "smooth",
     anchor: options.Anchor = None,
+    ground: options.Ground = None,
     rope: options.Rope = None,
     jitter: options.Jitter = None,
     threads: options.Threads = 0,
@@ -51,6 +52,7 @@ def generate(
         typer.Option(help="Decode a chunk beside the denoising of the next; default: where the device gains by it."),
     ] = None,
     encoder: Annotated[str, typer.Option(help="auto, libx264, h264_nvenc or hevc_nvenc.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Generate video into a file, a PNG or GIF sequence, or a pipe."""
     if endless and seconds is not None:
@@ -58,7 +60,7 @@ def generate(
     changes = [parse_change(text, transition) for text in then or []]  # type: ignore[arg-type] - Stream checks it
     opened = open_bundle(bundle)
     g = opened.manifest.geometry
-    picture = None if anchor is None else read_picture(anchor, g.width, g.height)
+    picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
     with StopSignals() as signals, status("loading engines …") as update:
         video = make(
             opened,
@@ -73,6 +75,7 @@ def generate(
             jitter_sigma=jitter,
             overlap=overlap,
             encoder=encoder,
+            replace=force,
             backend=open_backend(backend, EngineOptions(provider, threads)),
             progress=line_of_progress(update),
             notice=say,

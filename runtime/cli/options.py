@@ -14,6 +14,9 @@ Start = Annotated[int, Option(help="Latent frame index of the first chunk.")]
 Anchor = Annotated[
     Path | None, Option(help="A picture to start from and stay anchored to; needs a bundle with its encoder.")
 ]
+Ground = Annotated[
+    str | None, Option(help="Colour under what is transparent in the anchor; default: its border's, or black.")
+]
 Rope = Annotated[str | None, Option(help="absolute or relative; default: the bundle's.")]
 Jitter = Annotated[float | None, Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")]
 Threads = Annotated[int, Option(help="CPU threads; 0 = one per core.")]

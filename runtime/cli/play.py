@@ -23,6 +23,7 @@ def play(
     prompt: options.Prompt = None,
     seed: options.Seed = 0,
     anchor: options.Anchor = None,
+    ground: options.Ground = None,
     fullscreen: Annotated[bool, typer.Option("--fullscreen", help="Fill the screen.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Close the window after so long.")] = None,
     threads: options.Threads = 0,
@@ -39,7 +40,7 @@ def play(
         from . import window
     opened = open_bundle(bundle)
     g = opened.manifest.geometry
-    picture = None if anchor is None else read_picture(anchor, g.width, g.height)
+    picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
     engines = open_backend(backend, EngineOptions(provider, threads))
     with Stream(opened, prompt=prompt, seed=seed, anchor=picture, backend=engines) as stream:
         say(window.KEYS)

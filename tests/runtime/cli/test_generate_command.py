@@ -168,14 +168,14 @@ def test_usage_mistakes(tmp_path: Path, args: list[str]) -> None:
 
 def test_full_disk_in_the_middle(bundle_path: Path, tmp_path: Path) -> None:
     """A limit on file size stands in for a disk that fills up while the stream runs."""
-    shell = (
-        f"trap '' XFSZ; ulimit -f 8; exec {' '.join(map(repr, COMMAND))} generate -b {bundle_path} --endless -o out.mkv"
-    )
+    command = f"{' '.join(map(repr, COMMAND))} generate -b {bundle_path} --endless -o out.mkv"
+    shell = f"trap '' XFSZ; ulimit -f 100; exec {command}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: out.mkv: cannot write: ")
     assert done.stderr.count(b"\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [f.name for f in tmp_path.iterdir()] == ["out.mkv"]
+    assert decoded(tmp_path / "out.mkv")
 
 
 def test_export_command(checkpoint: Path, tmp_path: Path) -> None:

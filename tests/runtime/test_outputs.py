@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from everframe.engines.errors import UserError
-from everframe.runtime.video import open_output
+from everframe.runtime.outputs import open_output
 
 FPS, WIDTH, HEIGHT = 16, 64, 48
+LIMIT = 400_000  # bytes
 
 
 def moving_frames(n: int) -> np.ndarray:
@@ -30,10 +31,9 @@ def moving_frames(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "OUT.MP4"])
-@pytest.mark.parametrize("endless", [False, True])
-def test_file_decodes_to_the_same_frames(tmp_path: Path, name: str, endless: bool) -> None:
+def test_file_decodes_to_the_same_frames(tmp_path: Path, name: str) -> None:
     frames = moving_frames(40)
-    with open_output(str(tmp_path / name), WIDTH, HEIGHT, FPS, endless) as out:
+    with open_output(str(tmp_path / name), WIDTH, HEIGHT, FPS) as out:
         for part in (frames[:12], frames[12:24], frames[24:]):
             out.write(part)
         assert not (tmp_path / name).exists()  # the name appears when the file is whole
@@ -90,14 +90,51 @@ def test_gif(tmp_path: Path) -> None:
     assert total == 2000  # 32 frames at 16 fps
 
 
-def test_interrupt_keeps_and_error_discards(tmp_path: Path) -> None:
-    for error, files in ((KeyboardInterrupt, ["a.mp4"]), (RuntimeError, [])):
-        folder = tmp_path / error.__name__
-        folder.mkdir()
-        with contextlib.suppress(error), open_output(str(folder / "a.mp4"), WIDTH, HEIGHT, FPS) as out:
-            out.write(moving_frames(20))
-            raise error
-        assert [f.name for f in folder.iterdir()] == files
+def decoded(file: Path) -> int:
+    with av.open(file) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_was_recorded_stays(tmp_path: Path, name: str, error: type[BaseException]) -> None:
+    with contextlib.suppress(error), open_output(str(tmp_path / name), WIDTH, HEIGHT, FPS) as out:
+        out.write(moving_frames(20))
+        raise error
+    assert os.listdir(tmp_path) == [name]
+    assert decoded(tmp_path / name) == 20
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_kill_leaves_a_recording_that_plays_under_a_name_that_shows(tmp_path: Path, name: str) -> None:
+    code = (
+        "import os, signal, sys, numpy as np\n"
+        "from everframe.runtime import open_output\n"
+        "noise = np.random.default_rng(0).integers(0, 255, (160, 48, 64, 3)).astype(np.uint8)\n"
+        f"with open_output(sys.argv[1], {WIDTH}, {HEIGHT}, {FPS}) as out:\n"
+        "    out.write(noise)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for left in (
+        ["a.part" + name[1:]],
+        ["a.part" + name[1:], "a.part-2" + name[1:]],
+    ):  # the next run spares the first's
+        subprocess.run([sys.executable, "-c", code, tmp_path / name])
+        assert sorted(os.listdir(tmp_path)) == sorted(left)
+        for file in left:
+            assert decoded(tmp_path / file) >= 160 - 6 * FPS  # x264's lookahead and the last piece are lost
+
+
+def test_a_second_run_does_not_overwrite(tmp_path: Path) -> None:
+    for name in ("a.mkv", "a.gif"):
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(UserError, match="already exists"):
+            open_output(str(tmp_path / name), WIDTH, HEIGHT, FPS)
+        assert (tmp_path / name).read_text() == "precious"
+    with open_output(f"{tmp_path}/shots/", WIDTH, HEIGHT, FPS) as out:
+        out.write(moving_frames(1))
+    with pytest.raises(UserError, match="already exists"):
+        open_output(f"{tmp_path}/shots/", WIDTH, HEIGHT, FPS)
 
 
 @pytest.mark.parametrize(
@@ -122,27 +159,40 @@ def test_impossible_targets(tmp_path: Path, target: str, words: list[str]) -> No
 def test_existing_file_survives_a_failed_run(tmp_path: Path) -> None:
     target = tmp_path / "a.mkv"
     target.write_text("precious")
-    with contextlib.suppress(RuntimeError), open_output(str(target), WIDTH, HEIGHT, FPS) as out:
+    with (
+        contextlib.suppress(RuntimeError),
+        open_output(str(target), WIDTH, HEIGHT, FPS, replace=True) as out,
+    ):
         out.write(moving_frames(20))
         raise RuntimeError
     assert target.read_text() == "precious"
+    assert decoded(tmp_path / "a.part.mkv") == 20
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.gif", "f-%d.png"])
 def test_full_disk(tmp_path: Path, name: str) -> None:
-    """A file-size limit stands in for a full disk: one line, exit code 2, nothing left behind."""
+    """A file-size limit stands in for a full disk: one line, exit code 2, and what was recorded of a video plays."""
     code = (
         "import resource, signal, sys, numpy as np\n"
         "from everframe.runtime import open_output, UserError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
-        "noise = np.random.default_rng(0).integers(0, 255, (200, 48, 64, 3)).astype(np.uint8)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT}, {LIMIT}))\n"
+        "noise = np.random.default_rng(0).integers(0, 255, (400, 48, 64, 3)).astype(np.uint8)\n"
         "try:\n"
-        f"    with open_output(sys.argv[1], {WIDTH}, {HEIGHT}, {FPS}) as out: out.write(noise)\n"
+        f"    with open_output(sys.argv[1], {WIDTH}, {HEIGHT}, {FPS}) as out:\n"
+        "        for i in range(0, 400, 12): out.write(noise[i : i + 12])\n"
         "except UserError as error: print(error); sys.exit(2)"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / name], capture_output=True, text=True)
+    if name == "f-%d.png":  # every file is below the limit
+        assert done.returncode == 0
+        return
     assert done.returncode == 2, done.stderr
     assert done.stdout.count("\n") == 1
     assert "cannot write" in done.stdout
-    assert os.listdir(tmp_path) == []
+    if name == "a.gif":
+        assert os.listdir(tmp_path) == []
+        return
+    assert os.listdir(tmp_path) == [name]
+    assert str(tmp_path / name) in done.stdout.rsplit(";", 1)[1]
+    assert decoded(tmp_path / name) > 40
