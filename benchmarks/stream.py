@@ -31,10 +31,10 @@ from everframe.export.taehv import zero_states
 from everframe.export.taehvgraphs import DecodeGraph
 from everframe.runtime import EngineOptions, Stream, open_bundle, open_output
 from everframe.runtime.noise import chunk_noise
+from everframe.runtime.outputs import Output
 from everframe.runtime.prompts import PromptBank
 from everframe.runtime.ring import RingLayout
 from everframe.runtime.rope import axis_frequencies, head_thetas, temporal_tables
-from everframe.runtime.video import Output
 
 Stages = dict[str, list[float]]  # stage -> seconds, one entry a chunk
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "training" / "demo"

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.cli import options
-from ..runtime.cli.console import needs_extra, reporting
-from ..runtime.cli.measure import show_quality
+from ..runtime.cli.console import needs_extra, reporting, show_quality
 
 app = typer.Typer()
 
@@ -28,7 +27,7 @@ def calibrate(
     ] = None,
     held_out: Annotated[list[str] | None, typer.Option(help="Prompts to judge with; default: two others.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds to calibrate with; default 0.")] = None,
-    chunks: Annotated[int, typer.Option(min=1, help="Chunks of every prompt and seed.")] = 32,
+    chunks: Annotated[int, typer.Option(min=1, max=1_000_000, help="Chunks of every prompt and seed.")] = 32,
     ring: Annotated[str, typer.Option(help="float, or int8 (portable form): keys and values in INT8.")] = "float",
     decoder: Annotated[bool, typer.Option("--decoder", help="Quantise the decoder's convolutions too.")] = False,
     sensitivity: Annotated[
@@ -37,7 +36,7 @@ def calibrate(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Part of a layer's name to leave in float, for example ffn.2.")
     ] = None,
-    gate_chunks: Annotated[int, typer.Option(min=1, help="Lock-step chunks of the quality gate.")] = 12,
+    gate_chunks: Annotated[int, typer.Option(min=1, max=1_000_000, help="Lock-step chunks of the quality gate.")] = 12,
     gate_minutes: Annotated[float, typer.Option(min=0, help="Minutes of free-running video of the gate.")] = 2,
     threads: options.Threads = 0,
     force: options.Force = False,

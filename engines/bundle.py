@@ -26,7 +26,10 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 Positive = Annotated[int, Field(gt=0, le=1 << 40)]
 # Larger than any model or picture of this family can be, and small enough that sizes made of them stay numbers.
-Side, Frames, Width, Count = (Annotated[int, Field(gt=0, le=most)] for most in (1 << 15, 1 << 12, 1 << 20, 1 << 12))
+Side = Annotated[int, Field(gt=0, le=1 << 15)]
+Frames = Annotated[int, Field(gt=0, le=1 << 12)]
+Width = Annotated[int, Field(gt=0, le=1 << 20)]
+Count = Annotated[int, Field(gt=0, le=1 << 12)]
 DType = Literal["float32", "float16", "bfloat16", "int64", "uint8", "int8"]
 
 

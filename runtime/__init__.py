@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..engines.errors import UserError as UserError
     from .demo import DEMO_BUNDLE as DEMO_BUNDLE
     from .demo import open_bundle as open_bundle
-    from .generate import PromptChange as PromptChange
-    from .generate import generate as generate
+    from .generation import PromptChange as PromptChange
+    from .generation import generate as generate
     from .outputs import open_output as open_output
     from .stream import TRANSITIONS as TRANSITIONS
     from .stream import Chunk as Chunk
@@ -34,8 +34,8 @@ _HOMES = {
     "UserError": "..engines.errors",
     "DEMO_BUNDLE": ".demo",
     "open_bundle": ".demo",
-    "PromptChange": ".generate",
-    "generate": ".generate",
+    "PromptChange": ".generation",
+    "generate": ".generation",
     "TRANSITIONS": ".stream",
     "Chunk": ".stream",
     "Stream": ".stream",

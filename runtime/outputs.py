@@ -158,9 +158,9 @@ class FileOutput:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         failed = kind is not None and not issubclass(kind, KeyboardInterrupt)
-        problem = error if failed else None
+        problem = exc[0] if failed else None
         if not self._count:
             self._give_up()
             return

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from importlib import import_module
@@ -16,8 +17,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ...engines.errors import UserError
+from ...engines.files import reason
 from .commands import COMMANDS
 from .console import fail
+from .numbers import guard
 
 
 class Rooms(TyperGroup):
@@ -29,7 +32,7 @@ class Rooms(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
-        return name, load(str(name)), rest
+        return name, guard(load(str(name))), rest
 
 
 def load(name: str) -> Any:
@@ -63,13 +66,35 @@ def run() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False) or 0)
     except UserError as error:
         fail(str(error))
-        sys.exit(2)
+    except MemoryError:
+        fail("out of memory")
     except BrokenPipeError:
         # The reader of our standard output went away; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:  # a disk that is full, a file that is gone: what no command expects but every one can meet
+        fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # its rest cannot be written either
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        usage(error)
+    sys.exit(2)
+
+
+def usage(error: Exception) -> None:
+    """What Typer raises for words that are no command: its classes have moved between versions, their names have not."""
+    kind = type(error).__name__
+    if kind == "Abort":  # what it makes of Ctrl-C
+        sys.exit(130)
+    if kind == "NoArgsIsHelpError":
+        error.show()  # type: ignore[attr-defined]
+    elif hasattr(error, "format_message"):
+        path = getattr(getattr(error, "ctx", None), "command_path", "everframe")
+        fail(f"{error.format_message().rstrip('.')} (see {path} --help)")  # type: ignore[attr-defined]
+    else:
+        raise error

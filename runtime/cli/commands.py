@@ -18,7 +18,7 @@ COMMANDS = {
     "play": Place(".runtime.cli.play", "Show the stream in a window."),
     "serve": Place(".runtime.cli.serve", "Show one endless stream to many screens, with a control API."),
     "fleet": Place(".runtime.cli.serve", "Many streams on a Ray cluster behind one gateway."),
-    "prompts": Place(".runtime.cli.prompts", "List the prompts of a bundle, or add to them."),
+    "prompts": Place(".export.cli", "List the prompts of a bundle, or add to them."),
     "export": Place(".export.cli", "Export a checkpoint into an engine bundle: FOLDER, or wan."),
     "calibrate": Place(".calibration.cli", "Quantise a bundle by real streams and measure what it lost."),
     "build": Place(".engines.cli", "Compile a bundle's graphs into engines."),

@@ -4,12 +4,14 @@ names, messages of libraries) is shown as it is, because nothing here reads mark
 
 from __future__ import annotations
 
+import json
 import signal
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -19,6 +21,7 @@ from ...engines.errors import UserError
 from ...engines.progress import Report
 
 _errors = Console(stderr=True)
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"  # letters shown in another order
 
 
 def visible(text: str) -> str:
@@ -27,7 +30,7 @@ def visible(text: str) -> str:
 
 
 def _shown(c: str) -> str:
-    if unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp"):
+    if unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") and c not in DIRECTIONS:
         return c
     return " " if c.isspace() else f"\\x{ord(c):02x}"
 
@@ -52,6 +55,19 @@ def tell(text: str) -> None:
     print(visible(text), flush=True)
 
 
+def tell_json(record: Any) -> None:
+    """The answer for programs, on standard output: what is not ASCII is escaped, so nothing in it commands a terminal."""
+    print(json.dumps(record, indent=1), flush=True)
+
+
+def show_quality(quality: dict[str, Any]) -> None:
+    """Print the figures of a comparison; exit code 1 when the gate is not passed."""
+    for name, value in quality.items():
+        say(f"{name:16} {value}")
+    if not quality["passed"]:
+        raise typer.Exit(1)
+
+
 def show_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", left: Sequence[str] = ()
 ) -> None:
@@ -61,7 +77,9 @@ def show_table(
         out = Console(width=120)  # a file or a pipe has no width of its own
     table = Table(title=Text(visible(title)) if title else None)
     for i, column in enumerate(columns):
-        table.add_column(Text(visible(column)), justify="left" if i == 0 or column in left else "right")
+        table.add_column(
+            Text(visible(column)), justify="left" if i == 0 or column in left else "right", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     out.print(table)
@@ -71,7 +89,7 @@ def show_table(
 def reporting() -> Iterator[Report]:
     """Messages of long work as lines, its steps as a bar that goes when it is done."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_errors, transient=True) as bars:
+    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as bars:
         shown: dict[str, Any] = {}
 
         def step(what: str, done: int, total: int | None) -> None:

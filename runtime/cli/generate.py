@@ -13,9 +13,10 @@ from ...engines.base import EngineOptions
 from ...engines.choose import open_backend
 from ...engines.errors import UserError
 from ..demo import open_bundle
-from ..generate import Progress, parse_change
-from ..generate import generate as make
+from ..generation import Progress, parse_change
+from ..generation import generate as make
 from ..picture import read_picture
+from ..stream import check_transition
 from . import options
 from .console import StopSignals, say, status
 
@@ -57,7 +58,8 @@ def generate(
     """Generate video into a file, a PNG or GIF sequence, or a pipe."""
     if endless and seconds is not None:
         raise UserError("--seconds and --endless exclude each other")
-    changes = [parse_change(text, transition) for text in then or []]  # type: ignore[arg-type] - Stream checks it
+    check_transition(transition)
+    changes = [parse_change(text, transition) for text in then or []]  # type: ignore[arg-type] - checked
     opened = open_bundle(bundle)
     g = opened.manifest.geometry
     picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
@@ -81,6 +83,8 @@ def generate(
             notice=say,
             stop=lambda: signals.requested,
         )
+    if not video.frames:
+        raise KeyboardInterrupt
     if output != "-":
         say(f"{output}: {video.frames} frames, {video.seconds:.2f} s at {video.fps} fps")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from ..demo import open_bundle
 from ..prompts import PromptBank
 from ..stream import Stream
 from . import options
-from .console import say, show_table, status, tell, warn
+from .console import say, show_quality, show_table, status, tell, warn
 
 app = typer.Typer()
 study = typer.Typer(no_args_is_help=True, help="Studies of the model's behaviour.")
@@ -29,7 +29,7 @@ def bench(
         list[str] | None,
         typer.Argument(help="The bundle (default: the demo); with --compare two results; with --sweep window=6,12 …"),
     ] = None,
-    chunks: Annotated[int, typer.Option(min=2, help="Measured chunks, after the ring is full.")] = 60,
+    chunks: Annotated[int, typer.Option(min=2, max=10_000_000, help="Measured chunks, after the ring is full.")] = 60,
     prompt: options.Prompt = None,
     seed: options.Seed = 0,
     output: Annotated[
@@ -150,15 +150,19 @@ def soak(
 def sinks(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for sinks.json and the plots.")],
     bundle: options.Bundle = None,
-    frames: Annotated[int, typer.Option(min=60, help="Latent frames of every measured stream.")] = 600,
-    trained: Annotated[int, typer.Option(min=1, help="Latent frames the model was trained to reach.")] = 21,
+    frames: Annotated[int, typer.Option(min=60, max=10_000_000, help="Latent frames of every measured stream.")] = 600,
+    trained: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Latent frames the model was trained to reach.")
+    ] = 21,
     sigma: Annotated[list[float] | None, typer.Option(help="Jitter strengths; default 0, 0.2, 0.5, 0.8.")] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="Others: pi, ntk, yarn, riflex, relative; default: all.")
     ] = None,
-    prompt: options.Prompts = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompts; default: the bank's first.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; default 0 and 1.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Streams at a time, each in a process with one thread.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=256, help="Streams at a time, each in a process with one thread.")
+    ] = 1,
 ) -> None:
     """The sink-collapse study: predicted collapse frames of the spectrum, and what the engines do, by RoPE variant."""
     from ..measure import study as studies
@@ -187,9 +191,9 @@ def sinks(
 def compare(
     first: Annotated[Path, typer.Argument(help="The bundle that is right.")],
     second: Annotated[Path, typer.Argument(help="The bundle to judge.")],
-    prompt: options.Prompts = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompts; default: the bank's first two.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; default 1000.")] = None,
-    chunks: Annotated[int, typer.Option(min=1, help="Lock-step chunks of every prompt and seed.")] = 24,
+    chunks: Annotated[int, typer.Option(min=1, max=1_000_000, help="Lock-step chunks of every prompt and seed.")] = 24,
     minutes: Annotated[float, typer.Option(min=0, help="Minutes of free-running video of every prompt.")] = 10,
     output: options.Record = None,
     threads: options.Threads = 0,
@@ -209,11 +213,3 @@ def compare(
     if output is not None:
         comparing.write_record(output, found)
     show_quality(found.summary())
-
-
-def show_quality(quality: dict[str, Any]) -> None:
-    """Print the figures of a comparison; exit code 1 when the gate is not passed."""
-    for name, value in quality.items():
-        say(f"{name:16} {value}")
-    if not quality["passed"]:
-        raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -34,6 +35,7 @@ def play(
 
     Needs the extra `play`. Keys: arrows change the prompt, t the transition.
     """
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     with needs_extra("play"):
         import pygame  # noqa: F401 - fail before the engines are loaded
 

@@ -78,11 +78,12 @@ def generate(
     Args:
         output: as `open_output` takes it.
         seconds: length of the video, at least one frame; None: until `stop` says so.
-        changes: other prompts and when they come; each takes effect with the first chunk not yet begun at its moment.
+        changes: other prompts and when they come; each takes effect with the first chunk not yet begun at its moment (the
+            second at the earliest).
         encoder: "auto" or one of `video.ENCODERS`; one that does not open here is replaced, and `notice` told.
         replace: allow a name that exists already.
         progress: called after every chunk that was written.
-        stop: asked after every chunk; true ends the video there.
+        stop: asked before every chunk; true ends the video there.
         The others are `Stream`'s.
 
     Raises UserError before anything is written for bad arguments, and when the output cannot be written.
@@ -110,13 +111,12 @@ def generate(
         ahead = g.chunk * g.time_scale if stream.overlap else 0  # the chunk that is being made already
         made = 0
         with open_output(output, g.width, g.height, g.fps, chosen, replace) as out:
-            for chunk in stream:
+            while made != total and not stop():
+                chunk = stream.next_chunk()
                 frames = chunk.frames if total is None else chunk.frames[: total - made]
                 out.write(frames)
                 made += len(frames)
                 progress(Progress(made, total, g.fps, chunk))
-                if made == total or stop():
-                    break
                 while waiting and waiting[0].seconds * g.fps <= made + ahead:
                     change = waiting.pop(0)
                     stream.set_prompt(change.prompt, change.transition)
