@@ -4,7 +4,7 @@ PYTHON ?= python3
 SECONDS_OF_VIDEO ?= 30
 PROMPT ?=
 
-.PHONY: help demo test test-slow test-gpu lint bench train clean
+.PHONY: help demo test test-slow test-lowest test-gpu lint bench train clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed -E 's/:.*# /\t/' | expand -t 10
@@ -21,6 +21,12 @@ test: .venv/ready  # run the tests (all but the slow whole-product ones)
 
 test-slow: .venv/ready  # every command of every document, and other whole-product tests
 	.venv/bin/python -m pytest -m slow -n 2 --dist loadgroup --durations 15
+
+test-lowest:  # every dependency at its lowest declared version: streams the demo and serves it
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[serve]'
+	.venv-lowest/bin/python tests/lowest.py
 
 test-gpu: .venv/ready  # the tests that need an NVIDIA GPU
 	.venv/bin/python -m pytest tests/gpu -rs

@@ -135,7 +135,13 @@ class OrtEngine:
             binding.bind_ortvalue_input(name, _value(buffer))
         for name, buffer in outputs.items():
             binding.bind_ortvalue_output(name, _value(buffer))
-        return lambda: self.session.run_with_iobinding(binding)
+        # Before 1.30 an OrtValue does not keep the array whose memory it uses: whoever runs the pass does.
+        held = [*inputs.values(), *outputs.values()]
+
+        def run(held: list[Buffer] = held) -> None:
+            self.session.run_with_iobinding(binding)
+
+        return run
 
 
 class OrtBackend:

@@ -82,6 +82,8 @@ def bench(
     for name, value in reports.summary(result):
         tell(f"{name:36} {value}")
     for file in files:
+        if file.exists():
+            say(f"{file}: an earlier result is replaced")
         reports.write(result, file)
 
 
@@ -136,7 +138,12 @@ def soak(
         jitter_sigma=jitter,
         options=EngineOptions(threads=threads),
     ) as stream:
-        result = soaking.soak(stream, minutes, watch=lambda minute: say(soaking.line(minute)))
+
+        def watch(so_far: soaking.Soak) -> None:
+            say(soaking.line(so_far.minutes[-1]))
+            soaking.write_record(output, so_far)
+
+        result = soaking.soak(stream, minutes, watch=watch)
     for file in soaking.write_report(output, result):
         say(str(file))
     problems = soaking.verdict(result.minutes)
@@ -174,7 +181,11 @@ def sinks(
     bank = PromptBank(opened, OrtBackend(EngineOptions()))
     prompts = [bank.find(text) for text in prompts]  # fail now, not in another process
 
+    so_far: list[studies.Run] = []
+
     def show(done: studies.Run) -> None:
+        so_far.append(done)
+        studies.write_record(output, opened, so_far, frames, trained)
         figures = studies.collapse(done.distance, opened.manifest.geometry.chunk)
         say(
             f"{done.variant.label:12} seed {done.seed} · collapse max {figures.highest:5.1f} % at frame {figures.frame} · "

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...engines.errors import UserError
-from ...engines.files import reason
+from ...engines.files import reason, write_whole
 from ...engines.machine import resident_memory
 from ..stream import Stream
 from .plots import pyplot
@@ -66,9 +66,10 @@ def line(m: Minute) -> str:
 
 
 def soak(
-    stream: Stream, minutes: float, sheet_minutes: float = 5.0, watch: Callable[[Minute], None] = lambda minute: None
+    stream: Stream, minutes: float, sheet_minutes: float = 5.0, watch: Callable[[Soak], None] = lambda so_far: None
 ) -> Soak:
-    """Run a stream for so many minutes of video. `watch` is told of every finished minute."""
+    """Run a stream for so many minutes of video. `watch` is given what was found so far after every minute, so that a run
+    that is cut off has not been for nothing."""
     g = stream.geometry
     per_minute = max(1, round(60 / g.chunk_seconds))
     chunks = max(1, round(60 * minutes / g.chunk_seconds))
@@ -102,7 +103,7 @@ def soak(
             sheet.append(chunk.frames[-1].copy())  # a view would keep the whole chunk
         if len(rows) == per_minute or index == chunks - 1:
             done.append(summary(len(done), rows))
-            watch(done[-1])
+            watch(Soak(settings, list(done), time.monotonic() - begin, sheet))
             rows = []
     return Soak(settings, done, time.monotonic() - begin, sheet)
 
@@ -160,15 +161,7 @@ def verdict(minutes: Sequence[Minute]) -> list[str]:
 def write_report(folder: Path, result: Soak) -> list[Path]:
     """Write soak.json, soak.png (the plot; needs matplotlib) and sheet.png into folder. Raises UserError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {
-            "settings": result.settings,
-            "wall_seconds": result.wall_seconds,
-            "video_minutes": len(result.minutes),
-            "problems": verdict(result.minutes),
-            "minutes": [asdict(m) for m in result.minutes],
-        }
-        (folder / "soak.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_record(folder, result)
         Image.fromarray(contact_sheet(result.sheet)).save(folder / "sheet.png", optimize=True)
         written = [folder / "soak.json", folder / "sheet.png"]
         if plot(result.minutes, folder / "soak.png"):
@@ -176,6 +169,22 @@ def write_report(folder: Path, result: Soak) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder}: cannot write: {reason(error)}") from None
     return written
+
+
+def write_record(folder: Path, result: Soak) -> None:
+    """Write soak.json alone, whole. Raises UserError."""
+    record = {
+        "settings": result.settings,
+        "wall_seconds": result.wall_seconds,
+        "video_minutes": len(result.minutes),
+        "problems": verdict(result.minutes),
+        "minutes": [asdict(m) for m in result.minutes],
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot make the folder: {reason(error)}") from None
+    write_whole(folder / "soak.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
 def contact_sheet(frames: Sequence[NDArray[np.uint8]], columns: int = 4) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...engines.base import EngineOptions
 from ...engines.bundle import Bundle, RopeSpec
 from ...engines.errors import UserError
-from ...engines.files import reason
+from ...engines.files import reason, write_whole
 from ..rope import axis_frequencies, head_thetas, mean_cosine, phase_concentration, stretched_frequencies
 from ..stream import Stream
 from .plots import pyplot
@@ -198,10 +198,10 @@ def table(runs: Sequence[Run], frames_per_chunk: int, heads: int) -> list[dict[s
     return rows
 
 
-def write_report(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int, trained: int) -> list[Path]:
-    """Write sinks.json (every run, the table, the predictions) and, with matplotlib, sinks.png. Raises UserError."""
+def write_record(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int, trained: int) -> None:
+    """Write sinks.json (every run so far, the table, the predictions), whole. Raises UserError."""
     chunk, rope = bundle.manifest.geometry.chunk, bundle.manifest.rope
-    spectra = {r.variant.label: r.variant.frequencies(rope, trained, frames) for r in runs}
+    spectra = spectra_of(bundle, runs, frames, trained)
     record = {
         "bundle": bundle.manifest.name,
         "step_sha256": bundle.manifest.graphs["step"].model.sha256,
@@ -213,8 +213,22 @@ def write_report(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sinks.json").write_text(json.dumps(record) + "\n")
-        drawn = plot(folder / "sinks.png", spectra, runs, frames, chunk)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot make the folder: {reason(error)}") from None
+    write_whole(folder / "sinks.json", (json.dumps(record) + "\n").encode())
+
+
+def spectra_of(bundle: Bundle, runs: Sequence[Run], frames: int, trained: int) -> dict[str, NDArray[np.float64]]:
+    """The temporal spectrum of every variant among the runs, by its label."""
+    return {r.variant.label: r.variant.frequencies(bundle.manifest.rope, trained, frames) for r in runs}
+
+
+def write_report(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int, trained: int) -> list[Path]:
+    """Write sinks.json and, with matplotlib, sinks.png. Raises UserError."""
+    write_record(folder, bundle, runs, frames, trained)
+    spectra = spectra_of(bundle, runs, frames, trained)
+    try:
+        drawn = plot(folder / "sinks.png", spectra, runs, frames, bundle.manifest.geometry.chunk)
     except OSError as error:
         raise UserError(f"{folder}: cannot write: {reason(error)}") from None
     return [folder / "sinks.json", *([folder / "sinks.png"] if drawn else [])]
