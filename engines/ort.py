@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from .base import Buffer, EngineOptions, check_bindings
+from .base import Buffer, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .errors import UserError
 from .machine import find_cores, thread_count
@@ -163,8 +162,7 @@ class OrtBackend:
             self.plugged = plugged_devices(self.provider)
         self.threads = thread_count(options.threads)
         self.device = OrtDevice("cpu" if options.provider == "cpu" else "cuda", self.threads)
-        # Streams of one bundle share its engines' weights. An engine that no stream holds any more is freed.
-        self._engines: weakref.WeakValueDictionary[tuple[str, str, int], OrtEngine] = weakref.WeakValueDictionary()
+        self._engines: Shared[tuple[str, str, int], OrtEngine] = Shared()  # streams of one bundle share its weights
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> OrtEngine:
         """Loaded once for all streams of this backend."""
@@ -173,10 +171,7 @@ class OrtBackend:
             half = threads // 2
             threads = max(1, half if name.startswith("decode") else threads - half)
         key = (bundle.manifest.graphs[name].model.sha256, str(bundle.graph_path(name)), threads)
-        engine = self._engines.get(key)
-        if engine is None:
-            engine = self._engines[key] = self._load(bundle, name, threads)
-        return engine
+        return self._engines.get(key, lambda: self._load(bundle, name, threads))
 
     def _load(self, bundle: Bundle, name: str, threads: int) -> OrtEngine:
         settings = ort.SessionOptions()

@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from . import store
-from .base import Buffer, check_bindings
+from .base import Buffer, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer, CudaDevice, named
 from .errors import UserError
@@ -166,14 +165,11 @@ class TrtBackend:
         # Decoding may run beside the step and prompt engines, so there are two.
         self._scratch, self._decoding = Workspace(self.device), Workspace(self.device)
         # Streams of one bundle share its engines' weights, on the device's own streams, one thread at a time.
-        self._engines: weakref.WeakValueDictionary[tuple[Path, str], TrtEngine] = weakref.WeakValueDictionary()
+        self._engines: Shared[tuple[Path, str], TrtEngine] = Shared()
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> TrtEngine:
         """Loaded once for all streams of this backend. `beside` is for CPUs: nothing changes here."""
-        engine = self._engines.get((bundle.path, name))
-        if engine is None:
-            engine = self._engines[bundle.path, name] = self._load(bundle, name)
-        return engine
+        return self._engines.get((bundle.path, name), lambda: self._load(bundle, name))
 
     def _load(self, bundle: Bundle, name: str) -> TrtEngine:
         if bundle.path not in self._chosen:
