@@ -127,6 +127,9 @@ class Shared(Generic[Key, Loaded]):
     def __init__(self) -> None:
         self._loaded: weakref.WeakValueDictionary[Key, Loaded] = weakref.WeakValueDictionary()
 
+    def __len__(self) -> int:
+        return len(self._loaded)
+
     def get(self, key: Key, load: Callable[[], Loaded]) -> Loaded:
         found = self._loaded.get(key)
         if found is None:
