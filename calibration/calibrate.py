@@ -21,6 +21,7 @@ from ..engines.files import link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.ort import OrtBackend
 from ..engines.progress import QUIET, Report
+from ..engines.text import few, quoted
 from ..runtime.measure.compare import compare
 from . import sensitivity
 from .linears import Linear, find_convolutions, find_linears
@@ -69,7 +70,7 @@ def choose_prompts(bundle: Bundle, settings: Settings) -> tuple[list[str], list[
     bank = bundle.manifest.prompts
     for prompt in (*settings.prompts, *settings.held_out):
         if prompt not in bank:
-            raise UserError(f"prompt {prompt!r}: not in the bank of {bundle.path}, which has: {'; '.join(bank)}")
+            raise UserError(f"prompt {quoted(prompt)}: not in the bank of {bundle.path}, which has: {few(bank, 5)}")
     chosen = list(settings.prompts or bank[::2])
     others = [prompt for prompt in bank if prompt not in chosen]
     return chosen, list(settings.held_out or others[:: max(1, len(others) // 2)][:2] or chosen[:1])

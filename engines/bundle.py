@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from .errors import UserError
 from .files import reason
+from .text import read_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -235,7 +236,7 @@ def read_manifest(file: Path) -> Manifest:
     try:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise UserError(f"{file}: larger than {MAX_MANIFEST_BYTES >> 20} MiB; this is no manifest")
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(file))
     except OSError as error:
         raise UserError(f"{file}: cannot read: {reason(error)}") from None
     except (ValueError, RecursionError) as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +17,9 @@ from .errors import UserError
 def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
+
+log = logging.getLogger(__name__)
+_told: set[Path] = set()  # folders whose caches are elsewhere
 
 # What a system says of a folder that cannot be synced: not there (Windows, some network file systems) or not allowed.
 UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR)
@@ -56,6 +61,19 @@ def check_replaceable(target: Path) -> None:
             f"{target}: is a mount point and cannot be replaced as a whole; mount the folder above it, or write to "
             f"another name"
         )
+
+
+def cache_place(file: Path) -> Path:
+    """Where something that can be made again is kept: beside what it belongs to, or, where that folder cannot be written, in
+    the user's cache folder (XDG_CACHE_HOME), under a name of its own for every such folder."""
+    if os.access(file.parent, os.W_OK):
+        return file
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = base / "everframe" / hashlib.sha256(str(file.parent.resolve()).encode()).hexdigest()[:16]
+    if file.parent not in _told:
+        _told.add(file.parent)
+        log.info("%s cannot be written: its cache is in %s", file.parent, home)
+    return home / file.name
 
 
 def check_writable(target: Path) -> None:

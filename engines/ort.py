@@ -18,6 +18,7 @@ from .bundle import Bundle, Graph
 from .errors import UserError
 from .machine import find_cores, thread_count
 from .machine import usable_cores as usable_cores  # where it used to live
+from .text import first_line
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -196,9 +197,7 @@ class OrtBackend:
             slower = SLOWER_ON_CPU if self.option == "cpu" else None
             session = ort.InferenceSession(file, settings, providers=providers, disabled_optimizers=slower)
         except Exception as error:  # onnxruntime raises many unrelated types
-            raise UserError(
-                f"{file}: ONNX Runtime {ort.__version__} cannot load it: {str(error).splitlines()[0]}"
-            ) from None
+            raise UserError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}") from None
         return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
 
 
@@ -212,7 +211,7 @@ def plugged_devices(provider: str) -> list[Any]:
         if provider not in {device.ep_name for device in ort.get_ep_devices()}:
             ort.register_execution_provider_library(provider, plugin.get_library_path())
     except Exception as error:  # among others where there is no driver
-        reason = str(error).splitlines()[0].split("with error: ")[-1]
+        reason = first_line(error).split("with error: ")[-1]
         raise UserError(f"provider 'nvtensorrtrtx': {reason}; --provider cpu runs without a GPU") from None
     devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
     if not devices:

@@ -18,6 +18,7 @@ from .base import Buffer, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer, CudaDevice, named
 from .errors import UserError
+from .files import cache_place
 from .lower import STORED_LOW, lower
 from .trtbuild import first_error_logger, load_module
 
@@ -71,7 +72,7 @@ class TrtEngine:
     @property
     def cache_file(self) -> Path:
         """What TensorRT-RTX compiled for this card, kept for the next start."""
-        return self.file.with_suffix(".cache")
+        return cache_place(self.file.with_suffix(".cache"))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> TrtPass:
         check_bindings(self.graph, inputs, outputs, self.file)
@@ -87,14 +88,15 @@ class TrtEngine:
         return UserError(f"{self.file}: {what}: {self.errors.take() or 'TensorRT gave no reason'}")
 
     def save_cache(self) -> None:
-        """Write the cache of compiled kernels beside the engine, once: all passes run the same ones. A bundle that cannot
-        be written goes without."""
+        """Write the cache of compiled kernels, once: all passes run the same ones. Beside the engine, or in the user's
+        cache folder where the bundle cannot be written."""
         if self._cache is None or self._cache_kept:
             return
         self._cache_kept = True
         content = bytes(self._cache.serialize())
         part = self.cache_file.with_suffix(f".{os.getpid()}.part")
         with contextlib.suppress(OSError):
+            self.cache_file.parent.mkdir(parents=True, exist_ok=True)
             if not self.cache_file.is_file() or self.cache_file.stat().st_size != len(content):
                 part.write_bytes(content)
                 part.replace(self.cache_file)

@@ -45,6 +45,11 @@ def quoted(text: str, longest: int = 80) -> str:
     return repr(text)
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, in one line; its name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def few(names: list[str], most: int = 8) -> str:
     """A list in a message: the first few, and how many more."""
     more = len(names) - most

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -23,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ...engines.base import Backend
 from ...engines.bundle import Bundle, Geometry, first_problem
 from ...engines.errors import UserError
-from ...engines.files import reason
-from ...engines.machine import find_gpu, resident_memory
+from ...engines.machine import find_gpu, peak_memory, resident_memory
+from ...engines.text import read_text
 from ..server.pictures.fmp4 import Encoder
 from ..state import identity
 from ..stream import TRANSITIONS, Stream
@@ -239,7 +238,7 @@ def memory(bundle: Bundle, stream: Stream) -> dict[str, int]:
         "weights": sum(ref.bytes for g in used for ref in (g.model, *g.data)),
         **stream.sizes(),
         "process": resident_memory(),
-        "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "process_peak": peak_memory(),
     }
 
 
@@ -305,10 +304,8 @@ def energy_meter() -> tuple[Callable[[], float], str] | None:
 def read_result(file: Path) -> Result:
     """Raises UserError."""
     try:
-        raw = json.loads(file.read_text())
+        raw = json.loads(read_text(file))
         return Result.model_validate(raw)
-    except OSError as error:
-        raise UserError(f"{file}: cannot read: {reason(error)}") from None
     except ValidationError as error:
         raise UserError(f"{file}: not a result of everframe bench: {first_problem(error)}") from None
     except ValueError as error:

@@ -54,3 +54,10 @@ def test_the_command_on_this_machine() -> None:
     assert "libx264" in said["encoders"]
     assert said["roads"][0]["ready"]
     assert "advice" in subprocess.run(run, capture_output=True, text=True).stdout
+
+
+def test_two_onnxruntimes_side_by_side_are_noticed() -> None:
+    both = {"onnxruntime": "1.32", "onnxruntime-gpu": "1.32"}
+    road = roads_of(both, None, "none found", [], False)[0]
+    assert not road.ready
+    assert "pip uninstall" in road.note

@@ -12,7 +12,7 @@ import pytest
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.engines.files import check_replaceable, link_or_copy, new_folder, write_whole
+from everframe.engines.files import cache_place, check_replaceable, link_or_copy, new_folder, write_whole
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP])
@@ -97,3 +97,17 @@ def test_a_mount_point_is_noticed_before_the_work(tmp_path: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             subprocess.run(["umount", str(target)], check=False)
+
+
+def test_a_cache_of_a_bundle_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    theirs.mkdir()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != theirs and real(path, mode))  # root may write all
+    assert cache_place(ours / "x.cache") == ours / "x.cache"
+    place = cache_place(theirs / "x.cache")
+    assert place.parent.parent == tmp_path / "cache" / "everframe"
+    assert place.name == "x.cache"
+    assert cache_place(theirs / "y.cache").parent == place.parent
