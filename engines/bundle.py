@@ -46,7 +46,7 @@ FileName = Annotated[str, AfterValidator(_plain_name)]
 class Model(BaseModel):
     """Base of all parts of the manifest: unknown fields and lossy conversions are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class FileRef(Model):

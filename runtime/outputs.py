@@ -12,7 +12,7 @@ import os
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol, Self, cast
 
 import av
 import av.container
@@ -86,7 +86,9 @@ class _Part:
         self.path = path
         hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
         self.part = free_name(path.with_name(f"{path.stem}.part{path.suffix}")) if visible else hidden
-        self.file: BinaryIO = open(self.part, "xb" if visible else "wb")  # noqa: SIM115 - kept open over many calls
+        # A recording is written without a buffer of Python's, which would try the write that failed again when it closes.
+        mode, buffering = ("xb", 0) if visible else ("wb", -1)
+        self.file: BinaryIO = cast(BinaryIO, open(self.part, mode, buffering))  # noqa: SIM115 - kept open over many calls
 
     def keep(self, whole: bool = True) -> None:
         """Sync as far as the disk lets, and take the name. One that is not whole never replaces another file: then it stays
@@ -202,9 +204,11 @@ class _Sink:
         if self.broken or self.error:
             return len(data)
         try:
-            self._file.write(data)
-            self._file.flush()
-            self.written += len(data)
+            left = memoryview(data)
+            while left:
+                count = self._file.write(left)
+                left = left[count:]
+                self.written += count
         except OSError as error:
             self.error = error
         return len(data)

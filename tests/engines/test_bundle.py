@@ -99,6 +99,12 @@ def test_manifest_that_is_no_json(copy: Path) -> None:
         (lambda m: m["graphs"].pop("decode"), ["graphs", "decode"]),
         (lambda m: m["graphs"]["step"]["model"].update(file="../../etc/passwd"), ["graphs.step", "../../etc/passwd"]),
         (lambda m: m.update(surprise=1), ["surprise"]),
+        (lambda m: m["geometry"].update(width=10**9), ["geometry.width", "32768"]),
+        (lambda m: m["geometry"].update(window=3 * 10**12), ["geometry.window"]),
+        (lambda m: m["network"].update(layers=10**30), ["network.layers"]),
+        (lambda m: m["graphs"]["step"]["inputs"][0].update(shape=[10**9, 10**9]), ["graphs.step.inputs", "larger"]),
+        (lambda m: m["geometry"].update(fps=float("nan")), ["geometry.fps"]),
+        (lambda m: m["schedule"].update(shift=float("inf")), ["schedule"]),
         (lambda m: m.update(prompts=[]), ["prompts"]),
     ],
 )

@@ -105,7 +105,9 @@ def test_a_cache_of_a_bundle_that_cannot_be_written(tmp_path: Path, monkeypatch:
     ours.mkdir()
     theirs.mkdir()
     real = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != theirs and real(path, mode))  # root may write all
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path) != theirs and real(path, mode)
+    )  # root may write all
     assert cache_place(ours / "x.cache") == ours / "x.cache"
     place = cache_place(theirs / "x.cache")
     assert place.parent.parent == tmp_path / "cache" / "everframe"
