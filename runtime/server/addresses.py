@@ -43,7 +43,7 @@ def host_name(text: str) -> str:
     if name == "*":
         return name
     with contextlib.suppress(ValueError):
-        return in_url(str(ipaddress.ip_address(name.strip("[]"))))
+        return in_url(str(ipaddress.ip_address(name.removeprefix("[").removesuffix("]") if name[:1] == "[" else name)))
     with contextlib.suppress(UnicodeError):
         plain = name.encode("idna").decode("ascii")
         if plain and all(_LABEL.fullmatch(label) for label in plain.split(".")):

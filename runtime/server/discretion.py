@@ -42,7 +42,8 @@ def secrets_of(url: str) -> set[str]:
     if found["scheme"].lower() != "udp":  # whose query holds sizes and addresses
         rest = urlsplit(found["rest"])
         parts |= {found["rest"], found["rest"].strip("/"), rest.path.rstrip("/").rpartition("/")[2], rest.query}
-        parts |= {value for _, value in parse_qsl(rest.query)}
+        parts |= {value for _, value in parse_qsl(rest.query)}  # as they are meant, and as they are written:
+        parts |= {pair.partition("=")[2] for pair in rest.query.split("&")}
     return {one for part in parts for one in (part, unquote(part)) if len(one) >= SHORTEST}
 
 

@@ -83,7 +83,7 @@ class Generator:
             prompt=settings.prompt,
             seed=resumed if resumed is not None else settings.seed,
             jitter_sigma=settings.jitter,
-            anchor=None if settings.anchor is None else read_picture(settings.anchor, g.width, g.height),
+            anchor=None if settings.anchor is None else anchor_of(settings.anchor, g.width, g.height),
             backend=open_backend(settings.backend, EngineOptions(settings.provider, settings.threads)),
         )
         self.director = Director(g.chunk_seconds)
@@ -239,6 +239,14 @@ class Generator:
             put_aside(self.job.state)
         except OSError as error:
             raise UserError(f"{self.job.state}: cannot be put aside: {reason(error)}") from None
+
+
+def anchor_of(file: Path, width: int, height: int) -> NDArray[np.uint8]:
+    """Raises UserError naming the field."""
+    try:
+        return read_picture(file, width, height)
+    except UserError as error:
+        raise UserError(f"stream.anchor: {error}") from None
 
 
 def put_aside(state: Path) -> None:

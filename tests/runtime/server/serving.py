@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 TOKEN = "a-token-for-the-tests"
+COMMAND = (sys.executable, "-c", "from everframe.runtime.cli import main; main()", "serve")
 
 
 def free_port() -> int:
@@ -101,7 +102,7 @@ def serve(folder: Path, bundle: Path, config: str = "", port: int | None = None)
     with open(log, "ab") as out:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-c", "from everframe.runtime.cli import main; main()", "serve", str(bundle)),
+                *(*COMMAND, str(bundle)),
                 *("--config", str(file), "--port", str(port)),
             ],
             stdout=out,
