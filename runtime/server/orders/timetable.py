@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 from ...stream import Transition
 from .playlist import Part, Playlist, Text
 
-LOCALTIME = Path("/etc/localtime")
+LOCALTIME, TIMEZONE = Path("/etc/localtime"), Path("/etc/timezone")
 LOCAL = "localtime"  # the system's zone where only its rules are known, not its name
 WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -59,8 +59,8 @@ def system_zone() -> str:
     else:
         _, found, linked = os.path.realpath(LOCALTIME).partition("/zoneinfo/")
         names = [linked] if found else []
-        if not names and Path("/etc/timezone").is_file():
-            names = [Path("/etc/timezone").read_text(encoding="ascii", errors="replace").strip()]
+        if not names and TIMEZONE.is_file():
+            names = [TIMEZONE.read_text(encoding="ascii", errors="replace").strip()]
         names.append(LOCAL)
     for name in names:
         try:
