@@ -18,7 +18,7 @@ from .fmp4 import Fragment
 
 log = logging.getLogger(__name__)
 
-AHEAD = 20_000  # numbers that are reserved at a time: three hours of the shortest segments, eleven of the usual ones
+AHEAD = 1000  # numbers reserved at a time: with segments of two seconds the file is written every quarter of an hour
 EPOCH = 1_735_689_600  # 2025-01-01 in Unix time
 LARGEST = 2**53  # what players hold exactly
 
