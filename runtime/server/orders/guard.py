@@ -158,10 +158,11 @@ class Told:
 ORIGINS = Told()
 
 
-def same_origin(socket: WebSocket) -> bool:
-    """Whether a WebSocket was opened by one of our own pages, or by something that is no browser."""
+def same_origin(socket: WebSocket, server: Server) -> bool:
+    """Whether a WebSocket was opened by one of our own pages, or by something that is no browser. Where pages may be
+    embedded, also by one in a sandboxed frame, which has no origin."""
     origin, host = socket.headers.get("origin"), socket.headers.get("host", "")
-    if origin is None or origin.partition("://")[2].lower() == host.lower():
+    if origin is None or origin.partition("://")[2].lower() == host.lower() or (origin == "null" and server.embed):
         return True
     ORIGINS.once(
         f"refused: a WebSocket of a page from origin {plain(origin, 100)!r}, asked for as host {plain(host, 100)!r}: a "

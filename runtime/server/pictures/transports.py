@@ -66,7 +66,7 @@ def transport_routes(service: Service) -> APIRouter:
     async def watch(socket: WebSocket, screen: str = "", preview: bool = False) -> None:
         """Fragmented MP4: a JSON greeting, the initialisation segment, then a fragment a message, the first a keyframe. The
         page reports {"shown", "buffered", "visible"} every two seconds and may be told {"type": "reload"}."""
-        if not same_origin(socket):
+        if not same_origin(socket, service.config.server):
             return await socket.close(1008)
         if len(service.viewers.watching) >= MAX_VIEWERS:
             return await socket.close(1013)
