@@ -34,9 +34,9 @@ class Numbers:
     def __init__(self, file: Path | None = None):
         self._file = file
         kept = _read(file)
-        clock = round(2 * (time.time() - EPOCH)) if file else 0  # no segment is shorter than half a second
-        self.next = max(kept.get("next", 0), clock, 0)
-        self.timelines = kept.get("timelines", 0)
+        clock = max(0, round(time.time() - EPOCH)) if file else 0
+        self.next = max(kept.get("next", 0), 2 * clock)  # no segment is shorter than half a second
+        self.timelines = kept.get("timelines", clock)  # these are counted one by one: the clock only where the count is lost
         self._reserved = self.next + AHEAD
         self._write(self.timelines + 1)
 
