@@ -4,6 +4,7 @@
     config.py   the configuration file
     service.py  everything put together
     app.py      the web application: the routes of the three rooms and the pages
+    addresses.py, discretion.py  host names and URLs; what of the configuration may be shown
     pictures/   frames to fragments, the channel that never waits, transports, pushes, viewers
     orders/     the API, OSC, playlists, the timetable, and control.py, through which every order goes
     survival/   the generator's process and its watchdog, health, metrics, logs

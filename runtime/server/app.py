@@ -15,7 +15,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 
 from .orders.api import order_routes
-from .orders.guard import FRESH, Guard, Problem, allowed_hosts, changing_routes
+from .orders.guard import FRESH, Guard, Problem, changing_routes
 from .pictures.transports import Live, transport_routes
 from .service import Service
 from .survival.health import health_routes, tell_systemd
@@ -44,7 +44,8 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
         beat = asyncio.create_task(tell_systemd(service))
         notify("READY=1")
         yield
-        notify("STOPPING=1")
+        if service.another is None:  # systemd is not told of a start within
+            notify("STOPPING=1")
         beat.cancel()
         await asyncio.to_thread(service.stop)
 
@@ -58,7 +59,7 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
         responses={400: {"model": Problem, "description": "Wrong host name"}},
     )
     server = service.config.server
-    app.add_middleware(Guard, hosts=allowed_hosts(server.host, server.hosts))
+    app.add_middleware(Guard, server=server)
     changing = changing_routes(app, token, server.rate)
     for routes in (
         order_routes(service, tail, changing),
@@ -76,10 +77,11 @@ def page_routes() -> APIRouter:
 
     def page(name: str, kind: str) -> Callable[[], Any]:
         async def get() -> FileResponse:
-            return FileResponse(PAGES / name, media_type=kind, headers=FRESH)
+            return FileResponse(PAGES / name, media_type=kind, headers=FRESH | {"Access-Control-Allow-Origin": "*"})
 
         return get
 
+    # Scripts of a page in a sandboxed frame are asked for from no origin; these files are anybody's.
     for path, (name, kind) in FILES.items():
         routes.add_api_route(path, page(name, kind), include_in_schema=False)
     return routes

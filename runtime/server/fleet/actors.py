@@ -26,6 +26,7 @@ from ...demo import open_bundle
 from ..config import Config, Section, Server, StreamSettings, Video, beside, read_toml
 from ..orders.playlist import Change
 from ..service import Service
+from ..survival.seen import see
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Actor:
 
     def __init__(self, config: Config):
         config.state_dir.mkdir(parents=True, exist_ok=True)
-        self.service = Service(config, open_bundle(config.stream.bundle))
+        self.service = Service(config, see(config.stream.bundle))
         self.service.start()
 
     def state(self) -> dict[str, Any]:
@@ -102,15 +103,8 @@ class Actor:
         return self.service.channel.png()
 
     def hls(self, name: str) -> bytes | None:
-        """live.m3u8, init.mp4, or N.m4s; None: there is no such thing now."""
-        channel = self.service.channel
-        if name == "live.m3u8":
-            text = channel.hls.playlist()
-            return None if text is None else text.encode()
-        if name == "init.mp4":
-            return channel.encoder.init
-        number = name.removesuffix(".m4s")
-        return channel.hls.segment(int(number)) if number.isdigit() else None
+        """live.m3u8 and what it names; None: there is no such thing now."""
+        return self.service.channel.hls.file(name)
 
     def stop(self) -> None:
         """Save the state."""

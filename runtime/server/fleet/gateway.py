@@ -11,8 +11,9 @@ from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi.responses import Response
 
 from ..config import Server
-from ..orders.guard import FRESH, Guard, allowed_hosts, changing_routes
+from ..orders.guard import FRESH, Guard, changing_routes
 from ..orders.playlist import Change
+from ..pictures.hls import kind_of
 from .actors import Fleet
 
 
@@ -32,7 +33,7 @@ def create_gateway(fleet: Fleet, server: Server, token: str) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.add_middleware(Guard, hosts=allowed_hosts(server.host, server.hosts))
+    app.add_middleware(Guard, server=server)
     changing = changing_routes(app, token, server.rate)
     app.include_router(stream_routes(fleet, changing))
     return app
@@ -75,9 +76,8 @@ def stream_routes(fleet: Fleet, changing: dict[str, Any]) -> APIRouter:
         """A stream as HLS, from live.m3u8 on."""
         data = await fleet.ask(name, "hls", file)
         if data is None:
-            raise HTTPException(404, f"{file}: not there (any more, or yet)")
-        kinds = {"live.m3u8": "application/vnd.apple.mpegurl", "init.mp4": "video/mp4"}
-        return Response(data, media_type=kinds.get(file, "video/iso.segment"), headers=FRESH)
+            raise HTTPException(404, f"{file[:60]!r}: not there (any more, or yet)")
+        return Response(data, media_type=kind_of(file), headers=FRESH)
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, Any]:

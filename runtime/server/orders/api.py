@@ -64,46 +64,46 @@ def add_facts(routes: APIRouter, service: Service, tail: Tail, changing: dict[st
 
 
 def add_orders(routes: APIRouter, service: Service, changing: dict[str, Any]) -> None:
-    """What changes something."""
+    """What changes something. In threads: looking a prompt up, and writing the order down, must not hold up the pictures."""
 
     @routes.post("/api/prompt", **changing)
-    async def set_prompt(change: Change) -> Change:
+    def set_prompt(change: Change) -> Change:
         """Change the prompt from the next chunk on; a playlist ends with it."""
         return service.control.set_prompt(change)
 
     @routes.put("/api/playlist", **changing)
-    async def set_playlist(playlist: Playlist) -> Playlist | None:
+    def set_playlist(playlist: Playlist) -> Playlist | None:
         """Begin a playlist with the next chunk."""
         return service.control.set_playlist(playlist)
 
     @routes.delete("/api/playlist", status_code=204, **changing)
-    async def end_playlist() -> None:
+    def end_playlist() -> None:
         """End the playlist; the prompt stays."""
         service.control.set_playlist(None)
 
     @routes.post("/api/playlist/next", status_code=204, **changing)
-    async def next_item() -> None:
+    def next_item() -> None:
         """Go on to the playlist's next item."""
         service.control.skip()
 
     @routes.put("/api/schedule", **changing)
-    async def set_schedule(timetable: Timetable) -> Timetable:
+    def set_schedule(timetable: Timetable) -> Timetable:
         """Replace the timetable; the entry that is current takes effect at once."""
         service.control.set_timetable(timetable)
         return timetable
 
     @routes.post("/api/seed", **changing)
-    async def set_seed(seed: Seed) -> Seed:
+    def set_seed(seed: Seed) -> Seed:
         """Draw the noise to come from another seed."""
         service.control.set_seed(seed.seed)
         return seed
 
     @routes.post("/api/pause", status_code=204, **changing)
-    async def pause() -> None:
+    def pause() -> None:
         """Stand still, and generate nothing."""
         service.control.pause(True)
 
     @routes.post("/api/resume", status_code=204, **changing)
-    async def resume() -> None:
+    def resume() -> None:
         """Go on."""
         service.control.pause(False)

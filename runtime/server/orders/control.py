@@ -15,12 +15,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ....engines.bundle import Bundle
+from ....engines.bundle import Bundle, first_problem
 from ....engines.errors import UserError
-from ....engines.files import write_whole
+from ....engines.files import reason, write_whole
 from ...prompts import PromptBank
 from ...stream import MAX_SEED
-from ..config import Config
+from ..config import Config, check_token
 from .playlist import Change, Playlist
 from .timetable import Timetable
 
@@ -90,7 +90,7 @@ class Control:
     def set_seed(self, seed: int) -> None:
         with self._lock:
             self.kept.seed = seed
-            self._order("seed", seed)
+            self._order("seed", self.kept.seed)  # as it was validated: what is ordered can be saved and read again
             self._save()
 
     def pause(self, paused: bool) -> None:
@@ -140,8 +140,14 @@ class Control:
         return change.model_copy(update={"prompt": self._bank.find(change.prompt)})
 
     def _check_entry(self, prompt: str | None, playlist: Playlist | None) -> None:
-        for change in playlist.items if playlist else [Change(prompt=prompt)] if prompt else []:
+        for change in [*([Change(prompt=prompt)] if prompt else []), *(playlist.items if playlist else [])]:
             self._spell(change)
+
+    def _check(self, kept: Kept) -> None:
+        """Raises UserError for a prompt that the bank does not have."""
+        self._check_entry(kept.prompt and kept.prompt.prompt, kept.playlist)
+        for entry in kept.timetable.entries:
+            self._check_entry(entry.prompt, entry.playlist)
 
     def _load(self, config: Config) -> Kept:
         told = [config.playlist, config.schedule, config.stream.prompt, config.stream.seed]
@@ -152,11 +158,16 @@ class Control:
         try:
             kept = Kept.model_validate_json(self._file.read_bytes())
             if kept.config == digest:
+                self._check(kept)
                 return kept
         except FileNotFoundError:
             pass
-        except (OSError, ValidationError) as error:
-            log.warning("%s: not usable (%s); starting from the configuration", self._file, str(error).splitlines()[0])
+        except UserError as error:  # another bundle than the one that they were given to
+            log.warning("%s: kept orders do not fit, starting from the configuration: %s", self._file, error)
+        except ValidationError as error:
+            log.warning("%s: not usable, starting from the configuration: %s", self._file, first_problem(error))
+        except OSError as error:
+            log.warning("%s: not usable, starting from the configuration: %s", self._file, reason(error))
         prompt = config.stream.prompt
         first = None if prompt is None or config.first_playlist else self._spell(Change(prompt=prompt))
         return Kept(
@@ -184,9 +195,11 @@ def read_token(folder: Path, configured: str | None) -> str:
             handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(handle, "w") as f:
                 f.write(secrets.token_urlsafe(24) + "\n")
-        token = file.read_text().strip()
+        token = file.read_bytes().strip().decode("utf-8")
+        return check_token(token)
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from None
-    if len(token) < 16:
-        raise UserError(f"{file}: a token of at least 16 characters was expected; remove the file to get a new one")
-    return token
+        raise UserError(f"{file}: {reason(error)}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not text; remove the file to get a new token") from None
+    except ValueError as error:
+        raise UserError(f"{file}: {error}; remove the file to get a new token") from None

@@ -13,7 +13,7 @@ Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Change(Part):

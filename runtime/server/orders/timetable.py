@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -12,6 +15,8 @@ from pydantic import AfterValidator, Field, model_validator
 from ...stream import Transition
 from .playlist import Part, Playlist, Text
 
+LOCALTIME, TIMEZONE = Path("/etc/localtime"), Path("/etc/timezone")
+LOCAL = "localtime"  # the system's zone where only its rules are known, not its name
 WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -24,11 +29,45 @@ def _days(names: list[str]) -> list[str]:
 
 
 def _at(text: str) -> str:
+    """Local time in the timetable's zone: an offset of its own would be ignored, so it is refused."""
     try:
-        dt.time.fromisoformat(text)
+        if re.fullmatch(r"[0-9]{2}:[0-9]{2}(:[0-9]{2})?", text):
+            dt.time.fromisoformat(text)
+            return text
     except ValueError:
-        raise ValueError(f"{text!r}: expected a time of day such as 08:30") from None
-    return text
+        pass
+    raise ValueError(f"{text!r}: expected a time of day such as 08:30; its zone is the timetable's timezone")
+
+
+def zone_of(name: str) -> ZoneInfo:
+    """Raises ValueError for a name that is not known."""
+    try:
+        if name == LOCAL:
+            with open(LOCALTIME, "rb") as f:
+                return ZoneInfo.from_file(f, LOCAL)
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"timezone {name[:100]!r}: not known; expected a name such as Europe/Berlin") from None
+
+
+def system_zone() -> str:
+    """The name of the zone that this machine's clock shows: TZ, else what /etc/localtime links to or /etc/timezone says."""
+    asked = os.environ.get("TZ")
+    names = []
+    if asked is not None:
+        names = [asked.removeprefix(":")]
+    else:
+        _, found, linked = os.path.realpath(LOCALTIME).partition("/zoneinfo/")
+        names = [linked] if found else []
+        if not names and TIMEZONE.is_file():
+            names = [TIMEZONE.read_text(encoding="ascii", errors="replace").strip()]
+        names.append(LOCAL)
+    for name in names:
+        try:
+            return zone_of(name).key or name
+        except ValueError:
+            continue
+    return "UTC"
 
 
 class Entry(Part):
@@ -65,15 +104,12 @@ class Timetable(Part):
     comes as much later as the clocks were put forward; one that comes twice counts the first time.
     """
 
-    timezone: str = "UTC"
+    timezone: str = Field(default_factory=system_zone)
     entries: list[Entry] = Field(default=[], max_length=500)
 
     @model_validator(mode="after")
     def _zone_is_known(self) -> Timetable:
-        try:
-            ZoneInfo(self.timezone)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"timezone {self.timezone!r}: not known; expected a name such as Europe/Berlin") from None
+        zone_of(self.timezone)
         return self
 
     def current(self, now: dt.datetime) -> tuple[dt.datetime, Entry] | None:
@@ -82,7 +118,7 @@ class Timetable(Part):
         return None if found is None else (found[0], self.entries[found[1]])
 
     def _between(self, now: dt.datetime, days: Sequence[int]) -> list[tuple[dt.datetime, int]]:
-        zone = ZoneInfo(self.timezone)
+        zone = zone_of(self.timezone)
         today = now.astimezone(zone).date()
         found = []
         for i in range(len(self.entries) - 1, -1, -1):  # of equal moments, max() takes the first

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .fmp4 import Encoder, Fragment, HlsWindow
+from .fmp4 import Encoder, Fragment
+from .hls import HlsWindow, Numbers
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,15 @@ SLOWEST = 0.2  # of real time, that a slow generator is shown at
 class Channel(threading.Thread):
     """encoder: makes a new Encoder; called again when one has failed."""
 
-    def __init__(self, width: int, height: int, fps: int, encoder: Callable[[], Encoder], hls_segments: int):
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        fps: int,
+        encoder: Callable[[], Encoder],
+        hls_segments: int,
+        numbers: Numbers | None = None,
+    ):
         super().__init__(name="channel", daemon=True)
         self.size, self.fps = (width, height), fps
         self.room = fps // 2  # frames in the queue below which another chunk is wanted
@@ -42,7 +51,7 @@ class Channel(threading.Thread):
         self.epoch = 0  # counts encoders: a viewer of an older one has to begin anew
         self.fragments: list[Callable[[int, Fragment], None]] = []  # takers, called from this thread
         self.frames: list[Callable[[NDArray[np.uint8]], None]] = []
-        self._make_encoder, self._hls_segments = encoder, hls_segments
+        self._make_encoder, self.hls = encoder, HlsWindow(hls_segments, fps, numbers)
         self.pace = 1.0  # new frames a beat: less than 1 where the generator is too slow
         self._credit, self._starved = 0.0, False
         self._queue: deque[NDArray[np.uint8]] = deque()
@@ -53,7 +62,7 @@ class Channel(threading.Thread):
 
     def _renew(self) -> None:
         self.encoder = self._make_encoder()
-        self.hls = HlsWindow(self._hls_segments, self.fps)
+        self.hls.begin(self.encoder.init)
         self.epoch += 1
 
     def wants_more(self) -> bool:

@@ -1,8 +1,7 @@
-"""Frames to fragmented MP4 in memory, one fragment a frame, and the sliding window of segments that HLS wants."""
+"""Frames to fragmented MP4 in memory, one fragment a frame."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -91,46 +90,3 @@ def codec_name(init: bytes) -> str:
     """RFC 6381 name of the H.264 track: avc1 and profile, constraints, level out of avcC."""
     at = init.index(b"avcC") + 4
     return "avc1." + init[at + 1 : at + 4].hex()
-
-
-class HlsWindow:
-    """The newest segments of a live HLS stream (RFC 8216), in memory: nothing is written to a disk.
-
-    Called from one thread, asked from another: what is asked for is a snapshot that is replaced as a whole.
-    """
-
-    def __init__(self, segments: int, fps: int):
-        self._fps, self._parts, self._frames = fps, [], 0
-        self._segments: deque[tuple[int, float, bytes]] = deque(maxlen=segments)
-        self._number = 0
-        self._snapshot: tuple[tuple[int, float, bytes], ...] = ()
-
-    _parts: list[bytes]
-
-    def add(self, fragment: Fragment) -> None:
-        if fragment.key and self._parts:
-            self._segments.append((self._number, self._frames / self._fps, b"".join(self._parts)))
-            self._number, self._parts, self._frames = self._number + 1, [], 0
-            self._snapshot = tuple(self._segments)
-        if fragment.key or self._parts:
-            self._parts.append(fragment.data)
-            self._frames += 1
-
-    def playlist(self) -> str | None:
-        """The media playlist; None before there is a segment."""
-        segments = self._snapshot
-        if not segments:
-            return None
-        lines = [
-            "#EXTM3U",
-            "#EXT-X-VERSION:7",
-            f"#EXT-X-TARGETDURATION:{math.ceil(max(s[1] for s in segments))}",
-            f"#EXT-X-MEDIA-SEQUENCE:{segments[0][0]}",
-            '#EXT-X-MAP:URI="init.mp4"',
-        ]
-        for number, seconds, _ in segments:
-            lines += [f"#EXTINF:{seconds:.3f},", f"{number}.m4s"]
-        return "\n".join(lines) + "\n"
-
-    def segment(self, number: int) -> bytes | None:
-        return next((data for n, _, data in self._snapshot if n == number), None)

@@ -7,15 +7,15 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, HTTPException, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import Response, StreamingResponse
 
-from ..orders.guard import FRESH, Problem
+from ..orders.guard import FRESH, Problem, same_origin
 from ..service import Service
 from .channel import Queue
 from .fmp4 import Fragment
+from .hls import kind_of
 from .viewers import Viewer
 
 MAX_VIEWERS, MAX_JPEGS = 200, 50
@@ -66,9 +66,10 @@ def transport_routes(service: Service) -> APIRouter:
     async def watch(socket: WebSocket, screen: str = "", preview: bool = False) -> None:
         """Fragmented MP4: a JSON greeting, the initialisation segment, then a fragment a message, the first a keyframe. The
         page reports {"shown", "buffered", "visible"} every two seconds and may be told {"type": "reload"}."""
-        if not same_origin(socket) or len(service.viewers.watching) >= MAX_VIEWERS:
-            await socket.close(1008 if not same_origin(socket) else 1013)
-            return
+        if not same_origin(socket, service.config.server):
+            return await socket.close(1008)
+        if len(service.viewers.watching) >= MAX_VIEWERS:
+            return await socket.close(1013)
         await socket.accept()
         viewer = service.viewers.join(screen[:64] or "unnamed", not preview, time.monotonic())
         try:
@@ -87,26 +88,14 @@ def transport_routes(service: Service) -> APIRouter:
         kind = "multipart/x-mixed-replace; boundary=frame"
         return StreamingResponse(jpegs(live), media_type=kind, headers=FRESH)
 
-    @routes.get("/hls/live.m3u8", response_class=Response, responses={404: {"model": Problem}})
-    async def hls() -> Response:
-        """The HLS playlist: a sliding window of segments."""
-        text = service.channel.hls.playlist()
-        if text is None:
-            raise HTTPException(404, "no segment yet")
-        return Response(text, media_type="application/vnd.apple.mpegurl", headers=FRESH)
-
-    @routes.get("/hls/init.mp4", response_class=Response)
-    async def hls_init() -> Response:
-        """The segments' initialisation."""
-        return Response(service.channel.encoder.init, media_type="video/mp4", headers=FRESH)
-
-    @routes.get("/hls/{number}.m4s", response_class=Response, responses={404: {"model": Problem}})
-    async def hls_segment(number: int) -> Response:
-        """A segment of the window."""
-        data = service.channel.hls.segment(number)
+    @routes.get("/hls/{name}", response_class=Response, responses={404: {"model": Problem}})
+    async def hls(name: str) -> Response:
+        """HLS: live.m3u8, a sliding window of segments, and what it names."""
+        data = service.channel.hls.file(name)
         if data is None:
-            raise HTTPException(404, f"segment {number} is not in the window")
-        return Response(data, media_type="video/iso.segment")
+            raise HTTPException(404, f"{name[:60]!r}: not there (any more, or yet)")
+        fresh = None if name.endswith(".m4s") else FRESH  # a number never comes twice
+        return Response(data, media_type=kind_of(name), headers=fresh)
 
     return routes
 
@@ -181,9 +170,3 @@ async def jpegs(live: Live) -> AsyncIterator[bytes]:
             await live.tick.wait()
     finally:
         live.jpegs -= 1
-
-
-def same_origin(socket: WebSocket) -> bool:
-    """Whether a WebSocket was opened by one of our own pages, or by something that is no browser."""
-    origin = socket.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == socket.headers.get("host", "").lower()

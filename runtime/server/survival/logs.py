@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import logging.handlers
 from collections import deque
+from collections.abc import Iterable
 
 from ....engines.errors import UserError
 from ....engines.files import reason
 from ..config import Logging
+from ..discretion import Veil
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FILES = 5
@@ -28,8 +30,8 @@ class Tail(logging.Handler):
         return list(self._lines)[-count:]
 
 
-def set_up(settings: Logging) -> Tail:
-    """Configure the root logger. Raises UserError when the file cannot be opened."""
+def set_up(settings: Logging, secrets: Iterable[str] = ()) -> Tail:
+    """Configure the root logger; no line shows the secrets. Raises UserError when the file cannot be opened."""
     tail = Tail()
     handlers: list[logging.Handler] = [logging.StreamHandler(), tail]
     if settings.file is not None:
@@ -39,12 +41,12 @@ def set_up(settings: Logging) -> Tail:
         except OSError as error:
             raise UserError(f"logging.file {settings.file}: {reason(error)}") from None
     logging.raiseExceptions = False  # a full disk must not print a traceback at every line
-    root = logging.getLogger()
+    root, veil = logging.getLogger(), Veil(FORMAT, secrets)
     root.setLevel(settings.level.upper())
     for handler in root.handlers[:]:
         root.removeHandler(handler)
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(FORMAT))
+        handler.setFormatter(veil)
         root.addHandler(handler)
     for noisy in ("uvicorn.access", "websockets", "PIL", "asyncio", "libav"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

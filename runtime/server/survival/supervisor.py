@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .work import bytes_read
 from .worker import Job, main, put_aside
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Supervisor(threading.Thread):
 
     job: what to start, asked for at every start. wanted: whether there is room for another chunk. chunk: takes one.
     ready: a generator is up. event: (kind, text) from the generator, and from here "died", "hung", "backoff".
+    hopeless: the very first generator could not even begin, for a reason that a person has to mend; whether to give up.
     """
 
     def __init__(
@@ -44,13 +46,16 @@ class Supervisor(threading.Thread):
         event: Callable[[str, str], None],
         stall_seconds: float,
         start_seconds: float,
+        hopeless: Callable[[str], bool] = lambda why: False,
     ):
         super().__init__(name="supervisor", daemon=True)
         self.job, self.wanted, self.chunk, self.ready, self.event = job, wanted, chunk, ready, event
-        self.stall_seconds, self.start_seconds = stall_seconds, start_seconds
+        self.stall_seconds, self.start_seconds, self.hopeless = stall_seconds, start_seconds, hopeless
         self.process: BaseProcess | None = None
         self.state = "starting"  # running, restarting, stopped
         self.restarts = 0
+        self.why = ""  # the last generator ended; empty while one runs
+        self._begun = False  # some generator has been ready
         self._orders: list[tuple[Any, ...]] = []
         self._lock = threading.Lock()
         self._ending = threading.Event()
@@ -82,7 +87,7 @@ class Supervisor(threading.Thread):
                 log.exception("supervisor")
             finally:
                 self._kill()
-            if self._ending.is_set():
+            if self._ending.is_set() or (not self._begun and self._refused() and self.hopeless(self.why)):
                 break
             self.state = "restarting"
             self.restarts += 1
@@ -101,62 +106,84 @@ class Supervisor(threading.Thread):
             with contextlib.suppress(OSError):
                 put_aside(job.state)
         self._barren += 1
+        self.why = ""
         self.process = process = context.Process(
             target=main, args=(theirs, job), name="everframe-generator", daemon=True
         )
         process.start()
         theirs.close()
-        cut = threading.Event()  # set where the generator is killed in the middle of a message
-        heard = time.monotonic()
-        limit, stopping = self.start_seconds, None
         with ours:
-            while True:
-                now = time.monotonic()
-                if self._ending.is_set() and stopping is None:
-                    stopping = now
-                    with contextlib.suppress(OSError):
-                        ours.send(("stop",))
-                if stopping is not None and now - stopping > 30:
-                    return
-                if not self._send(ours):
-                    return self.event("died", self._obituary())
-                if stopping is None and not self.wanted():
-                    heard = now  # it is held back by us, not hanging
-                    time.sleep(0.005)
-                    continue
-                try:
-                    if ours.poll(0.05):
-                        heard = time.monotonic()
-                        with _killed_after(limit, process, cut):
-                            is_chunk = self._take(ours, stopping is not None)
-                        if is_chunk:
-                            limit = max(self.stall_seconds, 5 * self.slowest)  # a slow machine does not hang
-                    elif now - heard > limit:
-                        return self.event("hung", f"no chunk for {now - heard:.0f} s")
-                except (EOFError, OSError):  # the pipe's end, in a message or between two
-                    if stopping is not None:
-                        return None
-                    if cut.is_set():
-                        return self.event("hung", f"half a message for {limit:.0f} s")
-                    return self.event("died", self._obituary())
+            self._listen(ours, process)
 
-    def _take(self, pipe: Connection, stopping: bool) -> bool:
-        """One message. Whether it was a chunk."""
+    def _listen(self, ours: Connection, process: BaseProcess) -> None:
+        """Until the generator has ended, or has to be."""
+        cut = threading.Event()  # set where the generator is killed in the middle of a message
+        patience, stopping = Patience(self.start_seconds, process), None
+        while True:
+            now = time.monotonic()
+            if self._ending.is_set() and stopping is None:
+                if not patience.made:  # it is still loading: there is nothing new to save
+                    return None
+                stopping = now
+                with contextlib.suppress(OSError):
+                    ours.send(("stop",))
+            if stopping is not None and now - stopping > 30:
+                return None
+            if not self._send(ours):
+                return self._died()
+            if stopping is None and not self.wanted():
+                patience.heard()  # it is held back by us, not hanging
+                time.sleep(0.005)
+                continue
+            try:
+                if ours.poll(0.05):
+                    patience.heard()
+                    with _killed_after(patience.limit, process, cut):
+                        kind = self._take(ours, stopping is not None)
+                    if kind == "chunk":
+                        patience.chunk(max(self.stall_seconds, 5 * self.slowest))  # a slow machine does not hang
+                    elif kind == "busy":
+                        patience.busy(self.start_seconds)
+                elif (silent := patience.over()) is not None:
+                    return self._end("hung", f"no chunk for {silent:.0f} s")
+            except (EOFError, OSError):  # the pipe's end, in a message or between two
+                if stopping is not None:
+                    return None
+                if cut.is_set():
+                    return self._end("hung", f"half a message for {patience.limit:.0f} s")
+                return self._died()
+
+    def _end(self, kind: str, text: str) -> None:
+        self.why = self.why or text
+        self.event(kind, text)
+
+    def _died(self) -> None:
+        self._end("died", self._obituary())
+
+    def _refused(self) -> bool:
+        """Whether the generator has ended with what a UserError ends with."""
+        return self.process is not None and self.process.exitcode == 2
+
+    def _take(self, pipe: Connection, stopping: bool) -> str:
+        """One message; its kind."""
         kind, *values = pipe.recv()
         if kind == "chunk":
             facts = values[0]
             frames = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(facts["frames"])
             self._barren = 0
-            self.state = "running"
+            self.state, self.why = "running", ""
             self.slowest = max(self.slowest, facts["stages"]["total"])
             if not stopping:
                 self.chunk(facts, frames)
-            return True
+            return kind
         if kind == "ready":
+            self._begun = True
             self.ready(values[0])
-        else:
-            self.event(*values)
-        return False
+            return kind
+        if values[0] == "error":
+            self.why = values[1]
+        self.event(*values)
+        return values[0]
 
     def _send(self, pipe: Connection) -> bool:
         with self._lock:
@@ -181,6 +208,34 @@ class Supervisor(threading.Thread):
             if self.process.is_alive():
                 self.process.kill()
             self.process.join(5)
+
+
+class Patience:
+    """How long a generator may say nothing. While it loads, or encodes a prompt, it may read: a slow disk is no hang."""
+
+    def __init__(self, limit: float, process: BaseProcess):
+        self.limit, self.made = limit, False  # made: it has brought a chunk
+        self._process, self._busy = process, True
+        self._read, self._heard, self._looked = 0, time.monotonic(), time.monotonic()
+
+    def heard(self) -> None:
+        self._heard = time.monotonic()
+
+    def chunk(self, limit: float) -> None:
+        self.limit, self.made, self._busy = limit, True, False
+
+    def busy(self, limit: float) -> None:
+        self.limit, self._busy = max(self.limit, limit), True
+
+    def over(self) -> float | None:
+        """Seconds of silence that are too many; None: it is not over yet."""
+        now = time.monotonic()
+        if self._busy and now - self._looked > min(2.0, self.limit / 4):
+            self._looked, before, self._read = now, self._read, bytes_read(self._process.pid or 0)
+            if self._read > before:
+                self._heard = now
+        silent = now - self._heard
+        return silent if silent > self.limit else None
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ yet.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from ....engines.base import EngineOptions
 from ....engines.choose import open_backend
@@ -31,6 +33,7 @@ from ...state import load_state, read_facts, save_state
 from ...stream import Chunk, Stream
 from ..config import StreamSettings
 from ..orders.playlist import Change, Director, Playlist
+from .seen import Seen
 
 BAD = ".bad"  # suffix of a state that could not be used
 MOST_BAD = 3  # chunks in a row that may be not finite before the process gives up
@@ -44,19 +47,25 @@ class Job:
     state: Path
     playlist: Playlist | None = None  # to begin with, where there is no state
     paused: bool = False
+    seen: Seen | None = None  # the bundle as the web process has verified it; None: it is verified here
 
 
 def main(connection: Connection, job: Job) -> None:
-    """The process. Errors a person can mend are told over the pipe; exit code 2."""
+    """The process. What ends it is told over the pipe; exit code 2 where a person can mend it."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the web process says when to stop: systemd signals both at once
         signal.signal(number, signal.SIG_IGN)
     try:
         Generator(connection, job).run()
     except UserError as error:
-        connection.send(("event", "error", str(error)))
+        with contextlib.suppress(OSError):
+            connection.send(("event", "error", str(error)))
         sys.exit(2)
     except (BrokenPipeError, EOFError, ConnectionResetError):
         sys.exit(0)  # the web process is gone, and the state was saved if there was a stream
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            connection.send(("event", "error", f"{type(error).__name__}: {error}"[:500]))
+        raise
 
 
 class Generator:
@@ -65,7 +74,8 @@ class Generator:
     def __init__(self, connection: Connection, job: Job):
         self.connection, self.job = connection, job
         settings = job.stream
-        bundle = open_bundle(settings.bundle)
+        bundle = open_bundle(settings.bundle) if job.seen is None else job.seen.open()
+        self.free_text = "text" in bundle.manifest.graphs
         self.geometry = g = bundle.manifest.geometry
         resumed = self._usable_state()
         self.stream = Stream(
@@ -73,7 +83,7 @@ class Generator:
             prompt=settings.prompt,
             seed=resumed if resumed is not None else settings.seed,
             jitter_sigma=settings.jitter,
-            anchor=None if settings.anchor is None else read_picture(settings.anchor, g.width, g.height),
+            anchor=None if settings.anchor is None else anchor_of(settings.anchor, g.width, g.height),
             backend=open_backend(settings.backend, EngineOptions(settings.provider, settings.threads)),
         )
         self.director = Director(g.chunk_seconds)
@@ -99,7 +109,10 @@ class Generator:
     def _advance(self) -> None:
         change = self.director.next()
         if change is not None:
-            self._change(change)
+            try:
+                self._change(change)
+            except UserError as error:
+                self.connection.send(("event", "refused", str(error)))
         chunk = self._make()
         if chunk is None:
             return
@@ -146,8 +159,7 @@ class Generator:
             self._change(value)
             self.director.follow(None)
         elif kind == "playlist":
-            for item in value.items if value else ():
-                self.stream.bank.find(item.prompt)
+            self._check(value)
             self.director.follow(value)
         elif kind == "skip":
             self.director.skip()
@@ -156,7 +168,21 @@ class Generator:
         elif kind == "pause":
             self.paused = value
 
+    def _check(self, playlist: Playlist | None) -> None:
+        """Raises UserError for a prompt that the bundle does not have. Free ones are encoded when they come; the first one
+        tells whether that works at all."""
+        items = playlist.items if playlist is not None else []
+        for item in items[:1] if self.free_text else items:
+            self._encode(item.prompt)
+
+    def _encode(self, prompt: str) -> None:
+        """The bank finds a prompt at once; the bundle's text encoder takes its time, which is no hang."""
+        if self.free_text and prompt not in self.stream.bank.prompts:
+            self.connection.send(("event", "busy", "encoding a prompt"))
+        self.stream.bank.find(prompt)
+
     def _change(self, change: Change) -> None:
+        self._encode(change.prompt)
         self.stream.set_prompt(change.prompt, change.transition)
         if change.transition == "cut":
             self.fader.begin(change.crossfade)
@@ -199,9 +225,11 @@ class Generator:
             seed = read_facts(self.job.state).seed
             self.stream.set_seed(seed)
             self.director.restore(load_state(self.stream, self.job.state).get("director", {}))
+            self._check(self.director.playlist)
             return True
-        except UserError as error:
-            self._give_up(str(error))
+        except (UserError, ValidationError) as error:
+            self.director.follow(self.job.playlist)
+            self._give_up(str(error).splitlines()[0])
             return False
 
     def _give_up(self, why: str) -> None:
@@ -211,6 +239,14 @@ class Generator:
             put_aside(self.job.state)
         except OSError as error:
             raise UserError(f"{self.job.state}: cannot be put aside: {reason(error)}") from None
+
+
+def anchor_of(file: Path, width: int, height: int) -> NDArray[np.uint8]:
+    """Raises UserError naming the field."""
+    try:
+        return read_picture(file, width, height)
+    except UserError as error:
+        raise UserError(f"stream.anchor: {error}") from None
 
 
 def put_aside(state: Path) -> None:

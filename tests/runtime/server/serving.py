@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,14 @@ from pathlib import Path
 from typing import Any
 
 TOKEN = "a-token-for-the-tests"
+COMMAND = (sys.executable, "-c", "from everframe.runtime.cli import main; main()", "serve")
+
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"),
+]
 
 
 def free_port() -> int:
@@ -48,6 +57,19 @@ def ask(url: str, method: str = "GET", body: Any = None, token: str | None = TOK
     except urllib.error.HTTPError as error:
         status, content, kind = error.code, error.read(), error.headers.get("content-type", "")
     return status, json.loads(content) if "json" in kind and content else content
+
+
+def until(page: Any, expression: str, seconds: float = 30) -> None:
+    """Until it is true in the page. (Playwright's own wait evaluates strings in the page, which the pages' CSP forbids.)"""
+    from playwright.sync_api import Error
+
+    def true() -> bool:
+        try:
+            return bool(page.evaluate(expression))
+        except Error:  # the page is just being loaded
+            return False
+
+    wait_for(true, seconds)
 
 
 @dataclass
@@ -101,7 +123,7 @@ def serve(folder: Path, bundle: Path, config: str = "", port: int | None = None)
     with open(log, "ab") as out:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-c", "from everframe.runtime.cli import main; main()", "serve", str(bundle)),
+                *(*COMMAND, str(bundle)),
                 *("--config", str(file), "--port", str(port)),
             ],
             stdout=out,

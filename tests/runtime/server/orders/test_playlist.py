@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import zoneinfo
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from everframe.runtime.server.orders import timetable
 from everframe.runtime.server.orders.playlist import Director, Item, Playlist
 from everframe.runtime.server.orders.timetable import Entry, Timetable
 
@@ -128,6 +131,8 @@ def test_spans_over_the_weekend() -> None:
     ("bad", "words"),
     [
         ({"at": "25:00", "prompt": "a"}, "'25:00': expected a time of day"),
+        ({"at": "08:00+02:00", "prompt": "a"}, "its zone is the timetable's timezone"),
+        ({"at": "08:00Z", "prompt": "a"}, "expected a time of day"),
         ({"at": "08:00", "days": ["monday"], "prompt": "a"}, "'monday': expected mon"),
         ({"at": "08:00"}, "exactly one of"),
         ({"at": "08:00", "prompt": "a", "pause": True}, "exactly one of"),
@@ -136,6 +141,30 @@ def test_spans_over_the_weekend() -> None:
 def test_entries_that_are_refused(bad: dict, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Entry(**bad)
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [("Europe/Berlin", "Europe/Berlin"), (":Asia/Tokyo", "Asia/Tokyo"), ("", "UTC"), ("NoSuchZone", "UTC")],
+)
+def test_the_default_zone_is_the_system_s(monkeypatch: pytest.MonkeyPatch, told: str, name: str) -> None:
+    monkeypatch.setenv("TZ", told)
+    assert Timetable().timezone == name
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_without_tz_it_is_that_of_etc_localtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, link: bool) -> None:
+    """A link tells the name; in a container it may be a plain file, whose rules are followed all the same."""
+    place = next(Path(root, "Asia/Tokyo") for root in zoneinfo.TZPATH if Path(root, "Asia/Tokyo").exists())
+    file = tmp_path / "localtime"
+    file.symlink_to(place) if link else file.write_bytes(place.read_bytes())
+    monkeypatch.delenv("TZ", raising=False)
+    monkeypatch.setattr(timetable, "LOCALTIME", file)
+    monkeypatch.setattr(timetable, "TIMEZONE", tmp_path / "none")
+    table = Timetable(entries=[Entry(at="08:00", prompt="a")])
+    assert table.timezone == ("Asia/Tokyo" if link else "localtime")
+    assert told(table, "2026-11-25 12:00") == ("2026-11-24 23:00", "a")  # UTC+9
+    assert Timetable.model_validate_json(table.model_dump_json()) == table
 
 
 def test_an_unknown_time_zone_is_refused() -> None:

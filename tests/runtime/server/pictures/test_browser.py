@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from everframe.runtime import DEMO_BUNDLE
 
-from serving import TOKEN, Site, free_port, serve, wait_for
+from serving import CHROMIUM, TOKEN, Site, free_port, serve, until, wait_for
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"),
-]
 # Mean colour of what the video element shows.
 COLOUR = """() => {
   const c = document.createElement("canvas"); c.width = 16; c.height = 9;
@@ -35,14 +29,6 @@ SEA, REEF, SNOW = (
     "orange fish swimming in a turquoise reef",
     "snow falling on pine trees at night",
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +46,6 @@ def page(browser: Browser) -> Iterator[Page]:
     yield made
     assert made.errors == []  # type: ignore[attr-defined]
     context.close()
-
-
-def until(page: Page, expression: str, seconds: float = 30) -> None:
-    """Until it is true in the page. (Playwright's own wait evaluates strings in the page, which the pages' CSP forbids.)"""
-
-    def true() -> bool:
-        try:
-            return bool(page.evaluate(expression))
-        except Error:  # the page is just being loaded
-            return False
-
-    wait_for(true, seconds)
 
 
 def watch(page: Page, site: Site, query: str = "") -> Page:

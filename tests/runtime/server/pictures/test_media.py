@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from everframe.runtime.server.pictures.channel import Channel, Queue
-from everframe.runtime.server.pictures.fmp4 import Encoder, Fragment, HlsWindow
+from everframe.runtime.server.pictures.fmp4 import Encoder, Fragment
+from everframe.runtime.server.pictures.hls import HlsWindow
 from everframe.runtime.server.pictures.push import Push
 
 W, H, FPS = 64, 32, 16
