@@ -93,6 +93,7 @@ class StreamSettings(Section):
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     jitter: float | None = Field(default=None, ge=0, lt=1)
     anchor: Path | None = None
+    ground: str | None = None  # colour under what is transparent in the anchor; default: its border's, or black
     threads: int = Field(default=0, ge=0, le=1024)
     provider: str = "cpu"
     backend: str = "onnxruntime"

@@ -83,7 +83,7 @@ class Generator:
             prompt=settings.prompt,
             seed=resumed if resumed is not None else settings.seed,
             jitter_sigma=settings.jitter,
-            anchor=None if settings.anchor is None else anchor_of(settings.anchor, g.width, g.height),
+            anchor=None if settings.anchor is None else self._anchor(settings.anchor, settings.ground),
             backend=open_backend(settings.backend, EngineOptions(settings.provider, settings.threads)),
         )
         self.director = Director(g.chunk_seconds)
@@ -96,6 +96,17 @@ class Generator:
             self.stream.bank.prompts[0],
             0,
         )  # of chunks that were finite; in a row that were not
+
+    def _anchor(self, file: Path, ground: str | None) -> NDArray[np.uint8]:
+        """Raises UserError naming the field."""
+
+        def notice(text: str) -> None:
+            self.connection.send(("event", "anchor", text))
+
+        try:
+            return read_picture(file, self.geometry.width, self.geometry.height, ground, notice)
+        except UserError as error:
+            raise UserError(f"stream.anchor: {error}") from None
 
     def run(self) -> None:
         """Until the web process says stop, or is gone; the state is saved either way."""
@@ -239,14 +250,6 @@ class Generator:
             put_aside(self.job.state)
         except OSError as error:
             raise UserError(f"{self.job.state}: cannot be put aside: {reason(error)}") from None
-
-
-def anchor_of(file: Path, width: int, height: int) -> NDArray[np.uint8]:
-    """Raises UserError naming the field."""
-    try:
-        return read_picture(file, width, height)
-    except UserError as error:
-        raise UserError(f"stream.anchor: {error}") from None
 
 
 def put_aside(state: Path) -> None:
