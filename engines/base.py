@@ -109,6 +109,8 @@ class EngineOptions:
 
     provider: str = "cpu"  # onnxruntime execution provider: cpu, cuda, tensorrt, nvtensorrtrtx
     threads: int = 0  # CPU threads of one pass; 0 = one per core
+    device: str = "cpu"  # of OpenVINO: cpu, gpu, npu
+    precision: str = "auto"  # of OpenVINO: f32, bf16, f16; auto: f32
 
 
 class Backend(Protocol):

@@ -9,10 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .machine import Gpu, find_cores, find_gpu, jetpack
+from .openvino import installed_devices
 
 PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt-rtx",
     "tensorrt",
     "cuda-python",
@@ -66,12 +68,19 @@ def diagnose(encoders: list[str], planned: Sequence[str]) -> Diagnosis:
         "cpu": f"{platform.machine()}, {find_cores()}",
         "jetpack": tegra or "no Jetson",
     }
-    roads = roads_of(packages, gpu, note, providers, tegra is not None)
+    roads = roads_of(packages, gpu, note, providers, tegra is not None, installed_devices())
     words = advice(gpu, tegra, packages, planned)
     return Diagnosis(system, packages, gpu, note, providers, encoders, roads, words)
 
 
-def roads_of(packages: dict[str, str], gpu: Gpu | None, note: str, providers: list[str], is_jetson: bool) -> list[Road]:
+def roads_of(
+    packages: dict[str, str],
+    gpu: Gpu | None,
+    note: str,
+    providers: list[str],
+    is_jetson: bool,
+    openvino_devices: Sequence[str] = (),
+) -> list[Road]:
     """Every backend with what it lacks here. A pure function of what was found."""
     both = {"onnxruntime", "onnxruntime-gpu"} <= set(packages)
     word = f"onnxruntime {packages.get('onnxruntime') or packages.get('onnxruntime-gpu', '?')}"
@@ -87,6 +96,9 @@ def roads_of(packages: dict[str, str], gpu: Gpu | None, note: str, providers: li
             "; ".join([*lacking, *([] if cuda else ["pip install 'everframe[gpu]'"])]) or "CUDAExecutionProvider",
         )
     )
+    devices = ", ".join(openvino_devices)
+    missing = [] if "openvino" in packages else ["pip install 'everframe[openvino]'"]
+    roads.append(Road("openvino", not missing and bool(devices), "; ".join(missing) or f"devices {devices or 'none'}"))
     for backend, pip in (
         ("tensorrt-rtx", "pip install 'everframe[rtx]'"),
         ("tensorrt", "pip install tensorrt cuda-python"),

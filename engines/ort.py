@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import onnxruntime as ort
 from .base import Buffer, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .errors import UserError
+from .host import HostLaunch
 from .machine import find_cores, thread_count
 from .machine import usable_cores as usable_cores  # where it used to live
 from .text import first_line
@@ -84,42 +81,8 @@ class OrtDevice:
     def zeros(self, shape: Sequence[int], dtype: str) -> OrtBuffer:
         return OrtBuffer(shape, dtype, self.name)
 
-    def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> OrtLaunch:
-        return OrtLaunch(passes, beside, threaded=bool(beside) and (self.threads > 1 or self.name != "cpu"))
-
-
-class OrtLaunch:
-    """Passes that run in a thread from the start on, or when they are waited for; others beside them, when those are."""
-
-    def __init__(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]], threaded: bool):
-        self.passes, self.beside, self.threaded = list(passes), list(beside), threaded
-        self._done: list[float] | None = None
-        self._started: Future[list[float]] | None = None
-
-    def start(self) -> None:
-        self._done = None
-        self._started = _thread().submit(_timed, self.passes) if self.threaded else None
-
-    def main(self) -> list[float]:
-        if self._done is None:
-            self._done = self._started.result() if self._started else _timed(self.passes)
-        return self._done
-
-    def side(self) -> list[float]:
-        return _timed(self.beside)
-
-
-@functools.cache
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="passes")
-
-
-def _timed(passes: Sequence[Callable[[], None]]) -> list[float]:
-    marks = [time.perf_counter()]
-    for one in passes:
-        one()
-        marks.append(time.perf_counter())
-    return [after - before for before, after in pairwise(marks)]
+    def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> HostLaunch:
+        return HostLaunch(passes, beside, threaded=bool(beside) and (self.threads > 1 or self.name != "cpu"))
 
 
 class OrtEngine:

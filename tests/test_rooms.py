@@ -20,7 +20,7 @@ BLOCK = """
 import sys
 from importlib.abc import MetaPathFinder
 
-GONE = ('torch', 'onnx', 'onnxscript', 'transformers', 'diffusers', 'tokenizers', 'cuda', 'tensorrt_rtx')
+GONE = ('torch', 'onnx', 'onnxscript', 'transformers', 'diffusers', 'tokenizers', 'cuda', 'tensorrt_rtx', 'openvino')
 
 
 class Gone(MetaPathFinder):

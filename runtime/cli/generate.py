@@ -48,6 +48,8 @@ def generate(
     threads: options.Threads = 0,
     provider: options.Provider = "cpu",
     backend: options.Backend = "onnxruntime",
+    device: options.Device = "cpu",
+    precision: options.Precision = "auto",
     overlap: Annotated[
         bool | None,
         typer.Option(help="Decode a chunk beside the denoising of the next; default: where the device gains by it."),
@@ -78,7 +80,7 @@ def generate(
             overlap=overlap,
             encoder=encoder,
             replace=force,
-            backend=open_backend(backend, EngineOptions(provider, threads)),
+            backend=open_backend(backend, EngineOptions(provider, threads, device, precision)),
             progress=line_of_progress(update),
             notice=say,
             stop=lambda: signals.requested,

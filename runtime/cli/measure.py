@@ -46,6 +46,8 @@ def bench(
     threads: options.Threads = 0,
     provider: options.Provider = "cpu",
     backend: options.Backend = "onnxruntime",
+    device: options.Device = "cpu",
+    precision: options.Precision = "auto",
 ) -> None:
     """Latency per chunk by stage, cold start, prompt changes, memory, energy.
 
@@ -71,11 +73,11 @@ def bench(
     with status("measuring …") as update:
         result = benches.bench(
             open_bundle(bundle),
-            lambda: open_backend(backend, EngineOptions(provider, threads)),
+            lambda: open_backend(backend, EngineOptions(provider, threads, device, precision)),
             chunks,
             seed,
             prompt,
-            {"threads": threads, "provider": provider, "backend": backend},
+            {"threads": threads, "provider": provider, "backend": backend, "device": device, "precision": precision},
             lambda done, total: update(f"measuring, chunk {done} of {total}"),
         )
     show_table(reports.STAGE_COLUMNS, reports.stage_rows(result), reports.title(result))

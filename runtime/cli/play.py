@@ -30,6 +30,8 @@ def play(
     threads: options.Threads = 0,
     provider: options.Provider = "cpu",
     backend: options.Backend = "onnxruntime",
+    device: options.Device = "cpu",
+    precision: options.Precision = "auto",
 ) -> None:
     """Show the stream in a window.
 
@@ -43,7 +45,7 @@ def play(
     opened = open_bundle(bundle)
     g = opened.manifest.geometry
     picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
-    engines = open_backend(backend, EngineOptions(provider, threads))
+    engines = open_backend(backend, EngineOptions(provider, threads, device, precision))
     with Stream(opened, prompt=prompt, seed=seed, anchor=picture, backend=engines) as stream:
         say(window.KEYS)
         shown = window.play(stream, stream.bank.prompts, fullscreen, seconds)
