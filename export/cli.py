@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,8 +96,16 @@ def wan(  # as long as its options: it does nothing but parse them
     dictionary: Annotated[
         str | None, typer.Option(help="Which dictionary of the .pt; default: generator_ema, else generator.")
     ] = None,
-    lora: Annotated[Path | None, typer.Option(help="PEFT LoRA to merge in (LongLive's lora.pt).")] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="Alpha of the LoRA; default: its rank.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA to merge in, with a strength if not 1; any number.", metavar="FILE[:STRENGTH]"),
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="Alpha of the LoRAs; default: what their files say, else the rank.")
+    ] = None,
+    vae_kind: Annotated[
+        str, typer.Option(help="auto, wan, taehv or lighttae: where tensors and file name do not tell.")
+    ] = "auto",
     size: options.Size = "832x480",
     chunk: options.ChunkFrames = 3,
     window: options.Window = 12,
@@ -122,7 +131,10 @@ def wan(  # as long as its options: it does nothing but parse them
     if precision not in ("fp16", "fp32"):
         raise UserError(f"--precision {precision}: expected fp16 or fp32")
     numbers = parse_steps(steps)
+    if lora_alpha is not None and not math.isfinite(lora_alpha):
+        raise UserError(f"--lora-alpha {lora_alpha}: expected a number")
     with needs_extra("export,text"):
+        from .lora import parse_lora
         from .wanexport import WanSource, export_wan
     source = WanSource(
         generator=generator,
@@ -130,8 +142,8 @@ def wan(  # as long as its options: it does nothing but parse them
         text_encoder=text_encoder,
         prompts=prompts,
         dictionary=dictionary,
-        lora=lora,
-        lora_alpha=lora_alpha,
+        loras=tuple(parse_lora(text, lora_alpha) for text in lora or ()),
+        vae_kind=vae_kind,  # type: ignore[arg-type] - export_wan checks it
         size=size or "832x480",
         chunk=chunk,
         window=12 if window is None else window,
