@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
 from ..engines.text import INVISIBLE, key, quoted, read_text, tidy
-from .names import State
+from .names import State, listed
 from .scaled import is_narrow
 from .sources import fit, place_of, read
 
@@ -90,7 +90,10 @@ class Umt5:
                 raise UserError(f"{weights}: expected the tokenizer's folder google/umt5-xxl beside it")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(words)
-            settings = UMT5Config.from_pretrained(config) if config.is_file() else UMT5Config(**XXL)
+            if config.is_file():
+                settings = UMT5Config.from_pretrained(config)
+            else:
+                settings = UMT5Config(**umt5_numbers(state or {}, weights))
             if state is None:
                 self.model = UMT5EncoderModel.from_pretrained(weights, dtype="auto").eval()
             else:
@@ -123,16 +126,22 @@ def _main_dtype(state: State) -> torch.dtype:
     return max(sizes, key=sizes.__getitem__)
 
 
-XXL = {
-    "vocab_size": 256384,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "relative_attention_num_buckets": 32,
-    "feed_forward_proj": "gated-gelu",
-}
+def umt5_numbers(state: State, file: Path) -> dict[str, Any]:
+    """A UMT5 encoder's numbers from its tensors' shapes (a Wan release has no config for it). Raises UserError."""
+    block = "encoder.block.0.layer"
+    try:
+        buckets, heads = state[f"{block}.0.SelfAttention.relative_attention_bias.weight"].shape
+        vocabulary, width = state["shared.weight"].shape
+        inner = len(state[f"{block}.0.SelfAttention.q.weight"])
+        hidden = len(state[f"{block}.1.DenseReluDense.wi_0.weight"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file}: not a UMT5 encoder: {error} (found {listed(sorted(state))})") from None
+    return {
+        **{"vocab_size": vocabulary, "d_model": width, "d_kv": inner // heads, "d_ff": hidden, "num_heads": heads},
+        "num_layers": 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.block\.(\d+)\.", name))),
+        "relative_attention_num_buckets": buckets,
+        "feed_forward_proj": "gated-gelu",
+    }
 
 
 def original_names(state: State) -> State:

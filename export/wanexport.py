@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -50,6 +50,7 @@ class WanSource:
     form: Literal["in-place", "portable"] = "in-place"
     encoder: bool = False
     text_graph: bool = False
+    origin: dict[str, str] = field(default_factory=dict)  # repository, path and commit of what came from the hub
 
 
 def export_wan(
@@ -94,7 +95,6 @@ def export_wan(
             )
     if source.text_graph and not isinstance(text_encoder, Umt5):
         raise UserError(f"--text-graph: {source.text_encoder} is no UMT5 encoder")
-    files = [f for f in (source.generator, *(lora.path for lora in source.loras), source.vae) if f.is_file()]
     parts = Parts(
         name=source.generator.stem,
         transformer=transformer,
@@ -104,14 +104,22 @@ def export_wan(
         decoders=decoders,
         encoder=encoder if source.encoder else None,
         prompts=bank,
-        provenance={"checkpoint": {f.name: describe(f).sha256 for f in files}, "text_encoder": text_encoder.name}
-        | ({"loras": [f"{lora.path.name}:{lora.strength:g}" for lora in source.loras]} if source.loras else {}),
+        provenance=provenance(source, text_encoder.name),
         precision=source.precision,
         form=source.form,
         text_encoder=text_encoder if source.text_graph else None,  # type: ignore[arg-type] - checked above
     )
     del text_encoder  # unless it is exported, the largest thing in memory is done with
     write_bundle(parts, output, chunks=chunks, force=force, report=report, probe=probe)
+
+
+def provenance(source: WanSource, text_encoder: str) -> dict[str, Any]:
+    """For the manifest: hashes of all files of weights, LoRAs with their strengths, what came from where."""
+    files = [f for f in (source.generator, *(lora.path for lora in source.loras), source.vae) if f.is_file()]
+    out: dict[str, Any] = {"checkpoint": {f.name: describe(f).sha256 for f in files}, "text_encoder": text_encoder}
+    if source.loras:
+        out["loras"] = [f"{lora.path.name}:{lora.strength:g}" for lora in source.loras]
+    return out | ({"hub": source.origin} if source.origin else {})
 
 
 def check_schedule(source: WanSource) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import UMT5Config
 
 from everframe.engines.errors import UserError
 from everframe.engines.progress import Report
@@ -17,7 +18,7 @@ from everframe.export.names import Part
 from everframe.export.scaled import descale
 from everframe.export.schedule import warped_from
 from everframe.export.sources import read, single
-from everframe.export.texts import Umt5, original_names
+from everframe.export.texts import Umt5, original_names, umt5_numbers
 from everframe.export.wan import Wan
 from everframe.export.wanexport import WanSource, check_schedule, load_transformer
 
@@ -254,6 +255,14 @@ def test_text_encoders_in_fp8(wan_home: Path, tmp_path: Path, layout: str) -> No
     save_file({k: v.float() for k, v in narrow.items()}, plain / "text_encoder" / "model.safetensors", {"format": "pt"})
     got, expected = (Umt5(p).encode(WAN_PROMPTS[1], 512) for p in (file, plain))
     assert (got - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_a_text_encoders_numbers_from_its_shapes(wan_home: Path) -> None:
+    said = UMT5Config.from_pretrained(wan_home / "text" / "text_encoder")
+    got = umt5_numbers(load_file(wan_home / "text" / "text_encoder" / "model.safetensors"), wan_home)
+    assert got == {name: getattr(said, name) for name in got}
+    with pytest.raises(UserError, match="not a UMT5 encoder"):
+        umt5_numbers({"x": torch.zeros(1)}, wan_home)
 
 
 def test_a_text_encoder_without_its_tokenizer(wan_home: Path, tmp_path: Path) -> None:
