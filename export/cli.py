@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +11,10 @@ import typer
 from typer.core import TyperGroup
 
 from ..engines.errors import UserError
+from ..engines.progress import Report
 from ..runtime.cli import options
-from ..runtime.cli.console import needs_extra, reporting, say, tell
+from ..runtime.cli.console import needs_extra, reporting, say, show_table, tell, tell_json
+from ..runtime.cli.plan import of_model, record
 from ..runtime.demo import open_bundle
 
 
@@ -85,25 +89,49 @@ def checkpoint(
 
 @export.command("wan")
 def wan(  # as long as its options: it does nothing but parse them
+    ctx: typer.Context,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Fetch and export by a recipe (everframe recipes); every other option overrules it."),
+    ] = None,
     generator: Annotated[
-        Path, typer.Option(help="Self-Forcing, LongLive or Causal Forcing .pt, Wan safetensors, or a diffusers folder.")
-    ],
-    vae: Annotated[Path, typer.Option(help="Wan2.1_VAE.pth, taew2_1.pth, or a diffusers VAE folder.")],
-    text_encoder: Annotated[str, typer.Option(help="UMT5: a folder, or models_t5_umt5-xxl-enc-bf16.pth.")],
-    prompts: Annotated[Path, typer.Option(help="File with a prompt a line.")],
-    output: options.NewBundle,
+        Path | None,
+        typer.Option(help="Self-Forcing, LongLive or Causal Forcing .pt, Wan safetensors, or a diffusers folder."),
+    ] = None,
+    vae: Annotated[
+        Path | None, typer.Option(help="Wan2.1_VAE.pth, taew2_1.pth, lighttaew2_1.pth, or a diffusers VAE folder.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="UMT5: a folder, or models_t5_umt5-xxl-enc-bf16.pth.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File with a prompt a line; with --recipe a few come with everframe.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The bundle to write, NAME.everframe.")] = None,
+    decoder: Annotated[str, typer.Option(help="With --recipe: taehv or wan.")] = "taehv",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --recipe: tell what would be fetched, and stop.")
+    ] = False,
     dictionary: Annotated[
         str | None, typer.Option(help="Which dictionary of the .pt; default: generator_ema, else generator.")
     ] = None,
-    lora: Annotated[Path | None, typer.Option(help="PEFT LoRA to merge in (LongLive's lora.pt).")] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="Alpha of the LoRA; default: its rank.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA to merge in, with a strength if not 1; any number.", metavar="FILE[:STRENGTH]"),
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="Alpha of the LoRAs; default: what their files say, else the rank.")
+    ] = None,
+    vae_kind: Annotated[
+        str, typer.Option(help="auto, wan, taehv or lighttae: where tensors and file name do not tell.")
+    ] = "auto",
     size: options.Size = "832x480",
     chunk: options.ChunkFrames = 3,
     window: options.Window = 12,
     sink: options.Sink = 3,
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
     steps: Annotated[str, typer.Option(help="Denoising steps, before the shift.")] = "1000,750,500,250",
-    shift: Annotated[float, typer.Option(help="Shift of the schedule.")] = 5.0,
+    shift: Annotated[float, typer.Option(help="Shift of the schedule; 1 for steps that are shifted already.")] = 5.0,
     rope: Annotated[str, typer.Option(help="absolute or relative.")] = "absolute",
     jitter: Annotated[float, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = 0.8,
     jitter_seed: JitterSeed = 0,
@@ -117,38 +145,110 @@ def wan(  # as long as its options: it does nothing but parse them
     form: Form = "in-place",
     force: options.Force = False,
 ) -> None:
-    """Export a checkpoint of the Wan2.1-1.3B family (needs the extras `export` and `text`)."""
+    """Export a checkpoint of the Wan2.1-1.3B family (needs the extras `export` and `text`, with --recipe `hub`)."""
     check_form(form)
     if precision not in ("fp16", "fp32"):
         raise UserError(f"--precision {precision}: expected fp16 or fp32")
     numbers = parse_steps(steps)
-    with needs_extra("export,text"):
-        from .wanexport import WanSource, export_wan
-    source = WanSource(
-        generator=generator,
-        vae=vae,
-        text_encoder=text_encoder,
-        prompts=prompts,
-        dictionary=dictionary,
-        lora=lora,
-        lora_alpha=lora_alpha,
-        size=size or "832x480",
-        chunk=chunk,
-        window=12 if window is None else window,
-        sink=3 if sink is None else sink,
-        fps=fps,
-        steps=numbers,
-        shift=shift,
-        rope=rope,  # type: ignore[arg-type] - RopeConfig checks it
-        jitter=jitter,
-        jitter_seed=0 if jitter_seed is None else jitter_seed,
-        precision=precision,
-        encoder=encoder,
-        form=form,  # type: ignore[arg-type] - checked above
-        text_graph=text_graph,
-    )
+    if lora_alpha is not None and not math.isfinite(lora_alpha):
+        raise UserError(f"--lora-alpha {lora_alpha}: expected a number")
+    given: dict[str, Any] = {
+        **{"generator": generator, "vae": vae, "text_encoder": text_encoder, "prompts": prompts},
+        **{"dictionary": dictionary, "vae_kind": vae_kind, "size": size or "832x480", "chunk": chunk},
+        **{"window": 12 if window is None else window, "sink": 3 if sink is None else sink, "fps": fps},
+        **{"steps": numbers, "shift": shift, "rope": rope, "jitter": jitter, "precision": precision, "form": form},
+        **{"jitter_seed": 0 if jitter_seed is None else jitter_seed, "encoder": encoder, "text_graph": text_graph},
+    }
+    explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
+    if recipe is None:
+        check_no_recipe(given | {"output": output}, explicit)
+    elif output is None and not dry_run:
+        raise UserError("--output is missing: the bundle to write, NAME.everframe")
     with reporting() as report:
-        export_wan(source, output, chunks=chunks, force=force, report=report, probe=probe)
+        if dry_run or output is None:
+            plan_recipe(str(recipe), decoder, explicit, report)
+            return
+        with needs_extra("export,text"):
+            from .bundle import check_target
+            from .lora import Lora, parse_lora
+            from .wanexport import WanSource, export_wan
+        check_target(output, force)  # before anything is fetched
+        loras = [parse_lora(text, lora_alpha) for text in lora or ()]
+        if recipe is not None:
+            given |= by_recipe(recipe, decoder, explicit, report, {f.name for f in dataclasses.fields(WanSource)})
+            loras = [
+                Lora(path, alpha=alpha if lora_alpha is None else lora_alpha) for path, alpha in given.pop("own")
+            ] + loras
+        export_wan(
+            WanSource(**given, loras=tuple(loras)), output, chunks=chunks, force=force, report=report, probe=probe
+        )
+
+
+def check_no_recipe(given: dict[str, Any], explicit: set[str]) -> None:
+    """Raises UserError for a file that nobody names, and for options that only a recipe has."""
+    for name in ("generator", "vae", "text_encoder", "prompts", "output"):
+        if given[name] is None:
+            raise UserError(f"--{name.replace('_', '-')} is missing; expected it, or a --recipe (everframe recipes)")
+    for name in {"decoder", "dry_run"} & explicit:
+        raise UserError(f"--{name.replace('_', '-')}: expected --recipe with it")
+
+
+def plan_recipe(name: str, decoder: str, explicit: set[str], report: Report) -> None:
+    """What --dry-run tells: the options and the files that the recipe would use, those left out that the user gives."""
+    from .recipes import find
+
+    recipe = find(name)
+    with needs_extra("hub"):
+        from .hub import survey, tell
+    report.line(f"{name}: {recipe.line}; {recipe.source}")
+    report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in recipe.left(explicit).items())}")
+    tell([found for file in recipe.files(decoder, explicit).values() for found in survey([file])], report)
+
+
+def by_recipe(name: str, decoder: str, explicit: set[str], report: Report, known: set[str]) -> dict[str, Any]:
+    """The recipe's options and fetched files that no option overrules, as fields of WanSource; `own`: its LoRA, as
+    (path, alpha). known: the fields that WanSource has. Raises UserError."""
+    from .recipes import PROMPTS, check_options, find
+
+    recipe = find(name)
+    check_options(recipe, known)
+    with needs_extra("hub"):
+        from .hub import commit_of, fetch
+    files = recipe.files(decoder, explicit)
+    own = recipe.left(explicit)
+    report.line(f"{name}: {recipe.line}; {recipe.source}")
+    report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in own.items())}")
+    paths = fetch(files, report)
+    own["origin"] = {use: f"{files[use].repo}/{files[use].path}@{commit_of(path)}" for use, path in paths.items()}
+    own["own"] = [(paths.pop("lora"), recipe.lora_alpha)] if "lora" in paths else []
+    own |= {use: str(path) if use == "text_encoder" else path for use, path in paths.items()}
+    return own if "prompts" in explicit else own | {"prompts": PROMPTS}
+
+
+def _words(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@app.command("recipes")
+def list_recipes(as_json: options.Json = False) -> None:
+    """List the recipes of export wan: files, options, memory on a card."""
+    from .recipes import load
+
+    rows = []
+    for recipe in load().values():
+        numbers = {k: recipe.options[k] for k in ("chunk", "window", "sink")}
+        geometry = {"width": 832, "height": 480, "fps": 16, "latent_channels": 16} | numbers
+        planned = of_model("wan2.1-1.3b", geometry, len(recipe.options["steps"]), "fp16", False, "taehv")
+        card = record(planned, [])["memory"]["total"] / 1e9
+        known = recipe.generator.bytes
+        size = f"{known / 1e9:.1f} GB" if known else "ask --dry-run"
+        where = f"{recipe.generator.repo}/{recipe.generator.path}"
+        rows.append([recipe.name, recipe.line, size, f"{card:.1f} GB", where, recipe.generator.licence])
+    columns = ["recipe", "what", "generator", "card, fp16 832x480", "from", "licence"]
+    if as_json:
+        tell_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        show_table(columns, rows, left=columns)
 
 
 def parse_steps(text: str) -> tuple[int, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -13,15 +14,15 @@ from pydantic import ValidationError
 from ..engines.bundle import Geometry, describe, first_problem, parse_size
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
-from .bundle import Parts, check_target, decoders_of, write_bundle
+from .bundle import Parts, check_target, write_bundle
 from .checkpoint import RopeConfig
-from .schedule import Schedule
-from .sources import Source, State, fit, half, merge_lora, public_names, read, single, vae_names, wan_config
-from .taehv import Taehv, TaehvConfig, public_weights
-from .taehvgraphs import EncodeGraph
+from .lora import Lora, merge_loras
+from .names import public_names
+from .schedule import Schedule, warped_from
+from .sources import fit, half, read, single, wan_config
 from .texts import Umt5, encode_all, open_encoder, read_prompts
+from .vaes import KINDS, VaeKind, load_vae
 from .wan import Wan, fold
-from .wanvae import MEAN, STD, WanDecodeGraph, WanEncodeGraph, WanVae, WanVaeConfig
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class WanSource:
     text_encoder: str
     prompts: Path
     dictionary: str | None = None  # of a .pt file: generator_ema, generator …
-    lora: Path | None = None
-    lora_alpha: float | None = None
+    loras: tuple[Lora, ...] = ()  # merged in this order
+    vae_kind: VaeKind = "auto"
     size: str = "832x480"
     chunk: int = 3
     window: int = 12
@@ -49,6 +50,7 @@ class WanSource:
     form: Literal["in-place", "portable"] = "in-place"
     encoder: bool = False
     text_graph: bool = False
+    origin: dict[str, str] = field(default_factory=dict)  # repository, path and commit of what came from the hub
 
 
 def export_wan(
@@ -58,9 +60,12 @@ def export_wan(
     check_target(output, force)
     width, height = parse_size(source.size)
     dtype = half if source.precision == "fp16" else single
+    check_schedule(source)
+    if source.vae_kind not in KINDS:
+        raise UserError(f"--vae-kind {source.vae_kind}: expected one of {', '.join(KINDS)}")
     prompts = read_prompts(source.prompts)
-    transformer = load_transformer(source, dtype)
-    decoders, encoder, latent_channels = load_vae(source.vae, dtype)
+    transformer = load_transformer(source, dtype, report)
+    decoders, encoder, latent_channels = load_vae(source.vae, dtype, source.vae_kind, report)
     config = transformer.config
     if latent_channels != config.latent_channels:
         raise UserError(
@@ -80,8 +85,7 @@ def export_wan(
         rope = RopeConfig(mode=source.rope, jitter_sigma=source.jitter, jitter_seed=source.jitter_seed)
     except ValidationError as error:
         raise UserError(first_problem(error)) from None
-    check_schedule(source)
-    text_encoder = open_encoder(source.text_encoder)
+    text_encoder = open_encoder(source.text_encoder, report)
     bank = encode_all(text_encoder, prompts, config.text_len)
     for embedding in bank.values():
         if embedding.shape[1] != config.text_dim:
@@ -91,7 +95,6 @@ def export_wan(
             )
     if source.text_graph and not isinstance(text_encoder, Umt5):
         raise UserError(f"--text-graph: {source.text_encoder} is no UMT5 encoder")
-    files = [f for f in (source.generator, source.lora, source.vae) if f is not None and f.is_file()]
     parts = Parts(
         name=source.generator.stem,
         transformer=transformer,
@@ -101,7 +104,7 @@ def export_wan(
         decoders=decoders,
         encoder=encoder if source.encoder else None,
         prompts=bank,
-        provenance={"checkpoint": {f.name: describe(f).sha256 for f in files}, "text_encoder": text_encoder.name},
+        provenance=provenance(source, text_encoder.name),
         precision=source.precision,
         form=source.form,
         text_encoder=text_encoder if source.text_graph else None,  # type: ignore[arg-type] - checked above
@@ -110,66 +113,37 @@ def export_wan(
     write_bundle(parts, output, chunks=chunks, force=force, report=report, probe=probe)
 
 
+def provenance(source: WanSource, text_encoder: str) -> dict[str, Any]:
+    """For the manifest: hashes of all files of weights, LoRAs with their strengths, what came from where."""
+    files = [f for f in (source.generator, *(lora.path for lora in source.loras), source.vae) if f.is_file()]
+    out: dict[str, Any] = {"checkpoint": {f.name: describe(f).sha256 for f in files}, "text_encoder": text_encoder}
+    if source.loras:
+        out["loras"] = [f"{lora.path.name}:{lora.strength:g}" for lora in source.loras]
+    return out | ({"hub": source.origin} if source.origin else {})
+
+
 def check_schedule(source: WanSource) -> None:
     """Raises UserError unless the steps fall from at most 1000 to above 0."""
     steps = source.steps
     if not steps or steps[0] > 1000 or steps[-1] < 1 or any(b >= a for a, b in itertools.pairwise(steps)):
         raise UserError(f"--steps {','.join(map(str, steps))}: expected falling numbers from 1000 to 1")
-    if not source.shift > 0:
+    if not 0 < source.shift < math.inf:
         raise UserError(f"--shift {source.shift}: expected a number above 0")
+    if source.shift != 1 and (found := warped_from(steps, source.shift)):
+        plain, shift = found
+        raise UserError(
+            f"--steps {','.join(map(str, steps))}: look like {','.join(map(str, plain))} after a shift of {shift:g}, and "
+            f"--shift {source.shift:g} shifts them again; expected --shift 1 with these, or those with --shift {shift:g}"
+        )
 
 
-def load_transformer(source: WanSource, dtype) -> Wan:
-    """The generator's weights, a LoRA merged in, in the model's own convention."""
-    found = read(source.generator, source.dictionary)
+def load_transformer(source: WanSource, dtype, report: Report = QUIET) -> Wan:
+    """The generator's weights, LoRAs merged in, in the model's own convention."""
+    found = read(source.generator, source.dictionary, report=report)
     state = public_names(found.state)
     config = wan_config(state, found.config, source.generator)
-    if source.lora is not None:
-        state = merge_lora(state, read(source.lora).state, source.lora_alpha, source.lora)
+    state = merge_loras(state, source.loras, report)
     with torch.device("meta"):
         model = Wan(config)
     fit(model, state, source.generator, dtype, lambda state: fold(state, config))
     return model
-
-
-def load_vae(path: Path, dtype) -> tuple[dict[str, torch.nn.Module], torch.nn.Module, int]:
-    """Decode graphs, encode graph, latent channels: of the Wan VAE or of TAEHV, whichever the tensors are."""
-    found = read(path)
-    state = vae_names(found.state)
-    if "decoder.1.weight" in state:
-        config = taehv_config(state, path)
-        with torch.device("meta"):
-            tiny = Taehv(config)
-        fit(tiny, public_weights(state, config), path, dtype)
-        return decoders_of(tiny), EncodeGraph(tiny), config.latent_channels
-    if "decoder.conv1.weight" not in state:
-        some = ", ".join(sorted(state)[:4])
-        raise UserError(f"{path}: neither a Wan VAE nor a TAEHV (found {some} …)")
-    vae = WanVae(vae_config(found, state, path))
-    fit(vae, state, path, dtype)
-    decoders: dict[str, torch.nn.Module] = {
-        "decode": WanDecodeGraph(vae, False),
-        "decode_first": WanDecodeGraph(vae, True),
-    }
-    return decoders, WanEncodeGraph(vae), vae.config.latent_channels
-
-
-def vae_config(found: Source, state: State, path: Path) -> WanVaeConfig:
-    dim, channels = len(state["encoder.conv1.weight"]), state["decoder.conv1.weight"].shape[1]
-    mean, std = (tuple(found.config.get(k, v)) for k, v in (("latents_mean", MEAN), ("latents_std", STD)))
-    if len(mean) != channels or len(std) != channels:
-        raise UserError(
-            f"{path}: {channels} latent channels, but {len(mean)} means and {len(std)} deviations are known"
-        )
-    return WanVaeConfig(dim=dim, latent_channels=channels, mean=mean, std=std)
-
-
-def taehv_config(state: State, path: Path) -> TaehvConfig:
-    """Widths from the shapes of the flat list, three MemBlocks to a stage as published."""
-    try:
-        first = state["decoder.1.weight"]
-        down = [len(state[f"encoder.{i}.weight"]) for i in (3, 8, 13)]
-        up = [len(state[f"decoder.{i}.weight"]) for i in (8, 14, 20)]
-    except KeyError as error:
-        raise UserError(f"{path}: not the TAEHV of Wan 2.1: missing {error.args[0]}") from None
-    return TaehvConfig(first.shape[1], (down[0], down[1], down[2]), (len(first), up[0], up[1], up[2]))

@@ -17,18 +17,15 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 
-from everframe.engines.errors import UserError
 from everframe.export.graphs import PromptGraph, Ring, StepGraph
+from everframe.export.names import public_names
 from everframe.export.schedule import Schedule
-from everframe.export.sources import fit, merge_lora, public_names, wan_config
+from everframe.export.sources import fit, wan_config
 from everframe.export.wan import Wan, fold
 from everframe.runtime.ring import RingLayout
 from everframe.runtime.rope import axis_frequencies, split_head_dim, temporal_tables
-
-from helpers import TRANSFORMER, random_transformer
 
 
 class Masked(WanAttnProcessor):
@@ -158,40 +155,3 @@ def test_sigmas_are_those_of_diffusers_scheduler() -> None:
     table = scheduler.timesteps.double().numpy()
     for timestep in Schedule().timesteps():
         assert np.abs(table - timestep).min() < 1e-3
-
-
-@pytest.mark.parametrize("alpha", [None, 3.0])
-def test_lora_merge_is_that_of_peft(alpha: float | None) -> None:
-    base = random_transformer(TRANSFORMER)
-    state = {k: v.clone() for k, v in base.state_dict().items()}
-    linear = [n for n, m in base.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith("blocks.")]
-    adapted = get_peft_model(base, LoraConfig(r=6, lora_alpha=int(alpha or 6), target_modules=linear))
-    with torch.no_grad():
-        for name, p in adapted.named_parameters():
-            if "lora_" in name:
-                p.normal_(0, 0.2)
-    lora = {k: v.clone() for k, v in get_peft_model_state_dict(adapted).items()}
-    expected = adapted.merge_and_unload().state_dict()
-    merged = merge_lora(state, lora, alpha, Path("lora.pt"))
-    assert set(merged) == set(expected)
-    changed = [k for k in expected if not torch.equal(expected[k], state[k])]
-    assert len(changed) == len(linear)
-    for name, value in expected.items():
-        assert torch.allclose(merged[name], value, atol=1e-6)
-
-
-def test_a_lora_of_something_else() -> None:
-    state = random_transformer(TRANSFORMER).state_dict()
-
-    def pair(name: str, rows: int, columns: int) -> dict[str, Tensor]:
-        return {f"{name}.lora_A.weight": torch.zeros(2, columns), f"{name}.lora_B.weight": torch.zeros(rows, 2)}
-
-    good = pair("blocks.0.self_attn.q", 64, 64)
-    for change, words in (
-        (pair("blocks.9.ffn.0", 64, 64), "blocks.9.ffn.0.weight: not in the model"),
-        ({"blocks.0.ffn.0.lora_A.weight": torch.zeros(2, 64)}, "one half"),
-        (pair("blocks.0.self_attn.q", 64, 63), r"\[64, 2\].\[2, 63\] for \[64, 64\]"),
-        ({"something": torch.zeros(1)}, "unexpected something"),
-    ):
-        with pytest.raises(UserError, match=words):
-            merge_lora(state, good | change, None, Path("lora.pt"))

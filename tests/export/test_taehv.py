@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from everframe.engines.errors import UserError
+from everframe.engines.progress import Report
+from everframe.export.sources import single
 from everframe.export.taehv import Taehv, TaehvConfig
+from everframe.export.taehvgraphs import DecodeGraph, EncodeGraph
+from everframe.export.vaes import load_vae
+from everframe.export.wanvae import MEAN, STD
 
 CONFIG = TaehvConfig(latent_channels=4, encoder_widths=(6, 8, 8), decoder_widths=(12, 8, 6, 6), depth=2)
 
@@ -89,3 +99,57 @@ def test_the_public_layout() -> None:
     assert shapes["decoder.13.conv.weight"] == (256, 128, 1, 1)
     assert shapes["decoder.22.weight"] == (3, 64, 3, 3)
     assert "decoder.8.bias" not in shapes
+
+
+def test_lighttae_takes_latents_as_the_wan_vae_makes_them(tmp_path: Path) -> None:
+    """Decoded: the described network on latents·std + mean. Encoded: (its latents − mean)/std."""
+    torch.manual_seed(0)
+    config = TaehvConfig(encoder_widths=(6, 8, 8), decoder_widths=(12, 8, 6, 6))
+    theirs = Taehv(config)
+    theirs.decoder[-1].weight.data.mul_(10)  # type: ignore[operator, union-attr]
+    theirs.decoder[-1].bias.data.fill_(0.5)  # type: ignore[operator, union-attr]
+    grow = [k for k in theirs.state_dict() if k.startswith("decoder") and k.endswith("conv.weight")]
+    state = {k: torch.cat([v, v]) if k == grow[0] else v for k, v in theirs.state_dict().items()}  # as published
+    torch.save(state, tmp_path / "lighttaew2_1.pth")
+    shutil.copy(tmp_path / "lighttaew2_1.pth", tmp_path / "taew2_1.pth")
+    shutil.copy(tmp_path / "lighttaew2_1.pth", tmp_path / "tiny.pth")
+    mean, std = (torch.tensor(v).double().view(1, -1, 1, 1) for v in (MEAN, STD))
+    latents = torch.randn(3, 16, 2, 3)
+    clip = torch.randint(0, 256, (9, 16, 24, 3), dtype=torch.uint8)
+    for name, kind, light in (
+        ("lighttaew2_1.pth", "auto", True),
+        ("LightTAE-w2_1.pth", "auto", True),
+        ("taew2_1.pth", "auto", False),
+        ("tiny.pth", "lighttae", True),
+        ("tiny.pth", "taehv", False),
+        ("lighttaew2_1.pth", "taehv", False),
+        ("taew2_1.pth", "lighttae", True),
+    ):
+        if not (tmp_path / name).exists():
+            shutil.copy(tmp_path / "tiny.pth", tmp_path / name)
+        lines: list[str] = []
+        decoders, encoder, channels = load_vae(tmp_path / name, single, kind, Report(line=lines.append))  # type: ignore[arg-type]
+        assert channels == 16
+        assert len(lines) == (light and kind == "auto")
+        decode = decoders["decode"]
+        assert isinstance(decode, DecodeGraph)
+        raw, other = (latents.double() * std + mean, latents.double())[:: 1 if light else -1]
+        expected, wrong = (
+            reference_decode({k: v.double() for k, v in theirs.state_dict().items()}, config, x) for x in (raw, other)
+        )
+        assert (expected.clamp(0, 1) - wrong.clamp(0, 1)).abs().max() > 0.02  # five grey levels
+        with torch.no_grad():
+            x = latents.transpose(0, 1)[None]
+            got = decode(x, *decode.zero_states(x))[0].permute(0, 3, 1, 2)
+            assert (got - 255 * expected.clamp(0, 1)).abs().max() < 0.51
+            plain = EncodeGraph(theirs)(clip).double()
+            wanted = (plain - mean[..., None]) / std[..., None] if light else plain
+            assert (encoder(clip).double() - wanted).abs().max() < 1e-5
+
+
+def test_a_tiny_autoencoder_of_either_kind(tmp_path: Path) -> None:
+    torch.save(Taehv(TaehvConfig(encoder_widths=(6, 8, 8))).state_dict(), tmp_path / "tiny.pth")
+    with pytest.raises(UserError, match="--vae-kind taehv or --vae-kind lighttae"):
+        load_vae(tmp_path / "tiny.pth", single)
+    with pytest.raises(UserError, match=r"--vae-kind wan: .* is a TAEHV or LightTAE"):
+        load_vae(tmp_path / "tiny.pth", single, "wan")

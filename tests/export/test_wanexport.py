@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
+from everframe.export.lora import Lora
 from everframe.export.sources import read, single
 from everframe.export.texts import Umt5
 from everframe.export.wanexport import export_wan, load_transformer
@@ -92,7 +93,7 @@ def test_lora_changes_what_it_names(wan_home: Path, tmp_path: Path) -> None:
     lora = {f"{name}.lora_A.default.weight": a, f"{name}.lora_B.default.weight": b}
     torch.save({"generator_lora": lora, "step": 1}, tmp_path / "lora.pt")
     plain, merged = (
-        load_transformer(source(wan_home, lora=f), single).state_dict() for f in (None, tmp_path / "lora.pt")
+        load_transformer(source(wan_home, loras=f), single).state_dict() for f in ((), (Lora(tmp_path / "lora.pt"),))
     )
     for key, value in plain.items():
         change = b @ a if key == "blocks.1.ffn.0.weight" else torch.zeros(())
@@ -212,7 +213,7 @@ class Harmful:
         ({"generator": "halved.safetensors"}, ["missing blocks.1.cross_attn.k.bias", "unexpected lost", "found [3]"]),
         ({"dictionary": "critic"}, ["self_forcing.pt", "generator_ema", "critic"]),
         ({"vae": "self_forcing.pt"}, ["self_forcing.pt", "neither a Wan VAE nor a TAEHV"]),
-        ({"vae": "vae", "lora": "taew2_1.pth"}, ["taew2_1.pth", "no LoRA"]),
+        ({"vae": "vae", "loras": "taew2_1.pth"}, ["taew2_1.pth", "no LoRA"]),
         ({"text_encoder": "vae"}, ["not a UMT5 encoder"]),
         ({"prompts": "nothing.txt"}, ["nothing.txt"]),
         ({"size": "50x32"}, ["50x32", "multiples of 16"]),
@@ -228,7 +229,9 @@ def test_refusals(wan_home: Path, tmp_path: Path, changes: dict, words: list[str
     state = read(wan_home / "sharded").state
     del state["blocks.1.cross_attn.k.bias"]
     save_file(state | {"lost": torch.zeros(1), "head.head.bias": torch.zeros(3)}, wan_home / "halved.safetensors")
-    paths = {k: wan_home / v for k, v in changes.items() if k in ("generator", "vae", "lora", "prompts")}
+    paths = {k: wan_home / v for k, v in changes.items() if k in ("generator", "vae", "prompts")}
+    if "loras" in changes:
+        paths["loras"] = (Lora(wan_home / changes["loras"]),)  # type: ignore[assignment]
     if "text_encoder" in changes:
         paths["text_encoder"] = str(wan_home / changes["text_encoder"])  # type: ignore[assignment]
     with pytest.raises(UserError) as caught:

@@ -13,7 +13,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from everframe.engines.errors import UserError
-from everframe.export.sources import fit, vae_names
+from everframe.export.names import vae_names
+from everframe.export.sources import fit
 from everframe.export.taehv import Taehv, TaehvConfig, public_weights
 from everframe.export.taehvgraphs import DecodeGraph
 from everframe.export.wanvae import WanDecodeGraph, WanEncodeGraph, WanVae, WanVaeConfig
