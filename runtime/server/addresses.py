@@ -70,6 +70,8 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket that is bound but does not listen yet. Raises UserError with the reason."""
     where = f"{in_url(host)}:{port}"
     bare = host.strip("[]")
+    if not bare:  # which would listen on every address
+        raise UserError("server.host: found nothing, expected an address such as 127.0.0.1, or 0.0.0.0 for every one")
     one = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -36,7 +36,9 @@ class Numbers:
         kept = _read(file)
         clock = max(0, round(time.time() - EPOCH)) if file else 0
         self.next = max(kept.get("next", 0), 2 * clock)  # no segment is shorter than half a second
-        self.timelines = kept.get("timelines", clock)  # these are counted one by one: the clock only where the count is lost
+        self.timelines = kept.get(
+            "timelines", clock
+        )  # these are counted one by one: the clock only where the count is lost
         self._reserved = self.next + AHEAD
         self._write(self.timelines + 1)
 
