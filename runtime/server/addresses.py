@@ -9,6 +9,7 @@ import socket
 
 from ...engines.errors import UserError
 from ...engines.files import reason
+from .discretion import redacted
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -49,9 +50,13 @@ def host_name(text: str) -> str:
         if plain and all(_LABEL.fullmatch(label) for label in plain.split(".")):
             return plain
     raise ValueError(
-        f"{text!r} is never what a browser asks for: expected a name such as signage.example or an address, "
+        f"{_shown(text)!r} is never what a browser asks for: expected a name such as signage.example or an address, "
         "without http://, port, path or *."
     )
+
+
+def _shown(text: str) -> str:
+    return redacted(text) if "@" in text else text
 
 
 def origin(text: str) -> str:
@@ -62,7 +67,7 @@ def origin(text: str) -> str:
     if text.strip() == "*":
         return "*"
     if found is None:
-        raise ValueError(f"{text!r}: expected an origin such as https://intranet.example, or *")
+        raise ValueError(f"{_shown(text)!r}: expected an origin such as https://intranet.example, or *")
     return f"{found['scheme']}://{host_name(found['host'])}{found['port'] or ''}"
 
 
@@ -70,6 +75,8 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket that is bound but does not listen yet. Raises UserError with the reason."""
     where = f"{in_url(host)}:{port}"
     bare = host.strip("[]")
+    if not bare:  # which would listen on every address
+        raise UserError("server.host: found nothing, expected an address such as 127.0.0.1, or 0.0.0.0 for every one")
     one = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -154,9 +154,17 @@ def read_toml(file: Path, kind: type[Read]) -> Read:
     except OSError as error:
         raise UserError(f"{file}: cannot read: {reason(error)}") from None
     except ValidationError as error:
-        raise UserError(f"{file}: {first_problem(error)}") from None
+        raise UserError(f"{file}: {_problem(error)}") from None
     except ValueError as error:
         raise UserError(f"{file}: not valid TOML: {error}") from None
+
+
+def _problem(error: ValidationError) -> str:
+    """What stands under an unknown name may be a token or an address with a key: it is not quoted."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "extra_forbidden":
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return first_problem(error)
 
 
 def beside(file: Path, settings: Stream) -> Stream:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...engines.machine import resident_memory
 from ..video import choose_encoder
 from .config import Config
+from .discretion import shortened
 from .orders.control import Control
 from .pictures.channel import Channel
 from .pictures.fmp4 import Encoder
@@ -33,6 +34,7 @@ HISTORY = 300  # chunks that the operator's chart shows
 DEAD_BEAT = 5.0  # seconds without a frame from the channel after which the server calls itself unhealthy
 TICK = 0.5  # seconds between looks at the timetable
 LOOK = 2.0  # seconds between looks at the bundle's folder
+LONGEST = 500  # characters of a reason that health tells
 QUIET = ("saved", "stopped", "busy")  # events that only who debugs wants to read
 
 
@@ -110,7 +112,8 @@ class Service:
             dead.append("supervisor: its thread has ended")
         notes = self.viewers.problems(now)
         if not self.ready():
-            notes.append(": ".join(filter(None, ("generator", self.supervisor.state, self.supervisor.why))))
+            why = shortened(self.supervisor.why, LONGEST)
+            notes.append(": ".join(filter(None, ("generator", self.supervisor.state, why))))
         notes += [f"push {p.place}: not connected" for p in self.pushes if not p.connected]
         return dead, notes
 

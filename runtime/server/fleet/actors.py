@@ -22,7 +22,6 @@ from pydantic import Field, field_validator
 
 from ....engines.bundle import Bundle
 from ....engines.errors import UserError
-from ...demo import open_bundle
 from ..config import Config, Section, Server, StreamSettings, Video, beside, read_toml
 from ..orders.playlist import Change
 from ..service import Service
@@ -116,7 +115,7 @@ class Fleet:
 
     def __init__(self, config: FleetConfig):
         # Before a cluster is asked for anything; once each, for verifying reads every byte.
-        needs = {path: memory_of(open_bundle(path)) for path in {spec.bundle for spec in config.streams}}
+        needs = {path: memory_of(see(path).bundle) for path in {spec.bundle for spec in config.streams}}
         ray.init(address=config.ray, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
         kind = ray.remote(Actor)
         self.actors: dict[str, Any] = {}

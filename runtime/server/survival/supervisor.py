@@ -122,7 +122,7 @@ class Supervisor(threading.Thread):
         while True:
             now = time.monotonic()
             if self._ending.is_set() and stopping is None:
-                if not patience.made:  # it is still loading: there is nothing new to save
+                if not patience.ready:  # it is still loading: there is nothing new to save
                     return None
                 stopping = now
                 with contextlib.suppress(OSError):
@@ -140,6 +140,7 @@ class Supervisor(threading.Thread):
                     patience.heard()
                     with _killed_after(patience.limit, process, cut):
                         kind = self._take(ours, stopping is not None)
+                    patience.ready = patience.ready or kind in ("ready", "chunk")
                     if kind == "chunk":
                         patience.chunk(max(self.stall_seconds, 5 * self.slowest))  # a slow machine does not hang
                     elif kind == "busy":
@@ -214,7 +215,7 @@ class Patience:
     """How long a generator may say nothing. While it loads, or encodes a prompt, it may read: a slow disk is no hang."""
 
     def __init__(self, limit: float, process: BaseProcess):
-        self.limit, self.made = limit, False  # made: it has brought a chunk
+        self.limit, self.ready = limit, False  # ready: it has said so
         self._process, self._busy = process, True
         self._read, self._heard, self._looked = 0, time.monotonic(), time.monotonic()
 
@@ -222,7 +223,7 @@ class Patience:
         self._heard = time.monotonic()
 
     def chunk(self, limit: float) -> None:
-        self.limit, self.made, self._busy = limit, True, False
+        self.limit, self._busy = limit, False
 
     def busy(self, limit: float) -> None:
         self.limit, self._busy = max(self.limit, limit), True

@@ -112,6 +112,26 @@ def test_head_is_get_without_a_body(site: Site) -> None:
     assert head(site, "/api/seed")[0] == 405  # there is no GET either
 
 
+@pytest.mark.parametrize(
+    "query", ["preview=abc", "preview=" + "9" * 3000, "screen=" + "x" * 5000, "screen=%ff%00%ed%a0%80"]
+)
+def test_queries_of_websockets(site: Site, query: str) -> None:
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    address = f"ws://127.0.0.1:{site.port}/ws/video?{query}"
+    if query.startswith("preview"):
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(address)
+    else:
+        with connect(address) as socket:
+            assert json.loads(socket.recv(timeout=10))["type"] == "init"
+            socket.send('{"shown": NaN, "buffered": 1e999, "visible": "\\ud800"}')
+            socket.send("[" * 20_000)
+    assert site.ask("/healthz")[0] == 200
+    assert "Traceback" not in site.log.read_text()
+
+
 def test_looking_a_prompt_up_does_not_hold_up_the_pages(site: Site) -> None:
     """Thirty orders that are refused at once, each with a suggestion to be found; pages are answered meanwhile."""
     body = {"prompt": "a quite see " * 160}

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from everframe.runtime.server.pictures.channel import Channel, Queue
 from everframe.runtime.server.pictures.fmp4 import Encoder, Fragment
 from everframe.runtime.server.pictures.hls import HlsWindow
-from everframe.runtime.server.pictures.push import Push
+from everframe.runtime.server.pictures.push import Push, speaks
 
 W, H, FPS = 64, 32, 16
 
@@ -177,6 +178,49 @@ def test_push_over_udp_can_be_played() -> None:
     push.stop()
     listener.join(5)
     assert found == pytest.approx([130] * 5, abs=4)
+
+
+def test_a_push_may_have_a_silent_track() -> None:
+    """As long as the picture, and with nothing to be heard."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    push = Push(f"udp://127.0.0.1:{port}?pkt_size=1316", W, H, FPS, silence=True)
+    found: dict[str, list[float]] = {"audio": [], "video": []}
+    loudest = []
+
+    def listen() -> None:
+        with av.open(f"udp://127.0.0.1:{port}?timeout=15000000", format="mpegts") as container:
+            for frame in container.decode(video=0, audio=0):
+                assert isinstance(frame, av.AudioFrame | av.VideoFrame)
+                kind = "audio" if isinstance(frame, av.AudioFrame) else "video"
+                found[kind].append(frame.time or 0.0)
+                if isinstance(frame, av.AudioFrame):
+                    loudest.append(float(np.abs(frame.to_ndarray()).max()))
+                if len(found["video"]) >= 40:
+                    return
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    push.start()
+    deadline = time.monotonic() + 30
+    while listener.is_alive() and time.monotonic() < deadline:
+        push(grey(130))
+        time.sleep(1 / FPS)
+    push.stop()
+    listener.join(5)
+    assert max(loudest) < 1e-4
+    assert found["audio"][-1] == pytest.approx(found["video"][-1], abs=0.5)
+    assert len(found["audio"]) > 60
+
+
+def test_what_libav_speaks() -> None:
+    """Against the message of libav itself, which comes when such an address is opened."""
+    assert speaks("rtmp")
+    assert speaks("udp")
+    with pytest.raises(av.error.FFmpegError) as error:
+        av.open("srt://127.0.0.1:0", "r", format="mpegts")
+    assert speaks("srt") == (not isinstance(error.value, av.error.ProtocolNotFoundError))
 
 
 def test_a_push_without_a_peer_costs_frames_and_nothing_else() -> None:
