@@ -124,7 +124,7 @@ def main() -> None:
     def report() -> None:
         held_out_report(run, ae, pool, args.device)
 
-    totals = np.zeros(6)
+    totals = np.zeros(7)
     for step in run.count([(muon, PEAK), (adam, PEAK), (against, DISCRIMINATOR_PEAK)]):
         latents, frames = pairs.draw(args.batch)
         true = frames[:, 4:]
@@ -162,10 +162,10 @@ def main() -> None:
         muon.step()
         adam.step()
         ema.update(step)
-        totals += [*(part.item() for part in parts), match.item(), verdict.item(), said.item()]
+        totals += [*(part.item() for part in parts), match.item(), verdict.item(), said.item(), 1]
         if step % 100 == 99:
             names = ("loss", "texture", "moving", "matching", "verdict", "discriminator")
-            run.log(**dict(zip(names, (totals / 100).round(4).tolist(), strict=True)))
+            run.log(**dict(zip(names, (totals[:6] / totals[6]).round(4).tolist(), strict=True)))
             totals[:] = 0
         if step % args.report == args.report - 1 and team.first:
             evaluate_with(ema, decoder, report)
