@@ -36,7 +36,9 @@ from widen import initialise, widen
 CROP = (12, 112, 160)
 COLD = 4  # frames at the start of a clip whose memory is empty, as it is in no stream but at its first moment
 COLD_WEIGHT = 0.3
-TEXTURE, MOTION = 0.03, 0.02  # about as strong, at the start, as the pixels' loss
+# Where a detail's place cannot be known, pixels alone would have it left out: at 0.03 that still paid for details of more
+# than some five grey levels.
+TEXTURE, MOTION = 0.06, 0.03
 HELD_OUT = 24
 FINE = ("sea", "fire", "reef", "snow")  # lost most of their detail in the first autoencoder: drawn twice as often
 STEPS, PEAK = 12_000, 5e-4

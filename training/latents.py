@@ -76,7 +76,7 @@ def load_texts() -> dict[str, Tensor]:
     return {k: nn.functional.pad(v.float(), (0, 0, 0, TRANSFORMER.text_len - len(v))) for k, v in texts.items()}
 
 
-def student_latents(device: str, seeds: int = 2, chunks: int = 12) -> np.ndarray:
+def student_latents(device: str, seeds: int = 1, chunks: int = 8) -> np.ndarray:
     """What the distilled student makes of every wording [n, chunks·F, C, h, w] float16."""
     path = WORK / f"latents-student-{progress_of('distill')}.npy"
     if not path.exists():
