@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from everframe.export.taehv import Taehv
 
 from clips import FAR, NEAR, WARM, instance, load_done
-from common import FilterMuon, autocast, evaluate_with, load_pool, psnr, save_sheet
+from common import FilterMuon, autocast, evaluate_with, load_pool, save_sheet
 from losses import motion_loss, pixel_loss, texture_loss
-from measures import geometric, motion, octaves
-from reconstruct import stream, to_bytes
+from measures import geometric
+from reconstruct import COLUMNS, compare, stream, to_bytes
 from run import HERE, RUNS, Ema, Run
 from settings import AUTOENCODER
 from team import Team
@@ -94,26 +94,23 @@ def batch(pool: np.ndarray, ready: np.ndarray, size: int, device: str) -> Tensor
 
 
 def held_out_report(run: Run, ae: Taehv, pool: np.ndarray, device: str, length: int = 24, warm: int = 8) -> None:
-    found: dict[str, list[np.ndarray]] = {}
+    """Log what reconstruct.py says of the pool's last clips, and draw some of them."""
+    made: dict[str, list[np.ndarray]] = {}
+    kept: dict[str, list[np.ndarray]] = {}
     rows = []
     for k in range(HELD_OUT):
         i = len(pool) - HELD_OUT + k
         true = torch.from_numpy(pool[i, :length].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
         out = stream(ae, true)
-        a, b = to_bytes(out)[warm:], to_bytes(true)[warm:]
-        share = octaves(a, 2) / octaves(b, 2)
-        figures = np.array([*share, motion(a) / motion(b), psnr(out[:, warm:], true[:, warm:])])
-        found.setdefault(instance(i).scene, []).append(figures)
+        made.setdefault(instance(i).scene, []).append(to_bytes(out)[warm:])
+        kept.setdefault(instance(i).scene, []).append(to_bytes(true)[warm:])
         if k % 3 == 0:
             rows.append(torch.cat([true[0, [8, 14]], out[0, [8, 14]]]).permute(0, 2, 3, 1))
-    means = {scene: np.mean(v, 0) for scene, v in found.items()}
-    together = [round(geometric([m[k] for m in means.values()]), 3) for k in range(3)]
-    run.log(
-        finest=together[0],
-        next=together[1],
-        motion=together[2],
-        scenes={scene: [round(float(v), 3) for v in m] for scene, m in means.items()},
-    )
+    scenes = {scene: compare(made[scene], kept[scene]) for scene in made}
+    together = {
+        name.lower(): round(geometric([row[k] for row in scenes.values()]), 3) for k, name in enumerate(COLUMNS)
+    }
+    run.log(**together, scenes={scene: [round(float(v), 3) for v in row] for scene, row in scenes.items()})
     save_sheet(rows, RUNS / f"{run.name}.png")
 
 
