@@ -94,10 +94,9 @@ def main() -> None:
     parser.add_argument("--report", type=int, default=1000)
     args = parser.parse_args()
     pool = load_pool(f"clips-{args.instances}.npy")
-    # Made before the team is: its members would write the same files.
-    pairs = Pairs(encode_pool(args.instances, args.use, args.device), pool, args.device)
-    free = student_latents(args.device) if args.student else None
     team = Team(args.workers)
+    pairs = Pairs(encode_pool(args.instances, args.use, args.device, team), pool, args.device)
+    free = student_latents(args.device, team) if args.student else None
     torch.manual_seed(0)
     name = "finish" if args.student else "decoder"
     ae: Taehv = trained_autoencoder("decoder" if args.student else None).to(args.device)
