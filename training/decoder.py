@@ -31,12 +31,9 @@ from run import Ema, Run
 from team import Team
 from weights import trained_autoencoder
 
-STEPS, STUDENT_STEPS, PEAK, DISCRIMINATOR_PEAK = 5_000, 1_500, 3e-4, 2e-4
-LENGTH, ROWS, COLUMNS = (
-    3,
-    14,
-    20,
-)  # of a crop, in latent frames and latent pixels; the first frame only warms the memory
+STEPS, STUDENT_STEPS, PEAK, DISCRIMINATOR_PEAK = 3_000, 1_000, 3e-4, 2e-4
+# Of a crop, in latent frames and latent pixels; the first frame only warms the memory.
+LENGTH, ROWS, COLUMNS = 3, 14, 20
 ADVERSARIAL, MATCHING, TIE = 0.01, 0.02, 0.3
 CALM = 300  # steps in which the discriminator learns alone
 
@@ -99,7 +96,7 @@ def main() -> None:
     free = student_latents(args.device, team) if args.student else None
     torch.manual_seed(0)
     name = "finish" if args.student else "decoder"
-    ae: Taehv = trained_autoencoder("decoder" if args.student else None).to(args.device)
+    ae: Taehv = trained_autoencoder("decoder" if args.student else "autoencoder").to(args.device)
     before = copy.deepcopy(ae).requires_grad_(False)
     decoder, judge = ae.decoder.train(), Discriminator().to(args.device)
     muon = FilterMuon([p for p in decoder.parameters() if p.ndim == 4], lr=PEAK)
