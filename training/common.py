@@ -79,10 +79,6 @@ def autocast(device: str) -> torch.autocast:
     )
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    return float(-10 * torch.log10(((a - b) ** 2).mean()))
-
-
 def save_sheet(rows: list[Tensor], path: Path) -> None:
     """rows: [T, H, W, 3] in [0, 1] each, drawn one below the other."""
     sheet = torch.cat([torch.cat(list(row), 1) for row in rows], 0)

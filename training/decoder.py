@@ -31,12 +31,9 @@ from run import Ema, Run
 from team import Team
 from weights import trained_autoencoder
 
-STEPS, STUDENT_STEPS, PEAK, DISCRIMINATOR_PEAK = 5_000, 1_500, 3e-4, 2e-4
-LENGTH, ROWS, COLUMNS = (
-    3,
-    14,
-    20,
-)  # of a crop, in latent frames and latent pixels; the first frame only warms the memory
+STEPS, STUDENT_STEPS, PEAK, DISCRIMINATOR_PEAK = 3_000, 1_000, 3e-4, 2e-4
+# Of a crop, in latent frames and latent pixels; the first frame only warms the memory.
+LENGTH, ROWS, COLUMNS = 3, 14, 20
 ADVERSARIAL, MATCHING, TIE = 0.01, 0.02, 0.3
 CALM = 300  # steps in which the discriminator learns alone
 
@@ -94,13 +91,12 @@ def main() -> None:
     parser.add_argument("--report", type=int, default=1000)
     args = parser.parse_args()
     pool = load_pool(f"clips-{args.instances}.npy")
-    # Made before the team is: its members would write the same files.
-    pairs = Pairs(encode_pool(args.instances, args.use, args.device), pool, args.device)
-    free = student_latents(args.device) if args.student else None
     team = Team(args.workers)
+    pairs = Pairs(encode_pool(args.instances, args.use, args.device, team), pool, args.device)
+    free = student_latents(args.device, team) if args.student else None
     torch.manual_seed(0)
     name = "finish" if args.student else "decoder"
-    ae: Taehv = trained_autoencoder("decoder" if args.student else None).to(args.device)
+    ae: Taehv = trained_autoencoder("decoder" if args.student else "autoencoder").to(args.device)
     before = copy.deepcopy(ae).requires_grad_(False)
     decoder, judge = ae.decoder.train(), Discriminator().to(args.device)
     muon = FilterMuon([p for p in decoder.parameters() if p.ndim == 4], lr=PEAK)
@@ -124,7 +120,7 @@ def main() -> None:
     def report() -> None:
         held_out_report(run, ae, pool, args.device)
 
-    totals = np.zeros(6)
+    totals = np.zeros(7)
     for step in run.count([(muon, PEAK), (adam, PEAK), (against, DISCRIMINATOR_PEAK)]):
         latents, frames = pairs.draw(args.batch)
         true = frames[:, 4:]
@@ -162,10 +158,10 @@ def main() -> None:
         muon.step()
         adam.step()
         ema.update(step)
-        totals += [*(part.item() for part in parts), match.item(), verdict.item(), said.item()]
+        totals += [*(part.item() for part in parts), match.item(), verdict.item(), said.item(), 1]
         if step % 100 == 99:
             names = ("loss", "texture", "moving", "matching", "verdict", "discriminator")
-            run.log(**dict(zip(names, (totals / 100).round(4).tolist(), strict=True)))
+            run.log(**dict(zip(names, (totals[:6] / totals[6]).round(4).tolist(), strict=True)))
             totals[:] = 0
         if step % args.report == args.report - 1 and team.first:
             evaluate_with(ema, decoder, report)

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class Discriminator(nn.Module):
-    """Says, patch by patch (22 pixels wide), whether two successive frames are rendered; small enough for a CPU.
+    """Says, patch by patch (26 pixels wide), whether two successive frames are rendered; small enough for a CPU.
 
     It sees the later frame and the difference to it, so that texture that stands still or boils is as wrong as blur.
     """

@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peak", type=float, default=PEAK)
     args = parser.parse_args()
-    latents = encode_pool(args.instances, args.use, args.device)
     team = Team(args.workers)
+    latents = encode_pool(args.instances, args.use, args.device, team)
     torch.manual_seed(0)
     batches = Batches(latents, load_texts(), args.device)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]

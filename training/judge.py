@@ -1,27 +1,40 @@
-"""Name the scene of a video: nearest class by simple statistics, learnt from rendered clips alone.
+"""Judge a stream by its pictures: how much there is to see, against renders of the same prompts, and what it shows.
 
-    python training/judge.py [--bundle B]      generates every prompt of the bank and prints what each is taken for
+    python training/judge.py [--bundle B]              three seeds of every prompt of the bank
+    python training/judge.py --renders                 other renders in place of a stream: the judge's own examination
+    python training/judge.py --autoencoder shipped     renders that an autoencoder has coded and decoded
 
-A clip becomes the mean colour of 8×5 tiles and the mean absolute change of each tile per frame. Classes are
-(scene, variant); the distance is Euclidean after scaling every feature by its deviation within classes. The judge never
-sees a generated frame before it judges, and is itself tested on held-out rendered clips.
+Measures: measures.py; things: things.py; goals: marks.py. Here the scene is named: nearest class by simple statistics,
+learnt from rendered clips alone. A clip becomes the mean colour of 8×5 tiles and the mean absolute change of each tile
+per frame; classes are (scene, variant). The judge never sees a generated frame before it judges, and is itself tested on
+held-out rendered clips.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from everframe.engines.bundle import Bundle
+from everframe.export.taehv import Taehv
 from everframe.runtime import Stream, open_bundle
 
+from marks import Row, by_scene, goals, measure, shares
+from measures import Frames
+from reconstruct import stream, to_bytes
 from scenes import PROMPTS, render
+from weights import shipped_autoencoder, trained_autoencoder
 
 CLASSES = [(scene, variant) for scene, variants in PROMPTS.items() for variant in variants]
 TILES = (5, 8)
+PART = 12  # frames from which a scene is named
+LENGTH, WARM = 48, 12  # frames of a judged clip; frames that warm an autoencoder's memory
+FIRST_SEED, TRUE = 9000, 8  # seeds that no training uses; renders per prompt that a stream is compared with
 
 
 def features(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -39,39 +52,111 @@ def features(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def rendered(scene: str, variant: str, seed: int) -> NDArray[np.uint8]:
-    frames = render(scene, variant, seed, torch.arange(12) + 37 * seed)
+    frames = render(scene, variant, seed, torch.arange(PART) + 37 * seed)
     return (frames * 255).round().byte().numpy()
 
 
 class Judge:
-    def __init__(self, examples: int = 10, first_seed: int = 5000):
-        rows = [np.stack([features(rendered(s, v, first_seed + i)) for i in range(examples)]) for s, v in CLASSES]
-        self.means = np.stack([r.mean(0) for r in rows])
-        self.scale = np.sqrt(np.mean([r.var(0) for r in rows], 0)) + 0.02
+    """Nearest class by Mahalanobis distance under the classes' common covariance, shrunk towards its diagonal."""
+
+    def __init__(self, examples: int = 10, first_seed: int = 5000, shrinkage: float = 0.1, floor: float = 2e-3):
+        rows = np.stack(
+            [[features(rendered(s, v, first_seed + i)) for i in range(examples)] for s, v in CLASSES]
+        )  # [class, example, feature]
+        self.means = rows.mean(1)
+        within = (rows - self.means[:, None]).reshape(-1, rows.shape[-1])
+        covariance = within.T @ within / len(within)
+        diagonal = np.diag(np.diag(covariance))
+        self.precision = np.linalg.inv(
+            (1 - shrinkage) * covariance + shrinkage * diagonal + floor * np.eye(len(covariance))
+        )
 
     def name(self, frames: NDArray[np.uint8]) -> tuple[str, str]:
-        """The (scene, variant) that the clip looks most like."""
-        distance = (((features(frames) - self.means) / self.scale) ** 2).sum(1)
+        """The (scene, variant) that the clip looks most like, mean over its parts of twelve frames."""
+        parts = [frames[i : i + PART] for i in range(0, max(1, len(frames) - PART + 1), PART)]
+        away = np.stack([features(part) for part in parts])[:, None] - self.means  # [part, class, feature]
+        distance = np.einsum("pci,ij,pcj->c", away, self.precision, away)
         return CLASSES[int(distance.argmin())]
+
+
+def clips_of_stream(bundle: Bundle, prompt: str, seeds: int, warm: int) -> list[Frames]:
+    """LENGTH frames of a running stream for every seed, after so many chunks."""
+    clips = []
+    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+        with Stream(bundle, prompt=prompt, seed=seed) as stream:
+            frames: list[Frames] = []
+            while sum(map(len, frames)) < LENGTH + warm * bundle.manifest.geometry.chunk_frames:
+                frames.append(stream.next_chunk().frames)
+        clips.append(np.concatenate(frames)[-LENGTH:])
+    return clips
+
+
+def rendered_clips(scene: str, variant: str, seeds: range) -> list[Frames]:
+    """LENGTH frames of renders that no training has seen, from different moments."""
+    clips = [render(scene, variant, seed, torch.arange(LENGTH) + 37 * (seed % 100)) for seed in seeds]
+    return [(clip * 255).round().byte().numpy() for clip in clips]
+
+
+def through(ae: Taehv, clips: list[Frames]) -> list[Frames]:
+    """What an autoencoder, run as a stream runs it, makes of clips; the memory is warmed up by the clip itself."""
+    out = []
+    for clip in clips:
+        frames = torch.from_numpy(clip).permute(0, 3, 1, 2)[None].float() / 255
+        out.append(to_bytes(stream(ae, torch.cat([frames[:, :WARM], frames], 1)))[WARM:])
+    return out
+
+
+def show(rows: dict[str, dict[str, float]]) -> None:
+    columns = list(dict.fromkeys(k for row in rows.values() for k in row))
+    common = [c for c in columns if all(c in row for row in rows.values())]
+    print(f"{'':16}" + "".join(f"{c:>11}" for c in common))
+    for name, row in rows.items():
+        things = "  ".join(f"{c} {row[c]:.2f}" for c in columns if c in row and c not in common)
+        print(f"{name:16}" + "".join(f"{row[c]:11.2f}" for c in common) + f"  {things}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--chunks", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--bundle", type=Path)
+    what.add_argument("--renders", action="store_true", help="judge other renders, which must get full marks")
+    what.add_argument("--autoencoder", metavar="RUN", help="judge renders coded and decoded: shipped, or a run's name")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--warm", type=int, default=4, help="chunks of a stream before it is judged")
+    parser.add_argument("--scenes", nargs="*", default=list(PROMPTS))
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    judge, bundle = Judge(), open_bundle(args.bundle)
+    judge = Judge()
+    bundle = None if args.renders or args.autoencoder else open_bundle(args.bundle)
+    ae = None
+    if args.autoencoder:
+        ae = shipped_autoencoder() if args.autoencoder == "shipped" else trained_autoencoder(args.autoencoder)
+    rows: dict[tuple[str, str], Row] = {}
     scenes = variants = 0
-    for prompt in bundle.manifest.prompts:
-        true = next((s, v) for s, v in CLASSES if prompt in PROMPTS[s][v])
-        with Stream(bundle, prompt=prompt, seed=args.seed) as stream:
-            clips = [stream.next_chunk().frames for _ in range(args.chunks)]
-        taken = judge.name(clips[-1])
-        scenes, variants = scenes + (taken[0] == true[0]), variants + (taken == true)
-        print(f"{'ok ' if taken == true else 'no '} {prompt}: {'/'.join(taken)}")
-    n = len(bundle.manifest.prompts)
-    print(f"scene right for {scenes} of {n} prompts, scene and variant for {variants}")
+    for scene, variant in (c for c in CLASSES if c[0] in args.scenes):
+        prompt = PROMPTS[scene][variant][0]
+        others = rendered_clips(scene, variant, range(FIRST_SEED + 100, FIRST_SEED + 100 + args.seeds))
+        clips = through(ae, others) if ae else others
+        if bundle:
+            clips = clips_of_stream(bundle, prompt, args.seeds, args.warm)
+        taken = [judge.name(clip) for clip in clips]
+        scenes += sum(t[0] == scene for t in taken) == len(taken)
+        variants += sum(t == (scene, variant) for t in taken) == len(taken)
+        true = measure(scene, others if ae else rendered_clips(scene, variant, range(FIRST_SEED, FIRST_SEED + TRUE)))
+        rows[scene, variant] = shares(measure(scene, clips), true)
+        print(f"{prompt}: {', '.join('/'.join(t) for t in taken)}", flush=True)
+    show({f"{s} {v}": row for (s, v), row in rows.items()})
+    print()
+    together = by_scene(rows)
+    show(together)
+    print()
+    reached = goals(rows, (scenes, variants), len(rows))
+    for goal in reached:
+        print(f"{'yes' if goal.met else 'no ':3}  {goal.value:6.2f}  {goal.text}")
+    print(f"{sum(g.met for g in reached)} of {len(reached)} goals")
+    if args.json:
+        record = {"scenes": together, "goals": {g.text: [round(g.value, 3), g.met] for g in reached}}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

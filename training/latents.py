@@ -12,25 +12,30 @@ from everframe.export.wan import Wan
 
 from clips import FAR, NEAR, WARM, instance
 from common import autocast, load_pool
+from rollout import Tables, generate
 from run import WORK, load_part, progress_of
 from scenes import PROMPTS, render
 from settings import AUTOENCODER, TRANSFORMER
+from team import Team
 from weights import shipped_autoencoder, trained_autoencoder
 
 PER_CLIP = (NEAR + FAR) // 4
 
 
-def encode_pool(instances: int, use: int, device: str) -> np.ndarray:
-    """Latents of the pool's first `use` instances [use, 15 near + 12 far, C, h, w] float16, for the encoder as it is now."""
+def encode_pool(instances: int, use: int, device: str, team: Team) -> np.ndarray:
+    """Latents of the pool's first `use` instances [use, 15 near + 12 far, C, h, w] float16, for the encoder as it is now.
+    Each of the team encodes its share."""
     path = WORK / f"latents-{use}-{progress_of('autoencoder')}.npy"
+    part = path.with_suffix(".part")
     if not path.exists():
-        ae = trained_autoencoder().to(device)
         pool = load_pool(f"clips-{instances}.npy")
         shape = (use, PER_CLIP, AUTOENCODER.latent_channels, pool.shape[2] // 8, pool.shape[3] // 8)
-        part = path.with_suffix(".part")
-        mode = "r+" if part.exists() else "w+"  # goes on where a killed run stopped
-        out = np.lib.format.open_memmap(part, mode=mode, dtype=np.float16, shape=shape)
-        for i in range(use):
+        if team.first and not part.exists():
+            np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape).flush()
+        team.wait()
+        out = np.lib.format.open_memmap(part, mode="r+")  # goes on where a killed run stopped
+        ae = trained_autoencoder().to(device)
+        for i in range(team.rank, use, team.size):
             if out[i].any():
                 continue
             frames = torch.from_numpy(pool[i].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
@@ -39,15 +44,18 @@ def encode_pool(instances: int, use: int, device: str) -> np.ndarray:
             if i % 100 == 0:
                 print(f"encoded {i}/{use}", flush=True)
         out.flush()
-        part.rename(path)
+        team.wait()
+        if team.first:
+            part.rename(path)
+    team.wait()
     return np.load(path, mmap_mode="r")
 
 
-def render_short(use: int, size: tuple[int, int], device: str) -> np.ndarray:
+def render_short(use: int, size: tuple[int, int], device: str, team: Team) -> np.ndarray:
     """Latents of so many instances' first five chunks at the size of the study's variant (transformer.py --short), by the
     autoencoder that ships [use, 15, C, h, w] float16."""
     path = WORK / f"latents-short-{use}.npy"
-    if not path.exists():
+    if team.first and not path.exists():
         ae = shipped_autoencoder().to(device)
         height, width = (16 * tokens for tokens in size)
         made = []
@@ -56,6 +64,7 @@ def render_short(use: int, size: tuple[int, int], device: str) -> np.ndarray:
             frames = render(it.scene, it.variant, it.seed, torch.arange(NEAR), height, width)
             made.append(encode_clip(ae, frames.permute(0, 3, 1, 2)[None].to(device))[0].half().cpu().numpy())
         np.save(path, np.stack(made))
+    team.wait()
     return np.load(path)
 
 
@@ -76,21 +85,24 @@ def load_texts() -> dict[str, Tensor]:
     return {k: nn.functional.pad(v.float(), (0, 0, 0, TRANSFORMER.text_len - len(v))) for k, v in texts.items()}
 
 
-def student_latents(device: str, seeds: int = 2, chunks: int = 12) -> np.ndarray:
-    """What the distilled student makes of every wording [n, chunks·F, C, h, w] float16."""
+def student_latents(device: str, team: Team, chunks: int = 8) -> np.ndarray:
+    """What the distilled student makes of every wording [n, chunks·F, C, h, w] float16, each of the team its share."""
     path = WORK / f"latents-student-{progress_of('distill')}.npy"
+    shares = [path.with_suffix(f".{rank}.npy") for rank in range(team.size)]
     if not path.exists():
-        from transformer import Tables, generate  # which imports this module
-
         student = Wan(TRANSFORMER).to(device).eval()
         student.load_state_dict(load_part("distill", "model"))
         texts, tables = load_texts(), Tables(device)
         wordings = [p for variants in PROMPTS.values() for group in variants.values() for p in group]
         made = []
         with torch.no_grad(), autocast(device):
-            for seed in range(seeds):
-                for part in torch.tensor(range(len(wordings))).split(8):
-                    text = torch.stack([texts[wordings[i]] for i in part.tolist()]).to(device)
-                    made.append(generate(student, tables, text, chunks, seed=1 + seed).half().cpu().numpy())
-        np.save(path, np.concatenate(made))
+            for part in torch.arange(team.rank, len(wordings), team.size).split(6):
+                text = torch.stack([texts[wordings[i]] for i in part.tolist()]).to(device)
+                made.append(generate(student, tables, text, chunks, seed=1 + team.rank).half().cpu().numpy())
+        np.save(shares[team.rank], np.concatenate(made))
+        team.wait()
+        if team.first:
+            np.save(path.with_suffix(".part.npy"), np.concatenate([np.load(share) for share in shares]))
+            path.with_suffix(".part.npy").rename(path)
+    team.wait()
     return np.load(path, mmap_mode="r")

@@ -39,12 +39,19 @@ def blur(x: Tensor) -> Tensor:
     return F.conv2d(x, taps.view(1, 1, 1, 5).expand(c, 1, 1, 5), groups=c)
 
 
+def opponent(x: Tensor) -> Tensor:
+    """RGB [N, 3, H, W] -> brightness, red against green, blue against both. Energies of RGB alone let flakes turn gaudy."""
+    red, green, blue = x.unbind(1)
+    return torch.stack([(red + green + blue) / 3, (red - green) / 2, blue / 2 - (red + green) / 4], 1)
+
+
 def band_amplitudes(x: Tensor, bands: int = BANDS) -> list[Tensor]:
-    """Root mean square of each octave, finest first, in windows half overlapping: [N, C, H, W] -> [N, 1, h, w] each."""
-    out = []
+    """Root mean square of each octave of each opponent channel, finest first, in windows half overlapping:
+    [N, 3, H, W] -> [N, 3, h, w] each."""
+    out, x = [], opponent(x)
     for _ in range(bands):
         low = blur(x)
-        energy = F.avg_pool2d((x - low).square().mean(1, keepdim=True), WINDOW, WINDOW // 2)
+        energy = F.avg_pool2d((x - low).square(), WINDOW, WINDOW // 2)
         out.append((energy + (LEVEL / 2) ** 2).sqrt())
         x = low[..., ::2, ::2]
     return out

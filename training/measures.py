@@ -50,3 +50,41 @@ def laplacian(frames: Frames) -> float:
 def geometric(shares: NDArray[np.float64] | list[float]) -> float:
     """Geometric mean: one scene without any detail is not made good by the others."""
     return float(np.exp(np.mean(np.log(np.maximum(shares, 1e-6)))))
+
+
+def tempo(frames: Frames, count: int = 3) -> NDArray[np.float64]:
+    """Energy of luma's change over time per pixel, in grey levels squared, by octave of temporal frequency, fastest
+    first: at 16 fps 4…8, 2…4, 1…2 Hz. A Hann window over the clip, and every pixel's mean taken off."""
+    y = luma(frames).astype(np.float64)
+    t = len(y)
+    window = np.hanning(t + 2)[1:-1, None, None]
+    mean = (y * window).sum(0) / window.sum()
+    spectrum = np.abs(np.fft.rfft((y - mean) * window, axis=0)) ** 2
+    spectrum[1 : (t + 1) // 2] *= 2
+    frequency = np.fft.rfftfreq(t)
+    total = spectrum.mean((1, 2)) / (t * (window**2).sum())
+    return np.array([total[(frequency > 2.0 ** -(k + 2)) & (frequency <= 2.0 ** -(k + 1))].sum() for k in range(count)])
+
+
+def quantiles(frames: Frames, count: int = 64) -> NDArray[np.float64]:
+    """The distribution of every colour channel: [3, count] grey levels, rising."""
+    at = (np.arange(count) + 0.5) / count
+    return np.stack([np.quantile(frames[..., c], at) for c in range(3)])
+
+
+def colour_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Mean distance of two clips' quantiles, in grey levels: how far colour has to be moved (Wasserstein-1)."""
+    return float(np.abs(a - b).mean())
+
+
+def picture(frames: Frames, rows: int = 9, columns: int = 16) -> NDArray[np.float64]:
+    """The clip's mean picture in cells [rows, columns, 3]: its layout without its details."""
+    mean = frames.mean(0)
+    h, w = (n // k * k for n, k in zip(mean.shape[:2], (rows, columns), strict=True))
+    return mean[:h, :w].reshape(rows, h // rows, columns, w // columns, 3).mean((1, 3))
+
+
+def diversity(pictures: list[NDArray[np.float64]]) -> float:
+    """Root mean square difference between clips of the same prompt, mean over all pairs, in grey levels."""
+    pairs = [(a, b) for i, a in enumerate(pictures) for b in pictures[:i]]
+    return float(np.mean([np.sqrt(((a - b) ** 2).mean()) for a, b in pairs])) if pairs else 0.0

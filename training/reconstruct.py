@@ -42,12 +42,12 @@ def to_bytes(frames: torch.Tensor) -> np.ndarray:
     return (frames[0] * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def compare(made: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """The columns' figures of one clip."""
-    share = octaves(made, 2) / octaves(true, 2)
-    return np.array(
-        [*share, laplacian(made) / laplacian(true), motion(made) / motion(true), psnr(made, true), ssim(made, true)]
-    )
+def compare(made: list[np.ndarray], true: list[np.ndarray]) -> np.ndarray:
+    """The columns' figures of one scene. Energies and motion are averaged over its clips before they are compared: a
+    clip in which there is little must not weigh as much as one in which there is a lot."""
+    sums = [np.sum([[*octaves(c, 2), laplacian(c), motion(c)] for c in clips], 0) for clips in (made, true)]
+    pairs = list(zip(made, true, strict=True))
+    return np.array([*(sums[0] / sums[1]), np.mean([psnr(*p) for p in pairs]), np.mean([ssim(*p) for p in pairs])])
 
 
 def main() -> None:
@@ -55,17 +55,18 @@ def main() -> None:
     parser.add_argument("--run", nargs="?", const="autoencoder", help="autoencoder (default) or decoder")
     args = parser.parse_args()
     ae = trained_autoencoder(args.run) if args.run else shipped_autoencoder()
-    found: dict[str, list[np.ndarray]] = {}
+    made: dict[str, list[np.ndarray]] = {}
+    true: dict[str, list[np.ndarray]] = {}
     for i in range(FIRST, FIRST + CLIPS):
         it = instance(i)
-        true = render(it.scene, it.variant, it.seed, torch.arange(FRAMES), HEIGHT, WIDTH).permute(0, 3, 1, 2)[None]
-        made, kept = (to_bytes(v)[WARM:] for v in (stream(ae, true), true))
-        found.setdefault(it.scene, []).append(compare(made, kept))
+        clip = render(it.scene, it.variant, it.seed, torch.arange(FRAMES), HEIGHT, WIDTH).permute(0, 3, 1, 2)[None]
+        made.setdefault(it.scene, []).append(to_bytes(stream(ae, clip))[WARM:])
+        true.setdefault(it.scene, []).append(to_bytes(clip)[WARM:])
+    rows = {scene: compare(made[scene], true[scene]) for scene in made}
     print(f"{'':8} " + " ".join(f"{c:>9}" for c in COLUMNS))
-    means = {scene: np.mean(values, 0) for scene, values in found.items()}
-    for scene, mean in means.items():
-        print(f"{scene:8} " + " ".join(f"{v:9.3f}" for v in mean))
-    print(f"{'together':8} " + " ".join(f"{geometric(column):9.3f}" for column in np.array(list(means.values())).T))
+    for scene, row in rows.items():
+        print(f"{scene:8} " + " ".join(f"{v:9.3f}" for v in row))
+    print(f"{'together':8} " + " ".join(f"{geometric(column):9.3f}" for column in np.array(list(rows.values())).T))
 
 
 if __name__ == "__main__":

@@ -78,9 +78,14 @@ class Team:
             dist.all_reduce(value)
         return value / self.size
 
-    def leave(self) -> None:
+    def wait(self) -> None:
+        """Until all are here."""
         if self.size > 1:
             dist.barrier()
+
+    def leave(self) -> None:
+        self.wait()
+        if self.size > 1:
             dist.destroy_process_group()
             for other in self._others:
                 other.wait()

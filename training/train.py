@@ -64,17 +64,18 @@ def rendered() -> bool:
     return (WORK / f"clips-done-{INSTANCES}.npy").exists() and bool(load_done(INSTANCES).all())
 
 
-def stages(workers: int, steps: dict[str, int]) -> list[Stage]:
+def stages(workers: int, use: int, steps: dict[str, int]) -> list[Stage]:
     """In the order in which they need each other. Clips are rendered by as many processes as later train."""
     crew = ("--workers", str(workers))
+    some = (*crew, "--use", str(use))
     return [
         Stage("clips", ("clips.py", "--instances", str(INSTANCES), *crew), rendered),
         trained("autoencoder", steps["autoencoder"], "autoencoder.py", *crew),
-        trained("decoder", steps["decoder"], "decoder.py", *crew),
+        trained("decoder", steps["decoder"], "decoder.py", *some),
         Stage("texts", ("texts.py",), lambda: (WORK / "texts.safetensors").exists()),
-        trained("transformer", steps["transformer"], "transformer.py", *crew),
-        trained("distill", steps["distill"], "distill.py", *crew),
-        trained("finish", steps["finish"], "decoder.py", "--student", *crew),
+        trained("transformer", steps["transformer"], "transformer.py", *some),
+        trained("distill", steps["distill"], "distill.py", *some),
+        trained("finish", steps["finish"], "decoder.py", "--student", *some),
         Stage("assemble", ("assemble.py",), lambda: False),
     ]
 
@@ -138,12 +139,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="single-threaded processes, on a CPU")
+    parser.add_argument("--use", type=int, default=960, help="clips whose latents are trained on")
     parser.add_argument("--list", action="store_true")
     for name, steps in STEPS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=steps)
     args = parser.parse_args()
     steps = {name: getattr(args, f"{name}_steps") for name in STEPS}
-    plan = stages(args.workers if args.device == "cpu" else 1, steps)
+    plan = stages(args.workers if args.device == "cpu" else 1, args.use, steps)
     if args.list:
         print("\n".join(f"{stage.name:12} {stage.state}" for stage in plan))
         return 0

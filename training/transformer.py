@@ -178,11 +178,11 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="the variant for the sink-collapse study")
     args = parser.parse_args()
     name, size = ("short", SHORT) if args.short else ("transformer", (ROWS, COLUMNS))
-    # Made before the team is: its members would write the same files.
-    latents = render_short(args.use, SHORT, args.device) if args.short else encode_pool(
-        args.instances, args.use, args.device
-    )  # fmt: skip
     team = Team(args.workers)
+    if args.short:
+        latents = render_short(args.use, SHORT, args.device, team)
+    else:
+        latents = encode_pool(args.instances, args.use, args.device, team)
     torch.manual_seed(0)
     batches = Batches(latents, load_texts(), args.device, args.short)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]

@@ -30,14 +30,14 @@ def fold_norm(ae: Taehv, mean: Tensor, var: Tensor) -> None:
         last.bias.copy_((last.bias - mean) * scale)  # type: ignore[operator, union-attr]
 
 
-def trained_autoencoder(decoder: str | None = None) -> Taehv:
-    """The autoencoder of training/runs; with `decoder`, the name of a run that went on with the decoder alone."""
+def trained_autoencoder(run: str = "autoencoder") -> Taehv:
+    """The autoencoder of training/runs: as trained whole, or with the decoder of a later run, if there is one yet."""
     if not compact_path("autoencoder").exists():
         return shipped_autoencoder()
     state = load_part("autoencoder", "model")
     ae = Taehv(AUTOENCODER)
     ae.load_state_dict({k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")})
     fold_norm(ae, state["norm.running_mean"], state["norm.running_var"])
-    if decoder and progress_of(decoder):
-        ae.decoder.load_state_dict(load_part(decoder, "decoder"))
+    if run != "autoencoder" and progress_of(run):
+        ae.decoder.load_state_dict(load_part(run, "decoder"))
     return ae.eval()

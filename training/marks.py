@@ -1,0 +1,117 @@
+"""What a clip is measured for, and how the clips of all prompts together stand against renders of the same prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from measures import (
+    Frames,
+    colour_distance,
+    diversity,
+    geometric,
+    laplacian,
+    motion,
+    octaves,
+    picture,
+    quantiles,
+    tempo,
+)
+from things import things_of
+
+COUNTED = ("fish", "fish size", "windows", "window size", "trees", "tree size")  # within a factor of 1.5 is the goal
+FACTOR = 1.5
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything that is measured on the clips of one prompt, mean over the clips."""
+
+    octaves: NDArray[np.float64]  # energy, finest first
+    laplacian: float
+    motion: float
+    tempo: NDArray[np.float64]  # energy of change, fastest octave first
+    colours: NDArray[np.float64]  # quantiles [3, n]
+    diversity: float
+    things: dict[str, float]
+
+
+def measure(scene: str, clips: list[Frames]) -> Figures:
+    """Energies are averaged before they are compared: a clip in which little happens must not weigh as much as one in
+    which a lot does."""
+    things = [things_of(scene, clip) for clip in clips]
+    return Figures(
+        octaves=np.mean([octaves(c) for c in clips], 0),
+        laplacian=float(np.mean([laplacian(c) for c in clips])),
+        motion=float(np.mean([motion(c) for c in clips])),
+        tempo=np.mean([tempo(c) for c in clips], 0),
+        colours=np.mean([quantiles(c) for c in clips], 0),
+        diversity=diversity([picture(c) for c in clips]),
+        things={name: float(np.mean([t[name] for t in things])) for name in things[0]},
+    )
+
+
+def shares(made: Figures, true: Figures) -> dict[str, float]:
+    """Ratios made/true (1: as much as in the renders), and the distance of the colours in grey levels."""
+    fine, rate = made.octaves / true.octaves, made.tempo / true.tempo
+    ratios = {
+        "finest": float(fine[0]),
+        "next": float(fine[1]),
+        "third": float(fine[2]),
+        "Laplacian": made.laplacian / true.laplacian,
+        "motion": made.motion / true.motion,
+        "fast": float(rate[0]),
+        "slow": float(rate[2]),
+        "colour": colour_distance(made.colours, true.colours),
+        "diversity": made.diversity / true.diversity if true.diversity else 0.0,
+    }
+    return ratios | {name: made.things[name] / value for name, value in true.things.items() if value}
+
+
+@dataclass(frozen=True)
+class Goal:
+    text: str
+    value: float
+    met: bool
+
+
+Row = dict[str, float]
+
+
+def by_scene(rows: dict[tuple[str, str], Row]) -> dict[str, Row]:
+    """Geometric means over the variants (of the colour distance, the mean)."""
+    out: dict[str, Row] = {}
+    for scene in dict.fromkeys(scene for scene, _ in rows):
+        own = [row for (s, _), row in rows.items() if s == scene]
+        out[scene] = {
+            k: float(np.mean([r[k] for r in own])) if k == "colour" else geometric([r[k] for r in own])
+            for k in own[0]
+            if all(k in r for r in own)
+        }
+    return out
+
+
+def goals(rows: dict[tuple[str, str], Row], named: tuple[int, int], prompts: int) -> list[Goal]:
+    """The goals of a stream; `named`: how many scenes, and scenes with variants, were recognised."""
+    scenes = by_scene(rows)
+
+    def least(column: str, mean: float, worst: float) -> Goal:
+        values = [row[column] for row in scenes.values()]
+        text = f"{column} octave ≥ {mean} (geometric mean over scenes), no scene under {worst}"
+        return Goal(text, geometric(values), geometric(values) >= mean and min(values) >= worst)
+
+    off = max((abs(row["motion"] - 1) for row in scenes.values()), default=1.0)
+    counts = {k: v for row in scenes.values() for k, v in row.items() if k in COUNTED}
+    wrong = sum(not 1 / FACTOR <= v <= FACTOR for v in counts.values())
+    disc = min((row["disc"] for row in rows.values() if "disc" in row), default=0.0)
+    return [
+        least("finest", 0.5, 0.25),
+        least("next", 0.7, 0.25),
+        Goal("motion within ± 20 % in every scene: the largest deviation", off, off <= 0.2),
+        Goal("sun or moon there in ≥ 95 % of frames, for every prompt that has one", disc, disc >= 0.95),
+        Goal(f"of {len(COUNTED)} counts and sizes outside a factor of {FACTOR}", wrong, wrong == 0),
+        Goal(f"scenes named, of {prompts}", named[0], named[0] == prompts),
+        Goal(f"scenes with variant named, of {prompts}", named[1], named[1] == prompts),
+    ]
