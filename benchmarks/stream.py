@@ -77,7 +77,8 @@ def eager_loop(bundle: Bundle, checkpoint: Path, chunks: int, warm: int, threads
             noise = torch.from_numpy(chunk_noise(0, i, n, g.latent_shape))
             tables = temporal_tables(np.arange(g.chunk) + float(i * g.chunk), frequencies)
             slot = layout.slot(i)
-            place = [*map(torch.from_numpy, tables), torch.tensor([slot.start]), torch.tensor([slot.valid])]
+            turned = [torch.from_numpy(table) for table in tables]
+            place = [torch.tensor([slot.start]), torch.tensor([slot.valid])]
             x = noise[0]
             marks.append(time.perf_counter())
             for s in range(n + 1):
@@ -85,7 +86,8 @@ def eager_loop(bundle: Bundle, checkpoint: Path, chunks: int, warm: int, threads
                     x,
                     torch.tensor([s]),
                     noise[(s + 1) % n],
-                    *place,
+                    *turned,
+                    place,
                     keys,
                     values,
                     context[: c.layers],

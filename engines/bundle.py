@@ -258,7 +258,8 @@ def first_problem(error: ValidationError) -> str:
     found = problem.get("input")
     text = f"{place}: {message}" if place else message
     if not isinstance(found, dict | list | BaseModel) and problem["type"] != "value_error":
-        text += f", found {json.dumps(found, default=str)}"
+        shown = json.dumps(found, default=str)
+        text += f", found {shown if len(shown) <= 120 else shown[:100] + '…'}"
     return text + (f" (and {len(others)} more problems)" if others else "")
 
 

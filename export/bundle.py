@@ -161,7 +161,7 @@ def write_graphs(folder: Path, parts: Parts, steps: dict[str, StepGraph], prompt
         place: dict[str, torch.Tensor] = {"mask": torch.zeros(1, 1, 1, g.cache_tokens)}
     else:
         place = {"slot": index.clone(), "kv_len": torch.full((1,), g.chunk_tokens)}
-    args = (latent, index, latent.clone(), table, table.clone(), *place.values())
+    args = (latent, index, latent.clone(), table, table.clone(), list(place.values()))
     # Every argument is a tensor of its own, or the exporter would make one input of two; expanded, it costs nothing.
     rings = tuple(
         [blank[:, :, :1].expand_as(blank) for _ in range(c.layers)] for blank in (ring, ring, text_kv, text_kv)

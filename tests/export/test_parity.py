@@ -122,7 +122,7 @@ def run(
     context = PromptGraph(case.model)(case.text.float())
     place = (torch.tensor([slot.start]), torch.tensor([slot.valid]))
     cos, sin = (torch.from_numpy(t) for t in tables)
-    args = (latent.float(), torch.tensor([index]), noise.float(), cos, sin, *place, ring[:n], ring[n:])
+    args = (latent.float(), torch.tensor([index]), noise.float(), cos, sin, list(place), ring[:n], ring[n:])
     x0, after, *ring = step(*args, list(context[:n]), list(context[n:]))
     return x0, after, ring
 

@@ -41,7 +41,18 @@ def eager_step() -> tuple[StepGraph, tuple]:
     ring = [torch.zeros(1, n.heads, g.cache_tokens, n.head_dim) for _ in range(n.layers)]
     context = PromptGraph(model)(torch.zeros(1, n.text_len, n.text_dim))
     zero, full = torch.zeros(1, dtype=torch.int64), torch.tensor([g.cache_tokens])
-    return step, (latent, zero, latent, table, table, zero, full, ring, ring, context[: n.layers], context[n.layers :])
+    return step, (
+        latent,
+        zero,
+        latent,
+        table,
+        table,
+        [zero, full],
+        ring,
+        ring,
+        context[: n.layers],
+        context[n.layers :],
+    )
 
 
 def test_step_flops_are_those_of_torch() -> None:
