@@ -101,6 +101,13 @@ def test_only_the_command_line_prints() -> None:
         assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), file
 
 
+def test_the_architecture_names_every_module() -> None:
+    named = (ROOT / "docs" / "architecture.md").read_text()
+    for file in modules(*ROOMS):
+        if file.name not in ("__init__.py", "__main__.py", "cli.py"):
+            assert f"`{file.name}`" in named, file
+
+
 def test_sizes() -> None:
     """No module over 400 lines, no function whose body is over 60: signature and docstring do not count."""
     for file in modules(*ROOMS):

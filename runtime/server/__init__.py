@@ -3,6 +3,7 @@
     start.py    `everframe serve`: the configuration, the service, uvicorn
     config.py   the configuration file
     service.py  everything put together
+    guard.py, answers.py, discretion.py, addresses.py   what stands before every route, and what may be said
     app.py      the web application: the routes of the three rooms and the pages
     addresses.py, discretion.py  host names and URLs; what of the configuration may be shown
     pictures/   frames to fragments, the channel that never waits, transports, pushes, viewers

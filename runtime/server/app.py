@@ -14,8 +14,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 
+from .guard import FRESH, Guard, Problem, changing_routes
 from .orders.api import order_routes
-from .orders.guard import FRESH, Guard, Problem, changing_routes
 from .pictures.transports import Live, transport_routes
 from .service import Service
 from .survival.health import health_routes, tell_systemd

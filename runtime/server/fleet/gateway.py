@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi.responses import Response
 
 from ..config import Server
-from ..orders.guard import FRESH, Guard, changing_routes
+from ..guard import FRESH, Guard, changing_routes
 from ..orders.playlist import Change
 from ..pictures.hls import kind_of
 from .actors import Fleet

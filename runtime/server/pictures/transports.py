@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import Response, StreamingResponse
 
-from ..orders.guard import FRESH, Problem, same_origin
+from ..guard import FRESH, Problem, same_origin
 from ..service import Service
 from .channel import Queue
 from .fmp4 import Fragment

@@ -203,7 +203,7 @@ def test_foreign_pages_get_no_cors(site: Site) -> None:
 
 
 def test_the_rate_is_limited_by_address() -> None:
-    from everframe.runtime.server.orders.guard import Rates
+    from everframe.runtime.server.guard import Rates
 
     rates = Rates(2)
     assert [rates.wait("a") == 0 for _ in range(6)] == [True] * 4 + [False] * 2

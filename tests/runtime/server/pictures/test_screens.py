@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Frame, Page
 
 from everframe.runtime.server.config import Server
-from everframe.runtime.server.orders.guard import headers_of
+from everframe.runtime.server.guard import headers_of
 
 from serving import CHROMIUM, Site, free_port, serve, until, wait_for
 

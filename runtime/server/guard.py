@@ -15,9 +15,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..addresses import LOOPBACK, asked_name, in_url, is_loopback
-from ..config import Server
+from .addresses import LOOPBACK, asked_name, in_url, is_loopback
 from .answers import plain, refusals
+from .config import Server
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ....engines.errors import UserError
-from ..discretion import printable, shortened
+from ...engines.errors import UserError
+from .discretion import printable, shortened
 
 MOST_PROBLEMS = 5  # of a body, that an answer lists
 LONGEST = 500  # characters of one message
