@@ -13,7 +13,6 @@ from ...engines.errors import UserError
 from ...engines.files import check_writable
 from ...engines.ort import OrtBackend
 from ..demo import open_bundle
-from ..prompts import PromptBank
 from ..stream import Stream
 from . import options
 from .console import say, show_quality, show_table, status, tell, warn
@@ -177,26 +176,19 @@ def sinks(
     from ..measure import study as studies
 
     check_writable(output)
-    opened = open_bundle(bundle)
-    prompts = prompt or opened.manifest.prompts[:1]
-    variants = studies.variants(sigma or [0.0, 0.2, 0.5, 0.8], studies.OTHERS if method is None else method)
-    bank = PromptBank(opened, OrtBackend(EngineOptions()))
-    prompts = [bank.find(text) for text in prompts]  # fail now, not in another process
-
-    so_far: list[studies.Run] = []
-
-    def show(done: studies.Run) -> None:
-        so_far.append(done)
-        studies.write_record(output, opened, so_far, frames, trained)
-        figures = studies.collapse(done.distance, opened.manifest.geometry.chunk)
-        say(
-            f"{done.variant.label:12} seed {done.seed} · collapse max {figures.highest:5.1f} % at frame {figures.frame} · "
-            f"mean {figures.mean:4.1f} % · motion {done.motion:4.2f} · {done.prompt}"
-        )
-
-    wanted = [(variant, text, number) for variant in variants for text in prompts for number in (seed or [0, 1])]
-    runs = studies.run_all(opened, wanted, frames, trained, jobs, show)
-    for file in studies.write_report(output, opened, runs, frames, trained):
+    files = studies.study_sinks(
+        open_bundle(bundle),
+        output,
+        prompts=prompt,
+        seeds=seed or (0, 1),
+        sigmas=sigma or studies.SIGMAS,
+        methods=studies.OTHERS if method is None else method,
+        frames=frames,
+        trained=trained,
+        jobs=jobs,
+        tell=say,
+    )
+    for file in files:
         say(str(file))
 
 

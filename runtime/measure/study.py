@@ -20,11 +20,14 @@ from ...engines.base import EngineOptions
 from ...engines.bundle import Bundle, RopeSpec
 from ...engines.errors import UserError
 from ...engines.files import reason, write_whole
+from ...engines.ort import OrtBackend
+from ..prompts import PromptBank
 from ..rope import axis_frequencies, head_thetas, mean_cosine, phase_concentration, stretched_frequencies
 from ..stream import Stream
 from .plots import pyplot
 from .statistics import clip_stats, latent_distance
 
+SIGMAS = (0.0, 0.2, 0.5, 0.8)  # jitter strengths
 OTHERS = ("pi", "ntk", "yarn", "riflex", "relative")
 NEIGHBOURHOOD = 10  # chunks on either side that a chunk is compared with
 
@@ -163,6 +166,40 @@ def run_all(
         for future in as_completed(futures):
             tell(future.result())
         return [future.result() for future in futures]
+
+
+def study_sinks(
+    bundle: Bundle,
+    output: Path,
+    *,
+    prompts: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1),
+    sigmas: Sequence[float] = SIGMAS,
+    methods: Sequence[str] = OTHERS,
+    frames: int = 600,
+    trained: int = 21,
+    jobs: int = 1,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Every variant on every prompt (default: the bank's first) and seed; what was found stands in `output` after each.
+
+    frames: latent frames of a stream; trained: latent frames that the model was trained to reach. Raises UserError.
+    """
+    bank = PromptBank(bundle, OrtBackend(EngineOptions()))
+    found = [bank.find(text) for text in prompts or bank.prompts[:1]]  # fail now, not in another process
+    wanted = [(variant, text, seed) for variant in variants(sigmas, methods) for text in found for seed in seeds]
+    so_far: list[Run] = []
+
+    def keep(done: Run) -> None:
+        so_far.append(done)
+        write_record(output, bundle, so_far, frames, trained)
+        figures = collapse(done.distance, bundle.manifest.geometry.chunk)
+        tell(
+            f"{done.variant.label:12} seed {done.seed} · collapse max {figures.highest:5.1f} % at frame {figures.frame} · "
+            f"mean {figures.mean:4.1f} % · motion {done.motion:4.2f} · {done.prompt}"
+        )
+
+    return write_report(output, bundle, run_all(bundle, wanted, frames, trained, jobs, keep), frames, trained)
 
 
 def heads_together(mass: ArrayLike, heads: int) -> float:
