@@ -171,17 +171,18 @@ def wan(  # as long as its options: it does nothing but parse them
         with needs_extra("export,text"):
             from .bundle import check_target
             from .lora import Lora, parse_lora
-            from .wanexport import WanSource, export_wan
-        check_target(output, force)  # before anything is fetched
-        loras = [parse_lora(text, lora_alpha) for text in lora or ()]
+            from .wanexport import WanSource, check_choices, export_wan
+        check_target(output, force)
+        given["loras"] = tuple(parse_lora(text, lora_alpha) for text in lora or ())
         if recipe is not None:
-            given |= by_recipe(recipe, decoder, explicit, report, {f.name for f in dataclasses.fields(WanSource)})
-            loras = [
-                Lora(path, alpha=alpha if lora_alpha is None else lora_alpha) for path, alpha in given.pop("own")
-            ] + loras
-        export_wan(
-            WanSource(**given, loras=tuple(loras)), output, chunks=chunks, force=force, report=report, probe=probe
-        )
+            given |= recipe_options(recipe, explicit, {f.name for f in dataclasses.fields(WanSource)}, report)
+            check_choices(WanSource(**given))  # before anything is fetched
+            fetched, alpha = recipe_files(recipe, decoder, explicit, report)
+            if "lora" in fetched:
+                own = Lora(fetched.pop("lora"), alpha=alpha if lora_alpha is None else lora_alpha)
+                given["loras"] = (own, *given["loras"])
+            given |= fetched
+        export_wan(WanSource(**given), output, chunks=chunks, force=force, report=report, probe=probe)
 
 
 def check_no_recipe(given: dict[str, Any], explicit: set[str]) -> None:
@@ -205,24 +206,31 @@ def plan_recipe(name: str, decoder: str, explicit: set[str], report: Report) -> 
     tell([found for file in recipe.files(decoder, explicit).values() for found in survey([file])], report)
 
 
-def by_recipe(name: str, decoder: str, explicit: set[str], report: Report, known: set[str]) -> dict[str, Any]:
-    """The recipe's options and fetched files that no option overrules, as fields of WanSource; `own`: its LoRA, as
-    (path, alpha). known: the fields that WanSource has. Raises UserError."""
+def recipe_options(name: str, explicit: set[str], known: set[str], report: Report) -> dict[str, Any]:
+    """The recipe's options that no option overrules, as fields of WanSource. known: the fields it has. Raises UserError."""
     from .recipes import PROMPTS, check_options, find
 
     recipe = find(name)
     check_options(recipe, known)
-    with needs_extra("hub"):
-        from .hub import commit_of, fetch
-    files = recipe.files(decoder, explicit)
     own = recipe.left(explicit)
     report.line(f"{name}: {recipe.line}; {recipe.source}")
     report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in own.items())}")
-    paths = fetch(files, report)
-    own["origin"] = {use: f"{files[use].repo}/{files[use].path}@{commit_of(path)}" for use, path in paths.items()}
-    own["own"] = [(paths.pop("lora"), recipe.lora_alpha)] if "lora" in paths else []
-    own |= {use: str(path) if use == "text_encoder" else path for use, path in paths.items()}
     return own if "prompts" in explicit else own | {"prompts": PROMPTS}
+
+
+def recipe_files(name: str, decoder: str, explicit: set[str], report: Report) -> tuple[dict[str, Any], float | None]:
+    """The recipe's files that the user does not give, fetched, as fields of WanSource (and `lora`), with where they came
+    from; the LoRA's alpha. Raises UserError."""
+    from .recipes import find
+
+    recipe = find(name)
+    with needs_extra("hub"):
+        from .hub import commit_of, fetch
+    files = recipe.files(decoder, explicit)
+    paths = fetch(files, report)
+    own: dict[str, Any] = {use: str(path) if use == "text_encoder" else path for use, path in paths.items()}
+    own["origin"] = {use: f"{files[use].repo}/{files[use].path}@{commit_of(path)}" for use, path in paths.items()}
+    return own, recipe.lora_alpha
 
 
 def _words(value: Any) -> str:

@@ -87,8 +87,8 @@ def _look(file: HubFile, path: str) -> Found:
 
 def commit_of(path: Path) -> str:
     """The commit in whose snapshot a cached file is; empty if the path tells none."""
-    parts = path.parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
+    match = re.search(r"models--[^/\\]+[/\\]snapshots[/\\]([^/\\]+)", str(path))
+    return match[1] if match else ""
 
 
 def _check_space(needed: int) -> None:

@@ -23,6 +23,7 @@ from .sources import fit, half, read, single, wan_config
 from .texts import Umt5, encode_all, open_encoder, read_prompts
 from .vaes import KINDS, VaeKind, load_vae
 from .wan import Wan, fold
+from .wanvae import MEAN
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,8 @@ def export_wan(
 ) -> None:
     """Read everything, then write the bundle as `command.write_bundle` does. Raises UserError."""
     check_target(output, force)
-    width, height = parse_size(source.size)
+    check_choices(source)
     dtype = half if source.precision == "fp16" else single
-    check_schedule(source)
-    if source.vae_kind not in KINDS:
-        raise UserError(f"--vae-kind {source.vae_kind}: expected one of {', '.join(KINDS)}")
     prompts = read_prompts(source.prompts)
     transformer = load_transformer(source, dtype, report)
     decoders, encoder, latent_channels = load_vae(source.vae, dtype, source.vae_kind, report)
@@ -72,19 +70,7 @@ def export_wan(
             f"{source.vae}: {latent_channels} latent channels, the generator {source.generator} has "
             f"{config.latent_channels}"
         )
-    try:
-        geometry = Geometry(
-            width=width,
-            height=height,
-            fps=source.fps,
-            latent_channels=latent_channels,
-            chunk=source.chunk,
-            sink=source.sink,
-            window=source.window,
-        )
-        rope = RopeConfig(mode=source.rope, jitter_sigma=source.jitter, jitter_seed=source.jitter_seed)
-    except ValidationError as error:
-        raise UserError(first_problem(error)) from None
+    geometry, rope = geometry_of(source, latent_channels), rope_of(source)
     text_encoder = open_encoder(source.text_encoder, report)
     bank = encode_all(text_encoder, prompts, config.text_len)
     for embedding in bank.values():
@@ -111,6 +97,37 @@ def export_wan(
     )
     del text_encoder  # unless it is exported, the largest thing in memory is done with
     write_bundle(parts, output, chunks=chunks, force=force, report=report, probe=probe)
+
+
+def check_choices(source: WanSource) -> None:
+    """Everything that can be wrong before a file is fetched or read. Raises UserError naming the flag."""
+    check_schedule(source)
+    geometry_of(source, latent_channels=len(MEAN))
+    rope_of(source)
+    if source.vae_kind not in KINDS:
+        raise UserError(f"--vae-kind {source.vae_kind}: expected one of {', '.join(KINDS)}")
+    for lora in source.loras:
+        if not lora.path.exists():
+            raise UserError(f"--lora {lora.path}: no such file or folder")
+    read_prompts(source.prompts)
+
+
+def geometry_of(source: WanSource, latent_channels: int) -> Geometry:
+    """Raises UserError."""
+    width, height = parse_size(source.size)
+    frames = {"chunk": source.chunk, "sink": source.sink, "window": source.window}
+    try:
+        return Geometry(width=width, height=height, fps=source.fps, latent_channels=latent_channels, **frames)
+    except ValidationError as error:
+        raise UserError(first_problem(error)) from None
+
+
+def rope_of(source: WanSource) -> RopeConfig:
+    """Raises UserError."""
+    try:
+        return RopeConfig(mode=source.rope, jitter_sigma=source.jitter, jitter_seed=source.jitter_seed)
+    except ValidationError as error:
+        raise UserError(first_problem(error)) from None
 
 
 def provenance(source: WanSource, text_encoder: str) -> dict[str, Any]:

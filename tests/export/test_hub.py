@@ -61,40 +61,47 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body: bool) -> None:
-        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path.replace("%2B", "+"))
-        name = f"{match[1]}/{match[3]}" if match else ""
+        path = self.path.replace("%2B", "+")
+        match = re.fullmatch(r"/(cdn/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        name = f"{match[2]}/{match[4]}" if match else ""
         fault, content = self.server.faults.get(name, ""), self.server.files.get(name)
-        if fault.isdigit() or content is None or match is None or match[2] not in ("main", COMMIT):
-            self.send_response(int(fault) if fault.isdigit() else 404)
-            for key, value in {"401": {}, "403": {"X-Error-Code": "GatedRepo"}}.get(fault, {}).items():
-                self.send_header(key, value)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+        if fault.isdigit() or content is None or match is None or match[3] not in ("main", COMMIT):
+            gated = {"X-Error-Code": "GatedRepo"} if fault == "403" else {}
+            self.start(int(fault) if fault.isdigit() else 404, {"Content-Length": "0"} | gated)
             return
-        large = len(content) > 1000
-        tag = hashlib.sha256(content) if large else hashlib.sha1(b"blob %d\0" % len(content) + content)
-        sent = content
-        if fault == "corrupt":
-            sent = content[:-1] + bytes([content[-1] ^ 1])
-        start = 0
-        if body:
-            self.server.gets[name] += 1
-            if found := re.match(r"bytes=(\d+)-", self.headers.get("Range", "")):
-                start = int(found[1])
-                self.server.ranges.append(self.headers["Range"])
-        self.send_response(206 if start else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{tag.hexdigest()}"')
-        self.send_header("Content-Length", str(10**15 if fault == "huge" else len(sent) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(sent) - 1}/{len(sent)}")
+        if len(content) < 1000:
+            tag = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            self.start(200, {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"', "Content-Length": str(len(content))})
+            if body:
+                self.server.gets[name] += 1
+                self.wfile.write(content)
+        elif not match[1]:  # large files are elsewhere, their hash and size are told here
+            tag, size = hashlib.sha256(content).hexdigest(), 10**15 if fault == "huge" else len(content)
+            told = {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(size), "X-Repo-Commit": COMMIT}
+            other = f"http://localhost:{self.server.server_address[1]}/cdn{path}"
+            self.start(302, told | {"Location": other, "Content-Length": "0"})
+        elif body:
+            self.send_large(name, content, fault)
+
+    def start(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
         self.end_headers()
-        if not body:
-            return
-        half = (fault == "breaks" and self.server.gets[name] == 1) or fault == "always breaks"
-        self.wfile.write(sent[start : (HALF if half else len(sent))])
-        if half:
-            self.close_connection = True
+
+    def send_large(self, name: str, content: bytes, fault: str) -> None:
+        self.server.gets[name] += 1
+        start = 0
+        if found := re.match(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(found[1])
+            self.server.ranges.append(self.headers["Range"])
+        if fault == "corrupt":
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        part = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        self.start(206 if start else 200, {"ETag": '"of the cdn"', "Content-Length": str(len(content) - start)} | part)
+        half = fault == "breaks" and self.server.gets[name] == 1
+        self.wfile.write(content[start : HALF if half else len(content)])
+        self.close_connection = True
 
 
 @pytest.fixture
@@ -120,7 +127,7 @@ def hub(wan_home: Path) -> Iterator[Hub]:
 
 def run(hub: Hub | None, home: Path, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
     port = hub.server_address[1] if hub else 9  # nobody listens on discard
-    own = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    own = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=kept | own | more, timeout=300)
 

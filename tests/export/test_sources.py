@@ -17,7 +17,7 @@ from everframe.engines.progress import Report
 from everframe.export.names import Part
 from everframe.export.scaled import descale
 from everframe.export.schedule import warped_from
-from everframe.export.sources import read, single
+from everframe.export.sources import RELEASES, read, single
 from everframe.export.texts import Umt5, original_names, umt5_numbers
 from everframe.export.wan import Wan
 from everframe.export.wanexport import WanSource, check_schedule, load_transformer
@@ -86,6 +86,9 @@ def test_the_root_of_a_repository(wan_home: Path, tmp_path: Path) -> None:
     release.mkdir()
     shutil.copy(wan_home / "diffusion_pytorch_model.safetensors", release)
     shutil.copy(wan_home / "Wan2.1_VAE.pth", release)
+    torch.save(load_file(wan_home / "text" / "text_encoder" / "model.safetensors"), release / RELEASES["text_encoder"])
+    shutil.copytree(wan_home / "text" / "tokenizer", release / "google" / "umt5-xxl")
+    assert torch.equal(Umt5(release).encode(WAN_PROMPTS[0], 512), Umt5(wan_home / "text").encode(WAN_PROMPTS[0], 512))
     (release / "config.json").write_text(json.dumps({"model_type": "t2v", "_class_name": "WanModel", "num_heads": 2}))
     same(loaded(wan_home, release), loaded(wan_home, wan_home / "diffusers"))
     assert set(read(release, part="vae").state) == set(torch.load(wan_home / "Wan2.1_VAE.pth", weights_only=True))
