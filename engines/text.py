@@ -9,7 +9,8 @@ from pathlib import Path
 from .errors import UserError
 from .files import reason
 
-INVISIBLE = "\ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
+# Byte order mark, zero-width space, word joiner, soft hyphen, marks of direction: two texts that differ in these look alike.
+INVISIBLE = "\ufeff\u200b\u2060\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def read_text(file: Path) -> str:

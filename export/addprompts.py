@@ -12,7 +12,7 @@ from ..engines.bundle import MANIFEST, Bundle, describe, write_manifest
 from ..engines.errors import UserError
 from ..engines.files import check_replaceable, link_or_copy, new_folder
 from ..engines.text import key
-from .texts import clean, encode_all, open_encoder, read_prompts
+from .texts import check_distinct, clean, encode_all, open_encoder, read_prompts
 
 
 def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str) -> int:
@@ -25,6 +25,7 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
     wanted = [clean(p) for p in prompts] + (read_prompts(file) if file else [])
     if not wanted or not all(wanted):
         raise UserError("prompts add: give one or more prompts, or --prompts FILE")
+    check_distinct(list({key(p): p for p in wanted}.values()), "prompts add")
     known = {key(p) for p in bundle.manifest.prompts}
     new = list({key(p): p for p in wanted if key(p) not in known}.values())
     check_replaceable(path)

@@ -184,7 +184,13 @@ def _problem(layer: str, change: Change, state: State) -> str:
         return f"{bias}: not in the model"
     if pair:
         a, b = parts["A"], parts["B"]
-        whole = a.ndim > 1 and b.ndim > 1 and len(b) == shape[0] and a[0].numel() * len(b) == state[weight].numel()
+        whole = (
+            a.ndim > 1
+            and b.ndim > 1
+            and len(a) > 0
+            and len(b) == shape[0]
+            and a[0].numel() * len(b) == state[weight].numel()
+        )
         if not whole or b[0].numel() != len(a) or len(a) == 0:
             return f"{weight}: {list(b.shape)}·{list(a.shape)} for {shape}"
     for role, name in (("weight", weight), ("bias", bias), ("B bias", bias)):
@@ -244,7 +250,7 @@ def adapter_of(path: Path) -> Adapter | None:
         where = str(file)
         try:
             said = json.loads(file.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file}: not valid JSON ({error})") from None
     if said is None:
         return None
@@ -252,6 +258,10 @@ def adapter_of(path: Path) -> Adapter | None:
         raise UserError(f"{where}: expected an object, found {type(said).__name__}")
     _check_kind(said, where)
     rank = _number(said, "r", where)
+    if rank is not None and rank != int(rank):
+        raise UserError(f"{where}: r {rank:g}; expected a whole number")
+    if not isinstance(said.get("use_rslora", False), bool):
+        raise UserError(f"{where}: use_rslora {said['use_rslora']!r}; expected true or false")
     return Adapter(
         where=CONFIG if where == str(file) else "the file's metadata",
         rank=None if rank is None else int(rank),
@@ -270,7 +280,7 @@ def _metadata(file: Path) -> dict[str, Any] | None:
         said = json.loads(text) if text else None
     except (OSError, SafetensorError):
         return None  # reading the tensors says what is wrong
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: {METADATA} is not valid JSON ({error})") from None
     if not isinstance(said, dict):
         return None
@@ -283,7 +293,7 @@ def _check_kind(said: dict[str, Any], where: str) -> None:
         raise UserError(f"{where}: peft_type {kind!r}, which is not merged; expected LORA")
     if said.get("use_dora"):
         raise UserError(f"{where}: use_dora: DoRA, which is not merged; expected LoRA")
-    for name in ("fan_in_fan_out", "use_qalora", "alora_invocation_tokens"):
+    for name in ("fan_in_fan_out", "use_qalora", "alora_invocation_tokens", "layer_replication"):
         if said.get(name):
             raise UserError(f"{where}: {name}, which is not merged; expected plain LoRA")
     start = str(said.get("init_lora_weights", ""))
@@ -295,7 +305,8 @@ def _number(said: dict[str, Any], name: str, where: str) -> float | None:
     value = said.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not plain or not -1e9 <= value <= 1e9:
         raise UserError(f"{where}: {name} {value!r}; expected a number")
     return float(value)
 
@@ -305,7 +316,8 @@ def _pattern(said: dict[str, Any], name: str, where: str) -> dict[str, float]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: {name} {value!r}; expected an object of numbers")
     for key in value:
-        _number(value, key, f"{where}: {name}")
+        if _number(value, key, f"{where}: {name}") is None:
+            raise UserError(f"{where}: {name}: {key} null; expected a number")
         try:
             re.compile(key)
         except re.error as error:

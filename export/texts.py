@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,9 +54,11 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def check_distinct(prompts: Sequence[str], where: str) -> None:
-    """Raises UserError for two prompts that count as the same."""
+    """Raises UserError for two prompts that count as the same, and for one that no terminal could show."""
     seen: set[str] = set()
     for prompt in prompts:
+        if any(unicodedata.category(c) == "Cc" for c in prompt):
+            raise UserError(f"{where}: prompt {quoted(prompt)} holds a control character")
         if key(prompt) in seen:
             raise UserError(f"{where}: prompt {quoted(prompt)} is there twice")
         seen.add(key(prompt))

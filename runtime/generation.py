@@ -130,6 +130,6 @@ def parse_change(text: str, transition: Transition = "smooth") -> PromptChange:
         at = float(time_text)
     except ValueError:
         at = -1.0
-    if not colon or not at >= 0 or not prompt.strip():
+    if not colon or not 0 <= at <= 1e9 or not prompt.strip():
         raise UserError(f"--then {text!r}: expected SECONDS:PROMPT, for example 12.5:a calm sea")
     return PromptChange(at, prompt, transition)

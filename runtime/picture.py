@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, ImageColor, ImageOps, PngImagePlugin, Unidentif
 
 from ..engines.errors import UserError
 from ..engines.files import reason
+from ..engines.text import first_line
 
 MAX_PIXELS = 256 << 20
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -37,9 +38,11 @@ def read_picture(
     none, which `notice` is told. Raises UserError for what is no picture, or none that can be shown right.
     """
     colour = None if ground is None else parse_colour(ground)
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file}: not a file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
+            warnings.simplefilter("ignore")  # MAX_PIXELS is the limit here; what a reader finds odd is no error
             with Image.open(file) as picture:
                 check_size(file, picture)
                 told: list[str] = []
@@ -53,9 +56,8 @@ def read_picture(
         raise UserError(f"{file}: too many pixels; expected at most {MAX_PIXELS}") from None
     except OSError as error:
         raise UserError(f"{file}: cannot read: {reason(error)}") from None
-    except (ValueError, SyntaxError, MemoryError, EOFError, IndexError, OverflowError, TypeError) as error:
-        # what Pillow's readers raise on damaged files
-        raise UserError(f"{file}: cannot read: {str(error) or type(error).__name__}") from None
+    except Exception as error:  # on damaged files Pillow's readers raise whatever their libraries do
+        raise UserError(f"{file}: cannot read: {first_line(error)}") from None
     for word in told:
         notice(f"{file}: {word}")
     return np.asarray(fitted)
@@ -64,9 +66,12 @@ def read_picture(
 def parse_colour(text: str) -> tuple[int, int, int]:
     """'#204060' or a name -> RGB. Raises UserError."""
     try:
-        return ImageColor.getrgb(text)[:3]
+        channels = ImageColor.getrgb(text)  # a fourth would be alpha
     except ValueError:
-        raise UserError(f"ground {text!r}: expected a colour such as #204060 or white") from None
+        channels = ()
+    if len(channels) != 3 or not all(0 <= c <= 255 for c in channels):
+        raise UserError(f"ground {text!r}: expected an opaque colour such as #204060 or white")
+    return channels
 
 
 def check_size(file: Path, picture: Image.Image) -> None:
@@ -78,7 +83,13 @@ def eight_bits(file: Path, picture: Image.Image) -> Image.Image:
     """The first frame in a mode of eight bits a channel, its transparency kept. Raises UserError for numbers that have no
     known white."""
     picture.load()
-    transparent = "transparency" in picture.info
+    hole = picture.info.get("transparency")
+    transparent = hole is not None
+    deep = picture.mode in SIXTEEN_BITS or picture.mode == "I"
+    if transparent and (deep or (isinstance(hole, tuple) and max(hole) > 255)):
+        raise UserError(
+            f"{file}: one of its colours of 16 bits is transparent, which is not read; save it with an alpha channel"
+        )
     if picture.mode in SIXTEEN_BITS or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
         # Sixteen bits a pixel: Pillow's own conversion cuts everything above 255 off.
         return _kept(

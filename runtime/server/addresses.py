@@ -85,6 +85,6 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         one.close()
         raise UserError(f"cannot listen on {where}: {reason(error)}") from None
-    except (UnicodeError, ValueError):
+    except (UnicodeError, ValueError, TypeError):
         one.close()
         raise UserError(f"cannot listen on {where}: not a host name") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ...engines.bundle import first_problem
 from ...engines.errors import UserError
-from ...engines.files import reason
+from ...engines.text import read_text
 from ..stream import MAX_SEED
 from .addresses import host_name, origin
 from .discretion import redacted
@@ -22,7 +23,7 @@ from .pictures.push import FORMATS
 Read = TypeVar("Read", bound=BaseModel)
 Stream = TypeVar("Stream", bound="StreamSettings")
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86400)]
+Seconds = Annotated[float, Field(ge=0.05, le=86400)]
 
 SHORTEST_TOKEN = 16
 
@@ -56,8 +57,8 @@ def _push(found: Any) -> Any:
     for target in found:
         if target.split("://")[0] not in FORMATS or "://" not in target:
             raise ValueError(f"push {redacted(target)!r}: expected rtmp://, rtmps://, srt:// or udp://")
-        if not (target.isascii() and target.isprintable()):
-            raise ValueError(f"push {redacted(target)!r}: expected printable ASCII (%C3%BC for ü)")
+        if not (target.isascii() and target.isprintable()) or " " in target:
+            raise ValueError(f"push {redacted(target)!r}: expected printable ASCII without blanks (%C3%BC for ü)")
         ports = r"[^/?#]*:\d{1,5}" if target.startswith(("udp", "srt")) else r"[^/?#:]|[^/?#]*[^/?#:]"
         if not re.match(rf"\w+://({ports})([/?#]|$)", target):
             raise ValueError(f"push {redacted(target)!r}: expected a host and, for udp and srt, its port")
@@ -149,20 +150,31 @@ class Config(Section):
 
 def read_toml(file: Path, kind: type[Read]) -> Read:
     """Raises UserError naming the file and the field."""
+    text = read_text(file)
     try:
-        return kind.model_validate(tomllib.loads(file.read_text(encoding="utf-8-sig")))
-    except OSError as error:
-        raise UserError(f"{file}: cannot read: {reason(error)}") from None
+        raw = tomllib.loads(text)
+        if any(unicodedata.category(c) == "Cc" and not c.isspace() for c in _strings(raw)):
+            raise UserError(f"{file}: a control character in a value: no path, host or prompt has one")
+        return kind.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{file}: {_problem(error)}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid TOML: {error}") from None
 
 
+def _strings(value: Any) -> str:
+    """All text in a TOML document, in one."""
+    if isinstance(value, dict):
+        return "".join(_strings(one) for one in value.values())
+    return "".join(map(_strings, value)) if isinstance(value, list) else value if isinstance(value, str) else ""
+
+
 def _problem(error: ValidationError) -> str:
-    """What stands under an unknown name may be a token or an address with a key: it is not quoted."""
+    """What stands under an unknown name, or where something else was expected, may be a token or an address with a key: text
+    is quoted only where it is one of a few words."""
     first = error.errors(include_url=False, include_input=False)[0]
-    if first["type"] == "extra_forbidden":
+    quotable = first["type"] in ("literal_error", "value_error") or not isinstance(error.errors()[0]["input"], str)
+    if first["type"] == "extra_forbidden" or not quotable:
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return first_problem(error)
 

@@ -24,7 +24,9 @@ def redacted(url: str) -> str:
     if found is None:
         return HIDDEN
     host = found["authority"].rpartition("@")[2]
-    if "@" in found["rest"]:  # a password with a slash in it: what looks like the host is part of it
+    if "@" in found["rest"] or not re.fullmatch(
+        r"[A-Za-z0-9._\-\[\]:%]*", host
+    ):  # a password with a slash in it: what looks like the host is part of it
         host = HIDDEN
     return f"{found['scheme']}://{host}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -199,3 +200,22 @@ def test_a_ground_that_is_no_colour(tmp_path: Path) -> None:
     Image.fromarray(flag()).save(tmp_path / "x.png")
     with pytest.raises(UserError, match="ground 'greenish'"):
         read_picture(tmp_path / "x.png", 90, 60, "greenish")
+
+
+def test_sixteen_bit_transparency_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((60, 90), 0xFF00, np.uint16)).save(tmp_path / "x.png", transparency=0xFF00)
+    with pytest.raises(UserError, match="16 bits is transparent"):
+        read_picture(tmp_path / "x.png", 90, 60)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(UserError, match="not a file"):
+            read_picture(tmp_path / name, 90, 60)
+
+
+@pytest.mark.parametrize("ground", ["rgb(300,0,0)", "#00000000", "#fff8", "nothing"])
+def test_grounds_that_are_no_opaque_colour(tmp_path: Path, ground: str) -> None:
+    with pytest.raises(UserError, match="opaque colour"):
+        read_picture(tmp_path / "x.png", 90, 60, ground)

@@ -30,6 +30,7 @@ from .playlist import Change
 log = logging.getLogger(__name__)
 
 HOME = "/everframe/"
+DEEPEST = 8  # bundles in bundles
 LARGEST = 65535  # bytes of a datagram
 
 
@@ -42,9 +43,10 @@ class Listener:
         self._socket = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET, socket.SOCK_DGRAM)
         try:
             self._socket.bind((bare, settings.port))
-        except OSError as error:
+        except (OSError, TypeError, ValueError) as error:  # the others: what is no host name at all
             self._socket.close()
-            raise UserError(f"osc: cannot listen on {in_url(bare)}:{settings.port}: {reason(error)}") from None
+            why = reason(error) if isinstance(error, OSError) else "not a host name"
+            raise UserError(f"osc: cannot listen on {in_url(bare)}:{settings.port}: {why}") from None
         self._socket.settimeout(0.5)
         self._thread = threading.Thread(target=self._listen, name="osc", daemon=True)
         self._thread.start()
@@ -83,6 +85,7 @@ def packet(control: Control, data: bytes) -> None:
     """Obey a datagram's messages, at once whatever its time tag says. Raises UserError for what cannot be obeyed."""
     from pythonosc.osc_packet import OscPacket
 
+    check_sizes(data)
     try:
         messages = [timed.message for timed in OscPacket(data).messages]
         orders = [(message.address, tuple(message.params)) for message in messages]
@@ -100,6 +103,22 @@ def packet(control: Control, data: bytes) -> None:
             problems.append(f"{address}: {error}")
     if problems:
         raise UserError("; ".join(problems))
+
+
+def check_sizes(data: bytes, depth: int = 0) -> None:
+    """Raises UserError for a bundle whose elements do not fill it one after the other: python-osc never comes back from
+    sizes below zero."""
+    if not data.startswith(b"#bundle\0"):
+        return
+    at = 16  # behind the name and the time tag
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big", signed=True)
+        if depth > DEEPEST or size <= 0 or size % 4 or at + 4 + size > len(data):
+            raise UserError(f"{len(data)} bytes that are no OSC message: an element of {size} bytes at {at}")
+        check_sizes(data[at + 4 : at + 4 + size], depth + 1)
+        at += 4 + size
+    if at != len(data):
+        raise UserError(f"{len(data)} bytes that are no OSC message: the bundle is cut off")
 
 
 def order(control: Control, name: str, values: tuple[Any, ...]) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from pythonosc.udp_client import SimpleUDPClient
 
+from everframe.engines.errors import UserError
+from everframe.runtime.server.orders.osc import check_sizes
+
 from helpers import PROMPTS
 from serving import Site, free_port, serve, wait_for
 
@@ -134,3 +137,25 @@ def test_a_bundle_dated_into_the_future_is_obeyed_at_once(show) -> None:
     one = message("/everframe/seed", "i", 12)
     s.send(words(b"#bundle") + struct.pack(">II", 0xFFFFFFF0, 0) + struct.pack(">i", len(one)) + one)
     wait_for(lambda: kept(site)["seed"] == 12, 10)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"#bundle\0" + bytes(8) + struct.pack(">i", -4),
+        b"#bundle\0" + bytes(8) + struct.pack(">i", 0),
+        b"#bundle\0" + bytes(8) + struct.pack(">i", 400) + b"/x\0\0",
+        b"#bundle\0" + bytes(8) + b"\0\0",
+    ],
+)
+def test_bundles_that_never_end_are_refused(data: bytes) -> None:
+    with pytest.raises(UserError, match="no OSC message"):
+        check_sizes(data)
+
+
+def test_bundles_in_bundles_end_somewhere() -> None:
+    data = b"#bundle\0" + bytes(8)
+    for _ in range(300):
+        data = b"#bundle\0" + bytes(8) + struct.pack(">i", len(data)) + data
+    with pytest.raises(UserError, match="no OSC message"):
+        check_sizes(data)
