@@ -32,6 +32,9 @@ import autoencoder
 autoencoder.CROP, autoencoder.HELD_OUT = (12, 48, 64), 2
 import assemble, decoder, distill, transformer
 decoder.ROWS, decoder.COLUMNS, decoder.HELD_OUT, transformer.HELD_OUT = 6, 8, 2, 2
+transformer.preview.__defaults__ = (4,)  # chunks
+import latents
+latents.student_latents.__defaults__ = (1,)
 from scenes import PROMPTS
 
 def stage(module, steps, *more):
