@@ -4,18 +4,29 @@ PYTHON ?= python3
 SECONDS_OF_VIDEO ?= 30
 PROMPT ?=
 
-.PHONY: help demo test test-gpu lint bench train clean
+.PHONY: help demo test test-slow test-lowest test-gpu lint bench train clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed -E 's/:.*# /\t/' | expand -t 10
 
 demo: .venv-run/ready  # write a 30-second video with the shipped bundle; installs no torch
 	@mkdir -p out
-	.venv-run/bin/everframe generate --seconds $(SECONDS_OF_VIDEO) $(if $(PROMPT),--prompt "$(PROMPT)") -o out/demo.mp4
+	.venv-run/bin/everframe generate --seconds $(SECONDS_OF_VIDEO) $(if $(PROMPT),--prompt "$(PROMPT)") --force -o out/demo.mp4
 	@echo "The video is in $(CURDIR)/out/demo.mp4"
 
-test: .venv/ready  # run all tests
+test: .venv/ready  # run the tests (all but the slow whole-product ones)
+	@command -v chromium >/dev/null || echo "skipped: the pages in a real browser (apt install chromium)"
+	@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || echo "skipped: tests/gpu (no NVIDIA GPU here)"
 	.venv/bin/python -m pytest -n 2 --dist loadfile --durations 15
+
+test-slow: .venv/ready  # every command of every document, and other whole-product tests
+	.venv/bin/python -m pytest -m slow -n 2 --dist loadgroup --durations 15
+
+test-lowest:  # every dependency at its lowest declared version: streams the demo and serves it
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[serve]'
+	.venv-lowest/bin/python tests/lowest.py
 
 test-gpu: .venv/ready  # the tests that need an NVIDIA GPU
 	.venv/bin/python -m pytest tests/gpu -rs

@@ -2,8 +2,8 @@
 
     python benchmarks/full_size.py [--work DIR]      20 GB of disk, under 16 GB of memory, about half an hour on 2 cores
 
-Every stage is a process of its own, so that its peak memory is its own. Writes docs/full_size.json. Calibration streams at
-160×96, which a CPU can do; the step graph of 832×480 is quantised with its ranges, to see what engine comes out.
+Every stage is a process of its own, so that its peak memory is its own. Writes docs/measured/full_size.json. Calibration
+streams at 160×96, which a CPU can do; the step graph of 832×480 is quantised with its ranges, to see what engine comes out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 CALIBRATED = "160x96"
-RESULT = ROOT / "docs" / "full_size.json"
+RESULT = ROOT / "docs" / "measured" / "full_size.json"
 
 
 def make_checkpoint(folder: Path) -> None:
@@ -48,12 +48,11 @@ def make_checkpoint(folder: Path) -> None:
 
 
 def export(folder: Path, size: str, form: str = "in-place") -> None:
-    from rich.console import Console
 
-    from everframe.export.wancommand import WanSource, export_wan
+    from everframe.export.wanexport import WanSource, export_wan
 
     given, target = source(folder, WanSource, size, form), bundle_of(folder, size, form)
-    export_wan(given, target, chunks=0, force=True, console=Console())
+    export_wan(given, target, chunks=0, force=True)
 
 
 def bundle_of(folder: Path, size: str, form: str = "in-place") -> Path:
@@ -82,7 +81,7 @@ def compare_chunk(folder: Path, size: str) -> None:
     from everframe.export.schedule import Schedule
     from everframe.export.sources import half
     from everframe.export.verify import compare
-    from everframe.export.wancommand import WanSource, load_transformer, load_vae
+    from everframe.export.wanexport import WanSource, load_transformer, load_vae
 
     bundle = Bundle.open(bundle_of(folder, size))
     g = bundle.manifest.geometry
@@ -121,22 +120,19 @@ def build_all(bundle: Any, names: list[str]) -> dict[str, Any]:
 
 def calibrate(folder: Path, size: str) -> None:
     """INT8 linear layers and INT8 ring, by a real stream past the wrap of the ring; prints the gate's figures as JSON."""
-    from rich.console import Console
 
-    from everframe.calibration.command import Settings
-    from everframe.calibration.command import calibrate as run
+    from everframe.calibration.calibrate import Settings
+    from everframe.calibration.calibrate import calibrate as run
 
     settings = Settings(method="minmax", chunks=6, ring="int8", sensitivity=False, gate_chunks=2, gate_minutes=0)
-    print(
-        json.dumps(run(bundle_of(folder, size, "portable"), bundle_of(folder, size, "int8"), settings, True, Console()))
-    )
+    print(json.dumps(run(bundle_of(folder, size, "portable"), bundle_of(folder, size, "int8"), settings, True)))
 
 
 def build_int8(folder: Path, size: str) -> None:
     """The step graph of another size, quantised with the ranges that were measured at CALIBRATED, and compiled."""
     import onnx
 
-    from everframe.calibration.command import write_graph
+    from everframe.calibration.calibrate import write_graph
     from everframe.calibration.linears import find_linears
     from everframe.calibration.quantize import Range, quantise
     from everframe.calibration.ring import int8_ring

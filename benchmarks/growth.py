@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from everframe.engines.base import EngineOptions
+from everframe.engines.machine import resident_memory
 from everframe.engines.ort import OrtBackend
-from everframe.export.command import Overrides, export_checkpoint
+from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime import Stream, open_bundle
-from everframe.runtime.plotting import pyplot
-from everframe.runtime.soak import resident_memory
+from everframe.runtime.measure.plots import pyplot
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from helpers import write_checkpoint
@@ -36,7 +35,7 @@ def grow(chunks: int) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder) / "small")
         bundle = Path(folder) / "small.everframe"
-        export_checkpoint(checkpoint, bundle, Overrides(), chunks=10, force=False, console=Console(quiet=True))
+        export_checkpoint(checkpoint, bundle, Overrides(), chunks=10, force=False)
         points = []
         with Stream(open_bundle(bundle), options=EngineOptions(threads=1)) as stream:
             for _ in range(10):
@@ -71,7 +70,7 @@ def share(most: int = 4, chunks: int = 10) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--chunks", type=int, default=100_000)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "measured")
     args = parser.parse_args()
     points = grow(args.chunks)
     record: dict[str, Any] = {"growth": points, "shared_engines": share()}

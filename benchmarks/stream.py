@@ -31,10 +31,10 @@ from everframe.export.taehv import zero_states
 from everframe.export.taehvgraphs import DecodeGraph
 from everframe.runtime import EngineOptions, Stream, open_bundle, open_output
 from everframe.runtime.noise import chunk_noise
+from everframe.runtime.outputs import Output
 from everframe.runtime.prompts import PromptBank
 from everframe.runtime.ring import RingLayout
 from everframe.runtime.rope import axis_frequencies, head_thetas, temporal_tables
-from everframe.runtime.video import Output
 
 Stages = dict[str, list[float]]  # stage -> seconds, one entry a chunk
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "training" / "demo"
@@ -77,7 +77,8 @@ def eager_loop(bundle: Bundle, checkpoint: Path, chunks: int, warm: int, threads
             noise = torch.from_numpy(chunk_noise(0, i, n, g.latent_shape))
             tables = temporal_tables(np.arange(g.chunk) + float(i * g.chunk), frequencies)
             slot = layout.slot(i)
-            place = [*map(torch.from_numpy, tables), torch.tensor([slot.start]), torch.tensor([slot.valid])]
+            turned = [torch.from_numpy(table) for table in tables]
+            place = [torch.tensor([slot.start]), torch.tensor([slot.valid])]
             x = noise[0]
             marks.append(time.perf_counter())
             for s in range(n + 1):
@@ -85,7 +86,8 @@ def eager_loop(bundle: Bundle, checkpoint: Path, chunks: int, warm: int, threads
                     x,
                     torch.tensor([s]),
                     noise[(s + 1) % n],
-                    *place,
+                    *turned,
+                    place,
                     keys,
                     values,
                     context[: c.layers],

@@ -11,8 +11,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from ..engines.base import EngineOptions
 from ..engines.bundle import Bundle, TensorSpec, describe
+from ..engines.files import link_or_copy
 from ..runtime.stream import Stream
 from .linears import Linear
 
@@ -151,15 +150,6 @@ def with_graphs(
         onnx.save(model, file)
         graphs[name] = was.model_copy(update={"model": describe(file), "outputs": [*was.outputs, *outputs]})
     return Bundle(folder, bundle.manifest.model_copy(update={"graphs": graphs}))
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    if target.exists():
-        return
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def observe(

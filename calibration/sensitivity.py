@@ -17,7 +17,7 @@ import onnx
 
 from ..engines.base import EngineOptions
 from ..engines.bundle import Bundle
-from ..runtime.plotting import pyplot
+from ..runtime.measure.plots import pyplot
 from ..runtime.stream import Stream
 from .linears import Linear
 from .observe import with_graphs

@@ -11,14 +11,18 @@ graph). Everywhere else input and output buffers must differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from .bundle import Bundle, Graph
+
+Key = TypeVar("Key", bound=Hashable)
+Loaded = TypeVar("Loaded")
 
 
 class Buffer(Protocol):
@@ -105,6 +109,8 @@ class EngineOptions:
 
     provider: str = "cpu"  # onnxruntime execution provider: cpu, cuda, tensorrt, nvtensorrtrtx
     threads: int = 0  # CPU threads of one pass; 0 = one per core
+    device: str = "cpu"  # of OpenVINO: cpu, gpu, npu
+    precision: str = "auto"  # of OpenVINO: f32, bf16, f16; auto: f32
 
 
 class Backend(Protocol):
@@ -115,6 +121,22 @@ class Backend(Protocol):
         """Make graph `name` of the bundle ready to run; beside: next to the passes of another engine, so that on a CPU it
         gets half of the threads. Raises UserError when it cannot be loaded."""
         ...
+
+
+class Shared(Generic[Key, Loaded]):
+    """Engines that streams share: loaded once, freed when no stream holds one any more."""
+
+    def __init__(self) -> None:
+        self._loaded: weakref.WeakValueDictionary[Key, Loaded] = weakref.WeakValueDictionary()
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def get(self, key: Key, load: Callable[[], Loaded]) -> Loaded:
+        found = self._loaded.get(key)
+        if found is None:
+            found = self._loaded[key] = load()
+        return found
 
 
 def check_bindings(graph: Graph, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], file: Path) -> None:

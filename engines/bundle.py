@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from .errors import UserError
 from .files import reason
+from .text import read_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1 << 40)]
+# Larger than any model or picture of this family can be, and small enough that sizes made of them stay numbers.
+Side = Annotated[int, Field(gt=0, le=1 << 15)]
+Frames = Annotated[int, Field(gt=0, le=1 << 12)]
+Width = Annotated[int, Field(gt=0, le=1 << 20)]
+Count = Annotated[int, Field(gt=0, le=1 << 12)]
 DType = Literal["float32", "float16", "bfloat16", "int64", "uint8", "int8"]
 
 
@@ -38,7 +46,7 @@ FileName = Annotated[str, AfterValidator(_plain_name)]
 class Model(BaseModel):
     """Base of all parts of the manifest: unknown fields and lossy conversions are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class FileRef(Model):
@@ -56,6 +64,12 @@ class TensorSpec(Model):
     shape: list[Positive]
     dtype: DType
 
+    @model_validator(mode="after")
+    def _fits(self) -> TensorSpec:
+        if math.prod(self.shape) > 1 << 40:
+            raise ValueError(f"{self.name}: shape {self.shape} is larger than any tensor of this family")
+        return self
+
 
 class Graph(Model):
     """One ONNX graph: its file, its external data files, and its tensors in order."""
@@ -66,30 +80,38 @@ class Graph(Model):
     outputs: list[TensorSpec]
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """'256x144' -> (256, 144). Raises UserError."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise UserError(f"--size {text!r}: expected WIDTHxHEIGHT, for example 256x144")
+    return int(match[1]), int(match[2])
+
+
 class Network(Model):
     """Numbers of the transformer that the runtime needs or a reader wants to know."""
 
-    dim: Positive
-    ffn_dim: Positive
-    heads: Positive
-    head_dim: Positive
-    layers: Positive
-    text_len: Positive
-    text_dim: Positive
+    dim: Width
+    ffn_dim: Width
+    heads: Count
+    head_dim: Width
+    layers: Count
+    text_len: Width
+    text_dim: Width
 
 
 class Geometry(Model):
     """Sizes of the picture, the latents and the window. Frames of chunk, sink and window are latent frames."""
 
-    width: Positive
-    height: Positive
-    fps: Positive
-    latent_channels: Positive
-    space_scale: Positive = 8  # pixels per latent pixel
-    time_scale: Positive = 4  # pixel frames per latent frame
-    chunk: Positive  # F
+    width: Side
+    height: Side
+    fps: Annotated[int, Field(gt=0, le=1000)]
+    latent_channels: Count
+    space_scale: Annotated[int, Field(gt=0, le=64)] = 8  # pixels per latent pixel
+    time_scale: Annotated[int, Field(gt=0, le=64)] = 4  # pixel frames per latent frame
+    chunk: Frames  # F
     sink: int = Field(ge=0)
-    window: Positive  # sinks and the current chunk included
+    window: Frames  # sinks and the current chunk included
 
     @model_validator(mode="after")
     def _consistent(self) -> Geometry:
@@ -214,10 +236,10 @@ def read_manifest(file: Path) -> Manifest:
     try:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise UserError(f"{file}: larger than {MAX_MANIFEST_BYTES >> 20} MiB; this is no manifest")
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(file))
     except OSError as error:
         raise UserError(f"{file}: cannot read: {reason(error)}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
     version = raw.get("format") if isinstance(raw, dict) else None
     if version != FORMAT:
@@ -236,13 +258,19 @@ def first_problem(error: ValidationError) -> str:
     found = problem.get("input")
     text = f"{place}: {message}" if place else message
     if not isinstance(found, dict | list | BaseModel) and problem["type"] != "value_error":
-        text += f", found {json.dumps(found, default=str)}"
+        shown = json.dumps(found, default=str)
+        text += f", found {shown if len(shown) <= 120 else shown[:100] + '…'}"
     return text + (f" (and {len(others)} more problems)" if others else "")
 
 
 def verify(file: Path, ref: FileRef) -> None:
     """Raise UserError unless the file is there with the size and hash that ref states."""
     try:
+        home = file.parent.resolve()
+        if home not in file.resolve().parents:
+            raise UserError(
+                f"{file}: is a link that leads out of the bundle, to {file.resolve()}; copy the bundle with cp -rL"
+            )
         size = file.stat().st_size
         if size != ref.bytes:
             raise UserError(f"{file}: {size} bytes, the manifest says {ref.bytes}: truncated or altered")

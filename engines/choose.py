@@ -6,11 +6,15 @@ from .base import Backend, EngineOptions
 
 
 def open_backend(name: str, options: EngineOptions) -> Backend:
-    """onnxruntime, tensorrt-rtx or tensorrt. Raises UserError, also when it cannot work on this machine."""
+    """onnxruntime, openvino, tensorrt-rtx or tensorrt. Raises UserError, also when it cannot work on this machine."""
     if name == "onnxruntime":
         from .ort import OrtBackend
 
         return OrtBackend(options)
+    if name == "openvino":
+        from .openvino import OvBackend
+
+        return OvBackend(options)
     from .tensorrt import TrtBackend
 
     return TrtBackend(name)

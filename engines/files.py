@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,12 +18,62 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+log = logging.getLogger(__name__)
+_told: set[Path] = set()  # folders whose caches are elsewhere
+
+# What a system says of a folder that cannot be synced: not there (Windows, some network file systems) or not allowed.
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR)
+
+
 def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    """Make renames in a folder last, where its file system can. The files themselves are synced, so one that cannot loses
+    at most the rename in a power cut."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in UNSYNCED:
+            return
+        raise
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
     finally:
         os.close(handle)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name for a file that will not change, or a copy: on another file system, on one without hard links, or of
+    somebody else's file. A target that is there stays."""
+    if os.path.exists(target):
+        return
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def check_replaceable(target: Path) -> None:
+    """Fail early where a folder cannot be replaced as a whole. Raises UserError."""
+    if target.is_dir() and os.path.ismount(target):
+        raise UserError(
+            f"{target}: is a mount point and cannot be replaced as a whole; mount the folder above it, or write to "
+            f"another name"
+        )
+
+
+def cache_place(file: Path) -> Path:
+    """Where something that can be made again is kept: beside what it belongs to, or, where that folder cannot be written, in
+    the user's cache folder (XDG_CACHE_HOME), under a name of its own for every such folder."""
+    if os.access(file.parent, os.W_OK):
+        return file
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = base / "everframe" / hashlib.sha256(str(file.parent.resolve()).encode()).hexdigest()[:16]
+    if file.parent not in _told:
+        _told.add(file.parent)
+        log.info("%s cannot be written: its cache is in %s", file.parent, home)
+    return home / file.name
 
 
 def check_writable(target: Path) -> None:
@@ -62,6 +115,7 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """
     if target.exists() and not replace:
         raise UserError(f"{target}: already exists; remove it or pass --force")
+    check_replaceable(target)
     check_writable(target)
     part = target.absolute().with_name(f".{target.name}.{os.getpid()}.part")
     old = part.with_suffix(".old")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from .base import Buffer, EngineOptions, check_bindings
+from .base import Buffer, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .errors import UserError
+from .host import HostLaunch
+from .machine import find_cores, thread_count
+from .machine import usable_cores as usable_cores  # where it used to live
+from .text import first_line
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -83,42 +81,8 @@ class OrtDevice:
     def zeros(self, shape: Sequence[int], dtype: str) -> OrtBuffer:
         return OrtBuffer(shape, dtype, self.name)
 
-    def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> OrtLaunch:
-        return OrtLaunch(passes, beside, threaded=bool(beside) and (self.threads > 1 or self.name != "cpu"))
-
-
-class OrtLaunch:
-    """Passes that run in a thread from the start on, or when they are waited for; others beside them, when those are."""
-
-    def __init__(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]], threaded: bool):
-        self.passes, self.beside, self.threaded = list(passes), list(beside), threaded
-        self._done: list[float] | None = None
-        self._started: Future[list[float]] | None = None
-
-    def start(self) -> None:
-        self._done = None
-        self._started = _thread().submit(_timed, self.passes) if self.threaded else None
-
-    def main(self) -> list[float]:
-        if self._done is None:
-            self._done = self._started.result() if self._started else _timed(self.passes)
-        return self._done
-
-    def side(self) -> list[float]:
-        return _timed(self.beside)
-
-
-@functools.cache
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="passes")
-
-
-def _timed(passes: Sequence[Callable[[], None]]) -> list[float]:
-    marks = [time.perf_counter()]
-    for one in passes:
-        one()
-        marks.append(time.perf_counter())
-    return [after - before for before, after in pairwise(marks)]
+    def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> HostLaunch:
+        return HostLaunch(passes, beside, threaded=bool(beside) and (self.threads > 1 or self.name != "cpu"))
 
 
 class OrtEngine:
@@ -134,7 +98,13 @@ class OrtEngine:
             binding.bind_ortvalue_input(name, _value(buffer))
         for name, buffer in outputs.items():
             binding.bind_ortvalue_output(name, _value(buffer))
-        return lambda: self.session.run_with_iobinding(binding)
+        # Before 1.30 an OrtValue does not keep the array whose memory it uses: whoever runs the pass does.
+        held = [*inputs.values(), *outputs.values()]
+
+        def run(held: list[Buffer] = held) -> None:
+            self.session.run_with_iobinding(binding)
+
+        return run
 
 
 class OrtBackend:
@@ -154,12 +124,9 @@ class OrtBackend:
                     f"(it has {', '.join(available)}){hint}"
                 )
             self.plugged = plugged_devices(self.provider)
-        if options.threads < 0:
-            raise UserError(f"threads {options.threads}: expected 0 (one per core) or more")
-        self.threads = options.threads or usable_cores()
+        self.threads = thread_count(options.threads)
         self.device = OrtDevice("cpu" if options.provider == "cpu" else "cuda", self.threads)
-        # Streams of one bundle share its engines' weights. An engine that no stream holds any more is freed.
-        self._engines: weakref.WeakValueDictionary[tuple[str, str, int], OrtEngine] = weakref.WeakValueDictionary()
+        self._engines: Shared[tuple[str, str, int], OrtEngine] = Shared()  # streams of one bundle share its weights
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> OrtEngine:
         """Loaded once for all streams of this backend."""
@@ -168,16 +135,15 @@ class OrtBackend:
             half = threads // 2
             threads = max(1, half if name.startswith("decode") else threads - half)
         key = (bundle.manifest.graphs[name].model.sha256, str(bundle.graph_path(name)), threads)
-        engine = self._engines.get(key)
-        if engine is None:
-            engine = self._engines[key] = self._load(bundle, name, threads)
-        return engine
+        return self._engines.get(key, lambda: self._load(bundle, name, threads))
 
     def _load(self, bundle: Bundle, name: str, threads: int) -> OrtEngine:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
+        if find_cores().throttled:  # threads that wait by spinning would spend the quota
+            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Signed stays signed: the rewriting to uint8 for old CPUs leaves graphs of opset 21 and later inconsistent (1.32).
         settings.add_session_config_entry("session.qdqisint8allowed", "1")
         file = bundle.graph_path(name)
@@ -194,15 +160,8 @@ class OrtBackend:
             slower = SLOWER_ON_CPU if self.option == "cpu" else None
             session = ort.InferenceSession(file, settings, providers=providers, disabled_optimizers=slower)
         except Exception as error:  # onnxruntime raises many unrelated types
-            raise UserError(
-                f"{file}: ONNX Runtime {ort.__version__} cannot load it: {str(error).splitlines()[0]}"
-            ) from None
+            raise UserError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}") from None
         return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plugged_devices(provider: str) -> list[Any]:
@@ -215,7 +174,7 @@ def plugged_devices(provider: str) -> list[Any]:
         if provider not in {device.ep_name for device in ort.get_ep_devices()}:
             ort.register_execution_provider_library(provider, plugin.get_library_path())
     except Exception as error:  # among others where there is no driver
-        reason = str(error).splitlines()[0].split("with error: ")[-1]
+        reason = first_line(error).split("with error: ")[-1]
         raise UserError(f"provider 'nvtensorrtrtx': {reason}; --provider cpu runs without a GPU") from None
     devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
     if not devices:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from . import store
-from .base import Buffer, check_bindings
+from .base import Buffer, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer, CudaDevice, named
 from .errors import UserError
+from .files import cache_place
 from .lower import STORED_LOW, lower
 from .trtbuild import first_error_logger, load_module
 
@@ -72,7 +72,7 @@ class TrtEngine:
     @property
     def cache_file(self) -> Path:
         """What TensorRT-RTX compiled for this card, kept for the next start."""
-        return self.file.with_suffix(".cache")
+        return cache_place(self.file.with_suffix(".cache"))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> TrtPass:
         check_bindings(self.graph, inputs, outputs, self.file)
@@ -88,14 +88,15 @@ class TrtEngine:
         return UserError(f"{self.file}: {what}: {self.errors.take() or 'TensorRT gave no reason'}")
 
     def save_cache(self) -> None:
-        """Write the cache of compiled kernels beside the engine, once: all passes run the same ones. A bundle that cannot
-        be written goes without."""
+        """Write the cache of compiled kernels, once: all passes run the same ones. Beside the engine, or in the user's
+        cache folder where the bundle cannot be written."""
         if self._cache is None or self._cache_kept:
             return
         self._cache_kept = True
         content = bytes(self._cache.serialize())
         part = self.cache_file.with_suffix(f".{os.getpid()}.part")
         with contextlib.suppress(OSError):
+            self.cache_file.parent.mkdir(parents=True, exist_ok=True)
             if not self.cache_file.is_file() or self.cache_file.stat().st_size != len(content):
                 part.write_bytes(content)
                 part.replace(self.cache_file)
@@ -166,14 +167,11 @@ class TrtBackend:
         # Decoding may run beside the step and prompt engines, so there are two.
         self._scratch, self._decoding = Workspace(self.device), Workspace(self.device)
         # Streams of one bundle share its engines' weights, on the device's own streams, one thread at a time.
-        self._engines: weakref.WeakValueDictionary[tuple[Path, str], TrtEngine] = weakref.WeakValueDictionary()
+        self._engines: Shared[tuple[Path, str], TrtEngine] = Shared()
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> TrtEngine:
         """Loaded once for all streams of this backend. `beside` is for CPUs: nothing changes here."""
-        engine = self._engines.get((bundle.path, name))
-        if engine is None:
-            engine = self._engines[bundle.path, name] = self._load(bundle, name)
-        return engine
+        return self._engines.get((bundle.path, name), lambda: self._load(bundle, name))
 
     def _load(self, bundle: Bundle, name: str) -> TrtEngine:
         if bundle.path not in self._chosen:

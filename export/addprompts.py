@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from safetensors.torch import load_file, save
 
 from ..engines.bundle import MANIFEST, Bundle, describe, write_manifest
 from ..engines.errors import UserError
-from ..engines.files import new_folder
+from ..engines.files import check_replaceable, link_or_copy, new_folder
+from ..engines.text import key
 from .texts import clean, encode_all, open_encoder, read_prompts
 
 
@@ -25,8 +25,9 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
     wanted = [clean(p) for p in prompts] + (read_prompts(file) if file else [])
     if not wanted or not all(wanted):
         raise UserError("prompts add: give one or more prompts, or --prompts FILE")
-    known = {p.casefold() for p in bundle.manifest.prompts}
-    new = [p for p in dict.fromkeys(wanted) if p.casefold() not in known]
+    known = {key(p) for p in bundle.manifest.prompts}
+    new = list({key(p): p for p in wanted if key(p) not in known}.values())
+    check_replaceable(path)
     made_by = bundle.manifest.provenance.get("text_encoder")
     encoder = open_encoder(text_encoder)
     if made_by not in (None, encoder.name):
@@ -42,7 +43,7 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
     bank = load_file(path / ref.file) | {p: e.half().contiguous() for p, e in embeddings.items()}
     with new_folder(path, replace=True) as part:
         skip = shutil.ignore_patterns(MANIFEST, ref.file)
-        shutil.copytree(path, part, ignore=skip, copy_function=os.link, dirs_exist_ok=True)  # compiled engines too
+        shutil.copytree(path, part, ignore=skip, copy_function=link_or_copy, dirs_exist_ok=True)  # compiled engines too
         (part / ref.file).write_bytes(save(bank))
         manifest = bundle.manifest.model_copy(
             update={"prompt_bank": describe(part / ref.file), "prompts": [*bundle.manifest.prompts, *new]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +123,7 @@ class StepGraph(nn.Module):
     head_modulation: Tensor
     spatial_cos: Tensor
     spatial_sin: Tensor
+    operators: tuple[Attention3, Rotate] = (prompt_attention, rotary)  # of the cross-attention, and of RoPE
 
     def __init__(self, model: Wan, schedule: Schedule, ring: Ring, probe: bool = False):
         super().__init__()
@@ -150,14 +152,26 @@ class StepGraph(nn.Module):
         noise: Tensor,  # (1, C, F, 2h, 2w)
         rope_cos: Tensor,  # (H, F, Dt/2)
         rope_sin: Tensor,
-        slot: Tensor,  # (1,) int64
-        kv_len: Tensor,  # (1,) int64
-        keys: list[Tensor],  # L × (1, H, S, D)
+        place: list[Tensor],  # where the chunk stands in the ring: of this form, see `attention`
+        keys: list[Tensor],  # L × (1, H, ring tokens, D)
         values: list[Tensor],
         prompt_keys: list[Tensor],  # L × (1, H, text_len, D)
         prompt_values: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """-> x0, next, k_0_next … k_{L−1}_next, v_0_next … v_{L−1}_next (the updated ring), with probe sink_mass"""
+        """-> x0, next, and what this form's attention leaves behind."""
+        context = list(zip(prompt_keys, prompt_values, strict=True))
+        attend, left = self.attention(place, keys, values)
+        x0, after = self.advance(latent, step, noise, rope_cos, rope_sin, context, attend)
+        return x0, after, *left()
+
+    def attention(
+        self, place: list[Tensor], keys: list[Tensor], values: list[Tensor]
+    ) -> tuple[Attend, Callable[[], list[Tensor]]]:
+        """Attention over the ring [1, H, S, D], updated in place. place: slot (1,) int64, kv_len (1,) int64.
+
+        Left behind: k_0_next … k_{L−1}_next, v_0_next … v_{L−1}_next (the updated ring), with probe sink_mass.
+        """
+        slot, kv_len = place
         new_keys: list[Tensor] = []
         new_values: list[Tensor] = []
         masses: list[Tensor] = []
@@ -169,10 +183,7 @@ class StepGraph(nn.Module):
                 masses.append(sink_mass(q, new_keys[layer], kv_len, self.ring.sink * self.ring.frame_tokens))
             return ring_attention(q, new_keys[layer], new_values[layer], kv_len)
 
-        context = list(zip(prompt_keys, prompt_values, strict=True))
-        x0, after = self.advance(latent, step, noise, rope_cos, rope_sin, context, attend, prompt_attention, rotary)
-        probed = [torch.stack(masses)] if self.probe else []
-        return x0, after, *new_keys, *new_values, *probed
+        return attend, lambda: [*new_keys, *new_values, *([torch.stack(masses)] if self.probe else [])]
 
     def advance(
         self,
@@ -183,8 +194,6 @@ class StepGraph(nn.Module):
         rope_sin: Tensor,
         context: list[tuple[Tensor, Tensor]],
         attend: Attend,
-        attention: Attention3,
-        turn: Rotate = rotate,
     ) -> tuple[Tensor, Tensor]:
         """The model and the sampler's arithmetic around it -> x0, next."""
         modulation = (self.block_modulation.index_select(0, step), self.head_modulation.index_select(0, step))
@@ -193,7 +202,7 @@ class StepGraph(nn.Module):
             join_tables(rope_sin.unsqueeze(0), self.spatial_sin),
         )
         x = latent.to(self.model.head.head.weight.dtype)
-        flow = self.model(x, modulation, rope, context, attend, attention, turn).float()
+        flow = self.model(x, modulation, rope, context, attend, *self.operators).float()
         sigma, after = (t.index_select(0, step).view(1, 1, 1, 1, 1) for t in (self.sigma, self.sigma_next))
         x0 = latent - sigma * flow
         if self.eta < 1:
@@ -206,29 +215,23 @@ class PortableStepGraph(StepGraph):
     past only and is read, never written; an additive mask [1, 1, 1, S] hides what is not filled yet; the chunk's own keys
     and values are outputs, which the runtime copies into their slot after the commit pass."""
 
-    def forward(  # type: ignore[override]
-        self,
-        latent: Tensor,  # (1, C, F, 2h, 2w)
-        step: Tensor,  # (1,) int64
-        noise: Tensor,  # (1, C, F, 2h, 2w)
-        rope_cos: Tensor,  # (H, F, Dt/2)
-        rope_sin: Tensor,
-        mask: Tensor,  # (1, 1, 1, S): 0 for keys that are there, −inf (or far below 0) for others
-        keys: list[Tensor],  # L × (1, H, S − N, D)
-        values: list[Tensor],
-        prompt_keys: list[Tensor],  # L × (1, H, text_len, D)
-        prompt_values: list[Tensor],
-    ) -> tuple[Tensor, ...]:
-        """-> x0, next, k_0_new … k_{L−1}_new, v_0_new … v_{L−1}_new (this chunk's own [1, H, N, D])"""
+    operators = (plain_attention, rotate)
+
+    def attention(
+        self, place: list[Tensor], keys: list[Tensor], values: list[Tensor]
+    ) -> tuple[Attend, Callable[[], list[Tensor]]]:
+        """place: mask (1, 1, 1, S): 0 for keys that are there, −inf (or far below 0) for others.
+
+        Left behind: k_0_new … k_{L−1}_new, v_0_new … v_{L−1}_new (this chunk's own [1, H, N, D]).
+        """
+        (mask,) = place
         own: list[tuple[Tensor, Tensor]] = []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             own.append((k, v))
             return plain_attention(q, torch.cat([keys[layer], k], 2), torch.cat([values[layer], v], 2), mask)
 
-        context = list(zip(prompt_keys, prompt_values, strict=True))
-        x0, after = self.advance(latent, step, noise, rope_cos, rope_sin, context, attend, plain_attention)
-        return x0, after, *(k for k, _ in own), *(v for _, v in own)
+        return attend, lambda: [*(k for k, _ in own), *(v for _, v in own)]
 
 
 def baked_modulation(model: Wan, timesteps: Tensor) -> tuple[Tensor, Tensor]:

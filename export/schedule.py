@@ -37,3 +37,21 @@ def shifted_sigmas(shift: float) -> NDArray[np.float64]:
     """s from 1 towards 0 in 1000 steps, shifted: s′ = shift·s / (1 + (shift − 1)·s). [1000]"""
     s = np.linspace(1.0, 0.0, TRAIN_STEPS + 1)[:-1]
     return shift * s / (1 + (shift - 1) * s)
+
+
+FAMILY_SHIFTS = (5.0, 8.0, 3.0)  # of the models that are published
+
+
+def warped_from(steps: tuple[int, ...], shift: float) -> tuple[tuple[int, ...], float] | None:
+    """The evenly spaced steps and the shift of which these are the warped values, rounded or cut; None if they are none.
+
+    Steps that are all multiples of 50 were written by hand and are never taken for warped ones.
+    """
+    if all(s % 50 == 0 for s in steps):
+        return None
+    plain = tuple(round(TRAIN_STEPS * (len(steps) - i) / len(steps)) for i in range(len(steps)))
+    for candidate in (shift, *FAMILY_SHIFTS):
+        warped = Schedule(plain, candidate).timesteps()
+        if candidate != 1 and all(abs(w - s) < 1 for w, s in zip(warped, steps, strict=True)):
+            return plain, candidate
+    return None

@@ -9,6 +9,7 @@ with the states handed on are the same computation: a MemBlock sees its own inpu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -89,6 +90,22 @@ class Clamp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / 3) * 3
+
+
+class RawClamp(nn.Module):
+    """The same of normalised latents made raw: x·std + mean, in float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        raw = x.float() * self.std + self.mean
+        return (torch.tanh(raw / 3) * 3).to(x.dtype)
 
 
 def build_encoder(c: TaehvConfig) -> nn.ModuleList:
@@ -174,3 +191,15 @@ def public_weights(state: dict[str, Tensor], config: TaehvConfig) -> dict[str, T
     wanted = {name: len(value) for name, value in Taehv(config).state_dict().items()}
     grown = {name for name in state if name in wanted and len(state[name]) == 2 * wanted[name]}
     return {name: value[wanted[name] :] if name in grown else value for name, value in state.items()}
+
+
+def take_raw(model: Taehv, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Turn an autoencoder of raw latents into one of normalised latents, in place: its decoder begins with x·std + mean,
+    and its encoder's last convolution ends with (x − mean)/std."""
+    model.decoder[0] = RawClamp(mean, std)
+    last = model.encoder[-1]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    m, s = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    last.weight.data = (last.weight.double() / s.view(-1, 1, 1, 1)).to(last.weight.dtype)
+    last.bias.data = ((last.bias.double() - m) / s).to(last.bias.dtype)

@@ -10,14 +10,17 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..engines.errors import UserError
-from ..engines.files import reason
-from .sources import State, fit, read
+from ..engines.progress import QUIET, Report
+from ..engines.text import INVISIBLE, key, quoted, read_text, tidy
+from .names import State, listed
+from .scaled import is_narrow
+from .sources import fit, place_of, read
 
 MINILM = "minilm"  # what --text-encoder says for the encoder in the PyPI package
 
@@ -30,32 +33,37 @@ class TextEncoder(Protocol):
         ...
 
 
-def open_encoder(source: str) -> TextEncoder:
+def open_encoder(source: str, report: Report = QUIET) -> TextEncoder:
     """'minilm', or a path as `Umt5` wants it. Raises UserError."""
     try:
-        return MiniLm() if source == MINILM else Umt5(Path(source))
+        return MiniLm() if source == MINILM else Umt5(Path(source), report)
     except ImportError as error:
-        raise UserError(f"--text-encoder {source}: needs {error.name}: pip install 'everframe[text]'") from None
+        extra = "minilm" if source == MINILM else "text"
+        raise UserError(f"--text-encoder {source}: needs {error.name}: pip install 'everframe[{extra}]'") from None
 
 
 def read_prompts(file: Path) -> list[str]:
     """One prompt a line; empty lines and lines that begin with # are skipped. Raises UserError."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot read: {reason(error) if isinstance(error, OSError) else error}") from None
-    prompts = [clean(line) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    lines = (line.strip().lstrip(INVISIBLE) for line in read_text(file).split("\n"))
+    prompts = [clean(line) for line in lines if tidy(line) and not line.startswith("#")]
     if not prompts:
         raise UserError(f"{file}: holds no prompt (one a line)")
-    twice = sorted({p for p in prompts if prompts.count(p) > 1})
-    if twice:
-        raise UserError(f"{file}: prompt {twice[0]!r} is there twice")
+    check_distinct(prompts, str(file))
     return prompts
 
 
+def check_distinct(prompts: Sequence[str], where: str) -> None:
+    """Raises UserError for two prompts that count as the same."""
+    seen: set[str] = set()
+    for prompt in prompts:
+        if key(prompt) in seen:
+            raise UserError(f"{where}: prompt {quoted(prompt)} is there twice")
+        seen.add(key(prompt))
+
+
 def clean(prompt: str) -> str:
-    """The whitespace cleaning of the reference pipeline."""
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+    """The whitespace cleaning of the reference pipeline, and composed characters."""
+    return tidy(html.unescape(html.unescape(prompt)))
 
 
 class Umt5:
@@ -65,29 +73,34 @@ class Umt5:
     Wan release's `models_t5_umt5-xxl-enc-bf16.pth` with the folder `google/umt5-xxl` beside it.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, report: Report = QUIET):
         import transformers
         from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
         transformers.logging.set_verbosity_error()
         self.name = path.name
-        if path.is_dir():
-            weights = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+        weights = place_of(path, "text_encoder")
+        if weights.is_dir():
             words = next((f for f in (path / "tokenizer", path.parent / "tokenizer") if f.is_dir()), path)
-            config, state = weights / "config.json", None
+            config, state = weights / "config.json", _state(weights, report) if is_narrow(weights) else None
         else:
-            state, weights = original_names(read(path).state), path
-            words = config = path.parent / "google" / "umt5-xxl"
+            words, state = weights.parent / "google" / "umt5-xxl", _state(weights, report)
             config = words / "config.json"
+            if not words.is_dir():
+                raise UserError(f"{weights}: expected the tokenizer's folder google/umt5-xxl beside it")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(words)
-            settings = UMT5Config.from_pretrained(config) if config.is_file() else UMT5Config(**XXL)
+            if config.is_file():
+                settings = UMT5Config.from_pretrained(config)
+            else:
+                settings = UMT5Config(**umt5_numbers(state or {}, weights))
             if state is None:
                 self.model = UMT5EncoderModel.from_pretrained(weights, dtype="auto").eval()
             else:
                 with torch.device("meta"):
                     self.model = UMT5EncoderModel(settings)
-                fit(self.model, state, weights, lambda name: state[name].dtype)
+                dtype = _main_dtype(state)
+                fit(self.model, state, weights, lambda name: dtype)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: not a UMT5 encoder with its tokenizer: {str(error).splitlines()[0]}") from None
 
@@ -98,16 +111,37 @@ class Umt5:
         return self.model(input_ids=ids).last_hidden_state[0].float()
 
 
-XXL = {
-    "vocab_size": 256384,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "relative_attention_num_buckets": 32,
-    "feed_forward_proj": "gated-gelu",
-}
+def _state(path: Path, report: Report) -> State:
+    """The encoder's tensors under transformers' names; fp8 as bf16, because float32 would be 23 GB."""
+    state = original_names(read(path, part="text_encoder", report=report, dtype=torch.bfloat16).state)
+    # ComfyUI puts the tokenizer into the file; a whole UMT5 has a decoder, which encodes nothing
+    return {k: v for k, v in state.items() if k != "spiece_model" and not k.startswith(("decoder.", "lm_head."))}
+
+
+def _main_dtype(state: State) -> torch.dtype:
+    """What most of the weights are in: layers of one model must agree."""
+    sizes: dict[torch.dtype, int] = {}
+    for value in state.values():
+        sizes[value.dtype] = sizes.get(value.dtype, 0) + value.numel()
+    return max(sizes, key=sizes.__getitem__)
+
+
+def umt5_numbers(state: State, file: Path) -> dict[str, Any]:
+    """A UMT5 encoder's numbers from its tensors' shapes (a Wan release has no config for it). Raises UserError."""
+    block = "encoder.block.0.layer"
+    try:
+        buckets, heads = state[f"{block}.0.SelfAttention.relative_attention_bias.weight"].shape
+        vocabulary, width = state["shared.weight"].shape
+        inner = len(state[f"{block}.0.SelfAttention.q.weight"])
+        hidden = len(state[f"{block}.1.DenseReluDense.wi_0.weight"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file}: not a UMT5 encoder: {error} (found {listed(sorted(state))})") from None
+    return {
+        **{"vocab_size": vocabulary, "d_model": width, "d_kv": inner // heads, "d_ff": hidden, "num_heads": heads},
+        "num_layers": 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.block\.(\d+)\.", name))),
+        "relative_attention_num_buckets": buckets,
+        "feed_forward_proj": "gated-gelu",
+    }
 
 
 def original_names(state: State) -> State:

@@ -110,12 +110,12 @@ def compare_step(
         latent = torch.randn(geometry.latent_shape, generator=generator)
         for i in range(denoising + 1):
             noise = torch.randn(geometry.latent_shape, generator=generator)
-            args = (latent, torch.tensor([i]), noise, *(torch.from_numpy(t) for t in tables), *place)
-            x0, after, *rest = module(*args, keys, values, list(context[:layers]), list(context[layers:]))
+            args = (latent, torch.tensor([i]), noise, *(torch.from_numpy(t) for t in tables))
+            x0, after, *rest = module(*args, list(place), keys, values, list(context[:layers]), list(context[layers:]))
             own, probed = (rest[:layers], rest[layers : 2 * layers]), rest[2 * layers :]
             if not portable:
                 keys, values = own
-            for spec, value in zip(engine.graph.inputs, args, strict=False):
+            for spec, value in zip(engine.graph.inputs, (*args, *place), strict=False):
                 buffers[spec.name].write(value.numpy())
             _run(engine, buffers)
             check("x0", buffers["x0"], x0)

@@ -7,23 +7,46 @@ with Stream(open_bundle(), seed=7) as stream:
         ...  # chunk.frames: uint8 [4F, H, W, 3]
 """
 
-from ..engines.base import EngineOptions
-from ..engines.bundle import Bundle
-from ..engines.errors import UserError
-from .demo import DEMO_BUNDLE, open_bundle
-from .stream import TRANSITIONS, Chunk, Stream, Timings, Transition
-from .video import open_output
+from __future__ import annotations
 
-__all__ = [
-    "DEMO_BUNDLE",
-    "TRANSITIONS",
-    "Bundle",
-    "Chunk",
-    "EngineOptions",
-    "Stream",
-    "Timings",
-    "Transition",
-    "UserError",
-    "open_bundle",
-    "open_output",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..engines.base import EngineOptions as EngineOptions
+    from ..engines.bundle import Bundle as Bundle
+    from ..engines.errors import UserError as UserError
+    from .demo import DEMO_BUNDLE as DEMO_BUNDLE
+    from .demo import open_bundle as open_bundle
+    from .generation import PromptChange as PromptChange
+    from .generation import generate as generate
+    from .outputs import open_output as open_output
+    from .stream import TRANSITIONS as TRANSITIONS
+    from .stream import Chunk as Chunk
+    from .stream import Stream as Stream
+    from .stream import Timings as Timings
+    from .stream import Transition as Transition
+
+# Imported at the first use of a name: the command line's help, and whoever needs one module of this room, load no more.
+_HOMES = {
+    "EngineOptions": "..engines.base",
+    "Bundle": "..engines.bundle",
+    "UserError": "..engines.errors",
+    "DEMO_BUNDLE": ".demo",
+    "open_bundle": ".demo",
+    "PromptChange": ".generation",
+    "generate": ".generation",
+    "TRANSITIONS": ".stream",
+    "Chunk": ".stream",
+    "Stream": ".stream",
+    "Timings": ".stream",
+    "Transition": ".stream",
+    "open_output": ".outputs",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

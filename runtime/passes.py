@@ -82,7 +82,7 @@ class Passes:
         kind = _dtype(step, "prompt_k_0")
         self.prompt_kv = {f"prompt_{s}_{i}": zeros(text_shape, kind) for s in "kv" for i in self.layers}
         self.noise = [zeros(g.latent_shape, "float32") for _ in range(n)]
-        latents = [zeros(g.latent_shape, "float32") for _ in range(2)]  # x_t of even and odd steps
+        self._latents = [zeros(g.latent_shape, "float32") for _ in range(2)]  # x_t of even and odd steps
         self.x0, spare = zeros(g.latent_shape, "float32"), zeros(g.latent_shape, "float32")
         # What the decoder reads: with two lanes a copy, because x0 is being overwritten meanwhile.
         self._shown = zeros(g.latent_shape, "float32") if lanes == 2 else self.x0
@@ -94,35 +94,8 @@ class Passes:
         indices = [zeros((1,), "int64") for _ in range(n + 1)]
         for i, index in enumerate(indices):
             index.write(np.array([i], np.int64))
-
-        place = {"mask": self.mask} if self.portable else {"slot": self.slot, "kv_len": self.valid}
-        shared = {"rope_cos": self.cos, "rope_sin": self.sin, **place, **self.ring, **self.prompt_kv}
-
-        # What an instrumented graph tells beyond the contract, for every pass of a chunk.
-        told = [spec for spec in step.graph.outputs if spec.name not in {"x0", "next", *updated}]
-        self.observed = [{spec.name: zeros(spec.shape, spec.dtype) for spec in told} for _ in range(n + 1)]
-        told = [s for s in decode.graph.outputs if s.name != "frames" and not s.name.endswith("_next")]
-        self.observed.append({spec.name: zeros(spec.shape, spec.dtype) for spec in told})
-
-        def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
-            inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}
-            return step.bind(inputs, {"x0": x0, "next": after, **updated, **self.observed[index]})
-
-        # Pass 0 starts from pure noise; pass i reads what pass i − 1 re-noised with its noise, draw i.
-        denoise = [
-            bound(
-                i,
-                self.noise[0] if i == 0 else latents[i % 2],
-                self.noise[(i + 1) % n],
-                self.x0,
-                latents[(i + 1) % 2] if i < n - 1 else spare,
-            )
-            for i in range(n)
-        ]
-        scratch = zeros(g.latent_shape, "float32")
-        commit = bound(n, self.x0, self.noise[0], scratch, spare)
-        self._clean = zeros(g.latent_shape, "float32")
-        self._recommit = bound(n, self._clean, self.noise[0], scratch, spare)
+        self.observed = self._watched(step, decode, set(updated))
+        denoise, commit = self._bind_steps(step, indices, updated, spare)
 
         self.text = zeros((1, net.text_len, net.text_dim), "float32")
         self._encode_prompt = prompt.bind({"text": self.text}, self.prompt_kv)
@@ -145,6 +118,42 @@ class Passes:
         self._running: Launch | None = None
         self._turn: int | None = None
         self.decoded = 0  # chunks since the decoder's states were zero
+
+    def _watched(self, step: Engine, decode: Engine, updated: set[str]) -> list[dict[str, Buffer]]:
+        """What instrumented graphs tell beyond the contract, for every pass of a chunk, its decoding last."""
+        told = [spec for spec in step.graph.outputs if spec.name not in {"x0", "next", *updated}]
+        beside = [s for s in decode.graph.outputs if s.name != "frames" and not s.name.endswith("_next")]
+        zeros = step.device.zeros
+        return [{s.name: zeros(s.shape, s.dtype) for s in specs} for specs in (*[told] * (self.steps + 1), beside)]
+
+    def _bind_steps(
+        self, step: Engine, indices: list[Buffer], updated: dict[str, Buffer], spare: Buffer
+    ) -> tuple[list[Callable[[], None]], Callable[[], None]]:
+        """The denoising passes and the commit pass; also the one that commits a given latent again."""
+        n, latents = self.steps, self._latents
+        place = {"mask": self.mask} if self.portable else {"slot": self.slot, "kv_len": self.valid}
+        shared = {"rope_cos": self.cos, "rope_sin": self.sin, **place, **self.ring, **self.prompt_kv}
+
+        def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
+            inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}
+            return step.bind(inputs, {"x0": x0, "next": after, **updated, **self.observed[index]})
+
+        # Pass 0 starts from pure noise; pass i reads what pass i − 1 re-noised with its noise, draw i.
+        denoise = [
+            bound(
+                i,
+                self.noise[0] if i == 0 else latents[i % 2],
+                self.noise[(i + 1) % n],
+                self.x0,
+                latents[(i + 1) % 2] if i < n - 1 else spare,
+            )
+            for i in range(n)
+        ]
+        scratch = step.device.zeros(self.x0.shape, "float32")
+        commit = bound(n, self.x0, self.noise[0], scratch, spare)
+        self._clean = step.device.zeros(self.x0.shape, "float32")
+        self._recommit = bound(n, self._clean, self.noise[0], scratch, spare)
+        return denoise, commit
 
     def _bind_decode(self, engine: Engine, turn: int) -> tuple[list[Callable[[], None]], Buffer]:
         """The decoding pass, then the copy of its frames to the host."""

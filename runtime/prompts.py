@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz import fuzz, process
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
+from ..engines.text import key, quoted, tidy
 
 KEPT = 64  # free prompts whose embeddings are remembered
+SUGGESTIONS, SURE = 5, 80  # prompts that a message names; likeness in percent from which one of them is what was meant
+LONGEST = 500  # characters of a prompt that are compared
 
 
 class FreeText:
@@ -55,6 +56,7 @@ class PromptBank:
         self._free: dict[str, NDArray[np.float32]] = {}
         self.file = bundle.path / bundle.manifest.prompt_bank.file
         self.prompts = tuple(bundle.manifest.prompts)
+        self._index = {key(prompt): prompt for prompt in reversed(self.prompts)}  # of equal ones, the first
         self._rows, self._dim = bundle.manifest.network.text_len, bundle.manifest.network.text_dim
         try:
             self._bank = load_file(self.file)
@@ -69,18 +71,26 @@ class PromptBank:
                 )
 
     def find(self, prompt: str) -> str:
-        """The bank's own spelling of prompt (case and outer blanks don't matter); where the bundle has its text encoder, a
-        prompt that is not in the bank is encoded here. Raises UserError listing the prompts."""
-        wanted = prompt.strip().casefold()
-        for known in self.prompts:
-            if known.casefold() == wanted:
-                return known
-        if self._backend is not None and "text" in self._bundle.manifest.graphs and prompt.strip():
-            return self._encode(re.sub(r"\s+", " ", prompt).strip())
-        near = difflib.get_close_matches(wanted, [p.casefold() for p in self.prompts], 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        listing = "; ".join(self.prompts)
-        raise UserError(f"prompt {prompt!r} is not in the bundle's prompt bank{hint}; there are: {listing}")
+        """The bank's own spelling of prompt (case, blanks and the form of accents don't matter); where the bundle has its
+        text encoder, a prompt that is not in the bank is encoded here. Raises UserError naming the nearest."""
+        known = self._index.get(key(prompt))
+        if known is not None:
+            return known
+        if not tidy(prompt):
+            raise UserError("prompt: is empty; expected one of the bundle's prompt bank")
+        if self._backend is not None and "text" in self._bundle.manifest.graphs:
+            return self._encode(tidy(prompt))
+        raise UserError(
+            f"prompt {quoted(prompt)} is not in the bundle's prompt bank of {len(self.prompts)}; {self._nearest(prompt)}"
+        )
+
+    def _nearest(self, prompt: str) -> str:
+        """The prompts that look most like this one, best first."""
+        wanted, keys = key(prompt)[:LONGEST], list(self._index)
+        found = process.extract(wanted, keys, scorer=fuzz.ratio, limit=SUGGESTIONS)
+        near = [quoted(self._index[match]) for match, score, _ in found]
+        sure = bool(found) and found[0][1] >= SURE
+        return (f"did you mean {near[0]}? " if sure else "") + f"nearest: {'; '.join(near)}"
 
     def embedding(self, prompt: str) -> NDArray[np.float32]:
         """Embedding of a prompt of the bank, zero rows after its tokens: float32 [1, text_len, text_dim]."""

@@ -59,6 +59,11 @@ def save_state(stream: Stream, file: Path, extra: dict[str, Any] | None = None) 
     tensors, facts = stream.snapshot()
     facts |= {"format": FORMAT, "bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
     facts["extra"] = extra or {}
+    try:  # what is saved can be read again: else the state before it stays
+        Facts.model_validate_json(json.dumps(facts))
+    except (ValidationError, ValueError, TypeError) as error:
+        problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{file}: not saved, for it could not be read again: {problem}") from None
     content = save({k: _plain(np.ascontiguousarray(v)) for k, v in tensors.items()}, {"state": json.dumps(facts)})
     write_whole(file, content)
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from everframe.engines.bundle import Bundle
-from everframe.export.command import Overrides, export_checkpoint
+from everframe.export.checkpointexport import Overrides, export_checkpoint
 
 from helpers import write_checkpoint
 from wanfiles import write_wan_files
@@ -34,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle_path(checkpoint: Path) -> Path:
     path = checkpoint.parent / "test.everframe"
-    export_checkpoint(checkpoint, path, KEEP, chunks=10, force=False, console=Console(quiet=True))
+    export_checkpoint(checkpoint, path, KEEP, chunks=10, force=False)
     return path
 
 
@@ -52,5 +51,5 @@ def wan_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def portable_path(checkpoint: Path) -> Path:
     path = checkpoint.parent / "portable.everframe"
     changes = Overrides(form="portable")
-    export_checkpoint(checkpoint, path, changes, chunks=10, force=False, console=Console(quiet=True))
+    export_checkpoint(checkpoint, path, changes, chunks=10, force=False)
     return path

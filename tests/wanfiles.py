@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from everframe.export.sources import public_names, vae_names
+from everframe.export.names import public_names, vae_names
 from everframe.export.taehv import Taehv, TaehvConfig
-from everframe.export.wancommand import WanSource
+from everframe.export.wanexport import WanSource
 
 WAN_PROMPTS = ["a quiet sea", "snow falling on a quiet city"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from everframe.export.taehv import Taehv
-from everframe.runtime.stats import psnr, ssim
+from everframe.runtime.measure.statistics import psnr, ssim
 
 from clips import HEIGHT, WIDTH, instance
 from measures import geometric, laplacian, motion, octaves

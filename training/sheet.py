@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from everframe.runtime import Stream, open_bundle
-from everframe.runtime.stats import clip_stats
+from everframe.runtime.measure.statistics import clip_stats
 
 from run import HERE
 from scenes import FPS, PROMPTS

@@ -1,17 +1,16 @@
 """The server: one generator process, watched and restarted, and a web process that shows its frames and takes orders.
 
-    config.py      the configuration file
-    playlist.py    playlists, which count stream time, and the timetable, which counts wall-clock time
-    worker.py      the generator process: stream, playlist, state on disk
-    supervisor.py  its watchdog: restarts it when it dies or hangs, hands its chunks on
-    channel.py     one frame every 1/fps, whatever happens; from here on nothing can slow the generator
-    fmp4.py        frames to fragmented MP4 in memory, and a sliding HLS window of the same fragments
-    push.py        RTMP, SRT, UDP to a mixer
-    viewers.py     who is watching, and whose picture stands still
-    control.py     every order, from the API, the timetable and OSC, in one place, kept on disk
-    metrics.py     Prometheus
-    app.py         HTTP and WebSocket
-    osc.py, notify.py, command.py
+    start.py    `everframe serve`: the configuration, the service, uvicorn
+    config.py   the configuration file
+    service.py  everything put together
+    guard.py, answers.py, discretion.py, addresses.py   what stands before every route, and what may be said
+    app.py      the web application: the routes of the three rooms and the pages
+    addresses.py, discretion.py  host names and URLs; what of the configuration may be shown
+    pictures/   frames to fragments, the channel that never waits, transports, pushes, viewers
+    orders/     the API, OSC, playlists, the timetable, and control.py, through which every order goes
+    survival/   the generator's process and its watchdog, health, metrics, logs
+    fleet/      many streams on a Ray cluster behind one gateway
+    pages/      what browsers load
 
 Needs the extra `serve`. Threads and what they share: docs/serve.md.
 """

@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ...engines.bundle import first_problem
 from ...engines.errors import UserError
 from ...engines.files import reason
 from ..stream import MAX_SEED
-from .playlist import Item, Playlist, Timetable
-from .push import FORMATS
+from .addresses import host_name, origin
+from .discretion import redacted
+from .orders.playlist import Item, Playlist
+from .orders.timetable import Timetable
+from .pictures.push import FORMATS
 
 Read = TypeVar("Read", bound=BaseModel)
 Stream = TypeVar("Stream", bound="StreamSettings")
 Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+
+SHORTEST_TOKEN = 16
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def check_token(token: str) -> str:
+    """A bearer token as a header can carry it. Raises ValueError, which does not show it."""
+    if len(token) < SHORTEST_TOKEN:
+        raise ValueError(f"found {len(token)} characters, expected at least {SHORTEST_TOKEN}")
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError("expected printable ASCII characters without blanks: no browser could send it otherwise")
+    return token
+
+
+def _token(found: Any) -> Any:
+    """Before anything else may quote it."""
+    if found is None:
+        return None
+    if not isinstance(found, str):
+        raise ValueError("expected text")
+    return check_token(found)
+
+
+def _push(found: Any) -> Any:
+    """Before anything else may quote an address with its key."""
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ValueError('expected a list of addresses such as ["rtmp://mixer/live/lobby"]')
+    for target in found:
+        if target.split("://")[0] not in FORMATS or "://" not in target:
+            raise ValueError(f"push {redacted(target)!r}: expected rtmp://, rtmps://, srt:// or udp://")
+        if not (target.isascii() and target.isprintable()):
+            raise ValueError(f"push {redacted(target)!r}: expected printable ASCII (%C3%BC for ü)")
+        ports = r"[^/?#]*:\d{1,5}" if target.startswith(("udp", "srt")) else r"[^/?#:]|[^/?#]*[^/?#:]"
+        if not re.match(rf"\w+://({ports})([/?#]|$)", target):
+            raise ValueError(f"push {redacted(target)!r}: expected a host and, for udp and srt, its port")
+    return found
 
 
 class Server(Section):
@@ -29,9 +69,20 @@ class Server(Section):
 
     host: str = "127.0.0.1"
     port: Port = 8080
-    token: str | None = Field(default=None, min_length=16)  # default: made once and kept in state_dir/token
+    token: Annotated[str | None, BeforeValidator(_token)] = None  # default: made once and kept in state_dir/token
     hosts: list[str] = []  # names under which browsers may ask for it, beside the loopback ones; "*" for any
-    rate: float = Field(default=10, gt=0)  # changes a second that one address may ask for
+    embed: list[str] = []  # origins whose pages may show the player in a frame; "*" for any
+    rate: float = Field(default=10, gt=0, le=1e6)  # changes a second that one address may ask for
+
+    @field_validator("hosts")
+    @classmethod
+    def _askable(cls, names: list[str]) -> list[str]:
+        return [host_name(name) for name in names]
+
+    @field_validator("embed")
+    @classmethod
+    def _origins(cls, origins: list[str]) -> list[str]:
+        return [origin(one) for one in origins]
 
 
 class StreamSettings(Section):
@@ -42,29 +93,24 @@ class StreamSettings(Section):
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     jitter: float | None = Field(default=None, ge=0, lt=1)
     anchor: Path | None = None
-    threads: int = Field(default=0, ge=0)
+    ground: str | None = None  # colour under what is transparent in the anchor; default: its border's, or black
+    threads: int = Field(default=0, ge=0, le=1024)
     provider: str = "cpu"
     backend: str = "onnxruntime"
-    save_seconds: float = Field(default=300, ge=0)  # seconds of video between two saved states; 0: only on stop
-    stall_seconds: float = Field(default=20, gt=0)  # without a chunk for so long, the generator is restarted
-    start_seconds: float = Field(default=180, gt=0)  # the same for its first chunk
+    save_seconds: float = Field(default=300, ge=0, le=30 * 86400)  # of video between two saved states; 0: only on stop
+    stall_seconds: Seconds = 20  # without a chunk for so long, the generator is restarted
+    start_seconds: Seconds = 180  # the same for its first chunk, as long as it reads nothing, and for a free prompt
 
 
 class Video(Section):
     """How frames leave the machine."""
 
-    encoder: str = "auto"
+    encoder: Literal["auto", "libx264", "h264_nvenc"] = "auto"  # browsers get H.264: nothing else is muxed for them
     crf: int = Field(default=20, ge=0, le=51)  # quality of libx264, smaller is better
     keyframe_seconds: float = Field(default=2, ge=0.5, le=10)  # also the length of an HLS segment
     hls_segments: int = Field(default=6, ge=3, le=60)
-    push: list[str] = []  # rtmp://, srt://, udp:// addresses
-
-    @model_validator(mode="after")
-    def _known(self) -> Video:
-        for target in self.push:
-            if target.split("://")[0] not in FORMATS:
-                raise ValueError(f"push {target!r}: expected rtmp://, rtmps://, srt:// or udp://")
-        return self
+    push: Annotated[list[str], BeforeValidator(_push)] = []  # rtmp://, rtmps://, srt://, udp:// addresses
+    push_audio: Literal["none", "silence"] = "none"  # silence: an AAC track, which some services insist on
 
 
 class PlaylistSection(Section):
@@ -81,7 +127,7 @@ class Osc(Section):
 class Logging(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     file: Path | None = None  # beside standard error: never more than five files of max_mb
-    max_mb: int = Field(default=5, ge=1)
+    max_mb: int = Field(default=5, ge=1, le=100_000)
 
 
 class Config(Section):
@@ -92,7 +138,7 @@ class Config(Section):
     stream: StreamSettings = StreamSettings()
     video: Video = Video()
     playlist: PlaylistSection = PlaylistSection()
-    schedule: Timetable = Timetable()
+    schedule: Timetable = Field(default_factory=Timetable)
     osc: Osc = Osc()
     logging: Logging = Logging()
 
@@ -104,13 +150,21 @@ class Config(Section):
 def read_toml(file: Path, kind: type[Read]) -> Read:
     """Raises UserError naming the file and the field."""
     try:
-        return kind.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+        return kind.model_validate(tomllib.loads(file.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise UserError(f"{file}: cannot read: {reason(error)}") from None
     except ValidationError as error:
-        raise UserError(f"{file}: {first_problem(error)}") from None
+        raise UserError(f"{file}: {_problem(error)}") from None
     except ValueError as error:
         raise UserError(f"{file}: not valid TOML: {error}") from None
+
+
+def _problem(error: ValidationError) -> str:
+    """What stands under an unknown name may be a token or an address with a key: it is not quoted."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "extra_forbidden":
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return first_problem(error)
 
 
 def beside(file: Path, settings: Stream) -> Stream:

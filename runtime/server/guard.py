@@ -1,28 +1,34 @@
-"""What stands before every route: host names, sizes of requests, headers of answers; the token and the rate of changes."""
+"""What stands before every route: host names, sizes, HEAD, headers of answers; the token and the rate of changes."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
+import logging
 import time
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...engines.errors import UserError
+from .addresses import LOOPBACK, asked_name, in_url, is_loopback
+from .answers import plain, refusals
+from .config import Server
+
+log = logging.getLogger(__name__)
 
 MAX_BODY = 256 << 10  # bytes of a request
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-SECURITY = {
-    "content-security-policy": "default-src 'self'; media-src 'self' blob:; img-src 'self' blob: data:; "
-    "connect-src 'self' ws: wss:; frame-ancestors 'self'; base-uri 'none'; form-action 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-
+MAX_TOLD = 100  # wrong names that the log tells, each once
+FRESH = {"Cache-Control": "no-store"}
+POLICY = (
+    "default-src 'self'; media-src 'self' blob:; img-src 'self' blob: data:; "
+    "connect-src 'self' ws: wss:; frame-ancestors {ancestors}; base-uri 'none'; form-action 'none'"
+)
+SECURITY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 BEARER = HTTPBearer(auto_error=False, description="The token of the configuration, or of state_dir/token.")
 
@@ -35,15 +41,24 @@ class Problem(BaseModel):
 
 def allowed_hosts(host: str, named: list[str]) -> set[str] | None:
     """Names that a request may ask for; None: any. Guards a loopback server against pages that rebind their name to it."""
-    if "*" in named or (host not in (*LOOPBACK, "::1") and not named):
+    if "*" in named or (not is_loopback(host) and not named):
         return None
-    return {*LOOPBACK, *(name.lower() for name in named)}
+    own = {in_url(host.lower())} if is_loopback(host) else set()
+    return {*LOOPBACK, *own, *named}
+
+
+def headers_of(server: Server) -> list[tuple[bytes, bytes]]:
+    """What every answer carries."""
+    ancestors = "*" if "*" in server.embed else " ".join(["'self'", *server.embed])
+    found = {"content-security-policy": POLICY.format(ancestors=ancestors), **SECURITY}
+    return [(name.encode(), value.encode()) for name, value in found.items()]
 
 
 def changing_routes(app: FastAPI, token: str, rate: float) -> dict[str, Any]:
-    """What every route that changes something is declared with: the token, the rate, and their answers. Orders that are
-    refused (UserError) become 422 in the whole application."""
+    """What every route that changes something is declared with: the token, the rate, and their answers. What is refused
+    becomes 422 in the whole application."""
     rates = Rates(rate)
+    refusals(app)
 
     def may_change(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
@@ -53,10 +68,6 @@ def changing_routes(app: FastAPI, token: str, rate: float) -> dict[str, Any]:
             raise HTTPException(429, "too many requests", {"Retry-After": str(int(wait) + 1)})
         if credentials is None or not hmac.compare_digest(credentials.credentials.encode(), token.encode()):
             raise HTTPException(401, "the bearer token is missing or wrong", {"WWW-Authenticate": "Bearer"})
-
-    @app.exception_handler(UserError)
-    async def refused(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 422)
 
     return {
         "dependencies": [Depends(may_change)],
@@ -89,51 +100,116 @@ class Rates:
 
 
 class Guard:
-    """Host names, sizes of requests, and headers of answers."""
+    """Host names, sizes of requests, HEAD, and headers of answers."""
 
-    def __init__(self, app: ASGIApp, hosts: set[str] | None):
-        self.app, self.hosts = app, hosts
+    def __init__(self, app: ASGIApp, server: Server):
+        self.app, self.hosts, self.headers = app, allowed_hosts(server.host, server.hosts), headers_of(server)
+        self.told = Told()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = {k.lower(): v for k, v in scope["headers"]}
-        name = headers.get(b"host", b"").decode("latin-1").lower()
-        name = name.rsplit(":", 1)[0] if not name.endswith("]") else name
+        name = asked_name(headers.get(b"host", b"").decode("latin-1"))
         if self.hosts is not None and name not in self.hosts:
-            return await self._refuse(scope, receive, send, 400, f"host {name!r} is not served here: see server.hosts")
+            why = f"host {plain(name, 100)!r} is not served here: see server.hosts"
+            self.told.once(f"refused: {why} (a reverse proxy has to pass the Host that the browser sent)")
+            return await self._refuse(scope, receive, send, 400, why)
         if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > MAX_BODY:
+        if not length.isdigit() or len(length) > 20 or int(length) > MAX_BODY:
             return await self._refuse(scope, receive, send, 413, f"larger than {MAX_BODY >> 10} KiB")
         if b"transfer-encoding" in headers:  # no length to believe: read it all first, up to the limit
-            parts, more = [], True
-            while more:
-                message = await receive()
-                parts.append(message.get("body", b""))
-                more = message.get("more_body", False)
-                if sum(map(len, parts)) > MAX_BODY:
-                    return await self._refuse(scope, receive, send, 413, f"larger than {MAX_BODY >> 10} KiB")
-            waiting: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
-            rest = receive
-
-            async def replayed() -> Message:
-                return waiting.pop() if waiting else await rest()
-
-            receive = replayed
+            body = await _whole(receive)
+            if body is None:
+                return await self._refuse(scope, receive, send, 413, f"larger than {MAX_BODY >> 10} KiB")
+            receive = _replayed(body, receive)
 
         async def dressed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                extra = [(k.encode(), v.encode()) for k, v in SECURITY.items()]
-                message = {**message, "headers": [*message.get("headers", []), *extra]}
+                message = {**message, "headers": [*message.get("headers", []), *self.headers]}
             await send(message)
 
+        if scope["method"] == "HEAD":
+            return await _without_body(self.app, scope, receive, dressed)
         await self.app(scope, receive, dressed)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, why: str) -> None:
         if scope["type"] == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": 1008, "reason": why})
+            await send({"type": "websocket.close", "code": 1008, "reason": why[:100]})
         else:
             await JSONResponse({"detail": why}, status)(scope, receive, send)
+
+
+class Told:
+    """Lines of the log about things that come with every request of a wrong setup: each once."""
+
+    def __init__(self) -> None:
+        self._lines: set[str] = set()
+
+    def once(self, line: str) -> None:
+        if line not in self._lines and len(self._lines) < MAX_TOLD:
+            self._lines.add(line)
+            log.warning("%s", line)
+
+
+ORIGINS = Told()
+
+
+def same_origin(socket: WebSocket, server: Server) -> bool:
+    """Whether a WebSocket was opened by one of our own pages, or by something that is no browser. Where pages may be
+    embedded, also by one in a sandboxed frame, which has no origin."""
+    origin, host = socket.headers.get("origin"), socket.headers.get("host", "")
+    if origin is None or origin.partition("://")[2].lower() == host.lower() or (origin == "null" and server.embed):
+        return True
+    ORIGINS.once(
+        f"refused: a WebSocket of a page from origin {plain(origin, 100)!r}, asked for as host {plain(host, 100)!r}: a "
+        "reverse proxy has to pass the browser's Host unchanged, with its port"
+    )
+    return False
+
+
+async def _whole(receive: Receive) -> bytes | None:
+    """A body, unless it is too large."""
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size, more = size + len(parts[-1]), message.get("more_body", False)
+        if size > MAX_BODY:
+            return None
+    return b"".join(parts)
+
+
+def _replayed(body: bytes, rest: Receive) -> Receive:
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        return waiting.pop() if waiting else await rest()
+
+    return receive
+
+
+async def _without_body(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """A HEAD request: what GET answers, up to its body, which may never end."""
+    begun = asyncio.Event()
+
+    async def head(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            begun.set()
+
+    answering = asyncio.ensure_future(app({**scope, "method": "GET"}, receive, head))
+    enough = asyncio.ensure_future(begun.wait())
+    try:
+        await asyncio.wait((answering, enough), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            answering.result()  # or its exception
+    finally:
+        for task in (answering, enough):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task

@@ -7,37 +7,52 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.bundle import Bundle
-from ..soak import resident_memory
+from ...engines.machine import resident_memory
 from ..video import choose_encoder
-from .channel import Channel
 from .config import Config
-from .control import Control
-from .fmp4 import Encoder
-from .metrics import Metrics, gpu_gauges
-from .push import Push
-from .supervisor import Supervisor
-from .viewers import Viewers
-from .worker import Job
+from .discretion import shortened
+from .orders.control import Control
+from .pictures.channel import Channel
+from .pictures.fmp4 import Encoder
+from .pictures.hls import Numbers
+from .pictures.push import Push, check_protocols
+from .pictures.viewers import Viewers
+from .survival.metrics import Metrics, gpu_gauges
+from .survival.seen import Replacement, Seen
+from .survival.supervisor import Supervisor
+from .survival.worker import Job
 
 log = logging.getLogger(__name__)
 
 HISTORY = 300  # chunks that the operator's chart shows
 DEAD_BEAT = 5.0  # seconds without a frame from the channel after which the server calls itself unhealthy
 TICK = 0.5  # seconds between looks at the timetable
+LOOK = 2.0  # seconds between looks at the bundle's folder
+LONGEST = 500  # characters of a reason that health tells
+QUIET = ("saved", "stopped", "busy")  # events that only who debugs wants to read
 
 
 class Service:
-    """Made once; start() and stop() once each."""
+    """Made once; start() and stop() once each. Raises UserError for what can be known before.
 
-    def __init__(self, config: Config, bundle: Bundle):
-        g = bundle.manifest.geometry
-        self.config, self.geometry, self.name = config, g, bundle.manifest.name
+    finish: where the server can end, what ends it; then `fatal` says why, or `another` is the bundle to start anew with.
+    """
+
+    finish: Callable[[], None] | None = None
+
+    def __init__(self, config: Config, seen: Seen):
+        check_protocols(config.video.push)
+        manifest = seen.bundle.manifest
+        g = manifest.geometry
+        self.config, self.geometry, self.name, self.seen = config, g, manifest.name, seen
+        self.fatal: str | None = None
+        self.another: Seen | None = None
         encoder, notice = choose_encoder(config.video.encoder, g.width, g.height)
         if notice:
             log.warning(notice)
@@ -48,6 +63,7 @@ class Service:
             g.fps,
             lambda: Encoder(g.width, g.height, g.fps, encoder, video.crf, video.keyframe_seconds),
             video.hls_segments,
+            Numbers(config.state_dir / "hls.json"),
         )
         self.supervisor = Supervisor(
             self._job,
@@ -57,10 +73,11 @@ class Service:
             self._event,
             config.stream.stall_seconds,
             config.stream.start_seconds,
+            self._hopeless,
         )
-        self.control = Control(config, bundle, self._order)
+        self.control = Control(config, seen.bundle, self._order)
         self.channel.held = self.control.kept.paused
-        self.pushes = [Push(target, g.width, g.height, g.fps) for target in video.push]
+        self.pushes = [Push(target, g.width, g.height, g.fps, video.push_audio == "silence") for target in video.push]
         self.channel.frames += self.pushes
         self.viewers = Viewers()
         self.facts: dict[str, Any] = {}  # of the newest chunk
@@ -69,10 +86,12 @@ class Service:
         self.started = time.monotonic()
         self._stop = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="timetable", daemon=True)
+        self._looker = threading.Thread(target=self._look, name="bundle", daemon=True)
         self.metrics = self._gauges()
 
     def start(self) -> None:
-        for thread in (self.channel, self.supervisor, self._ticker, *self.pushes):
+        log.info("times of day are those of %s", self.control.kept.timetable.timezone)
+        for thread in (self.channel, self.supervisor, self._ticker, self._looker, *self.pushes):
             thread.start()
 
     def stop(self) -> None:
@@ -93,8 +112,9 @@ class Service:
             dead.append("supervisor: its thread has ended")
         notes = self.viewers.problems(now)
         if not self.ready():
-            notes.append(f"generator: {self.supervisor.state}")
-        notes += [f"push {p.target}: not connected" for p in self.pushes if not p.connected]
+            why = shortened(self.supervisor.why, LONGEST)
+            notes.append(": ".join(filter(None, ("generator", self.supervisor.state, why))))
+        notes += [f"push {p.place}: not connected" for p in self.pushes if not p.connected]
         return dead, notes
 
     def ready(self) -> bool:
@@ -143,7 +163,16 @@ class Service:
             self.config.state_dir / "state.safetensors",
             playlist=kept.playlist,
             paused=kept.paused,
+            seen=self.seen,
         )
+
+    def _hopeless(self, why: str) -> bool:
+        """The first generator was refused what it asked for: the server ends with the reason, where it can end."""
+        if self.finish is None:
+            return False
+        self.fatal = why
+        self.finish()
+        return True
 
     def _ready(self, facts: dict[str, Any]) -> None:
         log.info("generator ready%s", f", resumed at latent frame {facts['position']}" if facts["resumed"] else "")
@@ -157,7 +186,7 @@ class Service:
 
     def _event(self, kind: str, text: str) -> None:
         self.metrics.event(kind)
-        if kind in ("saved", "stopped"):
+        if kind in QUIET:
             log.debug("generator: %s %s", kind, text)
         elif kind != "alive":
             log.warning("generator: %s: %s", kind, text)
@@ -168,6 +197,16 @@ class Service:
                 self.control.tick(dt.datetime.now(dt.UTC))
             except Exception:  # a timetable that fails must not end the thread
                 log.exception("timetable")
+
+    def _look(self) -> None:
+        replacement = Replacement(self.seen)
+        while self.finish is not None and not self._stop.wait(LOOK):
+            try:
+                self.another = replacement.there()
+            except Exception:  # a disk that is being changed must not end the thread
+                log.exception("bundle")
+            if self.another is not None:
+                return self.finish()
 
     def _gauges(self) -> Metrics:
         m, channel = Metrics(), self.channel

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from everframe.engines import store
+from everframe.engines.build import build_engines
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
+from everframe.engines.inspection import installed_backends
 from everframe.engines.tensorrt import CudaBuffer, TrtBackend
 from everframe.engines.trtbuild import BuildOptions
 from everframe.runtime import Stream
-from everframe.runtime.build import build_engines, installed_backends
-from everframe.runtime.plan import Request, memory
+from everframe.runtime.plan.operations import Request, memory
 
 from helpers import PROMPTS
 
@@ -47,11 +48,10 @@ def built(
     portable_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Bundle:
-    from rich.console import Console
 
     source = portable_path if request.param == "portable" else bundle_path
     copy = Path(shutil.copytree(source, tmp_path_factory.mktemp("gpu") / "b.everframe"))
-    build_engines(copy, BuildOptions(backend=backend_name), Console(quiet=True))
+    build_engines(copy, BuildOptions(backend=backend_name))
     return Bundle.open(copy)
 
 

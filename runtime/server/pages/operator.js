@@ -1,5 +1,5 @@
 // The operator's page: what is running, and orders.
-import { Player } from "/static/player.js";
+import { Player } from "./player.js";
 
 const $ = (id) => document.getElementById(id);
 const token = $("token");
@@ -38,7 +38,7 @@ $("access-form").addEventListener("submit", (event) => event.preventDefault());
 $("prompts").addEventListener("submit", (event) => {
   event.preventDefault();
   const change = { prompt: $("text").value, transition: $("transition").value, crossfade: Number($("crossfade").value) };
-  order("The prompt changes with the next chunk.", "/api/prompt", "POST", change);
+  order("The prompt changes with the next chunk.", "api/prompt", "POST", change);
 });
 $("playlist").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -47,18 +47,18 @@ $("playlist").addEventListener("submit", (event) => {
     const [seconds, ...prompt] = line.split(":");
     items.push({ seconds: Number(seconds), prompt: prompt.join(":").trim() });
   }
-  order("The playlist begins with the next chunk.", "/api/playlist", "PUT", { items, loop: $("loop").checked });
+  order("The playlist begins with the next chunk.", "api/playlist", "PUT", { items, loop: $("loop").checked });
 });
-$("next").addEventListener("click", () => order("Next item.", "/api/playlist/next", "POST"));
-$("end").addEventListener("click", () => order("The playlist has ended.", "/api/playlist", "DELETE"));
+$("next").addEventListener("click", () => order("Next item.", "api/playlist/next", "POST"));
+$("end").addEventListener("click", () => order("The playlist has ended.", "api/playlist", "DELETE"));
 $("pause").addEventListener("click", () => {
   const paused = $("pause").dataset.paused === "true";
-  order(paused ? "It goes on." : "It stands still.", paused ? "/api/resume" : "/api/pause", "POST");
+  order(paused ? "It goes on." : "It stands still.", paused ? "api/resume" : "api/pause", "POST");
 });
 
 async function refresh() {
   try {
-    const [state, health, history] = await Promise.all([ask("/api/state"), ask("/healthz"), ask("/api/history")]);
+    const [state, health, history] = await Promise.all([ask("api/state"), ask("healthz"), ask("api/history")]);
     $("prompt").textContent = state.prompt || "–";
     $("generator").textContent = `${state.generator}, restarted ${state.restarts} times, up ${Math.round(state.uptime_seconds / 60)} min`;
     $("speed").textContent = state.chunk_ms ? `${state.chunk_ms} ms, ${state.real_time_factor}× real time` : "–";
@@ -79,7 +79,7 @@ async function log() {
   try {
     const box = $("lines");
     const atEnd = box.scrollTop + box.clientHeight >= box.scrollHeight - 4;
-    box.textContent = (await ask("/api/log?lines=200")).lines.join("\n");
+    box.textContent = (await ask("api/log?lines=200")).lines.join("\n");
     if (atEnd) box.scrollTop = box.scrollHeight;
   } catch (error) {
     $("lines").textContent = error.message;
@@ -111,9 +111,9 @@ function draw({ seconds, real_time_factor: factors }) {
 }
 
 async function fill() {
-  const { prompts } = await ask("/api/prompts");
+  const { prompts } = await ask("api/prompts");
   for (const prompt of prompts) $("text").append(new Option(prompt, prompt));
-  const playlist = await ask("/api/playlist");
+  const playlist = await ask("api/playlist");
   const items = playlist ? playlist.items : prompts.slice(0, 3).map((prompt) => ({ prompt, seconds: 60 }));
   $("items").value = items.map((item) => `${item.seconds}: ${item.prompt}`).join("\n");
 }

@@ -2,12 +2,20 @@
 //
 // It reconnects by itself, keeps the last picture on a canvas behind the video meanwhile, keeps close to the live edge,
 // keeps its buffer short, and reports what the screen has really shown, so that the server can tell it to reload.
+//
+// Where a browser has no Media Source Extensions (an iPhone before iOS 17.1) its own HLS player shows the stream, else Motion
+// JPEG; the server does not judge such a screen, since nobody can tell what it shows.
 
 const REPORT = 2000; // ms between reports
 const SILENCE = 6000; // ms without data after which the connection is given up
 const BEHIND = 2.5; // seconds behind the live edge at which it jumps
 const EDGE = 0.4; // seconds of buffer that it jumps to
 const KEPT = 10; // seconds of the past that stay in the buffer
+const STILL = 20000; // ms without progress after which the browser's own player is given the stream again
+const Source = window.MediaSource || window.ManagedMediaSource;
+
+// Relative to the page, which may stand below a path.
+const place = (path) => new URL(path, document.baseURI);
 
 export class Player {
   constructor(video, still, { screen, preview = false }) {
@@ -16,6 +24,10 @@ export class Player {
     this.heard = performance.now();
     this.frames = 0; // frames that were put on the screen
     this.countFrames();
+    if (!Source) {
+      this.native();
+      return;
+    }
     this.connect();
     setInterval(() => this.watch(), 500);
     setInterval(() => this.report(), REPORT);
@@ -39,9 +51,10 @@ export class Player {
   }
 
   connect() {
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const query = new URLSearchParams({ screen: this.screen, preview: this.preview });
-    const socket = new WebSocket(`${scheme}://${location.host}/ws/video?${query}`);
+    const address = place("ws/video");
+    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+    address.search = new URLSearchParams({ screen: this.screen, preview: this.preview });
+    const socket = new WebSocket(address);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     this.heard = performance.now();
@@ -52,6 +65,39 @@ export class Player {
       else this.feed(data);
     };
     socket.onclose = () => socket === this.socket && this.again();
+  }
+
+  native() {
+    const { video } = this;
+    let moved = performance.now();
+    let last = -1;
+    const load = () => {
+      moved = performance.now();
+      video.src = place("hls/live.m3u8");
+      this.play();
+    };
+    video.addEventListener("error", () => {
+      if (video.canPlayType("application/vnd.apple.mpegurl")) setTimeout(load, 3000);
+      else this.pictures();
+    });
+    setInterval(() => {
+      const now = performance.now();
+      if (video.currentTime !== last) moved = now;
+      last = video.currentTime;
+      if (video.paused) this.play();
+      if (now - moved > STILL && !this.image) load();
+    }, 1000);
+    load();
+  }
+
+  pictures() {
+    if (this.image) return;
+    const image = (this.image = new Image());
+    image.alt = "";
+    const load = () => (image.src = `${place("video.mjpeg")}?${Date.now()}`);
+    image.addEventListener("error", () => setTimeout(load, 3000));
+    load();
+    this.video.after(image);
   }
 
   again() {
@@ -69,7 +115,7 @@ export class Player {
     if (message.type === "init") this.begin(message);
     if (message.type === "reload") {
       // Only when there is a page to load: the browser's own error page would stay for ever.
-      const alive = await fetch("/", { cache: "no-store" }).then((answer) => answer.ok, () => false);
+      const alive = await fetch(place("./"), { cache: "no-store" }).then((answer) => answer.ok, () => false);
       if (alive) location.reload();
     }
   }
@@ -79,7 +125,8 @@ export class Player {
     this.tries = 0;
     this.queue = [];
     this.buffer = null;
-    const source = new MediaSource();
+    const source = new Source();
+    if (!window.MediaSource) this.video.disableRemotePlayback = true; // which a ManagedMediaSource asks for
     this.source = source;
     if (this.url) URL.revokeObjectURL(this.url);
     this.url = URL.createObjectURL(source);

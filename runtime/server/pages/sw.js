@@ -1,11 +1,16 @@
 // Keeps the player's own files, so that the page opens while the server is away; the newest ones win when it is there.
-const CACHE = "everframe-1";
-const FILES = ["/", "/static/style.css", "/static/screen.js", "/static/player.js"];
+// Addresses are relative: the server may stand behind a proxy below a path.
+const CACHE = "everframe-2";
+const HOME = new URL("./", self.location).pathname;
+const FILES = ["", "static/style.css", "static/screen.js", "static/player.js"].map((file) => HOME + file);
 
 self.addEventListener("install", (event) => {
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)).then(() => self.skipWaiting()));
 });
-self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
+self.addEventListener("activate", (event) => {
+  const old = (names) => Promise.all(names.filter((name) => name !== CACHE).map((name) => caches.delete(name)));
+  event.waitUntil(caches.keys().then(old).then(() => self.clients.claim()));
+});
 self.addEventListener("fetch", (event) => {
   const url = new URL(event.request.url);
   if (event.request.method !== "GET" || !FILES.includes(url.pathname)) return;

@@ -1,0 +1,203 @@
+"""`everframe calibrate`: a bundle in, a quantised bundle with its measured quality out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from ..engines.base import EngineOptions
+from ..engines.bundle import Bundle, Graph, describe, write_manifest
+from ..engines.errors import UserError
+from ..engines.files import link_or_copy, new_folder
+from ..engines.graphfile import EMBED_UP_TO, describe_graph
+from ..engines.ort import OrtBackend
+from ..engines.progress import QUIET, Report
+from ..engines.text import few, quoted
+from ..runtime.measure.compare import compare
+from . import sensitivity
+from .linears import Linear, find_convolutions, find_linears
+from .observe import Statistics, observe
+from .quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
+from .ring import int8_ring
+
+HELD_OUT_SEED = 1000  # gate seeds start here: never used for calibration
+RESULT, PLOT = "calibration.json", "calibration.png"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose."""
+
+    precision: str = "int8"
+    method: str = "smoothquant"
+    alpha: float = 0.5
+    prompts: tuple[str, ...] = ()  # to calibrate with; empty: every second of the bank
+    held_out: tuple[str, ...] = ()  # to judge with; empty: up to two others of the bank
+    seeds: tuple[int, ...] = (0,)
+    chunks: int = 32
+    ring: str = "float"  # or int8
+    decoder: bool = False
+    sensitivity: bool = True
+    exclude: tuple[str, ...] = ()  # parts of layer names to leave in float, beside what sensitivity says
+    gate_chunks: int = 12
+    gate_minutes: float = 2.0
+    threads: int = 0
+
+
+def check(settings: Settings) -> None:
+    """Raises UserError naming the flag."""
+    if settings.precision not in PRECISIONS:
+        raise UserError(f"--precision {settings.precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if settings.method not in METHODS:
+        raise UserError(f"--method {settings.method!r}: expected one of {', '.join(METHODS)}")
+    if settings.ring not in ("float", "int8"):
+        raise UserError(f"--ring {settings.ring!r}: expected float or int8")
+    if not 0 < settings.alpha < 1:
+        raise UserError(f"--alpha {settings.alpha}: expected a number between 0 and 1")
+
+
+def choose_prompts(bundle: Bundle, settings: Settings) -> tuple[list[str], list[str]]:
+    """Prompts to calibrate with and others to judge with. Raises UserError for one that the bank does not have."""
+    bank = bundle.manifest.prompts
+    for prompt in (*settings.prompts, *settings.held_out):
+        if prompt not in bank:
+            raise UserError(f"prompt {quoted(prompt)}: not in the bank of {bundle.path}, which has: {few(bank, 5)}")
+    chosen = list(settings.prompts or bank[::2])
+    others = [prompt for prompt in bank if prompt not in chosen]
+    return chosen, list(settings.held_out or others[:: max(1, len(others) // 2)][:2] or chosen[:1])
+
+
+def calibrate(source: Path, target: Path, settings: Settings, force: bool, report: Report = QUIET) -> dict[str, Any]:
+    """Write the quantised bundle to target and return its quality. Ctrl-C keeps the statistics gathered so far in
+    TARGET.calibrating, and the same command goes on from there.
+
+    Raises UserError.
+    """
+    check(settings)
+    bundle = Bundle.open(source)
+    if bundle.manifest.quality is not None or bundle.manifest.calibration is not None:
+        raise UserError(f"{source}: is quantised already; calibrate the bundle it was made from")
+    prompts, held_out = choose_prompts(bundle, settings)
+    options = EngineOptions(threads=settings.threads)
+    work = target.with_name(f"{target.name}.calibrating")
+    with new_folder(target, replace=force) as part:
+        models = {"step": onnx.load(bundle.graph_path("step"), load_external_data=False)}
+        linears = find_linears(models["step"], bundle.manifest.network.layers)
+        if settings.decoder:
+            models["decode"] = onnx.load(bundle.graph_path("decode"), load_external_data=False)
+            linears += find_convolutions(models["decode"])
+        record: dict[str, Any] = {"settings": asdict(settings), "prompts": prompts, "held_out": held_out}
+        found: dict[str, Range] = {}
+        if not settings.precision.endswith("weights"):
+            tell = partial(report.step, "calibrating, chunks")
+            statistics = observe(
+                bundle, linears, prompts, settings.seeds, settings.chunks, settings.method, work, tell, options
+            )
+            weights = peaks_of_weights(models["step"], linears, bundle.path)
+            found = ranges(statistics, weights, settings.method, settings.alpha)
+            record["ranges"] = report_ranges(statistics, found)
+        excluded = [one.name for one in linears if any(words in one.name for words in settings.exclude)]
+        if settings.sensitivity:
+            after = bundle.manifest.geometry.window // bundle.manifest.geometry.chunk + 2
+            known = sensitivity.references(bundle, prompts[:2], settings.seeds[0], after, options)
+            tell = partial(report.step, "sensitivity, layers")
+            results = sensitivity.measure(
+                bundle, linears, found, settings.precision, known, work / "one", tell, options
+            )
+            excluded += sensitivity.exclusions([r for r in results if r.layer not in excluded])
+            record["sensitivity"] = [asdict(result) for result in results]
+            sensitivity.plot(results, excluded, part / PLOT)
+        record["excluded"] = excluded
+        graphs = quantised_graphs(bundle, part, models, linears, excluded, found, settings)
+        quantised = finish(bundle, part, graphs, settings)
+        report.line(
+            f"{len(linears) - len(excluded)} of {len(linears)} layers quantised"
+            + (f"; left in float: {', '.join(excluded)}" if excluded else ""),
+        )
+        backend = OrtBackend(options)
+        comparison = compare(
+            bundle,
+            quantised,
+            held_out,
+            [HELD_OUT_SEED],
+            settings.gate_chunks,
+            settings.gate_minutes,
+            (backend, backend),
+            report.line,
+        )
+        record["quality"] = comparison.record()
+        (part / RESULT).write_text(json.dumps(record, indent=1) + "\n")
+        quality = comparison.summary()
+        changes = {"calibration": describe(part / RESULT), "quality": quality}
+        write_manifest(part, quantised.manifest.model_copy(update=changes))
+    shutil.rmtree(work, ignore_errors=True)
+    return quality
+
+
+def quantised_graphs(
+    bundle: Bundle,
+    part: Path,
+    models: dict[str, ModelProto],
+    linears: Sequence[Linear],
+    excluded: Sequence[str],
+    found: dict[str, Range],
+    settings: Settings,
+) -> dict[str, Graph]:
+    """Write every changed graph into part; empties `models`, for each holds its weights once it is quantised."""
+    graphs = dict(bundle.manifest.graphs)
+    for name in list(models):
+        chosen = [one for one in linears if one.conv == (name == "decode") and one.name not in excluded]
+        model = models.pop(name)
+        quantise(model, chosen, bundle.path, settings.precision, found)
+        if name == "step" and settings.ring == "int8":
+            int8_ring(model)
+        graphs[name] = write_graph(model, part / f"{name}.onnx")
+        del model
+    return graphs
+
+
+def report_ranges(statistics: Statistics, found: dict[str, Range]) -> dict[str, Any]:
+    """Of every tensor: the largest magnitude at each pass (denoising steps, then commit; the decoder has one), and what was
+    chosen."""
+    return {
+        name: {
+            "threshold": span.threshold,
+            "smoothed": span.smooth is not None,
+            "peak_by_pass": np.round(
+                statistics.peaks[name].max(1)[slice(-1, None) if name.startswith("decode:") else slice(-1)], 5
+            ).tolist(),
+        }
+        for name, span in found.items()
+    }
+
+
+def write_graph(model: ModelProto, file: Path) -> Graph:
+    """Save, check, describe. The model must hold all its weights."""
+    data = [f"{file.name}.data"] if sum(len(t.raw_data) for t in model.graph.initializer) > EMBED_UP_TO else []
+    onnx.save(model, file, save_as_external_data=bool(data), location=data[0] if data else None)
+    return describe_graph(file, data)
+
+
+def finish(bundle: Bundle, part: Path, graphs: dict[str, Graph], settings: Settings) -> Bundle:
+    """Everything else of the bundle beside the changed graphs; a graph made for another ring or precision stays out."""
+    graphs.pop("probe", None)
+    provenance = bundle.manifest.provenance | {
+        "calibrated_from": bundle.manifest.graphs["step"].model.sha256,
+        "precision": settings.precision,
+    }
+    manifest = bundle.manifest.model_copy(
+        update={"graphs": graphs, "precision": settings.precision, "provenance": provenance}
+    )
+    for ref in manifest.files():
+        link_or_copy(bundle.path / ref.file, part / ref.file)
+    write_manifest(part, manifest)
+    return Bundle(part, manifest)

@@ -1,0 +1,51 @@
+"""Engines into a bundle: every graph compiled, and stored under the fingerprint of what decided it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import store
+from .bundle import Bundle
+from .progress import QUIET, Report
+from .trtbuild import BuildOptions, build_graph, check_options, options_record
+
+
+def build_engines(path: Path, options: BuildOptions, report: Report = QUIET) -> store.Stored:
+    """Compile every graph of the bundle and store the engines in it. Ctrl-C stops and leaves nothing behind.
+
+    Raises UserError as `trtbuild.build_graph` does.
+    """
+    trt = check_options(options)
+    bundle = Bundle.open(path)
+    names = [name for name in bundle.manifest.graphs if name != "text"]  # the text encoder stays with ONNX Runtime
+
+    def compiled() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+        for name in names:
+            report.step(f"{name}: parsing", 0, None)
+
+            def watch(phase: str, step: int, steps: int, name: str = name) -> bool:
+                report.step(f"{name}: {phase}", step, steps or None)
+                return True
+
+            began = time.perf_counter()
+            built = build_graph(bundle, name, options, watch)
+            seconds = time.perf_counter() - began
+            report.line(
+                f"{name}: {len(built.engine) / 2**20:.1f} MiB, {built.layers} layers, {built.attentions} attentions, "
+                f"{built.quantised} quantisations, {seconds:.1f} s"
+            )
+            facts = {
+                "layers": built.layers,
+                "attentions": built.attentions,
+                "quantised": built.quantised,
+                "seconds": round(seconds, 2),
+                "memory": built.memory,
+            }
+            yield name, built.engine, facts
+
+    result = store.write(bundle, trt.__version__, options_record(options), compiled)
+    report.line(f"{result.folder}: {options.backend} {trt.__version__}, {options.precision}")
+    return result

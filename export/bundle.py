@@ -1,0 +1,248 @@
+"""Writing a bundle: every graph exported, checked, compared with PyTorch, and the folder named only when all agree."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..engines.bundle import (
+    FORMAT,
+    Bundle,
+    FileRef,
+    Geometry,
+    Graph,
+    Manifest,
+    Network,
+    RopeSpec,
+    ScheduleSpec,
+    describe,
+    write_manifest,
+)
+from ..engines.errors import UserError
+from ..engines.files import check_replaceable, check_writable, new_folder
+from ..engines.progress import QUIET, Report
+from ..runtime.rope import draw_jitter, split_head_dim
+from .checkpoint import RopeConfig
+from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
+from .onnxfile import save_graph
+from .schedule import Schedule
+from .taehv import Taehv
+from .taehvgraphs import DecodeGraph
+from .textgraph import write_text_graph
+from .texts import Umt5
+from .verify import compare
+from .wan import Wan
+
+MIN_CHUNKS = 8
+# Largest allowed difference between ONNX Runtime and eager PyTorch; frames may differ by one rounding in float32. In
+# float16 the two round at other places: ONNX Runtime's CPU kernels mostly compute in float32.
+LIMITS = {
+    "fp32": {
+        "prompt": 1e-4,
+        "x0": 1e-3,
+        "next": 1e-3,
+        "ring": 1e-3,
+        "sink_mass": 1e-3,
+        "frames": 1.0,
+        "states": 1e-4,
+        "anchor": 1e-3,
+    },
+    "fp16": {
+        "prompt": 1e-2,
+        "x0": 5e-2,
+        "next": 5e-2,
+        "ring": 5e-2,
+        "sink_mass": 5e-2,
+        "frames": 8.0,
+        "states": 5e-2,
+        "anchor": 5e-2,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that goes into a bundle, whatever it was read from."""
+
+    name: str
+    transformer: Wan
+    geometry: Geometry
+    schedule: Schedule
+    rope: RopeConfig
+    decoders: dict[str, nn.Module]  # "decode" and, where a stream's first chunk decodes differently, "decode_first"
+    encoder: nn.Module | None
+    prompts: dict[str, Tensor]  # prompt -> [tokens, text_dim]
+    provenance: dict[str, Any]
+    precision: Literal["fp32", "fp16"] = "fp32"
+    form: Literal["in-place", "portable"] = "in-place"
+    text_encoder: Umt5 | None = None  # to go into the bundle as a graph
+
+
+def decoders_of(model: Taehv) -> dict[str, nn.Module]:
+    first = {"decode_first": DecodeGraph(model, first=True)} if model.config.lead else {}
+    return {"decode": DecodeGraph(model), **first}
+
+
+def check_target(output: Path, force: bool) -> None:
+    """Fail before any work is done."""
+    if output.exists() and not force:
+        raise UserError(f"{output}: already exists; remove it or pass --force")
+    check_replaceable(output)
+    check_writable(output)
+
+
+def write_bundle(
+    parts: Parts, output: Path, *, chunks: int, force: bool, report: Report = QUIET, probe: bool = False
+) -> None:
+    """Write the bundle atomically and tell how far each graph is from PyTorch. With probe, a second step graph that also
+    tells the attention on the sinks goes in, for `everframe study sinks`.
+
+    chunks: how many to compare over, raised so that the ring wraps; 0: do not compare, only check the graphs.
+    Raises UserError for impossible sizes, an unwritable output, or a graph that does not agree.
+    """
+    check_target(output, force)
+    g = parts.geometry
+    if chunks:
+        chunks = max(chunks, MIN_CHUNKS, g.window // g.chunk + 2)  # past the wrap of the ring
+    ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
+    portable = parts.form == "portable"
+    if portable and (probe or g.window == g.chunk):
+        raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
+    kind = PortableStepGraph if portable else StepGraph
+    steps = {
+        name: kind(parts.transformer, parts.schedule, ring, name == "probe")
+        for name in ("step", *(["probe"] if probe else []))
+    }
+    prompt = PromptGraph(parts.transformer)
+    limits = LIMITS[parts.precision]
+    with new_folder(output, replace=force) as part, torch.no_grad():
+        report.step("exporting graphs", 0, None)
+        graphs = write_graphs(part, parts, steps, prompt)
+        bank = save({p: t.half().contiguous() for p, t in parts.prompts.items()})
+        (part / "prompts.safetensors").write_bytes(bank)
+        tokenizer = None
+        if parts.text_encoder is not None:
+            report.step("exporting the text encoder", 0, None)
+            graphs["text"], tokenizer = write_text_graph(part, parts.text_encoder, parts.transformer.config.text_len)
+        write_manifest(part, manifest_of(parts, graphs, tokenizer, part, chunks))
+        if chunks:
+            report.step(f"comparing with PyTorch over {chunks} chunks", 0, None)
+            errors = compare(Bundle.open(part), steps, prompt, parts.decoders, parts.encoder, chunks)
+            for line in differences(errors, chunks):
+                report.line(line)
+            wrong = [f"{k} differs by {v:.2g} (limit {limits[k]:.2g})" for k, v in errors.items() if not v <= limits[k]]
+            if wrong:
+                raise UserError(f"{output}: not written, the graphs do not agree with PyTorch: {'; '.join(wrong)}")
+        size = sum(f.stat().st_size for f in part.iterdir())
+    report.line(f"{output}: {size / 2**20:.1f} MiB")
+
+
+def write_graphs(folder: Path, parts: Parts, steps: dict[str, StepGraph], prompt: PromptGraph) -> dict[str, Graph]:
+    c, g = parts.transformer.config, parts.geometry
+    kind = torch.float16 if parts.precision == "fp16" else torch.float32
+    portable = parts.form == "portable"
+    opset = PORTABLE_OPSET if portable else OPSET
+    latent = torch.zeros(g.latent_shape)
+    table = torch.zeros(c.heads, g.chunk, split_head_dim(c.head_dim)[0] // 2)
+    held = g.cache_tokens - (g.chunk_tokens if portable else 0)
+    ring = torch.zeros(1, c.heads, held, c.head_dim, dtype=kind)
+    text_kv = torch.zeros(1, c.heads, c.text_len, c.head_dim, dtype=kind)
+    names = {s: [f"{s}_{i}" for i in range(c.layers)] for s in ("k", "v", "prompt_k", "prompt_v")}
+    index = torch.zeros(1, dtype=torch.int64)
+    if portable:
+        place: dict[str, torch.Tensor] = {"mask": torch.zeros(1, 1, 1, g.cache_tokens)}
+    else:
+        place = {"slot": index.clone(), "kv_len": torch.full((1,), g.chunk_tokens)}
+    args = (latent, index, latent.clone(), table, table.clone(), list(place.values()))
+    # Every argument is a tensor of its own, or the exporter would make one input of two; expanded, it costs nothing.
+    rings = tuple(
+        [blank[:, :, :1].expand_as(blank) for _ in range(c.layers)] for blank in (ring, ring, text_kv, text_kv)
+    )
+    inputs = ["latent", "step", "noise", "rope_cos", "rope_sin", *place]
+    inputs += [n for group in names.values() for n in group]
+    suffix = "new" if portable else "next"
+    outputs = ["x0", "next", *(f"{n}_{suffix}" for n in (*names["k"], *names["v"]))]
+    graphs = {}
+    for name, step in steps.items():
+        told = [*outputs, *(["sink_mass"] if step.probe else [])]
+        graphs[name] = save_graph(step, (*args, *rings), inputs, told, folder / f"{name}.onnx", opset)
+    text = torch.zeros(1, c.text_len, c.text_dim)
+    told = [*names["prompt_k"], *names["prompt_v"]]
+    graphs["prompt"] = save_graph(prompt, (text,), ["text"], told, folder / "prompt.onnx", opset)
+    for name, decoder in parts.decoders.items():
+        states = decoder.zero_states(latent)  # type: ignore[operator]
+        states_in = [f"state_{i}" for i in range(len(states))]
+        told = ["frames", *(f"{n}_next" for n in states_in)]
+        graphs[name] = save_graph(
+            decoder, (latent, *states), ["latent", *states_in], told, folder / f"{name}.onnx", opset
+        )
+    if parts.encoder is not None:
+        clip = torch.zeros(anchor_shape(parts, graphs), dtype=torch.uint8)
+        graphs["encode"] = save_graph(parts.encoder, (clip,), ["frames"], ["latent"], folder / "encode.onnx", opset)
+    return graphs
+
+
+def anchor_shape(parts: Parts, graphs: dict[str, Graph]) -> tuple[int, int, int, int]:
+    """Frames of the clip that becomes the sinks [T, H, W, 3]: as many as the sinks decode to."""
+    g = parts.geometry
+    first = graphs.get("decode_first", graphs["decode"]).outputs[0].shape[0]
+    return first + (max(g.sink, g.chunk) - g.chunk) * g.time_scale, g.height, g.width, 3
+
+
+def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | None, part: Path, chunks: int) -> Manifest:
+    c, s, r = parts.transformer.config, parts.schedule, parts.rope
+    return Manifest(
+        format=FORMAT,
+        name=parts.name,
+        network=Network(
+            dim=c.dim,
+            ffn_dim=c.ffn_dim,
+            heads=c.heads,
+            head_dim=c.head_dim,
+            layers=c.layers,
+            text_len=c.text_len,
+            text_dim=c.text_dim,
+        ),
+        geometry=parts.geometry,
+        schedule=ScheduleSpec(
+            steps=list(s.steps), shift=s.shift, context_noise=s.context_noise, sigmas=s.sigmas().tolist(), eta=s.eta
+        ),
+        rope=RopeSpec(
+            theta=c.theta,
+            channels=split_head_dim(c.head_dim)[0],
+            mode=r.mode,
+            jitter_sigma=r.jitter_sigma,
+            jitter_seed=r.jitter_seed,
+            epsilon=draw_jitter(c.heads, r.jitter_seed).tolist(),
+        ),
+        form=parts.form,
+        graphs=graphs,
+        prompt_bank=describe(part / "prompts.safetensors"),
+        prompts=list(parts.prompts),
+        tokenizer=tokenizer,
+        provenance={
+            **parts.provenance,
+            "parameters": sum(p.numel() for p in parts.transformer.parameters()),
+            "precision": parts.precision,
+            "compared_chunks": chunks,
+            "everframe": version("everframe"),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def differences(errors: dict[str, float], chunks: int) -> list[str]:
+    """How far each graph is from PyTorch, a line an output."""
+    units = {"frames": "grey levels"}
+    told = (f"  {name:12} {error:.2g} {units.get(name, 'of the largest value')}" for name, error in errors.items())
+    return [f"ONNX Runtime against PyTorch, largest differences over {chunks} chunks:", *told]

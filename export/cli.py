@@ -1,0 +1,297 @@
+"""`everframe export` and `everframe prompts`: a checkpoint into a bundle, and more prompts for one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..engines.errors import UserError
+from ..engines.progress import Report
+from ..runtime.cli import options
+from ..runtime.cli.console import needs_extra, reporting, say, show_table, tell, tell_json
+from ..runtime.cli.plan import of_model, record
+from ..runtime.demo import open_bundle
+
+
+class FolderByDefault(TyperGroup):
+    """`export FOLDER …` means `export checkpoint FOLDER …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["checkpoint", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer()
+export = typer.Typer(
+    cls=FolderByDefault, no_args_is_help=True, help="Export a checkpoint into an engine bundle: FOLDER, or wan."
+)
+app.add_typer(export, name="export")
+prompts = typer.Typer()
+app.add_typer(prompts, name="prompts")
+
+Compared = Annotated[
+    int,
+    typer.Option(min=0, max=1_000_000, help="Chunks over which each graph is compared with PyTorch; 0: only checked."),
+]
+Probe = Annotated[
+    bool, typer.Option("--probe", help="Add a graph that tells the attention on the sinks, for study sinks.")
+]
+Encoder = Annotated[bool, typer.Option("--encoder", help="Add the encoder, so that a picture can be the anchor.")]
+Form = Annotated[
+    str, typer.Option(help="in-place, or portable: for TensorRT before 11.1 and rings that are not float.")
+]
+JitterSeed = Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")]
+
+
+@export.command("checkpoint")
+def checkpoint(
+    folder: Annotated[
+        Path, typer.Argument(help="Checkpoint folder with config.json and safetensors files.", metavar="CHECKPOINT")
+    ],
+    output: options.NewBundle,
+    size: options.Size = None,
+    window: options.Window = None,
+    sink: options.Sink = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=50, help="Denoising steps, evenly spaced from 1000.")] = None,
+    rope: Annotated[str | None, typer.Option(help="absolute or relative.")] = None,
+    jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
+    jitter_seed: JitterSeed = None,
+    chunks: Compared = 10,
+    probe: Probe = False,
+    encoder: Encoder = False,
+    form: Form = "in-place",
+    force: options.Force = False,
+) -> None:
+    """Export a checkpoint folder into an engine bundle (needs the extra `export`). The default when no command is named."""
+    check_form(form)
+    with needs_extra("export"):
+        from .checkpointexport import Overrides, export_checkpoint
+    overrides = Overrides(
+        size=size,
+        window=window,
+        sink=sink,
+        steps=steps,
+        rope=rope,
+        jitter=jitter,
+        jitter_seed=jitter_seed,
+        encoder=encoder,
+        form=form,  # type: ignore[arg-type] - checked above
+    )
+    with reporting() as report:
+        export_checkpoint(folder, output, overrides, chunks=chunks, force=force, report=report, probe=probe)
+
+
+@export.command("wan")
+def wan(  # as long as its options: it does nothing but parse them
+    ctx: typer.Context,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Fetch and export by a recipe (everframe recipes); every other option overrules it."),
+    ] = None,
+    generator: Annotated[
+        Path | None,
+        typer.Option(help="Self-Forcing, LongLive or Causal Forcing .pt, Wan safetensors, or a diffusers folder."),
+    ] = None,
+    vae: Annotated[
+        Path | None, typer.Option(help="Wan2.1_VAE.pth, taew2_1.pth, lighttaew2_1.pth, or a diffusers VAE folder.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="UMT5: a folder, or models_t5_umt5-xxl-enc-bf16.pth.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File with a prompt a line; with --recipe a few come with everframe.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The bundle to write, NAME.everframe.")] = None,
+    decoder: Annotated[str, typer.Option(help="With --recipe: taehv or wan.")] = "taehv",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --recipe: tell what would be fetched, and stop.")
+    ] = False,
+    dictionary: Annotated[
+        str | None, typer.Option(help="Which dictionary of the .pt; default: generator_ema, else generator.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA to merge in, with a strength if not 1; any number.", metavar="FILE[:STRENGTH]"),
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="Alpha of the LoRAs; default: what their files say, else the rank.")
+    ] = None,
+    vae_kind: Annotated[
+        str, typer.Option(help="auto, wan, taehv or lighttae: where tensors and file name do not tell.")
+    ] = "auto",
+    size: options.Size = "832x480",
+    chunk: options.ChunkFrames = 3,
+    window: options.Window = 12,
+    sink: options.Sink = 3,
+    fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
+    steps: Annotated[str, typer.Option(help="Denoising steps, before the shift.")] = "1000,750,500,250",
+    shift: Annotated[float, typer.Option(help="Shift of the schedule; 1 for steps that are shifted already.")] = 5.0,
+    rope: Annotated[str, typer.Option(help="absolute or relative.")] = "absolute",
+    jitter: Annotated[float, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = 0.8,
+    jitter_seed: JitterSeed = 0,
+    precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    text_graph: Annotated[
+        bool, typer.Option("--text-graph", help="Add the text encoder with INT8 weights, for new prompts offline.")
+    ] = False,
+    chunks: Compared = 10,
+    probe: Probe = False,
+    encoder: Encoder = False,
+    form: Form = "in-place",
+    force: options.Force = False,
+) -> None:
+    """Export a checkpoint of the Wan2.1-1.3B family (needs the extras `export` and `text`, with --recipe `hub`)."""
+    check_form(form)
+    if precision not in ("fp16", "fp32"):
+        raise UserError(f"--precision {precision}: expected fp16 or fp32")
+    numbers = parse_steps(steps)
+    if lora_alpha is not None and not math.isfinite(lora_alpha):
+        raise UserError(f"--lora-alpha {lora_alpha}: expected a number")
+    given: dict[str, Any] = {
+        **{"generator": generator, "vae": vae, "text_encoder": text_encoder, "prompts": prompts},
+        **{"dictionary": dictionary, "vae_kind": vae_kind, "size": size or "832x480", "chunk": chunk},
+        **{"window": 12 if window is None else window, "sink": 3 if sink is None else sink, "fps": fps},
+        **{"steps": numbers, "shift": shift, "rope": rope, "jitter": jitter, "precision": precision, "form": form},
+        **{"jitter_seed": 0 if jitter_seed is None else jitter_seed, "encoder": encoder, "text_graph": text_graph},
+    }
+    explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
+    if recipe is None:
+        check_no_recipe(given | {"output": output}, explicit)
+    elif output is None and not dry_run:
+        raise UserError("--output is missing: the bundle to write, NAME.everframe")
+    with reporting() as report:
+        if dry_run or output is None:
+            plan_recipe(str(recipe), decoder, explicit, report)
+            return
+        with needs_extra("export,text"):
+            from .bundle import check_target
+            from .lora import Lora, parse_lora
+            from .wanexport import WanSource, check_choices, export_wan
+        check_target(output, force)
+        given["loras"] = tuple(parse_lora(text, lora_alpha) for text in lora or ())
+        if recipe is not None:
+            given |= recipe_options(recipe, explicit, {f.name for f in dataclasses.fields(WanSource)}, report)
+            check_choices(WanSource(**given))  # before anything is fetched
+            fetched, alpha = recipe_files(recipe, decoder, explicit, report)
+            if "lora" in fetched:
+                own = Lora(fetched.pop("lora"), alpha=alpha if lora_alpha is None else lora_alpha)
+                given["loras"] = (own, *given["loras"])
+            given |= fetched
+        export_wan(WanSource(**given), output, chunks=chunks, force=force, report=report, probe=probe)
+
+
+def check_no_recipe(given: dict[str, Any], explicit: set[str]) -> None:
+    """Raises UserError for a file that nobody names, and for options that only a recipe has."""
+    for name in ("generator", "vae", "text_encoder", "prompts", "output"):
+        if given[name] is None:
+            raise UserError(f"--{name.replace('_', '-')} is missing; expected it, or a --recipe (everframe recipes)")
+    for name in {"decoder", "dry_run"} & explicit:
+        raise UserError(f"--{name.replace('_', '-')}: expected --recipe with it")
+
+
+def plan_recipe(name: str, decoder: str, explicit: set[str], report: Report) -> None:
+    """What --dry-run tells: the options and the files that the recipe would use, those left out that the user gives."""
+    from .recipes import find
+
+    recipe = find(name)
+    with needs_extra("hub"):
+        from .hub import survey, tell
+    report.line(f"{name}: {recipe.line}; {recipe.source}")
+    report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in recipe.left(explicit).items())}")
+    tell([found for file in recipe.files(decoder, explicit).values() for found in survey([file])], report)
+
+
+def recipe_options(name: str, explicit: set[str], known: set[str], report: Report) -> dict[str, Any]:
+    """The recipe's options that no option overrules, as fields of WanSource. known: the fields it has. Raises UserError."""
+    from .recipes import PROMPTS, check_options, find
+
+    recipe = find(name)
+    check_options(recipe, known)
+    own = recipe.left(explicit)
+    report.line(f"{name}: {recipe.line}; {recipe.source}")
+    report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in own.items())}")
+    return own if "prompts" in explicit else own | {"prompts": PROMPTS}
+
+
+def recipe_files(name: str, decoder: str, explicit: set[str], report: Report) -> tuple[dict[str, Any], float | None]:
+    """The recipe's files that the user does not give, fetched, as fields of WanSource (and `lora`), with where they came
+    from; the LoRA's alpha. Raises UserError."""
+    from .recipes import find
+
+    recipe = find(name)
+    with needs_extra("hub"):
+        from .hub import commit_of, fetch
+    files = recipe.files(decoder, explicit)
+    paths = fetch(files, report)
+    own: dict[str, Any] = {use: str(path) if use == "text_encoder" else path for use, path in paths.items()}
+    own["origin"] = {use: f"{files[use].repo}/{files[use].path}@{commit_of(path)}" for use, path in paths.items()}
+    return own, recipe.lora_alpha
+
+
+def _words(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@app.command("recipes")
+def list_recipes(as_json: options.Json = False) -> None:
+    """List the recipes of export wan: files, options, memory on a card."""
+    from .recipes import load
+
+    rows = []
+    for recipe in load().values():
+        numbers = {k: recipe.options[k] for k in ("chunk", "window", "sink")}
+        geometry = {"width": 832, "height": 480, "fps": 16, "latent_channels": 16} | numbers
+        planned = of_model("wan2.1-1.3b", geometry, len(recipe.options["steps"]), "fp16", False, "taehv")
+        card = record(planned, [])["memory"]["total"] / 1e9
+        known = recipe.generator.bytes
+        size = f"{known / 1e9:.1f} GB" if known else "ask --dry-run"
+        where = f"{recipe.generator.repo}/{recipe.generator.path}"
+        rows.append([recipe.name, recipe.line, size, f"{card:.1f} GB", where, recipe.generator.licence])
+    columns = ["recipe", "what", "generator", "card, fp16 832x480", "from", "licence"]
+    if as_json:
+        tell_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        show_table(columns, rows, left=columns)
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """'1000,500' -> (1000, 500). Raises UserError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--steps {text!r}: expected numbers with commas, for example 1000,750,500,250") from None
+
+
+def check_form(form: str) -> None:
+    if form not in ("in-place", "portable"):
+        raise UserError(f"--form {form!r}: expected in-place or portable")
+
+
+@prompts.callback(invoke_without_command=True)
+def show(context: typer.Context, bundle: options.Bundle = None) -> None:
+    """List the prompts of a bundle, or add to them."""
+    if context.invoked_subcommand is None:
+        for prompt in open_bundle(bundle).manifest.prompts:
+            tell(prompt)
+
+
+@prompts.command("add")
+def add(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to add to.")],
+    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts.")] = None,
+    text_encoder: Annotated[
+        str, typer.Option(help="Folder or .pth of the UMT5 encoder, or 'minilm' for the demo's.")
+    ] = "minilm",
+    file: Annotated[Path | None, typer.Option("--prompts", help="File with a prompt a line.")] = None,
+) -> None:
+    """Add prompts to a bundle's bank (needs the extra `text`, for the demo's encoder `minilm`)."""
+    with needs_extra("export,minilm" if text_encoder == "minilm" else "export,text"):
+        from .addprompts import add as put
+
+        added = put(bundle, prompt or [], file, text_encoder)
+    say(f"{bundle}: {added} prompts added")

@@ -1,0 +1,84 @@
+"""Recipes: which files of which repositories make a model, and the options that are right for it (recipes.toml)."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..engines.errors import UserError
+
+FOLDER = Path(__file__).parent
+PROMPTS = FOLDER / "prompts.txt"  # the bank of an export that names no file
+DECODERS = {"taehv": "taehv", "wan": "wan-vae"}  # --decoder -> the table of its file
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the Hugging Face hub, and the small ones that must lie beside it."""
+
+    repo: str
+    path: str
+    licence: str
+    revision: str = "main"
+    sha256: str | None = None
+    bytes: int | None = None  # where a public page states it
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of the table. options: fields of WanSource, and fields that it is to have one day."""
+
+    name: str
+    line: str
+    source: str
+    generator: HubFile
+    vaes: dict[str, HubFile]  # by --decoder
+    text_encoder: HubFile
+    lora: HubFile | None = None
+    lora_alpha: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def files(self, decoder: str, given: set[str]) -> dict[str, HubFile]:
+        """What is to be fetched, by what it is for, without what the user gives. Raises UserError for the decoder."""
+        if decoder not in self.vaes:
+            raise UserError(f"--decoder {decoder!r}: expected one of {', '.join(self.vaes)}")
+        wanted = {"generator": self.generator, "vae": self.vaes[decoder], "text_encoder": self.text_encoder}
+        if self.lora is not None:
+            wanted["lora"] = self.lora
+        return {use: file for use, file in wanted.items() if use not in given or use == "lora"}
+
+    def left(self, given: set[str]) -> dict[str, Any]:
+        """The options that the user does not give; the dictionary is that of the recipe's own file."""
+        away = given | ({"dictionary"} if "generator" in given else set())
+        return {name: value for name, value in self.options.items() if name not in away}
+
+
+def load() -> dict[str, Recipe]:
+    """All recipes by name, in the table's order."""
+    table = tomllib.loads((FOLDER / "recipes.toml").read_text(encoding="utf-8"))
+    files = {name: HubFile(**(row | {"beside": tuple(row.get("beside", ()))})) for name, row in table["files"].items()}
+    vaes = {decoder: files[name] for decoder, name in DECODERS.items()}
+    out = {}
+    for name, row in table["recipes"].items():
+        lora = files[row["lora"]] if "lora" in row else None
+        places = {"generator": files[row["generator"]], "lora": lora, "vaes": vaes, "text_encoder": files["wan-t5"]}
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in row["options"].items()}
+        out[name] = Recipe(**(row | places | {"name": name, "options": options}))
+    return out
+
+
+def find(name: str) -> Recipe:
+    """Raises UserError that names all there are."""
+    recipes = load()
+    if name not in recipes:
+        raise UserError(f"--recipe {name!r}: expected one of {', '.join(recipes)}")
+    return recipes[name]
+
+
+def check_options(recipe: Recipe, known: set[str]) -> None:
+    """Raises UserError where the recipe needs what this version can't export: guessing would make another model."""
+    if unknown := sorted(set(recipe.options) - known):
+        raise UserError(f"--recipe {recipe.name}: needs {', '.join(unknown)}, which this version does not export yet")

@@ -1,0 +1,100 @@
+"""Autoencoders from their published files: the Wan VAE, TAEHV, and the two of LightX2V that look like them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..engines.errors import UserError
+from ..engines.progress import QUIET, Report
+from .bundle import decoders_of
+from .names import State, listed, vae_names
+from .sources import Source, fit, read
+from .taehv import Taehv, TaehvConfig, public_weights, take_raw
+from .taehvgraphs import EncodeGraph
+from .wanvae import MEAN, STD, WanDecodeGraph, WanEncodeGraph, WanVae, WanVaeConfig
+
+VaeKind = Literal["auto", "wan", "taehv", "lighttae"]
+KINDS: tuple[VaeKind, ...] = ("auto", "wan", "taehv", "lighttae")
+Loaded = tuple[dict[str, nn.Module], nn.Module, int]  # decode graphs by name, encode graph, latent channels
+
+
+def load_vae(path: Path, dtype, kind: VaeKind = "auto", report: Report = QUIET) -> Loaded:
+    """The graphs of whichever autoencoder the tensors are; kind: what --vae-kind says, where they do not tell.
+
+    Raises UserError for a file that is none, or that may be TAEHV or LightTAE.
+    """
+    found = read(path, part="vae", report=report)
+    state = vae_names(found.state)
+    tiny = "decoder.1.weight" in state
+    if not tiny and "decoder.conv1.weight" not in state:
+        raise UserError(f"{path}: neither a Wan VAE nor a TAEHV (found {listed(sorted(state))})")
+    if kind != "auto" and tiny != (kind in ("taehv", "lighttae")):
+        is_one = "a TAEHV or LightTAE" if tiny else "a Wan VAE"
+        raise UserError(f"--vae-kind {kind}: {path} is {is_one}")
+    return _load_tiny(state, path, dtype, kind, report) if tiny else _load_wan(found, state, path, dtype)
+
+
+def _load_wan(found: Source, state: State, path: Path, dtype) -> Loaded:
+    vae = WanVae(vae_config(found, state, path))
+    fit(vae, state, path, dtype)
+    decoders: dict[str, nn.Module] = {"decode": WanDecodeGraph(vae, False), "decode_first": WanDecodeGraph(vae, True)}
+    return decoders, WanEncodeGraph(vae), vae.config.latent_channels
+
+
+def _load_tiny(state: State, path: Path, dtype, kind: VaeKind, report: Report) -> Loaded:
+    light = _is_light(path, kind, report)
+    config = taehv_config(state, path)
+    if light and config.latent_channels != len(MEAN):
+        raise UserError(f"{path}: LightTAE with {config.latent_channels} latent channels; expected {len(MEAN)}")
+    with torch.device("meta"):
+        tiny = Taehv(config)
+    fit(tiny, public_weights(state, config), path, dtype)
+    if light:
+        take_raw(tiny, MEAN, STD)
+    return decoders_of(tiny), EncodeGraph(tiny), config.latent_channels
+
+
+def _is_light(path: Path, kind: VaeKind, report: Report) -> bool:
+    """LightTAE has TAEHV's tensors, but takes the latents as the Wan VAE makes them, not normalised. Only the file's name
+    or the user can tell."""
+    if kind != "auto":
+        return kind == "lighttae"
+    name = re.sub(r"[^a-z0-9]", "", path.name.lower())
+    if "lighttae" in name:
+        report.line(
+            f"{path}: LightTAE, by its name: latents are taken as the Wan VAE makes them; --vae-kind taehv if not"
+        )
+        return True
+    if "taew2" in name or "taehv" in name:
+        return False
+    raise UserError(
+        f"{path}: TAEHV or LightTAE: their tensors are alike and its name does not tell; expected --vae-kind taehv or "
+        "--vae-kind lighttae"
+    )
+
+
+def vae_config(found: Source, state: State, path: Path) -> WanVaeConfig:
+    """Widths from shapes, pruned ones too; means and deviations of a config.json, else those of the public VAE."""
+    dim, channels = len(state["encoder.conv1.weight"]), state["decoder.conv1.weight"].shape[1]
+    mean, std = (tuple(found.config.get(k, v)) for k, v in (("latents_mean", MEAN), ("latents_std", STD)))
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(
+            f"{path}: {channels} latent channels, but {len(mean)} means and {len(std)} deviations are known"
+        )
+    return WanVaeConfig(dim=dim, latent_channels=channels, mean=mean, std=std)
+
+
+def taehv_config(state: State, path: Path) -> TaehvConfig:
+    """Widths from the shapes of the flat list, three MemBlocks to a stage as published."""
+    try:
+        first = state["decoder.1.weight"]
+        down = [len(state[f"encoder.{i}.weight"]) for i in (3, 8, 13)]
+        up = [len(state[f"decoder.{i}.weight"]) for i in (8, 14, 20)]
+    except KeyError as error:
+        raise UserError(f"{path}: not the TAEHV of Wan 2.1: missing {error.args[0]}") from None
+    return TaehvConfig(first.shape[1], (down[0], down[1], down[2]), (len(first), up[0], up[1], up[2]))

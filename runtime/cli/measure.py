@@ -1,0 +1,220 @@
+"""`everframe bench`, `soak`, `study` and `compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...engines.base import EngineOptions
+from ...engines.choose import open_backend
+from ...engines.errors import UserError
+from ...engines.files import check_writable
+from ...engines.ort import OrtBackend
+from ..demo import open_bundle
+from ..stream import Stream
+from . import options
+from .console import say, show_quality, show_table, status, tell, warn
+
+app = typer.Typer()
+study = typer.Typer(no_args_is_help=True, help="Studies of the model's behaviour.")
+app.add_typer(study, name="study")
+
+
+@app.command()
+def bench(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(help="The bundle (default: the demo); with --compare two results; with --sweep window=6,12 …"),
+    ] = None,
+    chunks: Annotated[int, typer.Option(min=2, max=10_000_000, help="Measured chunks, after the ring is full.")] = 60,
+    prompt: options.Prompt = None,
+    seed: options.Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON, or .html for a report; with --sweep a folder.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="An HTML report beside the JSON.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Ratios of two results: A.json B.json.")] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="A grid: threads=1,2 window=6,12 steps=2,4 size=… precision=fp32,int8")
+    ] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="With --sweep: what bundles of another window, size, … are exported from.")
+    ] = None,
+    threads: options.Threads = 0,
+    provider: options.Provider = "cpu",
+    backend: options.Backend = "onnxruntime",
+    device: options.Device = "cpu",
+    precision: options.Precision = "auto",
+) -> None:
+    """Latency per chunk by stage, cold start, prompt changes, memory, energy.
+
+    Also compares two results, and sweeps settings.
+    """
+    words = what or []
+    if compare:
+        show_ratios(words)
+        return
+    bundles = [word for word in words if not (sweep and "=" in word)]
+    if len(bundles) > 1:
+        raise UserError(f"expected one bundle, found {', '.join(bundles)}")
+    bundle = Path(bundles[0]) if bundles else None
+    if sweep:
+        run_sweep([word for word in words if "=" in word], bundle, checkpoint, output, chunks)
+        return
+    from ..measure import bench as benches
+    from ..measure import bench_report as reports
+
+    files = [file for file in (output, report) if file is not None]
+    for file in files:
+        check_writable(file)
+    with status("measuring …") as update:
+        result = benches.bench(
+            open_bundle(bundle),
+            lambda: open_backend(backend, EngineOptions(provider, threads, device, precision)),
+            chunks,
+            seed,
+            prompt,
+            {"threads": threads, "provider": provider, "backend": backend, "device": device, "precision": precision},
+            lambda done, total: update(f"measuring, chunk {done} of {total}"),
+        )
+    show_table(reports.STAGE_COLUMNS, reports.stage_rows(result), reports.title(result))
+    for name, value in reports.summary(result):
+        tell(f"{name:36} {value}")
+    for file in files:
+        if file.exists():
+            say(f"{file}: an earlier result is replaced")
+        reports.write(result, file)
+
+
+def show_ratios(words: list[str]) -> None:
+    from ..measure import bench as benches
+
+    if len(words) != 2:
+        raise UserError(f"--compare: expected two results, found {len(words)}")
+    a, b = (benches.read_result(Path(word)) for word in words)
+    rows = [[name, f"{x:.1f}", f"{y:.1f}", f"{ratio:.2f}×"] for name, x, y, ratio in benches.ratios(a, b)]
+    show_table(["figure", *words, "ratio"], rows)
+
+
+def run_sweep(axes: list[str], bundle: Path | None, checkpoint: Path | None, output: Path | None, chunks: int) -> None:
+    from ..measure import bench as benches
+    from ..measure import sweep as sweeps
+
+    def show(point: sweeps.Point, result: benches.Result) -> None:
+        chunk, s = result.steady.stages["chunk"], result.steady
+        words = " ".join(f"{k}={v}" for k, v in point.items())
+        told = f"p50 {chunk.p50:7.1f} ms · p99 {chunk.p99:7.1f} ms · {s.real_time_factor:5.2f}× real time"
+        tell(f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB")
+
+    sweeps.sweep(sweeps.grid(axes), bundle, checkpoint, output or Path("sweep"), chunks, show)
+
+
+@app.command()
+def soak(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for soak.json, soak.png and sheet.png.")],
+    minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of video.")] = 60,
+    bundle: options.Bundle = None,
+    prompt: options.Prompt = None,
+    seed: options.Seed = 0,
+    start: options.Start = 0,
+    rope: options.Rope = None,
+    jitter: options.Jitter = None,
+    threads: options.Threads = 0,
+) -> None:
+    """Stream for long and hold the video and the machine against bounds.
+
+    The exit code is 1 when one is broken.
+    """
+    from ..measure import soak as soaking
+
+    check_writable(output)
+    with Stream(
+        open_bundle(bundle),
+        prompt=prompt,
+        seed=seed,
+        start=start,
+        rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
+        jitter_sigma=jitter,
+        options=EngineOptions(threads=threads),
+    ) as stream:
+
+        def watch(so_far: soaking.Soak) -> None:
+            say(soaking.line(so_far.minutes[-1]))
+            soaking.write_record(output, so_far)
+
+        result = soaking.soak(stream, minutes, watch=watch)
+    for file in soaking.write_report(output, result):
+        say(str(file))
+    problems = soaking.verdict(result.minutes)
+    for problem in problems:
+        warn(problem, "out of bounds")
+    if problems:
+        raise typer.Exit(1)
+
+
+@study.command()
+def sinks(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for sinks.json and the plots.")],
+    bundle: options.Bundle = None,
+    frames: Annotated[int, typer.Option(min=60, max=10_000_000, help="Latent frames of every measured stream.")] = 600,
+    trained: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Latent frames the model was trained to reach.")
+    ] = 21,
+    sigma: Annotated[list[float] | None, typer.Option(help="Jitter strengths; default 0, 0.2, 0.5, 0.8.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Others: pi, ntk, yarn, riflex, relative; default: all.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompts; default: the bank's first.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds; default 0 and 1.")] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=256, help="Streams at a time, each in a process with one thread.")
+    ] = 1,
+) -> None:
+    """The sink-collapse study: predicted collapse frames of the spectrum, and what the engines do, by RoPE variant."""
+    from ..measure import study as studies
+
+    check_writable(output)
+    files = studies.study_sinks(
+        open_bundle(bundle),
+        output,
+        prompts=prompt,
+        seeds=seed or (0, 1),
+        sigmas=sigma or studies.SIGMAS,
+        methods=studies.OTHERS if method is None else method,
+        frames=frames,
+        trained=trained,
+        jobs=jobs,
+        tell=say,
+    )
+    for file in files:
+        say(str(file))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="The bundle that is right.")],
+    second: Annotated[Path, typer.Argument(help="The bundle to judge.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompts; default: the bank's first two.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds; default 1000.")] = None,
+    chunks: Annotated[int, typer.Option(min=1, max=1_000_000, help="Lock-step chunks of every prompt and seed.")] = 24,
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes of free-running video of every prompt.")] = 10,
+    output: options.Record = None,
+    threads: options.Threads = 0,
+) -> None:
+    """How far a changed bundle is from its source.
+
+    Compared chunk by chunk and running freely; the exit code is 1 below the gate.
+    """
+    from ..measure import compare as comparing
+
+    if output is not None:
+        check_writable(output)
+    a, b = open_bundle(first), open_bundle(second)
+    backend = OrtBackend(EngineOptions(threads=threads))
+    prompts = prompt or a.manifest.prompts[:2]
+    found = comparing.compare(a, b, prompts, seed or [1000], chunks, minutes, (backend, backend), say)
+    if output is not None:
+        comparing.write_record(output, found)
+    show_quality(found.summary())

@@ -1,0 +1,36 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+Bundle = Annotated[Path | None, Option("--bundle", "-b", help="Engine bundle; default: the shipped demo.")]
+Prompt = Annotated[str | None, Option(help="A prompt of the bundle's bank; default: its first.")]
+Seed = Annotated[int, Option(help="Same seed, same frames.")]
+Start = Annotated[int, Option(help="Latent frame index of the first chunk.")]
+Anchor = Annotated[
+    Path | None, Option(help="A picture to start from and stay anchored to; needs a bundle with its encoder.")
+]
+Ground = Annotated[
+    str | None, Option(help="Colour under what is transparent in the anchor; default: its border's, or black.")
+]
+Rope = Annotated[str | None, Option(help="absolute or relative; default: the bundle's.")]
+Jitter = Annotated[float | None, Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")]
+Threads = Annotated[int, Option(help="CPU threads; 0 = one per core.")]
+Provider = Annotated[str, Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")]
+Backend = Annotated[
+    str, Option(help="onnxruntime, openvino, or tensorrt-rtx or tensorrt with engines of everframe build.")
+]
+Device = Annotated[str, Option(help="Of openvino: cpu, gpu or npu.")]
+Precision = Annotated[str, Option(help="Of openvino: f32, bf16 or f16, where the device has it; auto: f32.")]
+Json = Annotated[bool, Option("--json", help="Print JSON.")]
+Force = Annotated[bool, Option("--force", help="Replace the bundle if it exists.")]
+NewBundle = Annotated[Path, Option("--output", "-o", help="The bundle to write, NAME.everframe.")]
+Record = Annotated[Path | None, Option("--output", "-o", help="JSON with every figure.")]
+Size = Annotated[str | None, Option(help="WIDTHxHEIGHT in pixels, multiples of 16.")]
+ChunkFrames = Annotated[int, Option(help="Latent frames of a chunk.")]
+Window = Annotated[int | None, Option(help="Latent frames in the KV cache, sinks and current chunk included.")]
+Sink = Annotated[int | None, Option(help="Latent frames kept for good.")]

@@ -1,0 +1,58 @@
+"""`everframe plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...engines.bundle import parse_size
+from ..plan import report
+from ..plan.devices import find_devices
+from ..plan.request import of_bundle, of_model
+from ..plan.roofline import judge, record
+from . import options
+from .console import show_table, tell, tell_json
+
+app = typer.Typer()
+
+
+@app.command()
+def plan(
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Plan for this bundle's own graphs; default: --model.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Without a bundle: wan2.1-1.3b.")] = "wan2.1-1.3b",
+    size: options.Size = "832x480",
+    chunk: options.ChunkFrames = 3,
+    window: options.Window = 12,
+    sink: options.Sink = 3,
+    fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
+    steps: Annotated[
+        int, typer.Option(min=1, max=1000, help="Denoising passes a chunk; a commit pass comes on top.")
+    ] = 4,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, fp8 or int8 (linear layers).")] = "fp16",
+    int8_ring: Annotated[bool, typer.Option("--int8-ring", help="Keys and values in INT8.")] = False,
+    decoder: Annotated[str, typer.Option(help="taehv or wan.")] = "taehv",
+    device: Annotated[list[str] | None, typer.Option(help="Part of a device's name; may be repeated.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Operations, memory, and which cards run it in real time: before anything is built."""
+    if bundle is not None:
+        request = of_bundle(bundle, precision, int8_ring)
+    else:
+        width, height = parse_size(size or "832x480")
+        numbers = {"width": width, "height": height, "fps": fps, "chunk": chunk, "window": window, "sink": sink}
+        request = of_model(model, numbers | {"latent_channels": 16}, steps, precision, int8_ring, decoder)
+    verdicts = [judge(request, one) for one in find_devices(device or [])]
+    if as_json:
+        tell_json(record(request, verdicts))
+        return
+    for line in report.costs(request):
+        tell(line)
+    title = f"Predicted seconds for a chunk of {request.geometry.chunk_seconds:.2f} s"
+    names = report.columns(request)
+    show_table(names, report.rows(verdicts), title, left=names[4:])
+    for line in report.shares():
+        tell(line)

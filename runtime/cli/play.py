@@ -1,0 +1,52 @@
+"""`everframe play`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from ...engines.base import EngineOptions
+from ...engines.choose import open_backend
+from ..demo import open_bundle
+from ..picture import read_picture
+from ..stream import Stream
+from . import options
+from .console import needs_extra, say
+
+app = typer.Typer()
+
+
+@app.command()
+def play(
+    bundle: options.Bundle = None,
+    prompt: options.Prompt = None,
+    seed: options.Seed = 0,
+    anchor: options.Anchor = None,
+    ground: options.Ground = None,
+    fullscreen: Annotated[bool, typer.Option("--fullscreen", help="Fill the screen.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Close the window after so long.")] = None,
+    threads: options.Threads = 0,
+    provider: options.Provider = "cpu",
+    backend: options.Backend = "onnxruntime",
+    device: options.Device = "cpu",
+    precision: options.Precision = "auto",
+) -> None:
+    """Show the stream in a window.
+
+    Needs the extra `play`. Keys: arrows change the prompt, t the transition.
+    """
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    with needs_extra("play"):
+        import pygame  # noqa: F401 - fail before the engines are loaded
+
+        from . import window
+    opened = open_bundle(bundle)
+    g = opened.manifest.geometry
+    picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
+    engines = open_backend(backend, EngineOptions(provider, threads, device, precision))
+    with Stream(opened, prompt=prompt, seed=seed, anchor=picture, backend=engines) as stream:
+        say(window.KEYS)
+        shown = window.play(stream, stream.bank.prompts, fullscreen, seconds)
+    say(f"{shown} frames shown")

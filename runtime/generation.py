@@ -1,0 +1,135 @@
+"""A whole video in one call: what `everframe generate` does, for a program.
+
+from everframe.runtime import generate, open_bundle
+
+generate(open_bundle(), "sea.mp4", seconds=60, prompt="a calm sea under an orange sunset sky")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.base import Backend
+from ..engines.bundle import Bundle
+from ..engines.errors import UserError
+from .outputs import open_output
+from .stream import Chunk, Stream, Transition, check_transition
+from .video import choose_encoder
+
+
+@dataclass(frozen=True)
+class PromptChange:
+    """Another prompt from a moment of the video on."""
+
+    seconds: float
+    prompt: str
+    transition: Transition = "smooth"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a video is, after each chunk."""
+
+    frames: int  # written so far
+    total: int | None  # None: endless
+    fps: int
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class Video:
+    """What was written."""
+
+    frames: int
+    fps: int
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.fps
+
+
+def generate(
+    bundle: Bundle,
+    output: str,
+    *,
+    seconds: float | None = 30.0,
+    prompt: str | None = None,
+    seed: int = 0,
+    start: int = 0,
+    changes: Sequence[PromptChange] = (),
+    anchor: NDArray[np.uint8] | None = None,
+    rope_mode: Literal["absolute", "relative"] | None = None,
+    jitter_sigma: float | None = None,
+    overlap: bool | None = None,
+    encoder: str = "auto",
+    replace: bool = False,
+    backend: Backend | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    notice: Callable[[str], None] = lambda text: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Video:
+    """Generate a video into a file, a PNG or GIF sequence, or standard output.
+
+    Args:
+        output: as `open_output` takes it.
+        seconds: length of the video, at least one frame; None: until `stop` says so.
+        changes: other prompts and when they come; each takes effect with the first chunk not yet begun at its moment (the
+            second at the earliest).
+        encoder: "auto" or one of `video.ENCODERS`; one that does not open here is replaced, and `notice` told.
+        replace: allow a name that exists already.
+        progress: called after every chunk that was written.
+        stop: asked before every chunk; true ends the video there.
+        The others are `Stream`'s.
+
+    Raises UserError before anything is written for bad arguments, and when the output cannot be written.
+    """
+    g = bundle.manifest.geometry
+    total = None if seconds is None else max(1, round(seconds * g.fps))
+    waiting = sorted(changes, key=lambda change: change.seconds)
+    with Stream(
+        bundle,
+        prompt=prompt,
+        seed=seed,
+        start=start,
+        rope_mode=rope_mode,
+        jitter_sigma=jitter_sigma,
+        anchor=anchor,
+        overlap=overlap,
+        backend=backend,
+    ) as stream:
+        for change in waiting:
+            check_transition(change.transition)
+            stream.bank.find(change.prompt)  # fail now, not in an hour
+        chosen, told = choose_encoder(encoder, g.width, g.height)
+        if told:
+            notice(told)
+        ahead = g.chunk * g.time_scale if stream.overlap else 0  # the chunk that is being made already
+        made = 0
+        with open_output(output, g.width, g.height, g.fps, chosen, replace) as out:
+            while made != total and not stop():
+                chunk = stream.next_chunk()
+                frames = chunk.frames if total is None else chunk.frames[: total - made]
+                out.write(frames)
+                made += len(frames)
+                progress(Progress(made, total, g.fps, chunk))
+                while waiting and waiting[0].seconds * g.fps <= made + ahead:
+                    change = waiting.pop(0)
+                    stream.set_prompt(change.prompt, change.transition)
+    return Video(made, g.fps)
+
+
+def parse_change(text: str, transition: Transition = "smooth") -> PromptChange:
+    """'12.5:a prompt' -> its change. Raises UserError."""
+    time_text, colon, prompt = text.partition(":")
+    try:
+        at = float(time_text)
+    except ValueError:
+        at = -1.0
+    if not colon or not at >= 0 or not prompt.strip():
+        raise UserError(f"--then {text!r}: expected SECONDS:PROMPT, for example 12.5:a calm sea")
+    return PromptChange(at, prompt, transition)

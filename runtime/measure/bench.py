@@ -1,0 +1,325 @@
+"""`everframe bench`: latency per chunk by stage, as the field quotes it, with everything needed to repeat it.
+
+Steady figures are taken after the KV ring has been full for a chunk. Stages: encode (a prompt's keys and values), diffuse by
+step, finalize (the commit pass), decode, host copy, host (noise, tables), video encode.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ...engines.base import Backend
+from ...engines.bundle import Bundle, Geometry, first_problem
+from ...engines.errors import UserError
+from ...engines.machine import find_gpu, peak_memory, resident_memory
+from ...engines.text import read_text
+from ..server.pictures.fmp4 import Encoder
+from ..state import identity
+from ..stream import TRANSITIONS, Stream
+from ..video import choose_encoder
+
+FORMAT = 1
+RAPL = Path("/sys/class/powercap")
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spread(Part):
+    """Milliseconds over the measured chunks."""
+
+    p50: float
+    p90: float
+    p99: float
+    max: float
+    mean: float
+
+
+class Cold(Part):
+    """Seconds, of the first chunk of this process."""
+
+    load: float  # engines loaded and bound
+    first_chunk: float
+    process_to_first_frame: float | None  # since the process began, the interpreter's start and imports included
+
+
+class Steady(Part):
+    chunks: int
+    stages: dict[str, Spread]
+    fps: float  # frames made a second, video encoding included
+    real_time_factor: float
+    interval_jitter_ms: float  # p99 − p50 of the time between chunks
+    late_chunks: int  # of a viewer who starts with the first measured chunk and shows every frame on time
+    latest_ms: float  # by how much the latest of them
+
+
+class Energy(Part):
+    joules_per_chunk: float
+    source: str
+
+
+class Result(Part):
+    """What bench.json says."""
+
+    format: int = FORMAT
+    bundle: dict[str, Any]
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    cold: Cold
+    steady: Steady
+    prompt_change_ms: dict[str, float]  # from set_prompt to the first frame made under it, by transition
+    memory: dict[str, int]  # bytes, by part
+    energy: Energy | None
+    chunk_ms: list[float]  # every measured chunk, for the plot
+
+
+def spread(seconds: Sequence[float]) -> Spread:
+    ms = 1000 * np.asarray(seconds, np.float64)
+    p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
+    return Spread(p50=p50, p90=p90, p99=p99, max=float(ms.max()), mean=float(ms.mean()))
+
+
+def lateness(arrivals: Sequence[float], frames: int, fps: float) -> tuple[int, float]:
+    """Chunks that come too late for a viewer, and the latest's delay in seconds.
+
+    Chunk i of `frames` frames is complete at arrivals[i]; the viewer shows its first frame when chunk 0 is there and every
+    other one 1/fps after the one before; a chunk that is not there in time is late, and the rest move with it.
+    """
+    due, late, worst = arrivals[0], 0, 0.0
+    for arrival in arrivals:
+        if arrival > due + 1e-9:
+            late, worst, due = late + 1, max(worst, arrival - due), arrival
+        due += frames / fps
+    return late, worst
+
+
+def bench(
+    bundle: Bundle,
+    backend: Callable[[], Backend],
+    chunks: int,
+    seed: int = 0,
+    prompt: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Result:
+    """Run it. Raises UserError."""
+    g = bundle.manifest.geometry
+    began = time.perf_counter()
+    with Stream(bundle, seed=seed, prompt=prompt, backend=backend()) as stream:
+        loaded = time.perf_counter()
+        first = stream.next_chunk()
+        cold = Cold(
+            load=loaded - began,
+            first_chunk=time.perf_counter() - loaded,
+            process_to_first_frame=process_age(),
+        )
+        name, _ = choose_encoder("auto", g.width, g.height)
+        encoder = Encoder(g.width, g.height, g.fps, name, 20, 2.0)
+        for _ in range(stream.layout.chunks):  # the ring is full from here on
+            encode(encoder, stream.next_chunk().frames)
+        meter = energy_meter()
+        start_energy = meter and meter[0]()
+        rows, arrivals = measured(stream, encoder, chunks, tell)
+        joules = meter[0]() - start_energy if meter and start_energy is not None else None
+        changes, encodes = prompt_changes(stream)
+        encoder.close()
+        return Result(
+            bundle=facts_of(bundle),
+            settings={
+                "chunks": chunks,
+                "seed": seed,
+                "prompt": first.prompt,
+                "video_encoder": name,
+                **(settings or {}),
+            },
+            machine=machine(),
+            cold=cold,
+            steady=steady_figures(rows, arrivals, encodes, g),
+            prompt_change_ms=changes,
+            memory=memory(bundle, stream),
+            energy=Energy(joules_per_chunk=joules / chunks, source=meter[1]) if joules is not None and meter else None,
+            chunk_ms=[round(1000 * row["chunk"], 3) for row in rows],
+        )
+
+
+def facts_of(bundle: Bundle) -> dict[str, Any]:
+    """What the figures are of."""
+    m, g = bundle.manifest, bundle.manifest.geometry
+    return {
+        "name": m.name,
+        "identity": identity(bundle),
+        "size": [g.width, g.height],
+        "fps": g.fps,
+        "window": g.window,
+        "sink": g.sink,
+        "steps": len(m.schedule.steps),
+        "precision": m.precision,
+        "form": m.form,
+    }
+
+
+def measured(
+    stream: Stream, encoder: Encoder, chunks: int, tell: Callable[[int, int], None]
+) -> tuple[list[dict[str, float]], list[float]]:
+    """Seconds of every stage of every chunk, and when each was made and encoded."""
+    rows, arrivals = [], []
+    for i in range(chunks):
+        chunk = stream.next_chunk()
+        before = time.perf_counter()
+        encode(encoder, chunk.frames)
+        arrivals.append(time.perf_counter())
+        t = chunk.timings
+        rows.append(
+            {f"diffuse {s + 1}": v for s, v in enumerate(t.diffuse)}
+            | {"diffuse": sum(t.diffuse), "finalize": t.finalize, "decode": t.decode, "host copy": t.copy}
+            | {"host": t.host, "chunk": t.total, "video encode": arrivals[-1] - before}
+        )
+        tell(i + 1, chunks)
+    return rows, arrivals
+
+
+def steady_figures(
+    rows: Sequence[Mapping[str, float]], arrivals: Sequence[float], encodes: Sequence[float], g: Geometry
+) -> Steady:
+    """encodes: seconds of prompt changes, the stage `encode`."""
+    late, worst = lateness(arrivals, g.chunk_frames, g.fps)
+    each = spread(np.diff(arrivals).tolist())
+    return Steady(
+        chunks=len(rows),
+        stages={n: spread([row[n] for row in rows]) for n in rows[0]} | {"encode": spread(encodes)},
+        fps=g.chunk_frames / (each.mean / 1000),
+        real_time_factor=g.chunk_seconds / (each.mean / 1000),
+        interval_jitter_ms=each.p99 - each.p50,
+        late_chunks=late,
+        latest_ms=1000 * worst,
+    )
+
+
+def encode(encoder: Encoder, frames: NDArray[np.uint8]) -> None:
+    for frame in frames:
+        encoder.encode(frame)
+
+
+def prompt_changes(stream: Stream, times: int = 3) -> tuple[dict[str, float], list[float]]:
+    """Milliseconds from set_prompt to the first frame made under it, and the seconds that the changes themselves took."""
+    found: dict[str, list[float]] = {t: [] for t in TRANSITIONS}
+    encodes, prompts = [], stream.bank.prompts
+    for n in range(times):
+        for i, transition in enumerate(TRANSITIONS):
+            wanted = prompts[(n * len(TRANSITIONS) + i) % len(prompts)]
+            began = time.perf_counter()
+            stream.set_prompt(wanted, transition)
+            while (chunk := stream.next_chunk()).prompt != wanted:
+                pass
+            found[transition].append(1000 * (time.perf_counter() - began))
+            if transition == "swap":
+                encodes.append(chunk.timings.prompt)
+            for _ in range(stream.layout.chunks):  # a full window again
+                stream.next_chunk()
+    return {name: float(np.median(ms)) for name, ms in found.items()}, encodes
+
+
+def memory(bundle: Bundle, stream: Stream) -> dict[str, int]:
+    """Bytes by part. weights: of the graphs' files, as they are stored."""
+    used = [g for n, g in bundle.manifest.graphs.items() if n in ("step", "prompt", "decode", "decode_first")]
+    return {
+        "weights": sum(ref.bytes for g in used for ref in (g.model, *g.data)),
+        **stream.sizes(),
+        "process": resident_memory(),
+        "process_peak": peak_memory(),
+    }
+
+
+def process_age() -> float | None:
+    """Seconds since this process was started; None where /proc does not tell."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError, IndexError, ValueError):
+        return None
+    return uptime - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+
+    def read(path: str) -> str | None:
+        try:
+            return Path(path).read_text().strip()
+        except OSError:
+            return None
+
+    lines = [line.partition(":") for line in (read("/proc/cpuinfo") or "").splitlines()]
+    facts = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # the first core's win
+    cpu, flags = facts.get("model name", ""), facts.get("flags", facts.get("Features", ""))
+    versions = {}
+    for package in ("everframe", "onnxruntime", "numpy", "av", "tensorrt_rtx", "tensorrt"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    gpu, _ = find_gpu()
+    return {
+        "cpu": cpu or platform.processor() or platform.machine(),
+        "vector": [w for w in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd") if w in flags.split()],
+        "cores": os.cpu_count(),
+        "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "load_before": os.getloadavg()[0],
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "gpu": None if gpu is None else gpu.name,
+    }
+
+
+def energy_meter() -> tuple[Callable[[], float], str] | None:
+    """A function that tells joules so far, and whose they are: NVML's or the CPU packages' by RAPL. None: nobody tells."""
+    try:
+        import pynvml  # type: ignore[import-not-found]
+
+        pynvml.nvmlInit()
+        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
+        return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000, "NVML, GPU 0"
+    except Exception:  # no package, no driver, no card, or one that does not tell
+        pass
+    files = sorted(RAPL.glob("intel-rapl:?/energy_uj"))
+    if files and all(os.access(f, os.R_OK) for f in files):
+        return lambda: sum(int(f.read_text()) for f in files) / 1e6, "RAPL, CPU packages"
+    return None
+
+
+def read_result(file: Path) -> Result:
+    """Raises UserError."""
+    try:
+        raw = json.loads(read_text(file))
+        return Result.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{file}: not a result of everframe bench: {first_problem(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from None
+
+
+def ratios(a: Result, b: Result) -> list[tuple[str, float, float, float]]:
+    """(figure, a, b, b/a) of everything both have; milliseconds but where the name says otherwise."""
+    rows = [(f"{n} p50", s.p50, b.steady.stages[n].p50) for n, s in a.steady.stages.items() if n in b.steady.stages]
+    rows += [("chunk p99", a.steady.stages["chunk"].p99, b.steady.stages["chunk"].p99)]
+    rows += [(f"prompt change, {n}", v, b.prompt_change_ms[n]) for n, v in a.prompt_change_ms.items()]
+    rows += [
+        ("fps", a.steady.fps, b.steady.fps),
+        ("first chunk, s", a.cold.first_chunk, b.cold.first_chunk),
+        ("peak memory, MiB", a.memory["process_peak"] / 2**20, b.memory["process_peak"] / 2**20),
+    ]
+    return [(name, x, y, y / x if x else float("nan")) for name, x, y in rows]

@@ -1,0 +1,91 @@
+"""`everframe bench --sweep`: a grid of settings, each measured in a process of its own.
+
+threads needs nothing but the bundle. window, sink, size and steps are baked into graphs, precision comes from calibration:
+for those a checkpoint is exported (and calibrated) anew for every point, by the same commands a user would give.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...engines.errors import UserError
+from .bench import Result, read_result
+
+EXPORTED = ("window", "sink", "size", "steps")
+KEYS = ("threads", *EXPORTED, "precision")
+Point = dict[str, str]
+
+
+def grid(words: Sequence[str]) -> list[Point]:
+    """['window=6,12', 'threads=1,2'] -> four points. Raises UserError."""
+    axes: dict[str, list[str]] = {}
+    for word in words:
+        key, _, values = word.partition("=")
+        if key not in KEYS or not all(values.split(",")):
+            raise UserError(f"--sweep {word!r}: expected one of {', '.join(KEYS)}, =, and values with commas")
+        if key in axes:
+            raise UserError(f"--sweep {word!r}: {key} is there twice")
+        axes[key] = values.split(",")
+    if not axes:
+        raise UserError("--sweep: nothing to vary; for example window=6,12 threads=1,2")
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def sweep(
+    points: Sequence[Point],
+    bundle: Path | None,
+    checkpoint: Path | None,
+    folder: Path,
+    chunks: int,
+    tell: Callable[[Point, Result], None],
+) -> list[tuple[Point, Result]]:
+    """Measure every point. Bundles and results stay in `folder`, and are not made again. Raises UserError."""
+    if checkpoint is None and any(set(p) - {"threads"} for p in points):
+        raise UserError(
+            f"--sweep: {', '.join((*EXPORTED, 'precision'))} are baked into the graphs; name a --checkpoint"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for point in points:
+        file = folder / f"{_name(point)}.json"
+        if not file.exists():
+            made = bundle if not set(point) - {"threads"} else _bundle(point, checkpoint, folder)
+            where = [] if made is None else [str(made)]
+            _everframe(
+                "bench", *where, "--threads", point.get("threads", "0"), "--chunks", str(chunks), "-o", str(file)
+            )
+        found.append((point, read_result(file)))
+        tell(*found[-1])
+    return found
+
+
+def _bundle(point: Point, checkpoint: Path | None, folder: Path) -> Path:
+    exported = {k: v for k, v in point.items() if k in EXPORTED}
+    path = folder / f"{_name(exported) or 'plain'}.everframe"
+    if not path.exists():
+        options = [word for k, v in exported.items() for word in (f"--{k}", v)]
+        _everframe("export", str(checkpoint), *options, "--chunks", "0", "-o", str(path))
+    precision = point.get("precision", "fp32")
+    if precision == "fp32":
+        return path
+    quantised = folder / f"{path.stem}-{precision}.everframe"
+    if not quantised.exists():
+        fast = ("--chunks", "8", "--no-sensitivity", "--gate-chunks", "1", "--gate-minutes", "0")
+        _everframe("calibrate", str(path), "--precision", precision, *fast, "-o", str(quantised), accepted=(0, 1))
+    return quantised
+
+
+def _name(point: Point) -> str:
+    return "-".join(f"{k}{v}" for k, v in sorted(point.items()))
+
+
+def _everframe(*words: str, accepted: tuple[int, ...] = (0,)) -> None:
+    """Run a command of ours in a process of its own. Raises UserError with what it said last."""
+    done = subprocess.run([sys.executable, "-m", "everframe.runtime.cli", *words], capture_output=True, text=True)
+    if done.returncode not in accepted:
+        said = (done.stderr.strip().splitlines() or ["no reason"])[-1].removeprefix("error: ")
+        raise UserError(f"everframe {' '.join(words)}: {said}")

@@ -1,0 +1,324 @@
+"""Where frames go: a video file, a PNG sequence, a GIF, or raw RGB on standard output.
+
+A video is recorded under a name beside its own, synced and renamed when the stream ends, so that a name that exists is a
+video that plays; what was recorded when the disk is full or the process is killed plays too, and stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO, Protocol, Self, cast
+
+import av
+import av.container
+import av.error
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..engines.errors import UserError
+from ..engines.files import check_writable, reason
+from .video import ENCODERS, add_video, encoding_frame
+
+CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}
+# Written in pieces of a second that play without what follows; an MP4 becomes a plain one when it is finished.
+IN_PIECES = {
+    "mp4": {"movflags": "hybrid_fragmented+frag_keyframe", "frag_duration": "1000000", "flush_packets": "1"},
+    "matroska": {"cluster_time_limit": "1000", "flush_packets": "1"},
+}
+MAX_GIF_FRAMES = 2400  # a GIF is held in memory until it is saved
+
+
+class Output(Protocol):
+    """A place for frames. Use as a context manager: leaving it normally keeps what was written, an error discards it."""
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        """Append frames, uint8 [T, H, W, 3] RGB. Raises UserError when they cannot be written."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None: ...
+
+
+def open_output(
+    target: str, width: int, height: int, fps: int, encoder: str = "libx264", replace: bool = False
+) -> Output:
+    """Choose an output by its name: `-` raw RGB frames to standard output, `*.mp4`, `*.mkv` by `encoder`, `*.gif`, `name/`
+    or `*.png` (with a `%d` pattern such as frame-%06d.png) a PNG sequence.
+
+    replace: allow a name that exists already.
+    Raises UserError when the name says none of these, is taken, or its place cannot be written.
+    """
+    if target == "-":
+        return RawOutput(sys.stdout.buffer)
+    path = Path(target)
+    suffix = path.suffix.lower()
+    if target.endswith(("/", os.sep)) or path.is_dir():
+        return PngOutput(path / "%06d.png", replace)
+    if suffix == ".png":
+        return PngOutput(path, replace)
+    if suffix in (".gif", *CONTAINERS):
+        check_free(path, replace)
+        return GifOutput(path, fps) if suffix == ".gif" else FileOutput(path, width, height, fps, encoder=encoder)
+    raise UserError(f"output {target!r}: expected -, a folder/, or a name ending in .mp4, .mkv, .gif or .png")
+
+
+def check_free(path: Path, replace: bool) -> None:
+    """Raises UserError where a recording would be overwritten."""
+    if path.exists() and not path.is_dir() and not replace:
+        raise UserError(f"{path}: already exists; choose another name or pass --force")
+
+
+class _Part:
+    """A file under a temporary name that becomes `path` when it is kept. A hidden one is removed when its writer fails; a
+    visible one is a recording, and stays."""
+
+    def __init__(self, path: Path, visible: bool = False):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder")
+        check_writable(path)
+        self.path = path
+        hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self.part = free_name(path.with_name(f"{path.stem}.part{path.suffix}")) if visible else hidden
+        # A recording is written without a buffer of Python's, which would try the write that failed again when it closes.
+        mode, buffering = ("xb", 0) if visible else ("wb", -1)
+        self.file: BinaryIO = cast(BinaryIO, open(self.part, mode, buffering))  # noqa: SIM115 - kept open over many calls
+
+    def keep(self, whole: bool = True) -> None:
+        """Sync as far as the disk lets, and take the name. One that is not whole never replaces another file: then it stays
+        under the name that it was written under, which `path` tells."""
+        self.file.flush()
+        with contextlib.suppress(OSError):  # a full disk may refuse; what is written is written
+            os.fsync(self.file.fileno())
+        self.file.close()
+        if not whole and self.part.suffix.lower() == ".mp4" and (length := whole_length(self.part)):
+            os.truncate(self.part, length)
+        if not whole and self.path.exists():
+            self.path = self.part
+        else:
+            self.part.replace(self.path)
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):
+            self.file.close()
+        self.part.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """The path, or with a number where that is taken: by the recording of a run that was cut off, which stays."""
+    for number in itertools.count(2):
+        if not path.exists():
+            return path
+        path = path.with_name(f"{path.stem.removesuffix(f'-{number - 1}')}-{number}{path.suffix}")
+    raise AssertionError
+
+
+class FileOutput:
+    """H.264 (or HEVC, by encoder) in MP4 or Matroska; frame n is shown at n/fps seconds.
+
+    It is recorded under a visible name, `out.part.mp4`, and gets its own when it ends. Whatever ends it (a full disk, an
+    error, a kill), what was recorded until then plays: an MP4 is fragmented until it is finished.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, fps: int, encoder: str = "libx264"):
+        self._part = _Part(path, visible=True)
+        kind = CONTAINERS[path.suffix.lower()]
+        options = IN_PIECES[kind]
+        self._sink = _Sink(self._part.file)
+        self._container = av.open(self._sink, "w", format=kind, container_options=options)
+        # A fragmented MP4 has no edit list to hide the delay of B-frames: without them it starts at 0.
+        encoding = ENCODERS[encoder] | ({"bf": "0"} if kind == "mp4" else {})
+        stream = add_video(self._container, encoder, (width, height), fps, encoding, 4 * fps)
+        self._stream, self._fps, self._count = stream, fps, 0
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        for image in frames:
+            self._mux(encoding_frame(image, self._count, self._fps))
+            self._count += 1
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except (OSError, av.error.FFmpegError) as error:
+            raise self._failure(error) from None
+        self._check()
+
+    def _check(self) -> None:
+        if self._sink.error:  # libav may swallow what its writer raised
+            raise self._failure(self._sink.error)
+
+    def _failure(self, error: Exception) -> UserError:
+        error = self._sink.error or error
+        return UserError(f"{self._part.path}: cannot write: {reason(error) if isinstance(error, OSError) else error}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        failed = kind is not None and not issubclass(kind, KeyboardInterrupt)
+        problem = exc[0] if failed else None
+        if not self._count:
+            self._give_up()
+            return
+        try:
+            if not self._sink.error:
+                self._mux(None)
+            self._container.close()
+            self._check()
+        except (OSError, UserError, av.error.FFmpegError) as late:
+            problem = problem or (late if isinstance(late, UserError) else self._failure(late))
+        if self._sink.written == 0:
+            self._give_up()
+        else:
+            self._part.keep(whole=not failed and problem is None)
+        if isinstance(problem, UserError):
+            seconds = f"{self._count / self._fps:.1f} s"
+            raise UserError(
+                f"{problem}; what was recorded until then (up to {seconds}) is in {self._part.path}"
+            ) from None
+
+    def _give_up(self) -> None:
+        self._sink.broken = True
+        with contextlib.suppress(Exception):
+            self._container.close()
+        self._part.discard()
+
+
+class _Sink:
+    """The file that libav writes into; remembers the first error, because libav may not pass it on, and writes nothing
+    behind it."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.error, self.broken, self.written = file, None, False, 0
+        self.tell = file.tell
+
+    error: OSError | None
+
+    def write(self, data: bytes) -> int:
+        if self.broken or self.error:
+            return len(data)
+        try:
+            left = memoryview(data)
+            while left:
+                count = self._file.write(left)
+                left = left[count:]
+                self.written += count
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.tell() if self.error else self._file.seek(offset, whence)
+
+
+class RawOutput:
+    """rgb24 frames, one after the other, for a pipe."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        try:
+            self._stream.write(frames.tobytes())
+            self._stream.flush()
+        except BrokenPipeError:
+            raise  # the reader has had enough: the command ends quietly
+        except OSError as error:
+            raise UserError(f"standard output: cannot write: {reason(error)}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        return
+
+
+class PngOutput:
+    """One PNG per frame, numbered from 0; every file appears whole."""
+
+    def __init__(self, pattern: Path, replace: bool = False):
+        try:
+            names = {pattern.name % 0, pattern.name % 1}
+        except (TypeError, ValueError):
+            names = set()
+        if len(names) != 2:
+            raise UserError(f"output {pattern}: a PNG sequence needs a number pattern such as frame-%06d.png")
+        try:
+            pattern.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{pattern.parent}: cannot make the folder: {reason(error)}") from None
+        check_writable(pattern)
+        check_free(pattern.with_name(pattern.name % 0), replace)
+        self._pattern, self._count = pattern, 0
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        for image in frames:
+            part = _Part(self._pattern.with_name(self._pattern.name % self._count))
+            try:
+                Image.fromarray(image).save(part.file, "PNG")
+                part.keep()
+            except OSError as error:
+                part.discard()
+                raise UserError(f"{part.path}: cannot write: {reason(error)}") from None
+            self._count += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        return
+
+
+class GifOutput:
+    """An animated GIF. Its frames last whole hundredths of a second, so 16 fps becomes 6 or 7 of them in turn."""
+
+    def __init__(self, path: Path, fps: int):
+        self._part, self._fps, self._frames = _Part(path), fps, []
+
+    _frames: list[Image.Image]
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        if len(self._frames) + len(frames) > MAX_GIF_FRAMES:
+            raise UserError(f"{self._part.path}: a GIF holds at most {MAX_GIF_FRAMES} frames here; use .mp4 or .mkv")
+        self._frames += [Image.fromarray(image).quantize(dither=Image.Dither.NONE) for image in frames]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if (kind is not None and not issubclass(kind, KeyboardInterrupt)) or not self._frames:
+            self._part.discard()
+            return
+        edges = [round(100 * i / self._fps) for i in range(len(self._frames) + 1)]
+        durations = [10 * (b - a) for a, b in pairwise(edges)]
+        try:
+            first, *rest = self._frames
+            first.save(self._part.file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+            self._part.keep()
+        except OSError as error:
+            self._part.discard()
+            raise UserError(f"{self._part.path}: cannot write: {reason(error)}") from None
+
+
+def whole_length(file: Path) -> int:
+    """Bytes of an MP4 up to the end of its last whole fragment: what a writer that was cut off left behind is dropped."""
+    size, end, at = file.stat().st_size, 0, 0
+    with open(file, "rb") as f:
+        while at + 8 <= size:
+            f.seek(at)
+            head = f.read(16)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if length == 1:
+                length = int.from_bytes(head[8:16], "big")
+            if length < 8 or at + length > size:
+                break
+            at += length
+            if kind != b"moof":  # which means nothing without the mdat behind it
+                end = at
+    return end

@@ -1,0 +1,40 @@
+"""How a plan is told: lines and the rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .devices import CLASSES
+from .operations import Request, decode_flops, memory, step_pass
+from .roofline import Verdict
+
+
+def costs(request: Request) -> list[str]:
+    """What the model takes, wherever it runs."""
+    g, work, parts = request.geometry, step_pass(request.network, request.geometry), memory(request)
+    total = request.passes * work.total + decode_flops(request)
+    gigabytes = {name: value / 1e9 for name, value in vars(parts).items()} | {"in all": parts.total / 1e9}
+    return [
+        f"{g.width}x{g.height}, window {g.window}, sink {g.sink}, {request.precision}: {g.chunk_tokens} tokens a chunk, "
+        f"{g.cache_tokens} in the ring, {work.total / 1e12:.2f} TFLOP a pass, {total / 1e12:.1f} TFLOP a chunk, "
+        f"{total / g.chunk_seconds / 1e12:.1f} TFLOP/s for {g.fps} fps",
+        ", ".join(f"{name} {value:.2f} GB" for name, value in gigabytes.items()),
+    ]
+
+
+def columns(request: Request) -> list[str]:
+    return ["device", "best", "worst", "memory", f"real time at {request.geometry.fps} fps", "what to change"]
+
+
+def rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
+    return [
+        [v.device, f"{v.best:.2f}", f"{v.worst:.2f}", f"{v.memory_share:.0%}", v.real_time, v.advice] for v in verdicts
+    ]
+
+
+def shares() -> list[str]:
+    """Whose figures the factors are."""
+    return [
+        "Share of the peak, by class of card (predictions; nothing was measured here):",
+        *(f"  {kind.lowest:.0%} to {kind.highest:.0%}: {kind.why}" for kind in CLASSES.values()),
+    ]

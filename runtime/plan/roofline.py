@@ -1,0 +1,94 @@
+"""On which cards a model runs in real time.
+
+A roofline: a pass takes as long as its arithmetic at the card's peak times a factor, or as its bytes at the card's
+bandwidth, whichever is longer. One factor for all cards would lie, so every class of card has a range, and the table says
+where it comes from. Nothing here was measured by us on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from .devices import CLASSES, Device
+from .operations import Request, decode_flops, memory, step_pass
+
+BANDWIDTH_SHARE = 0.8  # of the peak that a stream of large reads reaches
+SIZES = ((832, 480), (640, 368), (480, 272), (416, 240), (320, 192), (256, 144))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A request on a device. Seconds for one chunk: with the class's best and worst factor."""
+
+    device: str
+    best: float
+    worst: float
+    memory_share: float
+    real_time: Literal["yes", "perhaps", "no", "too large"]
+    advice: str
+
+
+def chunk_seconds(request: Request, device: Device, factor: float) -> float:
+    """Roofline time of a chunk: every pass and the decoder, one after the other."""
+    work, parts = step_pass(request.network, request.geometry), memory(request)
+    fast = {"fp32": device.fp16 / 4, "fp16": device.fp16, "fp8": device.fp8 or 0, "int8": device.int8}[
+        request.precision
+    ]
+    if not fast:
+        return math.inf
+    attention = work.self_attention + work.cross_attention  # stays in FP16 in every quantised form
+    arithmetic = (work.linear / fast + attention / min(fast, device.fp16)) / 1e12 / factor
+    traffic = (parts.weights + parts.ring + parts.prompt + 2 * request.network.layers * parts.activations) / 1e9
+    once = max(arithmetic, traffic / device.bandwidth / BANDWIDTH_SHARE)
+    return request.passes * once + decode_flops(request) / (device.fp16 * 1e12 * factor)
+
+
+def judge(request: Request, device: Device) -> Verdict:
+    kind = CLASSES[device.kind]
+    best, worst = (chunk_seconds(request, device, f) for f in (kind.highest, kind.lowest))
+    share = memory(request).total / (0.9 * device.memory * 1e9)  # a tenth is the system's
+    budget = request.geometry.chunk_seconds
+    real_time = "too large" if share > 1 else "yes" if worst <= budget else "perhaps" if best <= budget else "no"
+    advice = "" if real_time == "yes" else advise(request, device)
+    return Verdict(device.name, best, worst, share, real_time, advice)  # type: ignore[arg-type]
+
+
+def advise(request: Request, device: Device) -> str:
+    """The least change that makes it real time by the class's worst factor and fits."""
+    low = CLASSES[device.kind].lowest
+    for size in SIZES:
+        if size[0] * size[1] > request.geometry.width * request.geometry.height:
+            continue
+        for precision in dict.fromkeys((request.precision, "int8")):
+            tried = replace(
+                request,
+                precision=precision,
+                int8_ring=request.int8_ring or precision == "int8",
+                geometry=request.geometry.model_copy(update={"width": size[0], "height": size[1]}),
+                decode_flops=None,
+            )
+            fits = memory(tried).total <= 0.9 * device.memory * 1e9
+            if fits and chunk_seconds(tried, device, low) <= tried.geometry.chunk_seconds:
+                changed = [] if precision == request.precision else [precision.upper()]
+                same = size == (request.geometry.width, request.geometry.height)
+                return " ".join([*([] if same else [f"{size[0]}x{size[1]}"]), *changed])
+    return "fewer frames per second or fewer steps"
+
+
+def record(request: Request, verdicts: Iterable[Verdict]) -> dict[str, Any]:
+    """Everything the plan says, for JSON."""
+    work = step_pass(request.network, request.geometry)
+    return {
+        "geometry": request.geometry.model_dump(),
+        "network": request.network.model_dump(),
+        "precision": request.precision,
+        "passes": request.passes,
+        "flops_per_pass": asdict(work) | {"total": work.total},
+        "flops_decode": decode_flops(request),
+        "memory": asdict(memory(request)) | {"total": memory(request).total},
+        "devices": [asdict(v) for v in verdicts],
+        "factors": {name: asdict(kind) for name, kind in CLASSES.items()},
+    }

@@ -1,0 +1,1 @@
+"""Many streams on a Ray cluster, each a `Service`, behind one gateway. Needs the extra `fleet`."""

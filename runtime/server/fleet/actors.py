@@ -1,0 +1,154 @@
+"""Streams on several machines, as actors of a Ray cluster.
+
+Every actor is a `Service` as `everframe serve` runs it, without the HTTP side: generator process, channel, orders, state on
+disk. Ray places it where enough memory is free, and starts it again, on another node if need be, when its node dies; it then
+goes on from its saved state, which therefore has to lie in a folder that all nodes share.
+
+Needs the extra `fleet`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import ray.exceptions
+from fastapi import HTTPException
+from pydantic import Field, field_validator
+
+from ....engines.bundle import Bundle
+from ....engines.errors import UserError
+from ..config import Config, Section, Server, StreamSettings, Video, beside, read_toml
+from ..orders.playlist import Change
+from ..service import Service
+from ..survival.seen import see
+
+log = logging.getLogger(__name__)
+
+PROCESS = 400 << 20  # bytes that interpreters and runtime take, web and generator process together
+PATIENCE = 15.0  # seconds that the gateway waits for a stream
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+
+
+class StreamSpec(StreamSettings):
+    """One stream of the fleet."""
+
+    name: Name
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+
+
+class FleetConfig(Section):
+    """The fleet's TOML file. Relative paths in it are relative to it."""
+
+    state_dir: Path  # on a disk that all nodes share
+    ray: str | None = None  # address of the cluster; default: a local one
+    server: Server = Server()
+    video: Video = Video()
+    streams: list[StreamSpec] = Field(min_length=1)
+
+    @field_validator("streams")
+    @classmethod
+    def _names_differ(cls, streams: list[StreamSpec]) -> list[StreamSpec]:
+        names = [s.name for s in streams]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two streams are called {name!r}")
+        return streams
+
+
+def read_fleet(file: Path) -> FleetConfig:
+    """Raises UserError naming the file and the field."""
+    config = read_toml(file, FleetConfig)
+    streams = [beside(file, spec) for spec in config.streams]
+    return config.model_copy(update={"state_dir": file.absolute().parent / config.state_dir, "streams": streams})
+
+
+def memory_of(bundle: Bundle) -> int:
+    """Bytes that a stream of this bundle is expected to take: weights (float32 on a CPU), ring, and two processes."""
+    m = bundle.manifest
+    weights = sum(ref.bytes for graph in m.graphs.values() for ref in (graph.model, *graph.data))
+    sizes = {"float32": 4, "float16": 2, "int8": 1}
+    ring = sum(
+        sizes[spec.dtype] * math.prod(spec.shape)
+        for spec in m.graphs["step"].inputs
+        if spec.name[:2] in ("k_", "v_") and spec.dtype in sizes
+    )
+    return 2 * weights + ring + PROCESS
+
+
+class Actor:
+    """A stream in a Ray worker."""
+
+    def __init__(self, config: Config):
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        self.service = Service(config, see(config.stream.bundle))
+        self.service.start()
+
+    def state(self) -> dict[str, Any]:
+        node = ray.get_runtime_context().get_node_id()
+        return self.service.state() | {"node": node, "ready": self.service.ready()}
+
+    def prompt(self, change: Change) -> Change:
+        """Raises UserError."""
+        return self.service.control.set_prompt(change)
+
+    def snapshot(self) -> bytes:
+        return self.service.channel.png()
+
+    def hls(self, name: str) -> bytes | None:
+        """live.m3u8 and what it names; None: there is no such thing now."""
+        return self.service.channel.hls.file(name)
+
+    def stop(self) -> None:
+        """Save the state."""
+        self.service.stop()
+
+
+class Fleet:
+    """The actors of all streams."""
+
+    def __init__(self, config: FleetConfig):
+        # Before a cluster is asked for anything; once each, for verifying reads every byte.
+        needs = {path: memory_of(see(path).bundle) for path in {spec.bundle for spec in config.streams}}
+        ray.init(address=config.ray, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
+        kind = ray.remote(Actor)
+        self.actors: dict[str, Any] = {}
+        for spec in config.streams:
+            settings = StreamSettings(**spec.model_dump(exclude={"name", "cpus", "gpus"}))
+            one = Config(state_dir=config.state_dir / spec.name, video=config.video, stream=settings)
+            self.actors[spec.name] = kind.options(
+                max_restarts=-1,
+                max_task_retries=0,
+                num_cpus=spec.cpus,
+                num_gpus=spec.gpus,
+                memory=needs[spec.bundle],
+                max_concurrency=8,
+                scheduling_strategy="SPREAD",
+            ).remote(one)
+
+    async def ask(self, name: str, method: str, *values: Any) -> Any:
+        """Raises HTTPException where the stream is unknown or does not answer, UserError where it refuses."""
+        if name not in self.actors:
+            raise HTTPException(404, f"no stream {name!r}; there are: {', '.join(self.actors)}")
+        try:
+            return await asyncio.wait_for(getattr(self.actors[name], method).remote(*values), PATIENCE)
+        except (TimeoutError, ray.exceptions.RayActorError):
+            raise HTTPException(503, f"stream {name!r} does not answer: it is starting, or starting again") from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise
+
+    def stop(self) -> None:
+        for name, actor in self.actors.items():
+            try:
+                ray.get(actor.stop.remote(), timeout=40)
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                log.warning("stream %s did not stop: %s", name, error)
+            ray.kill(actor)

@@ -1,0 +1,205 @@
+"""Every order in one place, whoever gives it: the API, the timetable, OSC. What was ordered last is kept on disk."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ....engines.bundle import Bundle, first_problem
+from ....engines.errors import UserError
+from ....engines.files import reason, write_whole
+from ...prompts import PromptBank
+from ...stream import MAX_SEED
+from ..config import Config, check_token
+from .playlist import Change, Playlist
+from .timetable import Timetable
+
+log = logging.getLogger(__name__)
+
+
+class Kept(BaseModel):
+    """control.json. A changed configuration begins anew."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    config: str = ""  # digest of the playlist, schedule, prompt and seed that this started from
+    prompt: Change | None = None
+    playlist: Playlist | None = None
+    timetable: Timetable = Timetable()
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    paused: bool = False
+    fired: dt.datetime | None = None  # the timetable's last occurrence that was obeyed
+
+
+class Control:
+    """Orders go to `order`, the generator's inbox. Any thread; raises UserError for a prompt that the bank does not have."""
+
+    def __init__(self, config: Config, bundle: Bundle, order: Callable[..., None]):
+        self._file, self._order = config.state_dir / "control.json", order
+        self._bank = PromptBank(bundle)
+        self._free_text = "text" in bundle.manifest.graphs
+        self._lock = threading.RLock()
+        for item in config.playlist.items:
+            self._spell(item)
+        for entry in config.schedule.entries:
+            self._check_entry(entry.prompt, entry.playlist)
+        self.kept = self._load(config)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self._bank.prompts
+
+    def set_prompt(self, change: Change) -> Change:
+        """Ends the playlist. Returns the change with the bank's own spelling."""
+        change = self._spell(change)
+        with self._lock:
+            self.kept.prompt, self.kept.playlist = change, None
+            self._order("prompt", change)
+            self._save()
+        return change
+
+    def set_playlist(self, playlist: Playlist | None) -> Playlist | None:
+        if playlist is not None:
+            playlist = playlist.model_copy(update={"items": [self._spell(item) for item in playlist.items]})
+        with self._lock:
+            self.kept.playlist, self.kept.prompt = playlist, None
+            self._order("playlist", playlist)
+            self._save()
+        return playlist
+
+    def skip(self) -> None:
+        self._order("skip", None)
+
+    def set_timetable(self, timetable: Timetable) -> None:
+        for entry in timetable.entries:
+            self._check_entry(entry.prompt, entry.playlist)
+        with self._lock:
+            self.kept.timetable, self.kept.fired = timetable, None
+            self._save()
+
+    def set_seed(self, seed: int) -> None:
+        with self._lock:
+            self.kept.seed = seed
+            self._order("seed", self.kept.seed)  # as it was validated: what is ordered can be saved and read again
+            self._save()
+
+    def pause(self, paused: bool) -> None:
+        with self._lock:
+            self.kept.paused = paused
+            self._order("pause", paused)
+            self._save()
+
+    def tick(self, now: dt.datetime) -> None:
+        """Obey the timetable, if an occurrence has begun since the last one that was obeyed. Where the clock was set back
+        the same occurrence does not come twice."""
+        with self._lock:
+            found = self.kept.timetable.current(now)
+            if found is None or (self.kept.fired is not None and found[0] <= self.kept.fired <= now):
+                return
+            moment, entry = found
+            if moment == self.kept.fired:
+                return
+            self.kept.fired = moment
+            log.info("timetable: %s %s", ",".join(entry.days), entry.at)
+            if entry.pause:
+                return self.pause(True)
+            if self.kept.paused:
+                self.pause(False)
+            if entry.playlist is not None:
+                self.set_playlist(entry.playlist)
+            elif entry.prompt is not None:
+                change = Change(prompt=entry.prompt, transition=entry.transition, crossfade=entry.crossfade)
+                self.set_prompt(change)
+
+    def ready(self, facts: dict[str, Any]) -> None:
+        """A generator has come up with what its state says: order what has changed since."""
+        with self._lock:
+            kept = self.kept
+            if kept.playlist is not None:
+                if facts["playlist"] != kept.playlist:
+                    self._order("playlist", kept.playlist)
+            elif kept.prompt is not None and (facts["playlist"], facts["prompt"]) != (None, kept.prompt.prompt):
+                self._order("prompt", kept.prompt)
+            elif kept.prompt is None and facts["playlist"] is not None:
+                self._order("playlist", None)
+
+    def _spell(self, change: Any) -> Any:
+        """The change with the bank's spelling of its prompt."""
+        if self._free_text:
+            return change
+        return change.model_copy(update={"prompt": self._bank.find(change.prompt)})
+
+    def _check_entry(self, prompt: str | None, playlist: Playlist | None) -> None:
+        for change in [*([Change(prompt=prompt)] if prompt else []), *(playlist.items if playlist else [])]:
+            self._spell(change)
+
+    def _check(self, kept: Kept) -> None:
+        """Raises UserError for a prompt that the bank does not have."""
+        self._check_entry(kept.prompt and kept.prompt.prompt, kept.playlist)
+        for entry in kept.timetable.entries:
+            self._check_entry(entry.prompt, entry.playlist)
+
+    def _load(self, config: Config) -> Kept:
+        told = [config.playlist, config.schedule, config.stream.prompt, config.stream.seed]
+        text = json.dumps([one.model_dump() if isinstance(one, BaseModel) else one for one in told])
+        for part in self._file.parent.glob(f".{self._file.name}.*.part"):
+            part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        try:
+            kept = Kept.model_validate_json(self._file.read_bytes())
+            if kept.config == digest:
+                self._check(kept)
+                return kept
+        except FileNotFoundError:
+            pass
+        except UserError as error:  # another bundle than the one that they were given to
+            log.warning("%s: kept orders do not fit, starting from the configuration: %s", self._file, error)
+        except ValidationError as error:
+            log.warning("%s: not usable, starting from the configuration: %s", self._file, first_problem(error))
+        except OSError as error:
+            log.warning("%s: not usable, starting from the configuration: %s", self._file, reason(error))
+        prompt = config.stream.prompt
+        first = None if prompt is None or config.first_playlist else self._spell(Change(prompt=prompt))
+        return Kept(
+            config=digest,
+            prompt=first,
+            playlist=config.first_playlist,
+            timetable=config.schedule,
+            seed=config.stream.seed,
+        )
+
+    def _save(self) -> None:
+        try:
+            write_whole(self._file, self.kept.model_dump_json(indent=1).encode() + b"\n")
+        except UserError as error:  # a full disk must not refuse an order
+            log.warning("orders are not kept: %s", error)
+
+
+def read_token(folder: Path, configured: str | None) -> str:
+    """The bearer token: the configured one, else one that is made once and kept in the folder, for its owner's eyes."""
+    if configured is not None:
+        return configured
+    file = folder / "token"
+    try:
+        if not file.exists():
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(handle, "w") as f:
+                f.write(secrets.token_urlsafe(24) + "\n")
+        token = file.read_bytes().strip().decode("utf-8")
+        return check_token(token)
+    except OSError as error:
+        raise UserError(f"{file}: {reason(error)}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not text; remove the file to get a new token") from None
+    except ValueError as error:
+        raise UserError(f"{file}: {error}; remove the file to get a new token") from None

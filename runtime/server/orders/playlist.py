@@ -1,0 +1,79 @@
+"""Changes of prompt and playlists, which count the stream's own time."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...stream import Transition
+
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Change(Part):
+    """A prompt and how the stream gets there."""
+
+    prompt: Text
+    transition: Transition = "smooth"
+    crossfade: float = Field(default=0, ge=0, le=10)  # seconds over which a cut's first frames fade in
+
+
+class Item(Change):
+    """A prompt and how long it stays, in seconds of video."""
+
+    seconds: float = Field(default=60, gt=0, le=7 * 86400)
+
+
+class Playlist(Part):
+    """Prompts one after the other; without loop, the last one stays."""
+
+    items: list[Item] = Field(min_length=1, max_length=500)
+    loop: bool = True
+
+
+class Director:
+    """Where in its playlist a stream is, counted in chunks: the same chunks always get the same prompts."""
+
+    def __init__(self, chunk_seconds: float):
+        self.chunk_seconds = chunk_seconds
+        self.playlist: Playlist | None = None
+        self.item, self.left = -1, 0
+
+    def follow(self, playlist: Playlist | None) -> None:
+        """Begin a playlist with the next chunk; None: stay where the stream is."""
+        self.playlist, self.item, self.left = playlist, -1, 0
+
+    def skip(self) -> None:
+        """Let the next item begin with the next chunk."""
+        self.left = 0
+
+    def next(self) -> Change | None:
+        """Called before every chunk: the change that is due with it."""
+        if self.playlist is None:
+            return None
+        items, change = self.playlist.items, None
+        if self.left == 0 and (self.playlist.loop or self.item + 1 < len(items)):
+            before, self.item = self.item, (self.item + 1) % len(items)
+            self.left = max(1, math.ceil(items[self.item].seconds / self.chunk_seconds - 1e-9))
+            if self.item != before:  # a single item that loops has nothing to change to
+                change = items[self.item]
+        self.left = max(0, self.left - 1)
+        return change
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "playlist": self.playlist and self.playlist.model_dump(),
+            "item": self.item,
+            "left": self.left,
+        }
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        kept = facts.get("playlist")
+        self.playlist = None if kept is None else Playlist.model_validate(kept)
+        self.item, self.left = facts.get("item", -1), facts.get("left", 0)

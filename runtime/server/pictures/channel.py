@@ -1,0 +1,173 @@
+"""The channel: a frame every 1/fps, whatever the generator does, to everyone who watches.
+
+One thread keeps the beat by the monotonic clock. It takes frames from a small queue; where there is none (the generator
+restarts or is paused) it shows the last one again. A generator that is slower than real time is shown in slow motion, which
+looks better than a picture that stops at every chunk. Everything behind it takes what it is given and drops what
+it cannot take, so nobody who watches can slow the generator or make memory grow.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .fmp4 import Encoder, Fragment
+from .hls import HlsWindow, Numbers
+
+log = logging.getLogger(__name__)
+
+LATE = 1.0  # seconds behind the beat after which it starts anew instead of hurrying
+JPEG_QUALITY = 85
+SLOWEST = 0.2  # of real time, that a slow generator is shown at
+
+
+class Channel(threading.Thread):
+    """encoder: makes a new Encoder; called again when one has failed."""
+
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        fps: int,
+        encoder: Callable[[], Encoder],
+        hls_segments: int,
+        numbers: Numbers | None = None,
+    ):
+        super().__init__(name="channel", daemon=True)
+        self.size, self.fps = (width, height), fps
+        self.room = fps // 2  # frames in the queue below which another chunk is wanted
+        self.shown = 0  # frames, repeated ones included
+        self.repeated = 0  # of them, those that were the one before again
+        self.beat = time.monotonic()  # when the last frame was shown
+        self.held = False  # paused: the picture stands, and what is queued waits
+        self.epoch = 0  # counts encoders: a viewer of an older one has to begin anew
+        self.fragments: list[Callable[[int, Fragment], None]] = []  # takers, called from this thread
+        self.frames: list[Callable[[NDArray[np.uint8]], None]] = []
+        self._make_encoder, self.hls = encoder, HlsWindow(hls_segments, fps, numbers)
+        self.pace = 1.0  # new frames a beat: less than 1 where the generator is too slow
+        self._credit, self._starved = 0.0, False
+        self._queue: deque[NDArray[np.uint8]] = deque()
+        self._frame = calm_picture(width, height)
+        self._jpeg: tuple[int, bytes] = (-1, b"")
+        self._ending = threading.Event()
+        self._renew()
+
+    def _renew(self) -> None:
+        self.encoder = self._make_encoder()
+        self.hls.begin(self.encoder.init)
+        self.epoch += 1
+
+    def wants_more(self) -> bool:
+        return len(self._queue) <= self.room
+
+    def offer(self, frames: NDArray[np.uint8]) -> None:
+        """Queue a chunk's frames [T, H, W, 3]."""
+        # A queue that ran empty before this chunk came asks for a slower pace, one that did not for a faster one.
+        self.pace = max(SLOWEST, 0.87 * self.pace) if self._starved else min(1.0, 1.03 * self.pace)
+        self._starved = False
+        self._queue.extend(frames)
+
+    @property
+    def frame(self) -> NDArray[np.uint8]:
+        """What is shown now [H, W, 3]."""
+        return self._frame
+
+    def png(self) -> bytes:
+        """What is shown now, as a file."""
+        return _image(self._frame, "PNG")
+
+    def jpeg(self) -> bytes:
+        """The same as JPEG, made once for all who ask."""
+        number = self.shown
+        if self._jpeg[0] != number:
+            self._jpeg = (number, _image(self._frame, "JPEG"))
+        return self._jpeg[1]
+
+    def stop(self) -> None:
+        self._ending.set()
+        if self.is_alive():
+            self.join(5)
+
+    def run(self) -> None:
+        due = time.monotonic()
+        while not self._ending.is_set():
+            due += 1 / self.fps
+            wait = due - time.monotonic()
+            if wait < -LATE:  # the machine slept, or is far too slow
+                due = time.monotonic()
+            if wait > 0:
+                self._ending.wait(wait)
+            try:
+                self._show()
+            except Exception:  # an encoder that fails is replaced, the picture goes on
+                log.exception("encoder")
+                self._renew()
+                self._ending.wait(1)
+        self.encoder.close()
+
+    def _show(self) -> None:
+        self.beat = time.monotonic()
+        self._credit = min(1.0, self._credit + self.pace)
+        if self._queue and self._credit >= 1 and not self.held:
+            self._frame = self._queue.popleft()
+            self._credit -= 1
+        else:
+            self.repeated += 1
+            self._starved = self._starved or not self._queue
+        for fragment in self.encoder.encode(self._frame):
+            self.hls.add(fragment)
+            for take in self.fragments:
+                take(self.epoch, fragment)
+        self.shown += 1
+        for show in self.frames:
+            show(self._frame)
+
+
+def calm_picture(width: int, height: int) -> NDArray[np.uint8]:
+    """What is shown before the first frame: a dark, even gradient."""
+    shade = np.linspace(18, 34, height)[:, None, None] * np.array([0.7, 0.85, 1.0])
+    return np.broadcast_to(np.rint(shade), (height, width, 3)).astype(np.uint8)
+
+
+def _image(frame: NDArray[np.uint8], kind: str) -> bytes:
+    out = io.BytesIO()
+    options = {"quality": JPEG_QUALITY} if kind == "JPEG" else {}
+    Image.fromarray(frame).save(out, kind, **options)
+    return out.getvalue()
+
+
+class Queue:
+    """A viewer's fragments, bounded: who lags more than `limit` frames loses everything up to the next keyframe.
+
+    Used on one thread (the event loop's).
+    """
+
+    def __init__(self, limit: int):
+        self._limit, self._items = limit, deque()
+        self._waiting_for_key = True
+        self.dropped = 0
+
+    _items: deque[bytes]
+
+    def put(self, fragment: Fragment) -> None:
+        if len(self._items) >= self._limit:
+            self.dropped += len(self._items)
+            self._items.clear()
+            self._waiting_for_key = True
+        if self._waiting_for_key and not fragment.key:
+            return
+        self._waiting_for_key = False
+        self._items.append(fragment.data)
+
+    def take(self) -> Sequence[bytes]:
+        items = list(self._items)
+        self._items.clear()
+        return items

@@ -1,0 +1,133 @@
+"""The picture pushed to a mixer or a media server: RTMP, SRT, MPEG-TS over UDP, by PyAV.
+
+A thread of its own for each address, with a short queue. A peer that is gone or slow costs frames, never the picture.
+Addresses carry keys: what is shown of them is where they lead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from fractions import Fraction
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from numpy.typing import NDArray
+
+from ....engines.errors import UserError
+from ...video import add_video, encoding_frame
+from ..discretion import redacted
+
+log = logging.getLogger(__name__)
+
+FORMATS = {"rtmp": "flv", "rtmps": "flv", "srt": "mpegts", "udp": "mpegts"}
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
+AUDIO_RATE, AUDIO_FRAME = 48_000, 1024  # samples a second, samples of an AAC frame
+
+
+def check_protocols(targets: list[str]) -> None:
+    """Raises UserError for a target whose protocol this PyAV does not speak, before anything is started."""
+    for target in targets:
+        scheme = target.split("://")[0]
+        if not speaks(scheme):
+            raise UserError(
+                f"video.push {redacted(target)}: the FFmpeg inside PyAV {av.__version__} is built without {scheme}; "
+                f"use {'rtmp:// or ' if scheme != 'rtmp' else ''}udp://, or install a PyAV whose FFmpeg has it"
+            )
+
+
+def speaks(scheme: str) -> bool:
+    """Whether libav knows a protocol: it is asked to open port 0, which none of them connects to."""
+    try:
+        with av.open(f"{scheme}://127.0.0.1:0/x", "w", format=FORMATS[scheme], timeout=(1.0, 1.0)) as container:
+            add_video(container, "libx264", (64, 64), 16, {}, 16)
+            container.start_encoding()
+    except av.error.ProtocolNotFoundError:
+        return False
+    except (OSError, ValueError, av.error.FFmpegError):
+        pass
+    return True
+
+
+class Push(threading.Thread):
+    """Give it to a channel's `frames`: calling it never waits."""
+
+    def __init__(self, target: str, width: int, height: int, fps: int, silence: bool = False):
+        self.place = redacted(target)
+        super().__init__(name=f"push {self.place}", daemon=True)
+        self.size, self.fps, self.silence = (width, height), fps, silence
+        self.connected, self.dropped = False, 0
+        self._target = target
+        self._frames: queue.Queue[NDArray[np.uint8]] = queue.Queue(maxsize=2 * fps)
+        self._ending = threading.Event()
+
+    def __call__(self, frame: NDArray[np.uint8]) -> None:
+        try:
+            self._frames.put_nowait(frame)
+        except queue.Full:
+            self.dropped += 1
+
+    def stop(self) -> None:
+        self._ending.set()
+        if self.is_alive():
+            self.join(5)
+
+    def run(self) -> None:
+        wait = FIRST_WAIT
+        while not self._ending.is_set():
+            try:
+                self._send()
+                wait = FIRST_WAIT
+            except Exception as error:  # of libav, or of what it was given: the next try may find a peer
+                if self.connected:
+                    wait = FIRST_WAIT
+                log.warning("push %s: %s; again in %.0f s", self.place, why(error), wait)
+                self.connected = False
+                self._ending.wait(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+
+    def _send(self) -> None:
+        options = {"rw_timeout": "10000000"}  # µs: a peer that stops reading is an error, not a hang
+        kind = FORMATS[self._target.split("://")[0]]
+        with av.open(self._target, "w", format=kind, options=options, timeout=(10.0, 10.0)) as container:
+            encoding = {"preset": "veryfast", "tune": "zerolatency", "crf": "23", "bf": "0"}
+            stream = add_video(container, "libx264", self.size, self.fps, encoding, 2 * self.fps)
+            silence = Silence(container) if self.silence else None
+            number = 0
+            while not self._ending.is_set():
+                try:
+                    image = self._frames.get(timeout=0.5)
+                except queue.Empty:
+                    continue
+                container.mux(stream.encode(encoding_frame(image, number, self.fps)))
+                number += 1
+                if silence is not None:
+                    silence.until(Fraction(number, self.fps))
+                self.connected = True
+
+
+class Silence:
+    """An AAC track in which nothing is heard, for services that take no video without one."""
+
+    def __init__(self, container: Any):
+        self._container, self._samples = container, 0
+        self._stream = container.add_stream("aac", rate=AUDIO_RATE, layout="stereo", options={"b": "64000"})
+
+    def until(self, seconds: Fraction) -> None:
+        """As much of it as the video has."""
+        while self._samples < seconds * AUDIO_RATE:
+            frame = av.AudioFrame.from_ndarray(np.zeros((2, AUDIO_FRAME), np.float32), format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = AUDIO_RATE, self._samples, Fraction(1, AUDIO_RATE)
+            self._container.mux(self._stream.encode(frame))
+            self._samples += AUDIO_FRAME
+
+
+def why(error: Exception) -> str:
+    """What an error says, without the address in it."""
+    with contextlib.suppress(AttributeError):
+        return str(error.strerror or type(error).__name__)  # type: ignore[attr-defined]
+    return type(error).__name__

@@ -1,0 +1,172 @@
+"""How frames reach screens: fragmented MP4 over WebSocket, HLS, Motion JPEG, and a still."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import Response, StreamingResponse
+
+from ..guard import FRESH, Problem, same_origin
+from ..service import Service
+from .channel import Queue
+from .fmp4 import Fragment
+from .hls import kind_of
+from .viewers import Viewer
+
+MAX_VIEWERS, MAX_JPEGS = 200, 50
+
+
+class Live:
+    """The event loop's side of the channel: fragments to viewers' queues, frames to MJPEG's."""
+
+    def __init__(self, service: Service):
+        self.service = service
+        self.queues: dict[Queue, asyncio.Event] = {}
+        self.jpegs = 0  # viewers of Motion JPEG
+        self.loop = asyncio.get_running_loop()
+        self.epoch = service.channel.epoch
+        self.tick = asyncio.Event()  # set at the next frame, and replaced
+        service.channel.fragments.append(self._from_channel)
+        service.channel.frames.append(self._frame)
+
+    def _frame(self, _: Any) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._next_frame)
+
+    def _next_frame(self) -> None:
+        old, self.tick = self.tick, asyncio.Event()
+        old.set()
+
+    def _from_channel(self, epoch: int, fragment: Fragment) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._publish, epoch, fragment)
+
+    def _publish(self, epoch: int, fragment: Fragment) -> None:
+        self.epoch = epoch
+        for queue, event in self.queues.items():
+            queue.put(fragment)
+            event.set()
+
+
+def transport_routes(service: Service) -> APIRouter:
+    """Every way to see the stream. The application's state holds its `Live` once it runs."""
+    routes = APIRouter()
+
+    @routes.get("/api/snapshot.png", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+    async def snapshot() -> Response:
+        """What is shown now."""
+        return Response(await asyncio.to_thread(service.channel.png), media_type="image/png", headers=FRESH)
+
+    @routes.websocket("/ws/video")
+    async def watch(socket: WebSocket, screen: str = "", preview: bool = False) -> None:
+        """Fragmented MP4: a JSON greeting, the initialisation segment, then a fragment a message, the first a keyframe. The
+        page reports {"shown", "buffered", "visible"} every two seconds and may be told {"type": "reload"}."""
+        if not same_origin(socket, service.config.server):
+            return await socket.close(1008)
+        if len(service.viewers.watching) >= MAX_VIEWERS:
+            return await socket.close(1013)
+        await socket.accept()
+        viewer = service.viewers.join(screen[:64] or "unnamed", not preview, time.monotonic())
+        try:
+            await serve_viewer(socket, viewer, service, socket.app.state.live)
+        finally:
+            service.viewers.leave(viewer)
+
+    @routes.get(
+        "/video.mjpeg", response_class=Response, responses={200: {"content": {"multipart/x-mixed-replace": {}}}}
+    )
+    async def mjpeg(request: Request) -> Response:
+        """Motion JPEG, for whatever plays nothing better."""
+        live: Live = request.app.state.live
+        if live.jpegs >= MAX_JPEGS:
+            raise HTTPException(503, f"{MAX_JPEGS} viewers of Motion JPEG already")
+        kind = "multipart/x-mixed-replace; boundary=frame"
+        return StreamingResponse(jpegs(live), media_type=kind, headers=FRESH)
+
+    @routes.get("/hls/{name}", response_class=Response, responses={404: {"model": Problem}})
+    async def hls(name: str) -> Response:
+        """HLS: live.m3u8, a sliding window of segments, and what it names."""
+        data = service.channel.hls.file(name)
+        if data is None:
+            raise HTTPException(404, f"{name[:60]!r}: not there (any more, or yet)")
+        fresh = None if name.endswith(".m4s") else FRESH  # a number never comes twice
+        return Response(data, media_type=kind_of(name), headers=fresh)
+
+    return routes
+
+
+async def serve_viewer(socket: WebSocket, viewer: Viewer, service: Service, live: Live) -> None:
+    """Until the viewer leaves, says nothing any more, or has to begin anew."""
+    channel = service.channel
+    queue, news, epoch = Queue(4 * channel.fps), asyncio.Event(), channel.epoch
+    width, height = channel.size
+    encoder = channel.encoder
+
+    async def send() -> None:
+        greeting = {"type": "init", "mime": encoder.mime, "fps": channel.fps, "width": width, "height": height}
+        await socket.send_json(greeting)
+        await socket.send_bytes(encoder.init)
+        live.queues[queue] = news
+        while live.epoch == epoch:
+            await news.wait()
+            news.clear()
+            for data in queue.take():
+                await socket.send_bytes(data)
+
+    async def listen() -> None:
+        while True:
+            told = await socket.receive_json()
+            if isinstance(told, dict):
+                shown, buffered = (_number(told.get(name)) for name in ("shown", "buffered"))
+                viewer.report(int(shown), min(buffered, 30.0), bool(told.get("visible", True)), time.monotonic())
+
+    async def judge() -> None:
+        while True:
+            await asyncio.sleep(1)
+            word = viewer.word(time.monotonic())
+            if word == "gone":
+                service.metrics.silent.inc()
+                return
+            if word == "reload":
+                service.metrics.reloads.inc()
+                service.viewers.reload(viewer, time.monotonic())
+                await asyncio.wait_for(socket.send_json({"type": "reload"}), 5)
+
+    tasks = [asyncio.create_task(work()) for work in (send, listen, judge)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError, ValueError, KeyError, TimeoutError):
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        live.queues.pop(queue, None)
+        service.metrics.dropped.inc(queue.dropped)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(socket.close(1012), 2)
+
+
+def _number(value: Any) -> float:
+    """A number of a page's report; 0 for anything else."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if plain and 0 <= value < 1e15 else 0.0
+
+
+async def jpegs(live: Live) -> AsyncIterator[bytes]:
+    """Every frame that the reader keeps up with."""
+    live.jpegs += 1
+    try:
+        while True:
+            data = await asyncio.to_thread(live.service.channel.jpeg)
+            yield (
+                f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data + b"\r\n"
+            )
+            await live.tick.wait()
+    finally:
+        live.jpegs -= 1

@@ -1,0 +1,1 @@
+"""Staying alive: the generator process and its watchdog, health, figures, logs."""

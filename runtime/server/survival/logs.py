@@ -1,0 +1,53 @@
+"""Logging: standard error (journald keeps and rotates it), the newest lines in memory, and by choice a bounded file."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+from collections import deque
+from collections.abc import Iterable
+
+from ....engines.errors import UserError
+from ....engines.files import reason
+from ..config import Logging
+from ..discretion import Veil
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+FILES = 5
+
+
+class Tail(logging.Handler):
+    """The newest lines, for the operator's page."""
+
+    def __init__(self, lines: int = 500):
+        super().__init__()
+        self._lines: deque[str] = deque(maxlen=lines)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record)[:2000])
+
+    def newest(self, count: int) -> list[str]:
+        return list(self._lines)[-count:]
+
+
+def set_up(settings: Logging, secrets: Iterable[str] = ()) -> Tail:
+    """Configure the root logger; no line shows the secrets. Raises UserError when the file cannot be opened."""
+    tail = Tail()
+    handlers: list[logging.Handler] = [logging.StreamHandler(), tail]
+    if settings.file is not None:
+        try:
+            size = settings.max_mb << 20
+            handlers.append(logging.handlers.RotatingFileHandler(settings.file, maxBytes=size, backupCount=FILES - 1))
+        except OSError as error:
+            raise UserError(f"logging.file {settings.file}: {reason(error)}") from None
+    logging.raiseExceptions = False  # a full disk must not print a traceback at every line
+    root, veil = logging.getLogger(), Veil(FORMAT, secrets)
+    root.setLevel(settings.level.upper())
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+    for handler in handlers:
+        handler.setFormatter(veil)
+        root.addHandler(handler)
+    for noisy in ("uvicorn.access", "websockets", "PIL", "asyncio", "libav"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return tail

@@ -1,0 +1,256 @@
+"""The generator process under watch: started, listened to, and started again when it dies or hangs.
+
+One thread. It hands chunks on as fast as they are wanted; while nobody wants one it does not read, the pipe fills, and the
+generator waits. After a restart the stream goes on from its last saved state: some chunks come a second time, which is a
+jump in the picture, and better than a picture that waits for them to pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .work import bytes_read
+from .worker import Job, main, put_aside
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a restart: doubled at every crash that comes soon
+SOON = 60.0  # a generator that lived longer than this is started again at once
+
+
+class Supervisor(threading.Thread):
+    """Callbacks come from this thread.
+
+    job: what to start, asked for at every start. wanted: whether there is room for another chunk. chunk: takes one.
+    ready: a generator is up. event: (kind, text) from the generator, and from here "died", "hung", "backoff".
+    hopeless: the very first generator could not even begin, for a reason that a person has to mend; whether to give up.
+    """
+
+    def __init__(
+        self,
+        job: Callable[[], Job],
+        wanted: Callable[[], bool],
+        chunk: Callable[[dict[str, Any], NDArray[np.uint8]], None],
+        ready: Callable[[dict[str, Any]], None],
+        event: Callable[[str, str], None],
+        stall_seconds: float,
+        start_seconds: float,
+        hopeless: Callable[[str], bool] = lambda why: False,
+    ):
+        super().__init__(name="supervisor", daemon=True)
+        self.job, self.wanted, self.chunk, self.ready, self.event = job, wanted, chunk, ready, event
+        self.stall_seconds, self.start_seconds, self.hopeless = stall_seconds, start_seconds, hopeless
+        self.process: BaseProcess | None = None
+        self.state = "starting"  # running, restarting, stopped
+        self.restarts = 0
+        self.why = ""  # the last generator ended; empty while one runs
+        self._begun = False  # some generator has been ready
+        self._orders: list[tuple[Any, ...]] = []
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self.slowest = 0.0  # seconds of the slowest chunk so far
+        self._barren = 0  # starts in a row that brought no chunk
+
+    def order(self, *message: Any) -> None:
+        """Send an order to the generator, when there is one again. Any thread."""
+        with self._lock:
+            self._orders.append(message)
+
+    def forget_orders(self) -> None:
+        with self._lock:
+            self._orders.clear()
+
+    def stop(self, patience: float = 30.0) -> None:
+        """Let the generator save its state and end. Any thread."""
+        self._ending.set()
+        if self.is_alive():
+            self.join(patience + 5)
+
+    def run(self) -> None:
+        wait = FIRST_WAIT
+        while not self._ending.is_set():
+            began = time.monotonic()
+            try:
+                self._live()
+            except Exception:  # a thread that dies silently would leave a frozen picture
+                log.exception("supervisor")
+            finally:
+                self._kill()
+            if self._ending.is_set() or (not self._begun and self._refused() and self.hopeless(self.why)):
+                break
+            self.state = "restarting"
+            self.restarts += 1
+            wait = FIRST_WAIT if time.monotonic() - began > SOON else min(2 * wait, LONGEST_WAIT)
+            self.event("backoff", f"starting the generator again in {wait:.0f} s")
+            self._ending.wait(wait)
+        self.state = "stopped"
+
+    def _live(self) -> None:
+        """One life of the generator."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        job = self.job()
+        if self._barren >= 2 and job.state.exists():
+            self.event("unusable", f"{job.state}: twice no chunk after resuming from it; starting anew")
+            with contextlib.suppress(OSError):
+                put_aside(job.state)
+        self._barren += 1
+        self.why = ""
+        self.process = process = context.Process(
+            target=main, args=(theirs, job), name="everframe-generator", daemon=True
+        )
+        process.start()
+        theirs.close()
+        with ours:
+            self._listen(ours, process)
+
+    def _listen(self, ours: Connection, process: BaseProcess) -> None:
+        """Until the generator has ended, or has to be."""
+        cut = threading.Event()  # set where the generator is killed in the middle of a message
+        patience, stopping = Patience(self.start_seconds, process), None
+        while True:
+            now = time.monotonic()
+            if self._ending.is_set() and stopping is None:
+                if not patience.ready:  # it is still loading: there is nothing new to save
+                    return None
+                stopping = now
+                with contextlib.suppress(OSError):
+                    ours.send(("stop",))
+            if stopping is not None and now - stopping > 30:
+                return None
+            if not self._send(ours):
+                return self._died()
+            if stopping is None and not self.wanted():
+                patience.heard()  # it is held back by us, not hanging
+                time.sleep(0.005)
+                continue
+            try:
+                if ours.poll(0.05):
+                    patience.heard()
+                    with _killed_after(patience.limit, process, cut):
+                        kind = self._take(ours, stopping is not None)
+                    patience.ready = patience.ready or kind in ("ready", "chunk")
+                    if kind == "chunk":
+                        patience.chunk(max(self.stall_seconds, 5 * self.slowest))  # a slow machine does not hang
+                    elif kind == "busy":
+                        patience.busy(self.start_seconds)
+                elif (silent := patience.over()) is not None:
+                    return self._end("hung", f"no chunk for {silent:.0f} s")
+            except (EOFError, OSError):  # the pipe's end, in a message or between two
+                if stopping is not None:
+                    return None
+                if cut.is_set():
+                    return self._end("hung", f"half a message for {patience.limit:.0f} s")
+                return self._died()
+
+    def _end(self, kind: str, text: str) -> None:
+        self.why = self.why or text
+        self.event(kind, text)
+
+    def _died(self) -> None:
+        self._end("died", self._obituary())
+
+    def _refused(self) -> bool:
+        """Whether the generator has ended with what a UserError ends with."""
+        return self.process is not None and self.process.exitcode == 2
+
+    def _take(self, pipe: Connection, stopping: bool) -> str:
+        """One message; its kind."""
+        kind, *values = pipe.recv()
+        if kind == "chunk":
+            facts = values[0]
+            frames = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(facts["frames"])
+            self._barren = 0
+            self.state, self.why = "running", ""
+            self.slowest = max(self.slowest, facts["stages"]["total"])
+            if not stopping:
+                self.chunk(facts, frames)
+            return kind
+        if kind == "ready":
+            self._begun = True
+            self.ready(values[0])
+            return kind
+        if values[0] == "error":
+            self.why = values[1]
+        self.event(*values)
+        return values[0]
+
+    def _send(self, pipe: Connection) -> bool:
+        with self._lock:
+            orders, self._orders = self._orders, []
+        try:
+            for message in orders:
+                pipe.send(message)
+        except OSError:
+            with self._lock:
+                self._orders = orders + self._orders
+            return False
+        return True
+
+    def _obituary(self) -> str:
+        assert self.process is not None
+        self.process.join(2)
+        code = self.process.exitcode
+        return f"the generator ended with {'signal ' + str(-code) if code is not None and code < 0 else code}"
+
+    def _kill(self) -> None:
+        if self.process is not None:
+            if self.process.is_alive():
+                self.process.kill()
+            self.process.join(5)
+
+
+class Patience:
+    """How long a generator may say nothing. While it loads, or encodes a prompt, it may read: a slow disk is no hang."""
+
+    def __init__(self, limit: float, process: BaseProcess):
+        self.limit, self.ready = limit, False  # ready: it has said so
+        self._process, self._busy = process, True
+        self._read, self._heard, self._looked = 0, time.monotonic(), time.monotonic()
+
+    def heard(self) -> None:
+        self._heard = time.monotonic()
+
+    def chunk(self, limit: float) -> None:
+        self.limit, self._busy = limit, False
+
+    def busy(self, limit: float) -> None:
+        self.limit, self._busy = max(self.limit, limit), True
+
+    def over(self) -> float | None:
+        """Seconds of silence that are too many; None: it is not over yet."""
+        now = time.monotonic()
+        if self._busy and now - self._looked > min(2.0, self.limit / 4):
+            self._looked, before, self._read = now, self._read, bytes_read(self._process.pid or 0)
+            if self._read > before:
+                self._heard = now
+        silent = now - self._heard
+        return silent if silent > self.limit else None
+
+
+@contextlib.contextmanager
+def _killed_after(seconds: float, process: BaseProcess, cut: threading.Event) -> Iterator[None]:
+    """A generator that stops in the middle of a message would hold its reader for ever: it is killed, and `cut` set."""
+
+    def kill() -> None:
+        cut.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,304 @@
+"""The generator process: one stream, its playlist, its state on disk.
+
+It talks to the web process over one pipe of pickled tuples, both ends ours. From there: ("prompt", change), ("playlist",
+playlist or None), ("skip", None), ("seed", number), ("pause", bool), ("stop",). To there: ("ready", facts), ("chunk", facts)
+followed by the frames as bytes, ("event", kind, text). A full pipe holds the generator back: nobody wants its next chunk
+yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ....engines.base import EngineOptions
+from ....engines.choose import open_backend
+from ....engines.errors import UserError
+from ....engines.files import reason
+from ....engines.machine import resident_memory
+from ...demo import open_bundle
+from ...picture import read_picture
+from ...state import load_state, read_facts, save_state
+from ...stream import Chunk, Stream
+from ..config import StreamSettings
+from ..orders.playlist import Change, Director, Playlist
+from .seen import Seen
+
+BAD = ".bad"  # suffix of a state that could not be used
+MOST_BAD = 3  # chunks in a row that may be not finite before the process gives up
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a generator process is told when it is started."""
+
+    stream: StreamSettings  # with the prompt and the seed that hold now
+    state: Path
+    playlist: Playlist | None = None  # to begin with, where there is no state
+    paused: bool = False
+    seen: Seen | None = None  # the bundle as the web process has verified it; None: it is verified here
+
+
+def main(connection: Connection, job: Job) -> None:
+    """The process. What ends it is told over the pipe; exit code 2 where a person can mend it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the web process says when to stop: systemd signals both at once
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        Generator(connection, job).run()
+    except UserError as error:
+        with contextlib.suppress(OSError):
+            connection.send(("event", "error", str(error)))
+        sys.exit(2)
+    except (BrokenPipeError, EOFError, ConnectionResetError):
+        sys.exit(0)  # the web process is gone, and the state was saved if there was a stream
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            connection.send(("event", "error", f"{type(error).__name__}: {error}"[:500]))
+        raise
+
+
+class Generator:
+    """The stream, and what orders do to it. All orders take effect between chunks."""
+
+    def __init__(self, connection: Connection, job: Job):
+        self.connection, self.job = connection, job
+        settings = job.stream
+        bundle = open_bundle(settings.bundle) if job.seen is None else job.seen.open()
+        self.free_text = "text" in bundle.manifest.graphs
+        self.geometry = g = bundle.manifest.geometry
+        resumed = self._usable_state()
+        self.stream = Stream(
+            bundle,
+            prompt=settings.prompt,
+            seed=resumed if resumed is not None else settings.seed,
+            jitter_sigma=settings.jitter,
+            anchor=None if settings.anchor is None else self._anchor(settings.anchor, settings.ground),
+            backend=open_backend(settings.backend, EngineOptions(settings.provider, settings.threads)),
+        )
+        self.director = Director(g.chunk_seconds)
+        self.director.follow(job.playlist)
+        self.fader = Fader(g.fps)
+        self.paused = job.paused
+        self.resumed = resumed is not None and self._load()
+        self.saved_at = self._seconds()
+        self.good_prompt, self.bad = (
+            self.stream.bank.prompts[0],
+            0,
+        )  # of chunks that were finite; in a row that were not
+
+    def _anchor(self, file: Path, ground: str | None) -> NDArray[np.uint8]:
+        """Raises UserError naming the field."""
+
+        def notice(text: str) -> None:
+            self.connection.send(("event", "anchor", text))
+
+        try:
+            return read_picture(file, self.geometry.width, self.geometry.height, ground, notice)
+        except UserError as error:
+            raise UserError(f"stream.anchor: {error}") from None
+
+    def run(self) -> None:
+        """Until the web process says stop, or is gone; the state is saved either way."""
+        self.connection.send(("ready", self._facts() | {"resumed": self.resumed, "geometry": self.geometry}))
+        try:
+            while self._orders():
+                self._advance()
+        finally:
+            self._save()
+
+    def _advance(self) -> None:
+        change = self.director.next()
+        if change is not None:
+            try:
+                self._change(change)
+            except UserError as error:
+                self.connection.send(("event", "refused", str(error)))
+        chunk = self._make()
+        if chunk is None:
+            return
+        frames = self.fader(chunk.frames)
+        self.connection.send(("chunk", self._facts() | _figures(chunk, self.geometry.chunk_seconds)))
+        self.connection.send_bytes(np.ascontiguousarray(frames).ravel().data)
+        every = self.job.stream.save_seconds
+        if every and self._seconds() - self.saved_at >= every:
+            self._save()
+
+    def _make(self) -> Chunk | None:
+        """The next chunk; None when it was not finite and the stream has gone back to what was good."""
+        chunk = self.stream.next_chunk()
+        if np.isfinite(chunk.latent).all():
+            self.good_prompt, self.bad = chunk.prompt, 0
+            return chunk
+        self.bad += 1
+        self.connection.send(("event", "nan", f"chunk {chunk.index} is not finite: back to the last good state"))
+        if self.bad > MOST_BAD:
+            raise UserError(f"{self.bad} chunks in a row are not finite")
+        if not (self.job.state.exists() and self._load()):
+            self.stream.begin_anew(self.good_prompt)
+        # The same noise would end in the same place.
+        self.stream.set_seed((self.stream.seed + 1) % 2**64)
+        return None
+
+    def _orders(self) -> bool:
+        """Do what the web process has asked for; while paused, wait for it. False: stop."""
+        while True:
+            while self.connection.poll(0.5 if self.paused else 0):
+                kind, *values = self.connection.recv()
+                if kind == "stop":
+                    return False
+                try:
+                    self._obey(kind, *values)
+                except UserError as error:
+                    self.connection.send(("event", "refused", str(error)))
+            if not self.paused:
+                return True
+            self.connection.send(("event", "alive", ""))
+
+    def _obey(self, kind: str, value: Any) -> None:
+        if kind == "prompt":
+            self._change(value)
+            self.director.follow(None)
+        elif kind == "playlist":
+            self._check(value)
+            self.director.follow(value)
+        elif kind == "skip":
+            self.director.skip()
+        elif kind == "seed":
+            self.stream.set_seed(value)
+        elif kind == "pause":
+            self.paused = value
+
+    def _check(self, playlist: Playlist | None) -> None:
+        """Raises UserError for a prompt that the bundle does not have. Free ones are encoded when they come; the first one
+        tells whether that works at all."""
+        items = playlist.items if playlist is not None else []
+        for item in items[:1] if self.free_text else items:
+            self._encode(item.prompt)
+
+    def _encode(self, prompt: str) -> None:
+        """The bank finds a prompt at once; the bundle's text encoder takes its time, which is no hang."""
+        if self.free_text and prompt not in self.stream.bank.prompts:
+            self.connection.send(("event", "busy", "encoding a prompt"))
+        self.stream.bank.find(prompt)
+
+    def _change(self, change: Change) -> None:
+        self._encode(change.prompt)
+        self.stream.set_prompt(change.prompt, change.transition)
+        if change.transition == "cut":
+            self.fader.begin(change.crossfade)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "prompt": self.stream.prompt,
+            "seed": self.stream.seed,
+            "position": self.stream.position,
+            "playlist": self.director.playlist,
+            "item": self.director.item,
+            "paused": self.paused,
+            "memory": resident_memory(),
+        }
+
+    def _seconds(self) -> float:
+        """Seconds of video since latent frame 0."""
+        return self.stream.position / self.geometry.chunk * self.geometry.chunk_seconds
+
+    def _save(self) -> None:
+        began, self.saved_at = time.monotonic(), self._seconds()
+        try:
+            save_state(self.stream, self.job.state, {"director": self.director.facts()})
+            self.connection.send(("event", "saved", f"{1000 * (time.monotonic() - began):.0f} ms"))
+        except UserError as error:  # a full disk must not stop the picture
+            self.connection.send(("event", "unsaved", str(error)))
+
+    def _usable_state(self) -> int | None:
+        """Seed of the saved state, where there is one that can be read."""
+        for part in self.job.state.parent.glob(f".{self.job.state.name}.*.part"):
+            part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
+        try:
+            return read_facts(self.job.state).seed if self.job.state.exists() else None
+        except UserError as error:
+            self._give_up(str(error))
+            return None
+
+    def _load(self) -> bool:
+        try:
+            seed = read_facts(self.job.state).seed
+            self.stream.set_seed(seed)
+            self.director.restore(load_state(self.stream, self.job.state).get("director", {}))
+            self._check(self.director.playlist)
+            return True
+        except (UserError, ValidationError) as error:
+            self.director.follow(self.job.playlist)
+            self._give_up(str(error).splitlines()[0])
+            return False
+
+    def _give_up(self, why: str) -> None:
+        """Put an unusable state aside and start anew."""
+        self.connection.send(("event", "unusable", why))
+        try:
+            put_aside(self.job.state)
+        except OSError as error:
+            raise UserError(f"{self.job.state}: cannot be put aside: {reason(error)}") from None
+
+
+def put_aside(state: Path) -> None:
+    """Keep a state that could not be used, under a name that nobody resumes from."""
+    state.replace(state.with_name(state.name + BAD))
+
+
+class Fader:
+    """Blends the first frames of a new scene with the last frame of the old one."""
+
+    def __init__(self, fps: int):
+        self.fps = fps
+        self._last: NDArray[np.uint8] | None = None
+        self._from: NDArray[np.float32] | None = None
+        self._frames = self._done = 0
+
+    def begin(self, seconds: float) -> None:
+        """The next frames belong to another scene."""
+        self._frames, self._done = round(seconds * self.fps), 0
+        self._from = None if self._last is None or not self._frames else self._last.astype(np.float32)
+
+    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self._from is not None:
+            frames = frames.copy()
+            for i in range(min(len(frames), self._frames - self._done)):
+                share = (self._done + i + 1) / (self._frames + 1)
+                frames[i] = np.rint(share * frames[i] + (1 - share) * self._from).astype(np.uint8)
+            self._done += len(frames)
+            if self._done >= self._frames:
+                self._from = None
+        self._last = frames[-1]
+        return frames
+
+
+def _figures(chunk: Chunk, chunk_seconds: float) -> dict[str, Any]:
+    t = chunk.timings
+    return {
+        "index": chunk.index,
+        "prompt": chunk.prompt,
+        "frames": chunk.frames.shape,
+        "stages": {
+            "prompt": t.prompt,
+            "diffuse": sum(t.diffuse),
+            "finalize": t.finalize,
+            "decode": t.decode,
+            "copy": t.copy,
+            "host": t.host,
+            "total": t.total,
+        },
+        "real_time_factor": chunk_seconds / t.total,
+        "pid": os.getpid(),
+    }

@@ -1,0 +1,316 @@
+"""Quantising for real: ranges against NumPy, the graph against a slow quantiser, whole bundles through the gate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+from everframe.calibration.calibrate import Settings, calibrate
+from everframe.calibration.linears import PARTS, find_convolutions, find_linears, tensor_values, weight_of
+from everframe.calibration.observe import observe
+from everframe.calibration.quantize import METHODS, Range, peaks_of_weights, quantise, ranges
+from everframe.calibration.sensitivity import Sensitivity, exclusions
+from everframe.engines.bundle import Bundle
+from everframe.engines.errors import UserError
+from everframe.export.wanexport import export_wan
+from everframe.runtime import DEMO_BUNDLE, Stream
+from everframe.runtime.cli.app import app
+from everframe.runtime.measure.compare import compare
+
+from helpers import PROMPTS, TRANSFORMER
+from wanfiles import source
+
+QUICK = Settings(prompts=tuple(PROMPTS[:1]), chunks=5, gate_chunks=3, gate_minutes=0.05, sensitivity=False)
+
+
+@pytest.fixture(scope="module")
+def step(bundle_path: Path) -> onnx.ModelProto:
+    return onnx.load(Bundle.open(bundle_path).graph_path("step"))
+
+
+def changed(settings: Settings, **changes) -> Settings:
+    return Settings(**{**settings.__dict__, **changes})
+
+
+def test_every_linear_layer_of_the_blocks_is_found(step: onnx.ModelProto, bundle_path: Path) -> None:
+    linears = find_linears(step, 2)
+    assert [linear.name for linear in linears] == [f"block {i} {part}" for i in range(2) for part in PARTS]
+    shapes = [weight_of(step.graph, linear, bundle_path)[0].shape for linear in linears[:8]]
+    d, wide = TRANSFORMER.dim, TRANSFORMER.ffn_dim
+    assert shapes == [(d, d)] * 6 + [(d, wide), (wide, d)]
+    assert linears[0].activation == linears[1].activation == linears[2].activation  # q, k and v read the same
+    with pytest.raises(UserError, match="linear layers, expected 8 in each of 3 blocks"):
+        find_linears(step, 3)
+
+
+def test_peaks_are_those_of_the_tensors(bundle: Bundle, step: onnx.ModelProto, tmp_path: Path) -> None:
+    """The observed magnitudes against the tensors themselves, taken out of ONNX Runtime on the same inputs."""
+    import onnxruntime as ort
+
+    linears = find_linears(step, 2)[:1]
+    found = observe(bundle, linears, PROMPTS[:1], [7], 2, "minmax", tmp_path, lambda *_: None)
+    name = linears[0].activation
+    assert found.peaks[name].shape[1] == TRANSFORMER.dim
+    model = onnx.ModelProto()
+    model.CopyFrom(step)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    session = ort.InferenceSession(model.SerializeToString())
+    peak = np.zeros(TRANSFORMER.dim)
+    with Stream(bundle, prompt=PROMPTS[0], seed=7, overlap=False) as stream:
+        loop = stream._loop
+        for _ in range(2):
+            before = {k: b.read() for k, b in loop.ring.items()}
+            stream.next_chunk()
+            place = {"rope_cos": loop.cos, "rope_sin": loop.sin, "slot": loop.slot, "kv_len": loop.valid}
+            feed = {k: b.read() for k, b in (place | loop.prompt_kv).items()} | before  # type: ignore[operator]
+            feed |= {"latent": loop.noise[0].read(), "noise": loop.noise[1].read(), "step": np.array([0], np.int64)}
+            peak = np.maximum(
+                peak, np.abs(np.asarray(session.run([name], feed)[0])).reshape(-1, TRANSFORMER.dim).max(0)
+            )
+    assert found.peaks[name][0] == pytest.approx(peak, rel=1e-5)  # pass 0: pure noise goes in
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranges_and_graph(method: str, bundle: Bundle, step: onnx.ModelProto, tmp_path: Path) -> None:
+    """One layer by hand: the quantised graph's stored numbers are what the definitions say."""
+    linears = find_linears(step, 2)
+    found = observe(bundle, linears, PROMPTS[:1], [0], 3, method, tmp_path, lambda *_: None)
+    weights = peaks_of_weights(step, linears, bundle.path)
+    spans = ranges(found, weights, method, 0.5)
+    one = linears[6]
+    peak = found.peaks[one.activation].max(0)
+    weight = weight_of(step.graph, one, bundle.path)[0]
+    span = spans[one.activation]
+    if method == "smoothquant":
+        assert span.smooth is not None
+        ratio = span.smooth / np.sqrt(peak / np.abs(weight).max(1))
+        assert ratio == pytest.approx(ratio[0] * np.ones_like(ratio), rel=1e-4)  # the formula, up to one common factor
+        assert span.threshold == pytest.approx((peak / span.smooth).max(), rel=1e-5)
+    elif method == "minmax":
+        assert span.smooth is None
+        assert span.threshold == pytest.approx(float(peak.max()))
+    else:
+        assert 0 < span.threshold <= peak.max() * 1.001
+    model = onnx.ModelProto()
+    model.CopyFrom(step)
+    quantise(model, linears, bundle.path, "int8", spans)
+    onnx.checker.check_model(model)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert not set(constants) & {linear.path[0] for linear in linears}  # the float weights are gone
+    stored, scale = constants[f"{one.node}.stored"], constants[f"{one.node}.scale"]
+    assert stored.dtype == np.int8
+    assert np.abs(stored).max() == 127
+    smooth = np.ones(len(weight)) if span.smooth is None else span.smooth
+    assert (stored * scale) == pytest.approx(weight * smooth[:, None], abs=float(scale.max()) * 0.501)
+    assert constants[f"{one.activation}.scale"] == pytest.approx(span.threshold / 127, rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8", "int8-weights", "int4-weights"])
+def test_quantised_bundles(precision: str, bundle_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "q.everframe"
+    quality = calibrate(bundle_path, out, changed(QUICK, precision=precision), False)
+    quantised = Bundle.open(out)
+    assert quantised.manifest.precision == precision
+    assert quantised.manifest.quality == quality
+    assert quality["psnr"] < 90  # something was quantised
+    assert quality["psnr"] > {"int8": 30, "fp8": 25, "int8-weights": 35, "int4-weights": 18}[precision]
+    record = json.loads((out / "calibration.json").read_text())
+    assert record["quality"]["summary"] == quality
+    assert record["held_out"] != record["prompts"]
+    operators = {node.op_type for node in onnx.load(quantised.graph_path("step")).graph.node}
+    assert ("QuantizeLinear" in operators) == (not precision.endswith("weights"))
+    again = compare(Bundle.open(bundle_path), quantised, record["held_out"], [1000], 3, 0)
+    assert again.lockstep[0].psnr == record["quality"]["lockstep"][0]["psnr"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_bad_ranges_fail_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped demo with data that are nothing like a stream's: the manifest says so, and the exit code is 1."""
+    from everframe.calibration import calibrate as calibrating
+
+    def tiny(*arguments):
+        return {name: Range(0.02 * r.threshold, r.smooth) for name, r in ranges(*arguments).items()}
+
+    monkeypatch.setattr(calibrating, "ranges", tiny)
+    out = tmp_path / "bad.everframe"
+    words = ["calibrate", str(DEMO_BUNDLE), "-o", str(out), "--prompts", "blue gas flames dancing in the dark"]
+    short = ["--chunks", "2", "--no-sensitivity", "--gate-chunks", "2", "--gate-minutes", "0"]
+    result = CliRunner().invoke(app, [*words, *short], catch_exceptions=False)
+    assert result.exit_code == 1
+    quality = Bundle.open(out).manifest.quality
+    assert quality is not None
+    assert not quality["passed"]
+
+
+def test_int8_ring(portable_path: Path, bundle_path: Path, tmp_path: Path) -> None:
+    """A quarter of the float ring, and close to it over 200 chunks."""
+    out = tmp_path / "ring.everframe"
+    with pytest.raises(UserError, match="needs the portable form"):
+        calibrate(bundle_path, out, changed(QUICK, ring="int8"), False)
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "ring.everframe.calibrating"])
+    calibrate(portable_path, out, changed(QUICK, precision="int8-weights", ring="int8"), False)
+    floats, small = Bundle.open(portable_path), Bundle.open(out)
+    with Stream(floats, seed=3) as a, Stream(small, seed=3) as b:
+        bytes_of = [sum(x.read().nbytes for x in s._loop.ring.values()) for s in (a, b)]
+        assert bytes_of[1] < 0.3 * bytes_of[0]  # a byte for four, and a scale for every token
+        for _ in range(6):
+            a.next_chunk()
+            b.next_chunk()
+        keys = {n: (a._loop.ring[n].read(), b._loop.ring[n].read()) for n in ("k_0", "v_0")}
+        for name, (true, stored) in keys.items():
+            assert stored.dtype == np.int8
+            back = stored * b._loop.ring[f"{name}_scale"].read()
+            assert back[:, :, :24] == pytest.approx(true[:, :, :24], abs=float(0.35 * np.abs(true).max()))
+        with pytest.raises(UserError, match="INT8 ring"):
+            Stream(small, rope_mode="relative")
+    found = compare(floats, small, PROMPTS[1:2], [1], 200, 0)
+    assert len(found.lockstep[0].psnr) == 200
+    assert min(found.lockstep[0].psnr) > 25
+    early, late = np.mean(found.lockstep[0].psnr[10:60]), np.mean(found.lockstep[0].psnr[-50:])
+    assert abs(early - late) < 2  # no error builds up
+
+
+def test_ring_quantisation_is_exact_to_half_a_step(portable_path: Path) -> None:
+    """The graph's own rounding against NumPy."""
+    import onnxruntime as ort
+
+    from everframe.calibration.ring import int8_ring
+
+    bundle = Bundle.open(portable_path)
+    plain = onnx.load(bundle.graph_path("step"))
+    small = onnx.load(bundle.graph_path("step"))
+    int8_ring(small)
+    rng = np.random.default_rng(0)
+    feed = {}
+    for spec in bundle.manifest.graphs["step"].inputs:
+        kind = np.dtype(spec.dtype)
+        feed[spec.name] = (
+            np.zeros(spec.shape, kind) if kind.kind == "i" else rng.standard_normal(spec.shape).astype(kind) * 0.5
+        )
+    rings = [n for n in feed if n[:2] in ("k_", "v_")]
+    stored = {n: np.maximum(np.abs(feed[n]).max(3, keepdims=True), 1e-8) / 127 for n in rings}
+    levels = {n: np.rint(feed[n] / stored[n]).astype(np.int8) for n in rings}
+    read = {n: (levels[n] * stored[n]).astype(np.float32) for n in rings}
+    a, b = (ort.InferenceSession(m.SerializeToString()) for m in (plain, small))
+    names = [o.name for o in b.get_outputs()]
+    true = dict(zip([o.name for o in a.get_outputs()], map(np.asarray, a.run(None, feed | read)), strict=True))
+    scales = {f"{n}_scale": s for n, s in stored.items()}
+    got = dict(zip(names, map(np.asarray, b.run(None, feed | levels | scales)), strict=True))
+    assert got["x0"] == pytest.approx(true["x0"], abs=2e-4)
+    for n in rings:
+        scale = np.abs(true[f"{n}_new"]).max(3, keepdims=True) / 127
+        assert got[f"{n}_scale_new"] == pytest.approx(scale, rel=1e-3)
+        assert (np.abs(got[f"{n}_new"] * got[f"{n}_scale_new"] - true[f"{n}_new"]) <= 0.51 * scale + 1e-4).all()
+
+
+def test_sensitivity_decides_what_stays_in_float(bundle_path: Path, tmp_path: Path) -> None:
+    made = [Sensitivity("a", 0.1, 5.0), Sensitivity("b", 0.1, 50.0), Sensitivity("c", 0.1, 4.0)]
+    assert exclusions(made, goal=38) == ["b"]  # 38 dB are 10.3 grey levels squared: 9 are left
+    assert exclusions(made, goal=10) == []
+    out = tmp_path / "s.everframe"
+    calibrate(bundle_path, out, changed(QUICK, sensitivity=True, exclude=("ffn.2",)), False)
+    record = json.loads((out / "calibration.json").read_text())
+    assert len(record["sensitivity"]) == 2 * len(PARTS)
+    assert {"block 0 ffn.2", "block 1 ffn.2"} <= set(record["excluded"])
+    constants = {t.name for t in onnx.load(Bundle.open(out).graph_path("step")).graph.initializer}
+    stored = [name for name in constants if name.endswith(".stored")]
+    assert len(stored) == 2 * len(PARTS) - len(record["excluded"])
+
+
+def test_an_interrupted_calibration_goes_on(bundle: Bundle, step: onnx.ModelProto, tmp_path: Path) -> None:
+    linears = find_linears(step, 2)
+    whole = observe(bundle, linears, PROMPTS[:2], [0, 1], 2, "percentile", tmp_path / "a", lambda *_: None)
+
+    class StopError(Exception): ...
+
+    def stop(done: int, total: int) -> None:
+        assert total == 8
+        if done == 5:
+            raise StopError
+
+    with pytest.raises(StopError):
+        observe(bundle, linears, PROMPTS[:2], [0, 1], 2, "percentile", tmp_path / "b", stop)
+    seen: list[int] = []
+    again = observe(
+        bundle, linears, PROMPTS[:2], [0, 1], 2, "percentile", tmp_path / "b", lambda done, _: seen.append(done)
+    )
+    assert seen == [5, 6, 7, 8]  # two streams were kept
+    assert again.thresholds() == whole.thresholds()
+    for name, peaks in whole.peaks.items():
+        assert (again.peaks[name] == peaks).all()
+
+
+def test_weights_beside_a_graph_are_read_even_from_a_linked_file(tmp_path: Path) -> None:
+    """The weights of a bundle are hard links while another bundle is made of it; onnx refuses to read those."""
+    arrays = [np.arange(12, dtype=np.float16).reshape(3, 4), np.arange(5, dtype=np.float32)]
+    tensors = [onnx.numpy_helper.from_array(a, f"t{i}") for i, a in enumerate(arrays)]
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], tensors))
+    onnx.save(model, tmp_path / "g.onnx", save_as_external_data=True, location="g.data", size_threshold=0)
+    (tmp_path / "again").hardlink_to(tmp_path / "g.data")
+    found = onnx.load(tmp_path / "g.onnx", load_external_data=False).graph.initializer
+    assert all(t.data_location == onnx.TensorProto.EXTERNAL for t in found)
+    for tensor, array in zip(found, arrays, strict=True):
+        assert (tensor_values(tensor, tmp_path) == array).all()
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.numpy_helper.to_array(found[0], str(tmp_path))
+
+
+def test_a_portable_bundle_in_half_precision(wan_home: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "half.everframe", tmp_path / "q.everframe"
+    given = source(wan_home, vae=wan_home / "taew2_1.pth", precision="fp16", form="portable")
+    export_wan(given, path, chunks=0, force=False)
+    calibrate(path, out, changed(QUICK, prompts=(), ring="int8"), False)
+    model = onnx.load(Bundle.open(out).graph_path("step"))
+    onnx.checker.check_model(model, full_check=True)  # types too
+    assert max(o.version for o in model.opset_import) <= 20  # what TensorRT 10.3 reads
+    with Stream(Bundle.open(path), overlap=False) as plain, Stream(Bundle.open(out), overlap=False) as quantised:
+        for _ in range(2):
+            one, other = plain.next_chunk(), quantised.next_chunk()
+            quantised_error = np.abs(one.latent - other.latent).mean() / np.abs(one.latent).mean()
+            assert 0 < quantised_error < 0.2
+
+
+def test_the_outer_convolutions_of_every_frame_stay_float(bundle_path: Path) -> None:
+    model = onnx.load(Bundle.open(bundle_path).graph_path("decode"))
+    convolutions = [n for n in model.graph.node if n.op_type == "Conv"]
+    chosen = {linear.node for linear in find_convolutions(model)}
+    outer = [n for n in convolutions if n.input[1] == convolutions[0].input[1] or "ending.last" in n.input[1]]
+    assert len(outer) == 3 + 12 * 4  # one for each latent frame, one for each pixel of a 2×2 block of each frame
+    assert not chosen & {n.name for n in outer}
+    assert chosen == {n.name for n in convolutions} - {n.name for n in outer}
+
+
+def test_the_decoder_too(bundle_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.everframe"
+    calibrate(bundle_path, out, changed(QUICK, decoder=True), False)
+    nodes = onnx.load(Bundle.open(out).graph_path("decode")).graph.node
+    assert sum(n.op_type == "QuantizeLinear" for n in nodes) > 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "int3"}, "--precision 'int3'"),
+        ({"method": "guess"}, "--method 'guess'"),
+        ({"ring": "int4"}, "--ring 'int4'"),
+        ({"alpha": 1.5}, "--alpha 1.5"),
+        ({"prompts": ("a stone",)}, "prompt 'a stone': not in the bank"),
+    ],
+)
+def test_bad_settings(changes: dict, words: str, bundle_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        calibrate(bundle_path, tmp_path / "x.everframe", changed(QUICK, **changes), False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quantised_bundle_is_not_quantised_again(bundle_path: Path, tmp_path: Path) -> None:
+    first = tmp_path / "a.everframe"
+    calibrate(bundle_path, first, changed(QUICK, precision="int8-weights"), False)
+    with pytest.raises(UserError, match="is quantised already"):
+        calibrate(first, tmp_path / "b.everframe", QUICK, False)

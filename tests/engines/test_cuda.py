@@ -1,0 +1,189 @@
+"""The GPU loop's order of calls, on simulated_cuda.py: real engines, real frames, CUDA's rules, no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from everframe.engines.bundle import Bundle
+from everframe.engines.cuda import Cuda, CudaBuffer, CudaDevice, CudaLaunch
+from everframe.engines.errors import UserError
+from everframe.engines.tensorrt import TrtPass, Workspace
+from everframe.runtime import Stream
+from everframe.runtime.state import load_state, save_state
+
+from helpers import PROMPTS
+from simulated_cuda import SimulatedBackend, SimulatedRuntime
+
+
+@pytest.fixture(params=["in-place", "portable"])
+def bundle(request: pytest.FixtureRequest, bundle_path: Path, portable_path: Path) -> Bundle:
+    return Bundle.open(portable_path if request.param == "portable" else bundle_path)
+
+
+@pytest.mark.parametrize("transition", ["smooth", "flush", "cut"])
+@pytest.mark.parametrize("eager", [False, True], ids=["late as allowed", "at once"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_same_frames_as_the_cpu(
+    bundle: Bundle, overlap: bool, eager: bool, transition: Literal["smooth", "flush", "cut"]
+) -> None:
+    runtime = SimulatedRuntime(eager)
+    with (
+        Stream(bundle, seed=3, overlap=overlap) as cpu,
+        Stream(bundle, seed=3, overlap=overlap, backend=SimulatedBackend(runtime)) as gpu,  # type: ignore[arg-type]
+    ):
+        for c in range(11):
+            if c == 6:
+                cpu.set_prompt(PROMPTS[1], transition)
+                gpu.set_prompt(PROMPTS[1], transition)
+            a, b = cpu.next_chunk(), gpu.next_chunk()
+            assert (a.latent == b.latent).all(), f"chunk {c}"
+            assert (a.frames == b.frames).all(), f"chunk {c}"
+        assert all(launch.why_not is None for launch in gpu._loop._chains.values())  # type: ignore[attr-defined]
+
+
+def test_a_chunk_is_one_launch_and_one_wait(bundle: Bundle) -> None:
+    """In the steady state: inputs go down, one graph is launched, its frames and its latent are waited for."""
+    runtime = SimulatedRuntime()
+    with Stream(bundle, backend=SimulatedBackend(runtime)) as stream:  # type: ignore[arg-type]
+        for _ in range(8):
+            stream.next_chunk()
+        runtime.log.clear()
+        stream.next_chunk()
+        calls = [name for name in runtime.log if name != "cudaEventElapsedTime"]
+    assert calls.count("cudaGraphLaunch") == 1
+    launch = calls.index("cudaGraphLaunch")
+    assert calls[launch + 1 :] == ["cudaEventSynchronize"]  # only the frames; the next chunk goes on meanwhile
+    assert [name for name in calls[:launch] if "Synchronize" in name] == [
+        "cudaStreamSynchronize"
+    ] * 2  # made; x0 is here
+    assert not [name for name in calls if "Malloc" in name or "Alloc" in name or "EventRecord" in name]
+
+
+def test_where_capture_fails_the_chunk_is_enqueued_plainly(bundle: Bundle) -> None:
+    with (
+        Stream(bundle, seed=1, overlap=True) as cpu,
+        Stream(bundle, seed=1, backend=SimulatedBackend(SimulatedRuntime(captures=False))) as gpu,  # type: ignore[arg-type]
+    ):
+        for _ in range(6):
+            assert (cpu.next_chunk().frames == gpu.next_chunk().frames).all()
+        reasons = {launch.why_not for launch in gpu._loop._chains.values()}  # type: ignore[attr-defined]
+        assert "CUDA: cudaStreamBeginCapture: cudaErrorStreamCaptureUnsupported" in reasons
+
+
+def test_a_forgotten_event_is_noticed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulation would show a race: without the fork, the decoder reads a latent that is not there yet."""
+
+    def unordered(self: CudaLaunch, flags: int) -> None:
+        if self._side is not None:
+            self._side.enqueue(flags)
+        self._main.enqueue(flags)
+
+    monkeypatch.setattr(CudaLaunch, "_enqueue", unordered)
+    with (
+        Stream(bundle, overlap=True) as cpu,
+        Stream(bundle, backend=SimulatedBackend(SimulatedRuntime())) as gpu,  # type: ignore[arg-type]
+    ):
+        assert any((cpu.next_chunk().frames != gpu.next_chunk().frames).any() for _ in range(4))
+
+
+def test_state_of_an_overlapped_stream(bundle: Bundle, tmp_path: Path) -> None:
+    def new() -> Stream:
+        return Stream(bundle, seed=5, backend=SimulatedBackend(SimulatedRuntime()))  # type: ignore[arg-type]
+
+    with new() as stream:
+        for _ in range(5):
+            stream.next_chunk()
+        save_state(stream, tmp_path / "s")
+        expected = [stream.next_chunk().frames for _ in range(4)]
+    with new() as stream:
+        load_state(stream, tmp_path / "s")
+        assert all((stream.next_chunk().frames == frames).all() for frames in expected)
+
+
+def test_memory_is_given_back(bundle: Bundle) -> None:
+    import gc
+
+    runtime = SimulatedRuntime()
+    free = runtime.free
+    with Stream(bundle, backend=SimulatedBackend(runtime)) as stream:  # type: ignore[arg-type]
+        stream.next_chunk()
+        assert runtime.free < free
+    del stream
+    gc.collect()
+    assert runtime.free == free
+
+
+def test_out_of_memory_says_how_much_and_what_to_do() -> None:
+    cuda = Cuda(SimulatedRuntime(memory=3 << 20))
+    held = CudaBuffer(cuda, (1 << 10, 1 << 10), "float16")
+    with pytest.raises(UserError, match=r"4 MiB asked for a tensor float32 \[1024, 1024\], 1 of .* MiB free: choose"):
+        CudaBuffer(cuda, (1024, 1024), "float32")
+    assert held.bytes == 2 << 20
+
+
+def test_bfloat16_rings_are_numbers_on_the_host() -> None:
+    cuda = Cuda(SimulatedRuntime())
+    ring = CudaBuffer(cuda, (1, 2, 6, 4), "bfloat16")
+    assert str(ring.dtype) == "bfloat16"
+    values = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
+    ring.write_tokens(3, values)
+    assert (ring.read_tokens(3, 6).astype(np.float32) == values).all()
+    assert (ring.read_tokens(0, 3).astype(np.float32) == 0).all()
+    other = CudaBuffer(cuda, (1, 2, 3, 4), "bfloat16")
+    other.write(values.astype(ring.dtype))
+    ring.copy_tokens(0, other)
+    assert (ring.read().astype(np.float32)[:, :, :3] == values).all()
+
+
+def test_passes_of_an_engine_share_its_context() -> None:
+    """A pass points the context at its own buffers, once as long as no other pass comes between."""
+
+    class Context:
+        def __init__(self) -> None:
+            self.calls: list[tuple] = []
+
+        def set_tensor_address(self, name: str, address: int) -> bool:
+            self.calls.append((name, address))
+            return True
+
+        def execute_async_v3(self, stream: int) -> bool:
+            self.calls.append(("run", stream))
+            return len(self.calls) < 12
+
+    class Engine:
+        file, bound, context = Path("step.engine"), None, Context()
+
+        def prepare(self) -> None:
+            pass
+
+        def fail(self, what: str) -> UserError:
+            return UserError(f"{self.file}: {what}: no reason")
+
+    cuda = Cuda(SimulatedRuntime())
+    buffers = [CudaBuffer(cuda, (1,), "float32") for _ in range(2)]
+    engine = Engine()
+    first, second = (TrtPass(engine, {"x": b}) for b in buffers)  # type: ignore[arg-type]
+    for one in (first, first, second, first):
+        one(1)
+    a, b = (("x", buffer.address) for buffer in buffers)
+    assert engine.context.calls == [a, ("run", 1), ("run", 1), b, ("run", 1), a, ("run", 1)]
+    engine.context.calls += [()] * 9  # from its twelfth call on, the context fails
+    with pytest.raises(UserError, match=r"step.engine: could not run"):
+        first(1)
+
+
+def test_engines_that_take_turns_share_the_largest_ones_scratch_memory() -> None:
+    scratch = Workspace(CudaDevice(Cuda(SimulatedRuntime())))
+    for size in (1000, 5000, 3000):
+        scratch.reserve(size)
+    piece = scratch.take()
+    assert piece.bytes == 5000
+    assert scratch.take() is piece
+    scratch.reserve(8000)  # an engine that is loaded late
+    later = scratch.take()
+    assert later.bytes == 8000
+    assert later.address != piece.address

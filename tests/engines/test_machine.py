@@ -1,0 +1,85 @@
+"""Quotas of cgroups, as trees of files that a kernel would show and, where this machine allows it, a real one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from everframe.engines.errors import UserError
+from everframe.engines.machine import Cores, cgroup_quota, thread_count
+
+V1 = Path("/sys/fs/cgroup/cpu")
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def v1(quota: str) -> dict[str, str]:
+    return {"cpu/c/cpu.cfs_quota_us": quota, "cpu/c/cpu.cfs_period_us": "100000"}
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "quota"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "50000 100000\n"}, 0.5),  # the parent limits
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n"}, None),
+        ("0::/../../host/path\n", {"cpu.max": "200000 100000\n"}, 2.0),  # a container sees its root alone
+        ("4:cpu,cpuacct:/c\n1:name=systemd:/\n", v1("50000"), 0.5),
+        ("4:cpu:/c\n", v1("-1"), None),
+        ("4:memory:/c\n", v1("50000"), None),
+        ("0::/a\n", {"a/cpu.max": "rubbish"}, None),
+        ("", {}, None),
+    ],
+)  # fmt: skip
+def test_quota(tmp_path: Path, cgroup: str, files: dict[str, str], quota: float | None) -> None:
+    proc = tmp_path / "cgroup"
+    proc.write_text(cgroup)
+    assert cgroup_quota(proc, tree(tmp_path / "fs", files)) == quota
+    assert cgroup_quota(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("cores", "usable", "throttled"),
+    [
+        (Cores(8, 8, None), 8, False),
+        (Cores(8, 2, None), 2, False),
+        (Cores(8, 8, 0.5), 1, True),
+        (Cores(8, 4, 2.7), 2, True),
+        (Cores(2, 2, 4.0), 2, False),
+    ],
+)
+def test_usable(cores: Cores, usable: int, throttled: bool) -> None:
+    assert cores.usable == usable
+    assert cores.throttled == throttled
+
+
+def test_threads() -> None:
+    assert thread_count(3) == 3
+    for absurd in (-1, 10**6):
+        with pytest.raises(UserError, match="expected 0"):
+            thread_count(absurd)
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0 or not os.access(V1, os.W_OK), reason="no cgroup v1 to make"
+)
+def test_half_a_core_for_real() -> None:
+    group = V1 / f"everframe-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "cpu.cfs_quota_us").write_text("50000")
+        code = "from everframe.engines.ort import usable_cores as u; print(u())"
+        script = f'echo $$ > {group}/tasks && exec {sys.executable} -c "{code}"'
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "1"
+    finally:
+        group.rmdir()

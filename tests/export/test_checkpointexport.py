@@ -1,0 +1,200 @@
+"""Checkpoints in, bundles out: agreement with PyTorch, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from everframe.engines.bundle import Bundle
+from everframe.engines.errors import UserError
+from everframe.export import bundle
+from everframe.export.bundle import LIMITS
+from everframe.export.checkpointexport import Overrides, export_checkpoint
+from everframe.export.schedule import Schedule
+from everframe.export.wan import fold, unfold
+
+from helpers import TRANSFORMER, config_of, random_transformer
+
+
+def test_step_graph_is_static_and_in_place_by_the_standard(bundle_path: Path) -> None:
+    model = onnx.load(bundle_path / "step.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert max(o.version for o in model.opset_import if o.domain == "") == 24
+    nodes = [n.op_type for n in model.graph.node]
+    assert nodes.count("TensorScatter") == 2 * TRANSFORMER.layers
+    assert nodes.count("Attention") == 2 * TRANSFORMER.layers
+    lengths = [n.input[6] for n in model.graph.node if n.op_type == "Attention" and len(n.input) > 6]
+    assert lengths == ["kv_len"] * TRANSFORMER.layers
+    for value in (*model.graph.input, *model.graph.output):
+        assert all(d.dim_value > 0 for d in value.type.tensor_type.shape.dim)
+
+
+# Operators of the parser of TensorRT 10.3 (its published list of supported ONNX operators), as far as they occur here.
+TENSORRT_10_3 = """
+Abs Add And Cast Clip Concat Constant ConstantOfShape Conv Cos Div Einsum Equal Erf Exp Expand Flatten Floor Gather Gelu
+Gemm Greater Identity LayerNormalization Less MatMul Max Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean
+ReduceSum Relu Reshape Resize Round Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze
+Where DepthToSpace
+"""
+
+
+def test_portable_form_keeps_to_what_old_parsers_know(portable_path: Path) -> None:
+    for file in portable_path.glob("*.onnx"):
+        model = onnx.load(file)
+        assert max(o.version for o in model.opset_import if o.domain == "") == 18
+        assert {n.op_type for n in model.graph.node} <= set(TENSORRT_10_3.split()), file.name
+        assert {n.domain for n in model.graph.node} <= {""}
+        assert not model.functions
+
+
+@pytest.mark.parametrize("changes", [{"form": "portable", "window": 3, "sink": 0}, {"form": "portable", "sink": 6}])
+def test_portable_windows(checkpoint: Path, tmp_path: Path, changes: dict) -> None:
+    out = tmp_path / "x.everframe"
+    if changes.get("window") == 3:
+        with pytest.raises(UserError, match="--form portable"):
+            export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False)
+        return
+    export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False)
+    assert Bundle.open(out).manifest.form == "portable"
+
+
+def test_weights_are_stored_in_half_precision(bundle_path: Path) -> None:
+    model = onnx.load(bundle_path / "step.onnx")
+    half = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT16}
+    assert sum(n.op_type == "Cast" and n.input[0] in half for n in model.graph.node) == len(half)
+    assert len(half) >= 6 * TRANSFORMER.layers
+
+
+def test_fold_and_unfold_are_inverse() -> None:
+    state = random_transformer(TRANSFORMER).state_dict()
+    back = fold(unfold(state, TRANSFORMER), TRANSFORMER)
+    assert all(torch.allclose(back[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.0, 5.0])
+def test_warped_schedule(shift: float) -> None:
+    steps = (1000, 750, 500, 250)
+    expected = [shift * (s / 1000) / (1 + (shift - 1) * (s / 1000)) for s in steps]
+    assert Schedule(steps, shift).sigmas().tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_wan_schedule_by_its_published_numbers() -> None:
+    assert Schedule().timesteps().tolist() == pytest.approx([1000, 937.5, 2500 / 3, 625])
+
+
+@pytest.mark.parametrize("changes", [{"size": "48x32"}, {"window": 6}, {"sink": 0}, {"sink": 6, "rope": "relative"}])
+def test_overrides(checkpoint: Path, tmp_path: Path, changes: dict) -> None:
+    """Other sizes and windows agree with PyTorch too (export fails otherwise)."""
+    out = tmp_path / "x.everframe"
+    export_checkpoint(checkpoint, out, Overrides(**changes), chunks=8, force=False)
+    manifest = Bundle.open(out).manifest
+    g = manifest.geometry
+    assert changes.get("size", "64x32") == f"{g.width}x{g.height}"
+    assert (g.window, g.sink) == (changes.get("window", 12), changes.get("sink", 3))
+    assert manifest.rope.mode == changes.get("rope", "absolute")
+
+
+def test_existing_bundle_is_kept_unless_forced(checkpoint: Path, bundle_path: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle_path, tmp_path / "b.everframe"))
+    (copy / "mark").touch()
+    with pytest.raises(UserError, match="already exists"):
+        export_checkpoint(checkpoint, copy, Overrides(), chunks=8, force=False)
+    assert (copy / "mark").exists()
+    export_checkpoint(checkpoint, copy, Overrides(), chunks=8, force=True)
+    assert not (copy / "mark").exists()
+    assert [f.name for f in tmp_path.iterdir()] == ["b.everframe"]
+
+
+def test_a_graph_that_disagrees_is_not_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "LIMITS", {"fp32": LIMITS["fp32"] | {"ring": 0.0}})
+    with pytest.raises(UserError, match="ring differs by"):
+        export_checkpoint(checkpoint, tmp_path / "x.everframe", Overrides(), chunks=8, force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (Overrides(size="100x100"), ["100x100", "multiples of 16"]),
+        (Overrides(size="large"), ["--size", "large", "WIDTHxHEIGHT"]),
+        (Overrides(size="0x16"), ["width", "0"]),
+        (Overrides(window=4), ["window 4", "whole chunks"]),
+        (Overrides(window=3), ["window"]),
+        (Overrides(sink=2), ["sink 2", "whole chunks"]),
+        (Overrides(jitter=1.0), ["jitter_sigma", "1.0"]),
+        (Overrides(rope="round"), ["mode", "round"]),
+    ],
+)
+def test_impossible_overrides(checkpoint: Path, tmp_path: Path, overrides: Overrides, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        export_checkpoint(checkpoint, tmp_path / "x.everframe", overrides, chunks=8, force=False)
+    for word in words:
+        assert word in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"transformer__dim": "64"}, ["transformer.dim", '"64"']),
+        ({"transformer__depth": 3}, ["transformer", "depth"]),
+        ({"schedule__steps": 4}, ["schedule.steps"]),
+        ({"geometry__height": 33}, ["geometry", "64x33"]),
+        ({"prompts": ["unknown"]}, ["prompts.safetensors", "'unknown'", "nothing"]),
+        ({"transformer__layers": 3}, ["transformer.safetensors", "missing blocks.2.modulation"]),
+        ({"transformer__layers": 1}, ["transformer.safetensors", "unexpected blocks.1.modulation"]),
+        ({"transformer__ffn_dim": 128}, ["blocks.0.ffn.0.weight: found [96, 64], expected [128, 64]"]),
+    ],
+)
+def test_wrong_config(checkpoint: Path, tmp_path: Path, changes: dict, words: list[str]) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
+    (folder / "config.json").write_text(json.dumps(config_of(**changes)))
+    with pytest.raises(UserError) as caught:
+        export_checkpoint(folder, tmp_path / "x.everframe", Overrides(), chunks=8, force=False)
+    for word in words:
+        assert word in str(caught.value)
+    assert not (tmp_path / "x.everframe").exists()
+
+
+def test_damaged_weights(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
+    file = folder / "transformer.safetensors"
+
+    def refusal() -> str:
+        with pytest.raises(UserError) as caught:
+            export_checkpoint(folder, tmp_path / "x.everframe", Overrides(), chunks=8, force=False)
+        return str(caught.value)
+
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert "transformer.safetensors: not a whole safetensors file" in refusal()
+    weights = load_file(checkpoint / "transformer.safetensors")
+    weights["head.head.bias"][0] = float("nan")
+    save_file(weights, file)
+    assert "NaN" in (line := refusal())
+    assert "head.head.bias" in line
+    file.unlink()
+    assert "transformer.safetensors: cannot read" in refusal()
+    (folder / "config.json").unlink()
+    assert "config.json" in refusal()
+
+
+def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:
+    """A limit on file size stands in for a full disk: one line, and nothing half-written."""
+    everframe = f"{sys.executable} -c 'from everframe.runtime.cli import main; main()'"
+    shell = f"trap '' XFSZ; ulimit -f 60; exec {everframe} export {checkpoint} -o x.everframe"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "error: x.everframe: cannot write: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,92 @@
+"""Statistics against direct computations, the verdict against made-up runs, and a short real run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from everframe.engines.bundle import Bundle
+from everframe.runtime import Stream
+from everframe.runtime.measure.soak import Minute, soak, verdict, write_report
+from everframe.runtime.measure.statistics import clip_stats, latent_distance
+
+RNG = np.random.default_rng(0)
+
+
+def test_statistics_follow_their_definitions() -> None:
+    frames = RNG.integers(0, 256, (6, 9, 11, 3), dtype=np.uint8)
+    luma = [[[0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in row] for row in f.tolist()] for f in frames]
+    y = np.array(luma)
+    sharp = []
+    for f in y:
+        values = [
+            4 * f[i, j] - f[i - 1, j] - f[i + 1, j] - f[i, j - 1] - f[i, j + 1]
+            for i in range(1, 8)
+            for j in range(1, 10)
+        ]
+        sharp.append(np.var(values))
+    means = [f.mean() for f in y]
+    s = clip_stats(frames)
+    assert s.colour == pytest.approx([frames[..., c].mean() for c in range(3)])
+    assert s.sharpness == pytest.approx(np.mean(sharp), rel=1e-4)
+    assert s.motion == pytest.approx(np.mean([np.abs(y[t + 1] - y[t]).mean() for t in range(5)]), rel=1e-4)
+    pulses = [abs(means[t] - 2 * means[t + 1] + means[t + 2]) for t in range(4)]
+    assert s.flicker == pytest.approx(np.mean(pulses), rel=1e-3)
+
+
+def test_seams_between_clips_count() -> None:
+    frames = RNG.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    whole, a, b = clip_stats(frames), clip_stats(frames[:6]), clip_stats(frames[6:], frames[4:6])
+    assert (5 * a.motion + 6 * b.motion) / 11 == pytest.approx(whole.motion, rel=1e-5)
+    assert (4 * a.flicker + 6 * b.flicker) / 10 == pytest.approx(whole.flicker, rel=1e-4)
+
+
+def test_latent_distance_of_independent_noise_is_root_two() -> None:
+    a, b = RNG.standard_normal((2, 16, 3, 18, 32)).astype(np.float32)
+    assert latent_distance(a, b) == pytest.approx(2**0.5, rel=0.02)
+    assert latent_distance(a, a) == 0
+
+
+STEADY = [Minute(i, (90.0, 80.0, 70.0), 200.0, 3.0, 0.1, 1.2, 1.0, 10**8, 300.0, 320.0) for i in range(60)]
+
+
+def test_a_steady_run_holds_even_if_it_wanders() -> None:
+    wave = [replace(m, sharpness=200 + 30 * np.sin(m.minute / 3), motion=3 + np.sin(m.minute)) for m in STEADY]
+    assert verdict(STEADY) == []
+    assert verdict(wave) == []
+    assert verdict(STEADY[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: replace(m, sharpness=200 - 0.6 * m.minute), "sharpness drifts by 1"),
+        (lambda m: replace(m, colour=(90.0, 80.0, 70.0 + 0.3 * m.minute)), "colour drifts"),
+        (lambda m: replace(m, motion=1.4 if m.minute == 30 else 3.0), "motion falls to 47%"),
+        (lambda m: replace(m, memory_bytes=10**8 + 60_000 * m.minute), "memory grows by 3.5%"),
+    ],
+)
+def test_each_bound_can_be_broken(change, words: str) -> None:
+    (problem,) = verdict([change(m) for m in STEADY])
+    assert words in problem
+
+
+def test_a_short_real_run(bundle: Bundle, tmp_path: Path) -> None:
+    with Stream(bundle, seed=1, start=3 * 10**6) as stream:
+        result = soak(stream, minutes=2.5, sheet_minutes=1)
+    write_report(tmp_path / "report", result)
+    record = json.loads((tmp_path / "report" / "soak.json").read_text())
+    assert [m["minute"] for m in record["minutes"]] == [0, 1, 2]
+    assert record["settings"]["start"] == 3 * 10**6
+    with Stream(bundle, seed=1, start=3 * 10**6) as stream:
+        frames = np.concatenate([stream.next_chunk().frames for _ in range(80)])
+    assert record["minutes"][0]["colour"] == pytest.approx(frames.mean((0, 1, 2)).tolist(), rel=1e-6)
+    assert record["minutes"][0]["memory_bytes"] > 10**7
+    sheet = np.asarray(Image.open(tmp_path / "report" / "sheet.png"))
+    assert sheet.shape == (32, 4 * 64, 3)
+    assert (sheet[:, :64] == frames[11]).all()

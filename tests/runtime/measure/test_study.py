@@ -1,0 +1,69 @@
+"""The study's figures on made-up runs, its predictions for the Wan spectrum, and a short real study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from everframe.engines.errors import UserError
+from everframe.runtime.cli.app import app
+from everframe.runtime.measure.study import OTHERS, collapse, collapse_indices, heads_together, variants
+from everframe.runtime.rope import axis_frequencies
+
+from helpers import PROMPTS
+
+
+def test_wan_spectrum_predicts_the_published_frames() -> None:
+    predicted = [frame for frame, _ in collapse_indices(axis_frequencies(10000.0, 44)[None], 500)]
+    assert {132, 201, 307, 465} <= set(predicted)
+
+
+def test_a_dip_is_a_collapse_and_a_slope_is_none() -> None:
+    slope = np.linspace(1.0, 1.4, 200)
+    assert collapse(slope, 3).highest < 2
+    dip = slope.copy()
+    dip[66] *= 0.25  # chunk 67 of the stream: latent frames 201 …
+    figures = collapse(dip, 3)
+    assert figures.highest == pytest.approx(75, abs=0.5)
+    assert figures.frame == 201
+    assert figures.mean < 1
+
+
+def test_heads_together() -> None:
+    """Two heads of two layers that look at the sinks every tenth chunk: in step, and in turn."""
+    mass = np.full((110, 2, 2), 0.1)
+    in_step, in_turn = mass.copy(), mass.copy()
+    in_step[::10] = 0.5
+    in_turn[::10, :, 0] = in_turn[5::10, :, 1] = 0.5
+    assert heads_together(in_step.reshape(110, 4), 2) == pytest.approx(10)
+    assert heads_together(in_turn.reshape(110, 4), 2) == 0
+
+
+def test_variants_are_checked() -> None:
+    assert [v.label for v in variants([0.0, 0.8], ["pi"])] == ["jitter 0", "jitter 0.8", "pi"]
+    with pytest.raises(UserError, match="sigma 1"):
+        variants([1.0], [])
+    with pytest.raises(UserError, match="stretch"):
+        variants([], ["stretch"])
+
+
+def test_a_short_real_study(bundle_path: Path, tmp_path: Path) -> None:
+    arguments = ["study", "sinks", "-b", str(bundle_path), "-o", str(tmp_path / "r"), "--frames", "60", "--seed", "3"]
+    result = CliRunner().invoke(app, [*arguments, "--prompt", PROMPTS[1]], catch_exceptions=False)
+    assert result.exit_code == 0
+    record = json.loads((tmp_path / "r" / "sinks.json").read_text())
+    assert len(record["runs"]) == 4 + len(OTHERS)
+    assert all(len(r["distance"]) == 19 and r["prompt"] == PROMPTS[1] for r in record["runs"])
+    by_label = {row["variant"]: row for row in record["table"]}
+    for run in record["runs"]:  # the table follows from the runs
+        label = (
+            f"jitter {run['variant']['sigma']:g}" if run["variant"]["method"] == "jitter" else run["variant"]["method"]
+        )
+        assert by_label[label]["collapse_max"] == pytest.approx(collapse(run["distance"], 3).highest)
+        assert by_label[label]["motion"] == run["motion"]
+    plain, jittered = (next(r["distance"] for r in record["runs"] if r["variant"]["sigma"] == s) for s in (0.0, 0.8))
+    assert plain != jittered

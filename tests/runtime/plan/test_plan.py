@@ -1,0 +1,171 @@
+"""The planner's counts against torch's flop counter, against the exported graphs, and against buffers as allocated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from everframe.engines.bundle import Bundle, Geometry, Network
+from everframe.engines.cost import graph_flops
+from everframe.engines.errors import UserError
+from everframe.export.graphs import PromptGraph, Ring, StepGraph
+from everframe.export.schedule import Schedule
+from everframe.export.taehv import Taehv, TaehvConfig
+from everframe.export.wan import Wan, WanConfig
+from everframe.export.wanvae import WanVae, WanVaeConfig
+from everframe.runtime.cli.app import app
+from everframe.runtime.plan.devices import CLASSES, DEVICES
+from everframe.runtime.plan.operations import MODELS, Request, decode_cost, memory, parameters, step_pass
+from everframe.runtime.plan.roofline import SIZES, judge
+
+FULL = Geometry(width=832, height=480, fps=16, latent_channels=16, chunk=3, sink=3, window=12)
+SMALL = Geometry(width=64, height=48, fps=16, latent_channels=16, chunk=3, sink=3, window=12)
+NETWORK = Network(dim=48, ffn_dim=80, heads=2, head_dim=24, layers=3, text_len=20, text_dim=30)
+
+
+def eager_step() -> tuple[StepGraph, tuple]:
+    n, g = NETWORK, SMALL
+    model = Wan(WanConfig(n.dim, n.ffn_dim, n.heads, n.layers, g.latent_channels, n.text_dim, n.text_len))
+    step = StepGraph(model, Schedule(), Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16))
+    latent, table = (
+        torch.zeros(g.latent_shape),
+        torch.zeros(n.heads, g.chunk, (n.head_dim - 4 * (n.head_dim // 6)) // 2),
+    )
+    ring = [torch.zeros(1, n.heads, g.cache_tokens, n.head_dim) for _ in range(n.layers)]
+    context = PromptGraph(model)(torch.zeros(1, n.text_len, n.text_dim))
+    zero, full = torch.zeros(1, dtype=torch.int64), torch.tensor([g.cache_tokens])
+    return step, (
+        latent,
+        zero,
+        latent,
+        table,
+        table,
+        [zero, full],
+        ring,
+        ring,
+        context[: n.layers],
+        context[n.layers :],
+    )
+
+
+def test_step_flops_are_those_of_torch() -> None:
+    step, args = eager_step()
+    # the counter does not know the CPU's fused attention, so attention is written out
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        step(*args)
+    assert counter.get_total_flops() == step_pass(NETWORK, SMALL).total
+
+
+def test_parameters_are_those_of_the_model() -> None:
+    """Matrices and the patch convolution; biases, norms and the baked time embedding are left out."""
+    n = NETWORK
+    model = Wan(WanConfig(n.dim, n.ffn_dim, n.heads, n.layers, 16, n.text_dim, n.text_len))
+    counted = sum(
+        p.numel() for k, p in model.named_parameters() if p.ndim > 1 and "modulation" not in k and "time_" not in k
+    )
+    assert parameters(n, SMALL) == counted
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["taehv", "wan"])
+def test_decoder_flops_are_those_of_torch(kind: str) -> None:
+    latents = torch.zeros(1, 3, 16, 4, 6)
+    geometry = SMALL.model_copy(update={"width": 48, "height": 32})
+    with FlopCounterMode(display=False) as counter:
+        if kind == "taehv":
+            Taehv(TaehvConfig()).decode(latents)
+        else:
+            vae = WanVae(WanVaeConfig())
+            latents = latents.transpose(1, 2)
+            vae.decode(latents, vae.zero_states(latents), first=False)
+    flops, weights, _ = decode_cost(kind, geometry)
+    # the VAE's 1×1 convolutions (shortcuts, attention) and its attention are left out: below two per cent at any size
+    assert flops == pytest.approx(counter.get_total_flops(), rel=0.02 if kind == "wan" else 1e-9)
+    model = Taehv(TaehvConfig()).decoder if kind == "taehv" else WanVae(WanVaeConfig()).decoder
+    assert weights == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.02)
+
+
+def test_flops_of_an_exported_graph(bundle_path: Path) -> None:
+    manifest = Bundle.open(bundle_path).manifest
+    found = graph_flops(bundle_path / "step.onnx")
+    work = step_pass(manifest.network, manifest.geometry)
+    assert found["Attention"] == work.self_attention + work.cross_attention
+    assert found["MatMul"] + found["Gemm"] == work.linear
+    assert graph_flops(bundle_path / "decode.onnx")["Conv"] > 0
+
+
+def test_memory_is_what_is_allocated() -> None:
+    n = MODELS["wan2.1-1.3b"]
+    parts = memory(Request(n, FULL, 5))
+    assert parts.ring == 2 * 30 * 12 * 18720 * 128 * 2  # k and v of every layer, FP16: 3.45 GB
+    assert parts.weights == pytest.approx(2.8e9, rel=0.05)
+    assert memory(Request(n, FULL, 5, "int8", int8_ring=True)).ring * 2 == parts.ring
+    assert parts.total < 8e9
+
+
+def test_full_size_is_that_of_the_design() -> None:
+    n = MODELS["wan2.1-1.3b"]
+    assert step_pass(n, FULL).total == pytest.approx(28e12, rel=0.03)
+    small = FULL.model_copy(update={"width": 320, "height": 192})
+    assert step_pass(n, small).total == pytest.approx(2.2e12, rel=0.05)
+
+
+def test_verdicts_move_the_right_way() -> None:
+    request = Request(MODELS["wan2.1-1.3b"], FULL, 5)
+    by_name = {d.name: d for d in DEVICES}
+    nano, best = judge(request, by_name["Jetson Orin Nano 8GB (Super)"]), judge(request, by_name["RTX 5090"])
+    assert nano.real_time in ("no", "too large")
+    assert nano.advice
+    assert best.best < best.worst < nano.best
+    assert judge(replace(request, precision="int8"), by_name["RTX 5090"]).worst < best.worst
+    assert judge(replace(request, precision="fp8"), by_name["RTX 3090"]).real_time == "no"
+    published = judge(request, by_name["RTX 4090"])
+    assert published.best == pytest.approx(1.2, rel=0.15)
+    assert all(d.kind in CLASSES and d.source for d in DEVICES)
+
+
+def test_advice_holds_what_it_promises() -> None:
+    request = Request(MODELS["wan2.1-1.3b"], FULL, 5)
+    for device in DEVICES:
+        advice = judge(request, device).advice
+        if not advice or advice.startswith("fewer"):
+            continue
+        changed = request
+        for word in advice.split():
+            if "x" in word and word[0].isdigit():
+                width, height = map(int, word.split("x"))
+                changed = replace(changed, geometry=FULL.model_copy(update={"width": width, "height": height}))
+            else:
+                changed = replace(changed, precision="int8", int8_ring=True)
+        assert judge(changed, device).real_time == "yes", device.name
+
+
+def test_the_command(bundle_path: Path) -> None:
+    run = CliRunner().invoke
+    done = run(
+        app, ["plan", "--size", "320x192", "--window", "9", "--device", "orin", "--json"], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    said = json.loads(done.stdout)
+    assert {d["device"] for d in said["devices"]} == {d.name for d in DEVICES if "Orin" in d.name}
+    assert said["geometry"]["window"] == 9
+    done = run(app, ["plan", "--bundle", str(bundle_path), "--json"], catch_exceptions=False)
+    said = json.loads(done.stdout)
+    found = sum(graph_flops(bundle_path / "step.onnx").values())
+    assert said["flops_per_pass"]["total"] == found
+    assert said["flops_decode"] == sum(graph_flops(bundle_path / "decode.onnx").values())
+    assert "Jetson" in run(app, ["plan"], catch_exceptions=False).stdout
+    for wrong in (["--device", "abacus"], ["--size", "33x32"], ["--model", "x"], ["--precision", "int3"]):
+        with pytest.raises(UserError):
+            run(app, ["plan", *wrong], catch_exceptions=False)
+
+
+def test_table_of_sizes_is_used() -> None:
+    assert all(w % 16 == 0 and h % 16 == 0 for w, h in SIZES)

@@ -1,0 +1,184 @@
+"""The player's page shown in other ways, in a real Chromium: in frames, below a path, on its side, on a phone."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Frame, Page
+
+from everframe.runtime.server.config import Server
+from everframe.runtime.server.guard import headers_of
+
+from serving import CHROMIUM, Site, free_port, serve, until, wait_for
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
+PLAYS = "window.player && player.shown() > 8"
+
+
+@pytest.fixture(scope="module")
+def framed(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterator[Site]:
+    text = '[video]\nkeyframe_seconds = 0.5\n[playlist]\nitems = [{prompt = "a quiet sea", seconds = 60}]\n'
+    with serve(tmp_path_factory.mktemp("framed"), bundle_path, f'embed = ["*"]\n{text}') as running:
+        yield running
+
+
+@contextmanager
+def page_of(browser: Browser, width: int = 640, height: int = 360, script: str = "") -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page = context.new_page()
+    if script:
+        page.add_init_script(script)
+    yield page
+    context.close()
+
+
+BOX = "JSON.stringify(document.querySelector('video').getBoundingClientRect())"
+FIT = "getComputedStyle(document.querySelector('video')).objectFit"
+
+
+@pytest.mark.parametrize("angle", ["90", "180", "270"])
+def test_a_screen_that_hangs_on_its_side(framed: Site, browser: Browser, angle: str) -> None:
+    """The picture fills the screen, and its upper edge is where the screen's is."""
+    with page_of(browser, 540, 960) as page:
+        page.goto(f"{framed.url}/?rotate={angle}&fit=contain")
+        until(page, PLAYS, 60)
+        box = page.evaluate(BOX)
+        assert '"x":0,"y":0,"width":540,"height":960' in box
+        assert page.evaluate(FIT) == "contain"
+        matrix = page.evaluate("getComputedStyle(document.querySelector('video')).transform")
+        turned = {"90": "matrix(0, 1, -1, 0", "180": "matrix(-1, 0, 0, -1", "270": "matrix(0, -1, 1, 0"}
+        assert matrix.startswith(turned[angle])
+
+
+def test_without_asking_the_picture_fills_the_screen(framed: Site, browser: Browser) -> None:
+    with page_of(browser, 540, 960) as page:
+        page.goto(f"{framed.url}/?rotate=45&fit=x")
+        until(page, PLAYS, 60)
+        assert page.evaluate(FIT) == "cover"
+        assert '"width":540,"height":960' in page.evaluate(BOX)
+
+
+NO_MSE = "delete window.MediaSource; delete window.ManagedMediaSource; delete window.WebKitMediaSource;"
+
+
+@pytest.mark.parametrize("hls", [True, False])
+def test_a_browser_without_media_source(framed: Site, browser: Browser, hls: bool) -> None:
+    """It gets HLS as a phone does, or Motion JPEG where it plays no HLS; and is never told that it is frozen."""
+    deaf = "" if hls else "HTMLMediaElement.prototype.canPlayType = () => '';"
+    no_hls = (
+        ""
+        if hls
+        else (
+            "Object.defineProperty(HTMLMediaElement.prototype, 'src', "
+            "{set(v) { this.setAttribute('src', String(v).replace('live.m3u8', 'none')) }});"
+        )
+    )
+    with page_of(browser, script=NO_MSE + deaf + no_hls) as page:
+        loads = []
+        page.on("framenavigated", lambda frame: loads.append(frame.url))
+        page.goto(f"{framed.url}/?screen=phone")
+        assert page.evaluate("typeof MediaSource") == "undefined"
+        if hls:
+            until(page, "document.querySelector('video').currentSrc.endsWith('/hls/live.m3u8')")
+            until(
+                page,
+                "document.querySelector('video').currentTime > 1 || document.querySelector('img')?.naturalWidth",
+                60,
+            )
+        else:
+            until(page, "document.querySelector('img')?.naturalWidth === 64", 60)
+        time.sleep(10)
+        assert len(loads) == 1
+        assert framed.ask("/healthz")[1]["status"] == "ok"
+
+
+def test_named_pages_may_embed_the_player() -> None:
+    policy = dict(headers_of(Server()))[b"content-security-policy"]
+    assert b"frame-ancestors 'self';" in policy
+    policy = dict(headers_of(Server(embed=["https://Intranet.example"])))[b"content-security-policy"]
+    assert b"frame-ancestors 'self' https://intranet.example;" in policy
+
+
+@pytest.mark.parametrize("sandbox", ["", 'sandbox="allow-scripts"'])
+def test_in_a_frame_of_another_page(
+    framed: Site,
+    browser: Browser,
+    tmp_path: Path,
+    sandbox: str,
+) -> None:
+    (tmp_path / "x.html").write_text(f"<iframe {sandbox} src='{framed.url}/' width=500 height=300></iframe>")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object):
+            super().__init__(*args, directory=str(tmp_path))  # type: ignore[arg-type]
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with page_of(browser) as page:
+            page.goto(f"http://localhost:{other.server_port}/x.html")
+
+            def inner() -> Frame | None:
+                return next((f for f in page.frames if f.url.startswith(framed.url)), None)
+
+            wait_for(inner)
+            until(inner(), PLAYS, 60)  # type: ignore[arg-type]
+        other.shutdown()
+
+
+@contextmanager
+def below(path: str, site: Site) -> Iterator[int]:
+    """A reverse proxy as small as can be: takes the path off every request's first line and passes the rest through."""
+    listener = socket.create_server(("127.0.0.1", port := free_port()))
+
+    def pump(source: socket.socket, target: socket.socket, first: bool) -> None:
+        try:
+            while data := source.recv(65536):
+                if first:
+                    verb, rest = data.split(b" ", 1)
+                    if not rest.startswith(path.encode()):
+                        target.sendall(b"GET /nothing/here HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                        continue
+                    data = verb + b" /" + rest.removeprefix(path.encode())
+                    if b"upgrade: websocket" in data.lower():
+                        first = False  # frames follow
+                target.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for one in (source, target):
+                one.close()
+
+    def take() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            upstream = socket.create_connection(("127.0.0.1", site.port))
+            threading.Thread(target=pump, args=(client, upstream, True), daemon=True).start()
+            threading.Thread(target=pump, args=(upstream, client, False), daemon=True).start()
+
+    threading.Thread(target=take, daemon=True).start()
+    yield port
+    listener.close()
+
+
+def test_below_a_path_of_a_reverse_proxy(framed: Site, browser: Browser) -> None:
+    with below("/lobby/", framed) as port, page_of(browser) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"http://127.0.0.1:{port}/lobby/?screen=x")
+        until(page, PLAYS, 60)
+        page.goto(f"http://127.0.0.1:{port}/lobby/operator")
+        until(page, "document.getElementById('prompt').textContent === 'a quiet sea'", 60)
+        assert all(url.startswith(f"http://127.0.0.1:{port}/lobby/") for url in asked if url.startswith("http")), asked

@@ -1,0 +1,66 @@
+"""When a picture counts as frozen: a page's reports, second by second."""
+
+from __future__ import annotations
+
+import pytest
+
+from everframe.runtime.server.pictures.viewers import GRACE, HOUR, SILENCE, Viewers
+
+
+def test_a_moving_picture_is_left_alone() -> None:
+    viewers = Viewers()
+    viewer = viewers.join("lobby", True, 0.0)
+    for t in range(0, 600, 2):
+        viewer.report(shown=16 * t, buffered=0.5, visible=True, now=float(t))
+        assert viewer.word(float(t) + 1) == "ok"
+
+
+@pytest.mark.parametrize("buffered", [0.0, 2.0, 8.0])
+def test_a_still_picture_is_reloaded_once_its_buffer_cannot_explain_it(buffered: float) -> None:
+    viewers = Viewers()
+    viewer = viewers.join("lobby", True, 0.0)
+    viewer.report(100, buffered, True, 1.0)
+    words = []
+    for t in range(2, 30):
+        viewer.report(100, buffered, True, float(t))
+        words.append((t, viewer.word(float(t))))
+    first = next(t for t, word in words if word == "reload")
+    assert 1 + buffered + GRACE < first <= 1 + buffered + GRACE + 1
+
+
+def test_hidden_pages_and_previews_are_not_judged() -> None:
+    viewers = Viewers()
+    hidden, preview = viewers.join("a", True, 0.0), viewers.join("b", False, 0.0)
+    for t in range(0, 100, 2):
+        hidden.report(5, 0, False, float(t))
+        preview.report(5, 0, True, float(t))
+        assert hidden.word(float(t)) == preview.word(float(t)) == "ok"
+    hidden.report(5, 0, True, 100.0)  # shown again: it gets its time
+    assert hidden.word(101.0) == "ok"
+
+
+def test_who_says_nothing_is_given_up() -> None:
+    viewer = Viewers().join("lobby", True, 0.0)
+    viewer.report(1, 10, True, 1.0)
+    assert viewer.word(1 + SILENCE + 0.1) == "gone"
+
+
+def test_a_screen_that_keeps_freezing_is_a_problem_for_an_hour() -> None:
+    viewers = Viewers()
+    for n in range(3):
+        assert viewers.problems(100.0 * n) == []
+        viewer = viewers.join("lobby", True, 100.0 * n)  # the page comes back under its name
+        viewers.reload(viewer, 100.0 * n)
+        viewers.leave(viewer)
+    (problem,) = viewers.problems(300.0)
+    assert "'lobby'" in problem
+    assert "3 times" in problem
+    assert viewers.problems(HOUR + 250.0) == []
+
+
+def test_names_do_not_grow_memory() -> None:
+    viewers = Viewers()
+    for n in range(1000):
+        viewers.leave(viewers.join(f"screen {n}", True, 0.0))
+    assert len(viewers.screens) <= 200
+    assert not viewers.watching

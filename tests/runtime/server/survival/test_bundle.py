@@ -1,0 +1,119 @@
+"""The bundle under a running server: hashed once, and another one that takes its place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from everframe.engines.bundle import describe, read_manifest, write_manifest
+from everframe.engines.errors import UserError
+from everframe.runtime.server.survival import seen as seen_module
+from everframe.runtime.server.survival.seen import Replacement, see
+
+from helpers import PROMPTS
+from serving import serve, wait_for
+
+OTHERS = ["a red kite", "a green kite"]
+
+
+def with_prompts(source: Path, target: Path, prompts: list[str]) -> Path:
+    """A copy of a bundle whose bank has other prompts."""
+    shutil.copytree(source, target)
+    bank = load_file(target / "prompts.safetensors")
+    first = bank[PROMPTS[0]]
+    save_file(dict.fromkeys(prompts, first), target / "prompts.safetensors")
+    manifest = read_manifest(target / "manifest.json")
+    changes = {"prompts": prompts, "prompt_bank": describe(target / "prompts.safetensors")}
+    write_manifest(target, manifest.model_copy(update=changes))
+    return target
+
+
+def test_a_bundle_is_hashed_once(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "copy.everframe"
+    shutil.copytree(bundle_path, copy)
+    seen = see(copy)
+    hashed = []
+    real = seen_module.verify
+    monkeypatch.setattr(seen_module, "verify", lambda file, ref: (hashed.append(file.name), real(file, ref)))
+    assert seen.open() == seen.bundle
+    assert hashed == []
+    step = copy / "step.onnx"
+    step.touch()  # what has been touched is hashed again
+    assert seen.open() == seen.bundle
+    assert hashed == ["step.onnx"]
+    good = step.read_bytes()
+    step.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(UserError, match="altered"):
+        seen.open()
+    step.write_bytes(good)
+    (copy / "manifest.json").write_bytes((copy / "manifest.json").read_bytes() + b"\n")
+    with pytest.raises(UserError, match="another bundle"):
+        seen.open()
+
+
+def test_another_bundle_is_noticed_when_it_is_whole(bundle_path: Path, tmp_path: Path) -> None:
+    copy, other = tmp_path / "copy.everframe", with_prompts(bundle_path, tmp_path / "other", OTHERS)
+    shutil.copytree(bundle_path, copy)
+    replacement = Replacement(see(copy))
+    assert [replacement.there() for _ in range(4)] == [None] * 4
+    (copy / "step.onnx").touch()
+    assert [replacement.there() for _ in range(4)] == [None] * 4  # the same manifest
+    shutil.copy(other / "manifest.json", copy)  # the bank has not come yet
+    assert [replacement.there() for _ in range(4)] == [None] * 4
+    copy.rename(tmp_path / "away")
+    assert replacement.there() is None
+    (tmp_path / "away").rename(copy)
+    shutil.copy(other / "prompts.safetensors", copy)
+    assert replacement.there() is None  # it has just changed
+    found = replacement.there()
+    assert found is not None
+    assert found.bundle.manifest.prompts == OTHERS
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_the_server_starts_anew_with_it(bundle_path: Path, tmp_path: Path, kill: bool) -> None:
+    live = tmp_path / "live.everframe"
+    shutil.copytree(bundle_path, live)
+    with_prompts(bundle_path, tmp_path / "other", OTHERS)
+    with serve(tmp_path, live, "[stream]\nsave_seconds = 1\n") as site:
+        assert site.ask("/api/prompt", "POST", {"prompt": PROMPTS[1]})[0] == 200
+        wait_for(lambda: (site.state / "state.safetensors").exists())
+        pid = site.process.pid
+        live.rename(tmp_path / "old")
+        (tmp_path / "other").rename(live)
+        if kill:
+            os.kill(site.generator(), signal.SIGKILL)
+
+        def prompts() -> list[str]:
+            try:
+                return site.ask("/api/prompts")[1]["prompts"]
+            except OSError:  # between two lives
+                return []
+
+        wait_for(lambda: prompts() == OTHERS, 60)
+        wait_for(lambda: site.state_of()["prompt"] in OTHERS, 60)
+        assert site.ask("/api/prompt", "POST", {"prompt": OTHERS[1]})[0] == 200
+        wait_for(lambda: site.state_of()["prompt"] == OTHERS[1])
+        assert site.ask("/api/prompt", "POST", {"prompt": PROMPTS[1]})[0] == 422
+        assert site.process.poll() is None
+        assert site.process.pid == pid
+        log = site.log.read_text()
+        assert log.count("another bundle has taken its place") == 1
+        assert log.count("kept orders do not fit") == 1
+        assert "Traceback" not in log
+
+
+def test_one_that_cannot_be_used_does_not_end_the_picture(bundle_path: Path, tmp_path: Path) -> None:
+    live = tmp_path / "live.everframe"
+    shutil.copytree(bundle_path, live)
+    with serve(tmp_path, live) as site:
+        (live / "manifest.json").write_text("{}")
+        wait_for(lambda: "replaced by one that cannot be used; going on" in site.log.read_text(), 30)
+        position = site.state_of()["position"]
+        wait_for(lambda: site.state_of()["position"] > position + 6)
+        assert site.ask("/healthz") == (200, {"status": "ok", "problems": []})

@@ -1,0 +1,198 @@
+"""What is written is read back by a decoder: count, size, rate, timestamps, colours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from everframe.engines.errors import UserError
+from everframe.runtime.outputs import open_output
+
+FPS, WIDTH, HEIGHT = 16, 64, 48
+LIMIT = 400_000  # bytes
+
+
+def moving_frames(n: int) -> np.ndarray:
+    """A bright bar that moves one pixel a frame over saturated colour fields."""
+    frames = np.zeros((n, HEIGHT, WIDTH, 3), np.uint8)
+    frames[:, :, : WIDTH // 2] = (200, 30, 40)
+    frames[:, :, WIDTH // 2 :] = (20, 60, 180)
+    for i in range(n):
+        frames[i, 8:16, i % WIDTH] = 255
+    return frames
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "OUT.MP4"])
+def test_file_decodes_to_the_same_frames(tmp_path: Path, name: str) -> None:
+    frames = moving_frames(40)
+    with open_output(str(tmp_path / name), WIDTH, HEIGHT, FPS) as out:
+        for part in (frames[:12], frames[12:24], frames[24:]):
+            out.write(part)
+        assert not (tmp_path / name).exists()  # the name appears when the file is whole
+    assert [f.name for f in tmp_path.iterdir()] == [name]
+    with av.open(tmp_path / name) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (WIDTH, HEIGHT, FPS)
+        assert stream.codec_context.name == "h264"
+        decoded = list(container.decode(stream))
+    assert len(decoded) == 40
+    # Matroska counts milliseconds, so 1/16 s is rounded to them
+    assert [f.time for f in decoded] == pytest.approx([i / FPS for i in range(40)], abs=0.0006)
+    got = np.stack([f.to_ndarray(format="rgb24") for f in decoded]).astype(float)
+    error = np.abs(got - frames)
+    assert error[:, 24:, 4:28].mean() < 6  # flat fields keep their colour: the matrix in use is the one declared
+    assert error[:, 24:, 36:60].mean() < 6
+    for i in (0, 20, 39):
+        assert got[i, 12].sum(-1).argmax() == i  # and the frames are in order
+
+
+def test_raw_frames_to_a_pipe(tmp_path: Path) -> None:
+    frames = moving_frames(5)
+    np.save(tmp_path / "frames.npy", frames)
+    code = (
+        "import sys, numpy; from everframe.runtime import open_output\n"
+        f"with open_output('-', {WIDTH}, {HEIGHT}, {FPS}) as out: out.write(numpy.load(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "frames.npy"], capture_output=True, check=True)
+    assert done.stdout == frames.tobytes()
+
+
+@pytest.mark.parametrize("target", ["shots/", "shots/f-%03d.png"])
+def test_png_sequence(tmp_path: Path, target: str) -> None:
+    frames = moving_frames(5)
+    with open_output(f"{tmp_path}/{target}", WIDTH, HEIGHT, FPS) as out:
+        out.write(frames[:3])
+        out.write(frames[3:])
+    files = sorted((tmp_path / "shots").iterdir())
+    assert len(files) == 5
+    assert (np.stack([np.asarray(Image.open(f)) for f in files]) == frames).all()
+
+
+def test_gif(tmp_path: Path) -> None:
+    frames = moving_frames(32)
+    with open_output(str(tmp_path / "out.gif"), WIDTH, HEIGHT, FPS) as out:
+        out.write(frames)
+    with Image.open(tmp_path / "out.gif") as image:
+        assert getattr(image, "n_frames") == 32  # noqa: B009
+        total = 0
+        for i in range(32):
+            image.seek(i)
+            total += image.info["duration"]
+            assert np.abs(np.asarray(image.convert("RGB")).astype(int) - frames[i]).mean() < 4
+    assert total == 2000  # 32 frames at 16 fps
+
+
+def decoded(file: Path) -> int:
+    with av.open(file) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_was_recorded_stays(tmp_path: Path, name: str, error: type[BaseException]) -> None:
+    with contextlib.suppress(error), open_output(str(tmp_path / name), WIDTH, HEIGHT, FPS) as out:
+        out.write(moving_frames(20))
+        raise error
+    assert os.listdir(tmp_path) == [name]
+    assert decoded(tmp_path / name) == 20
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_kill_leaves_a_recording_that_plays_under_a_name_that_shows(tmp_path: Path, name: str) -> None:
+    code = (
+        "import os, signal, sys, numpy as np\n"
+        "from everframe.runtime import open_output\n"
+        "noise = np.random.default_rng(0).integers(0, 255, (160, 48, 64, 3)).astype(np.uint8)\n"
+        f"with open_output(sys.argv[1], {WIDTH}, {HEIGHT}, {FPS}) as out:\n"
+        "    out.write(noise)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for left in (
+        ["a.part" + name[1:]],
+        ["a.part" + name[1:], "a.part-2" + name[1:]],
+    ):  # the next run spares the first's
+        subprocess.run([sys.executable, "-c", code, tmp_path / name])
+        assert sorted(os.listdir(tmp_path)) == sorted(left)
+        for file in left:
+            assert decoded(tmp_path / file) >= 160 - 6 * FPS  # x264's lookahead and the last piece are lost
+
+
+def test_a_second_run_does_not_overwrite(tmp_path: Path) -> None:
+    for name in ("a.mkv", "a.gif"):
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(UserError, match="already exists"):
+            open_output(str(tmp_path / name), WIDTH, HEIGHT, FPS)
+        assert (tmp_path / name).read_text() == "precious"
+    with open_output(f"{tmp_path}/shots/", WIDTH, HEIGHT, FPS) as out:
+        out.write(moving_frames(1))
+    with pytest.raises(UserError, match="already exists"):
+        open_output(f"{tmp_path}/shots/", WIDTH, HEIGHT, FPS)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("out.avi", ["out.avi", ".mp4", ".mkv"]),
+        ("out", ["out", ".mp4"]),
+        ("nowhere/out.mp4", ["nowhere", "does not exist"]),
+        ("frame.png", ["frame.png", "%06d"]),
+        ("file/out.mp4", ["file"]),
+    ],
+)
+def test_impossible_targets(tmp_path: Path, target: str, words: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        open_output(str(tmp_path / target), WIDTH, HEIGHT, FPS)
+    for word in words:
+        assert word in str(caught.value)
+    assert [f.name for f in tmp_path.iterdir()] == ["file"]
+
+
+def test_existing_file_survives_a_failed_run(tmp_path: Path) -> None:
+    target = tmp_path / "a.mkv"
+    target.write_text("precious")
+    with (
+        contextlib.suppress(RuntimeError),
+        open_output(str(target), WIDTH, HEIGHT, FPS, replace=True) as out,
+    ):
+        out.write(moving_frames(20))
+        raise RuntimeError
+    assert target.read_text() == "precious"
+    assert decoded(tmp_path / "a.part.mkv") == 20
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.gif", "f-%d.png"])
+def test_full_disk(tmp_path: Path, name: str) -> None:
+    """A file-size limit stands in for a full disk: one line, exit code 2, and what was recorded of a video plays."""
+    code = (
+        "import resource, signal, sys, numpy as np\n"
+        "from everframe.runtime import open_output, UserError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT}, {LIMIT}))\n"
+        "noise = np.random.default_rng(0).integers(0, 255, (400, 48, 64, 3)).astype(np.uint8)\n"
+        "try:\n"
+        f"    with open_output(sys.argv[1], {WIDTH}, {HEIGHT}, {FPS}) as out:\n"
+        "        for i in range(0, 400, 12): out.write(noise[i : i + 12])\n"
+        "except UserError as error: print(error); sys.exit(2)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / name], capture_output=True, text=True)
+    if name == "f-%d.png":  # every file is below the limit
+        assert done.returncode == 0
+        return
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert "cannot write" in done.stdout
+    if name == "a.gif":
+        assert os.listdir(tmp_path) == []
+        return
+    assert os.listdir(tmp_path) == [name]
+    assert str(tmp_path / name) in done.stdout.rsplit(";", 1)[1]
+    assert decoded(tmp_path / name) > 40

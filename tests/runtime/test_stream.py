@@ -1,0 +1,339 @@
+"""The whole chunk loop on exported engines, against the slow reference and against its own promises."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from everframe.engines.bundle import Bundle
+from everframe.engines.errors import UserError
+from everframe.export.checkpointexport import Overrides, export_checkpoint
+from everframe.export.taehv import Taehv
+from everframe.runtime import EngineOptions, Stream
+from everframe.runtime.noise import chunk_noise
+
+from helpers import AUTOENCODER, PROMPTS, TRANSFORMER
+from reference import Reference, flow_sigmas
+
+
+@pytest.fixture(params=["in-place", "portable"])
+def bundle(request: pytest.FixtureRequest, bundle_path: Path, portable_path: Path) -> Bundle:
+    """Everything here holds for both forms of the step graph."""
+    return Bundle.open(portable_path if request.param == "portable" else bundle_path)
+
+
+SIGMAS = flow_sigmas([1000, 750, 500, 250], 5.0)
+
+
+def reference_of(bundle: Bundle, checkpoint: Path, sigma: float) -> Reference:
+    rope = bundle.manifest.rope
+    thetas = [10000.0 * (1 + sigma * e) for e in rope.epsilon]
+    state = load_file(checkpoint / "transformer.safetensors")
+    return Reference(state, TRANSFORMER, chunk=3, sink=3, window=12, thetas=thetas)
+
+
+def texts_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {k: v.double() for k, v in load_file(checkpoint / "prompts.safetensors").items()}
+
+
+def noise_of(seed: int, chunk: int, bundle: Bundle) -> torch.Tensor:
+    return torch.from_numpy(chunk_noise(seed, chunk, 4, bundle.manifest.geometry.latent_shape))[:, 0].double()
+
+
+@pytest.mark.parametrize(("sigma", "start"), [(0.0, 0), (0.8, 1_000_002)])
+def test_ring_equals_a_list_of_all_keys_and_values(bundle: Bundle, checkpoint: Path, sigma: float, start: int) -> None:
+    """Sinks, window and positions over ten chunks, six of them past the first overwritten slot; also far out."""
+    reference = reference_of(bundle, checkpoint, sigma)
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    with Stream(bundle, seed=11, start=start, jitter_sigma=sigma) as stream:
+        for c in range(10):
+            chunk = stream.next_chunk()
+            expected = reference.next_chunk(noise_of(11, c, bundle), SIGMAS, text, start + 3 * c)
+            assert chunk.index == c
+            assert chunk.position == start + 3 * c
+            error = (torch.from_numpy(chunk.latent).double() - expected).abs().max() / expected.abs().max()
+            assert error < 2e-5, f"chunk {c}"
+
+
+def test_the_window_matters(bundle: Bundle, checkpoint: Path) -> None:
+    """The reference with another window gives other numbers: the test above would notice a wrong one."""
+    right, wrong = (reference_of(bundle, checkpoint, 0.8) for _ in range(2))
+    wrong.window = 15
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    a = b = torch.zeros(())
+    for c in range(6):
+        noise = noise_of(11, c, bundle)
+        a, b = (r.next_chunk(noise, SIGMAS, text, 3 * c) for r in (right, wrong))
+    assert (a - b).abs().max() > 1e-3 * a.abs().max()
+
+
+def test_frames_are_the_whole_clip_decode_of_the_latents(bundle: Bundle, checkpoint: Path) -> None:
+    autoencoder = Taehv(AUTOENCODER).double()
+    autoencoder.load_state_dict({k: v.double() for k, v in load_file(checkpoint / "autoencoder.safetensors").items()})
+    with Stream(bundle, seed=3) as stream:
+        chunks = [stream.next_chunk() for _ in range(8)]
+    latents = torch.from_numpy(np.concatenate([c.latent for c in chunks], 1)).double()
+    with torch.no_grad():
+        clip, _ = autoencoder.decode(latents.transpose(0, 1)[None])
+    expected = (clip[0].clamp(0, 1) * 255).permute(0, 2, 3, 1)
+    frames = torch.from_numpy(np.concatenate([c.frames for c in chunks])).double()
+    assert frames.shape == (96, 32, 64, 3)
+    assert frames.std() > 1
+    assert (frames - expected).abs().max() < 0.51  # rounding alone
+
+
+def test_probe_tells_the_attention_on_the_sinks(checkpoint: Path, bundle_path: Path, tmp_path: Path) -> None:
+    """Its numbers against the reference's, pass by pass; its frames are those of the plain step graph."""
+    bundle = Bundle.open(bundle_path)
+    with pytest.raises(UserError, match="--probe"):
+        Stream(bundle, probe=True)
+    path = tmp_path / "probed.everframe"
+    export_checkpoint(checkpoint, path, Overrides(), chunks=8, force=False, probe=True)
+    reference = reference_of(bundle, checkpoint, 0.8)
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    with Stream(Bundle.open(path), seed=11, probe=True) as probed, Stream(bundle, seed=11) as plain:
+        for c in range(7):
+            reference.sink_mass.clear()
+            reference.next_chunk(noise_of(11, c, bundle), SIGMAS, text, 3 * c)
+            expected = torch.stack(reference.sink_mass[: -TRANSFORMER.layers])  # the commit pass left out
+            chunk = probed.next_chunk()
+            assert chunk.sink_mass is not None
+            got = torch.from_numpy(chunk.sink_mass).flatten(0, 1).double()
+            assert got.shape == expected.shape
+            assert (got - expected).abs().max() < 1e-4, f"chunk {c}"
+            assert (c > 0) == (float(expected.max()) < 0.999)
+            same = plain.next_chunk()
+            assert same.sink_mass is None
+            assert np.abs(same.latent - chunk.latent).max() < 1e-4
+
+
+@pytest.mark.parametrize("eta", [0.4, 0.05])
+def test_less_fresh_noise(checkpoint: Path, tmp_path: Path, eta: float) -> None:
+    """The share eta of the schedule, against the reference's direct formula."""
+    changed = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    config = json.loads((changed / "config.json").read_text())
+    config["schedule"]["eta"] = eta
+    (changed / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "eta.everframe"
+    export_checkpoint(changed, path, Overrides(), chunks=6, force=False)
+    bundle = Bundle.open(path)
+    assert bundle.manifest.schedule.eta == eta
+    reference = reference_of(bundle, checkpoint, 0.8)
+    reference.eta = eta
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    with Stream(bundle, seed=11) as stream:
+        for c in range(6):
+            chunk = stream.next_chunk()
+            expected = reference.next_chunk(noise_of(11, c, bundle), SIGMAS, text, 3 * c)
+            error = (torch.from_numpy(chunk.latent).double() - expected).abs().max() / expected.abs().max()
+            assert error < 2e-5, f"chunk {c}"
+
+
+@pytest.mark.parametrize("transition", ["swap", "smooth", "flush", "cut"])
+def test_prompt_changes(bundle: Bundle, checkpoint: Path, transition: str) -> None:
+    """Each transition against the same thing done to the reference's list."""
+    reference = reference_of(bundle, checkpoint, 0.8)
+    texts, made = texts_of(checkpoint), []
+    with Stream(bundle, seed=5, prompt=PROMPTS[0], overlap=False) as stream:
+        for c in range(9):
+            prompt = PROMPTS[0] if c < 6 else PROMPTS[2]
+            if c == 6:
+                stream.set_prompt(PROMPTS[2], transition)  # type: ignore[arg-type]
+                if transition == "smooth":
+                    reference.past = reference.past[:1]
+                    for back in (2, 1):
+                        reference.commit(made[-back], texts[prompt], 3 * (c - back))
+                elif transition == "flush":
+                    reference.past = [reference.past[0], reference.past[-1]]
+                elif transition == "cut":
+                    reference.past = []
+            chunk = stream.next_chunk()
+            assert chunk.prompt == prompt
+            expected = reference.next_chunk(noise_of(5, c, bundle), SIGMAS, texts[prompt], 3 * c)
+            made.append(expected)
+            error = (torch.from_numpy(chunk.latent).double() - expected).abs().max() / expected.abs().max()
+            assert error < 2e-5, f"chunk {c}"
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("transition", ["smooth", "flush"])
+def test_prompt_changes_before_the_ring_is_full(bundle: Bundle, checkpoint: Path, transition: str, at: int) -> None:
+    reference = reference_of(bundle, checkpoint, 0.8)
+    texts, made = texts_of(checkpoint), []
+    with Stream(bundle, seed=5, prompt=PROMPTS[0], overlap=False) as stream:
+        for c in range(4):
+            prompt = PROMPTS[0] if c < at else PROMPTS[1]
+            if c == at:
+                stream.set_prompt(prompt, transition)  # type: ignore[arg-type]
+                if transition == "smooth" and at == 2:
+                    reference.past = reference.past[:1]
+                    reference.commit(made[1], texts[prompt], 3)
+            expected = reference.next_chunk(noise_of(5, c, bundle), SIGMAS, texts[prompt], 3 * c)
+            made.append(expected)
+            latent = torch.from_numpy(stream.next_chunk().latent).double()
+            assert (latent - expected).abs().max() / expected.abs().max() < 2e-5, f"chunk {c}"
+
+
+def test_relative_mode_keeps_the_sinks_right_behind_the_window(bundle: Bundle, checkpoint: Path) -> None:
+    """The reference re-makes the sinks' keys for their new place at every chunk, as if they had just been committed."""
+    reference = reference_of(bundle, checkpoint, 0.8)
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    sink: list[torch.Tensor] = []
+    with Stream(bundle, seed=2, rope_mode="relative") as stream:
+        for c in range(8):
+            noise = noise_of(2, c, bundle)
+            if c > 3:
+                behind = Reference(reference.state, TRANSFORMER, chunk=3, sink=3, window=12, thetas=reference.thetas)
+                behind.commit(sink[0], text, 3 * (c - 3))
+                # only keys turn: values of a commit at another place are the same, there being no past to attend to
+                for (k, v), (_, v0) in zip(behind.past[0], reference.past[0], strict=True):
+                    assert k.shape == v.shape
+                    assert torch.allclose(v, v0, atol=1e-9)
+                reference.past = [behind.past[0], *reference.past[1:]]
+            made = reference.next_chunk(noise, SIGMAS, text, 3 * c)
+            sink.append(made)
+            latent = torch.from_numpy(stream.next_chunk().latent).double()
+            assert (latent - made).abs().max() / made.abs().max() < 2e-5, f"chunk {c}"
+
+
+@pytest.mark.parametrize("form", ["in-place", "portable"])
+@pytest.mark.parametrize("sink", [3, 6])
+def test_an_anchor_becomes_the_sinks(
+    checkpoint: Path, tmp_path: Path, form: Literal["in-place", "portable"], sink: int
+) -> None:
+    """The picture's latents, encoded here, in the reference's list as if they had been made; the rest follows."""
+    path = tmp_path / "a.everframe"
+    changes = Overrides(encoder=True, sink=sink, form=form)
+    export_checkpoint(checkpoint, path, changes, chunks=8, force=False)
+    bundle = Bundle.open(path)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    autoencoder = Taehv(AUTOENCODER).double()
+    autoencoder.load_state_dict({k: v.double() for k, v in load_file(checkpoint / "autoencoder.safetensors").items()})
+    clip = torch.from_numpy(picture).permute(2, 0, 1).double().expand(1, 4 * sink, 3, 32, 64) / 255
+    with torch.no_grad():
+        latents = autoencoder.encode(clip)[0][0].transpose(0, 1)  # [C, sink, h, w]
+    reference = reference_of(bundle, checkpoint, 0.8)
+    reference.sink = sink
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    with Stream(bundle, seed=5, anchor=picture) as stream:
+        for c in range(7):
+            if c < sink // 3:
+                expected = latents[:, 3 * c : 3 * c + 3]
+                reference.commit(expected, text, 3 * c)
+            else:
+                expected = reference.next_chunk(noise_of(5, c, bundle), SIGMAS, text, 3 * c)
+            chunk = stream.next_chunk()
+            assert len(chunk.timings.diffuse) == (0 if c < sink // 3 else 4)
+            error = (torch.from_numpy(chunk.latent).double() - expected).abs().max() / expected.abs().max()
+            assert error < 2e-5, f"chunk {c}"
+
+
+def test_anchors_that_do_not_fit(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match="--encoder"):
+        Stream(bundle, anchor=np.zeros((32, 64, 3), np.uint8))
+
+
+def test_both_forms_give_the_same_frames(bundle_path: Path, portable_path: Path) -> None:
+    with Stream(Bundle.open(bundle_path), seed=6) as a, Stream(Bundle.open(portable_path), seed=6) as b:
+        for _ in range(10):
+            one, other = a.next_chunk(), b.next_chunk()
+            assert np.abs(one.latent - other.latent).max() < 1e-4
+            assert np.abs(one.frames.astype(int) - other.frames).max() <= 1
+
+
+def frames_of(bundle: Bundle, seed: int, **kw) -> np.ndarray:
+    with Stream(bundle, seed=seed, **kw) as stream:
+        return np.concatenate([stream.next_chunk().frames for _ in range(5)])
+
+
+@pytest.mark.parametrize("transition", ["swap", "smooth", "flush", "cut"])
+def test_overlap_changes_nothing_but_when_a_prompt_takes_effect(bundle: Bundle, transition: Literal["cut"]) -> None:
+    """Decoding beside the next chunk's denoising: same frames, and a new prompt one chunk later."""
+    one = EngineOptions(threads=1)  # a lane has half of the threads, and other threads may round otherwise
+    with (
+        Stream(bundle, seed=2, overlap=False, options=one) as plain,
+        Stream(bundle, seed=2, overlap=True, options=one) as overlapped,
+    ):
+        assert plain.position == overlapped.position == 0
+        for c in range(12):
+            if c == 6:
+                plain.set_prompt(PROMPTS[1], transition)
+            if c == 5:
+                overlapped.set_prompt(PROMPTS[1], transition)
+            a, b = plain.next_chunk(), overlapped.next_chunk()
+            assert (a.index, a.position, a.prompt) == (b.index, b.position, b.prompt)
+            assert (a.latent == b.latent).all()
+            assert (a.frames == b.frames).all()
+            assert len(b.timings.diffuse) == 4
+            assert plain.position == overlapped.position == 3 * c + 3
+
+
+def test_two_lanes_of_two_threads(bundle: Bundle) -> None:
+    one, two = (frames_of(bundle, 2, overlap=o, options=EngineOptions(threads=2)).astype(int) for o in (False, True))
+    assert np.abs(one - two).max() <= 1
+
+
+def test_seeds(bundle: Bundle) -> None:
+    assert (frames_of(bundle, 1) == frames_of(bundle, 1)).all()
+    assert (frames_of(bundle, 1) != frames_of(bundle, 2)).any()
+
+
+def test_thread_counts_agree_to_rounding(bundle: Bundle) -> None:
+    one, two = (frames_of(bundle, 1, options=EngineOptions(threads=n)).astype(int) for n in (1, 2))
+    assert np.abs(one - two).max() <= 1
+
+
+def test_chunks_belong_to_the_caller(bundle: Bundle) -> None:
+    with Stream(bundle) as stream:
+        first = stream.next_chunk()
+        kept = first.frames.copy(), first.latent.copy()
+        stream.next_chunk()
+    assert (first.frames == kept[0]).all()
+    assert (first.latent == kept[1]).all()
+    assert first.timings.total > 0
+    assert len(first.timings.diffuse) == 4
+
+
+def test_no_growth(bundle: Bundle) -> None:
+    """Resident memory after 200 chunks within 2 % of that after 20."""
+    psutil = pytest.importorskip("psutil")
+    process = psutil.Process()
+    with Stream(bundle) as stream:
+        for _ in range(20):
+            stream.next_chunk()
+        early = process.memory_info().rss
+        for _ in range(180):
+            stream.next_chunk()
+        assert process.memory_info().rss < 1.02 * early
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompt": "a quiet seat"}, ["a quiet seat", "did you mean 'a quiet sea'", *PROMPTS]),
+        ({"seed": -1}, ["seed -1"]),
+        ({"seed": 2**64}, ["seed"]),
+        ({"start": -3}, ["start -3"]),
+        ({"jitter_sigma": 1.5}, ["jitter", "1.5"]),
+        ({"rope_mode": "sideways"}, ["sideways", "absolute", "relative"]),
+        ({"options": EngineOptions(provider="abacus")}, ["abacus", "cpu"]),
+        ({"options": EngineOptions(threads=-2)}, ["threads -2"]),
+    ],
+)
+def test_bad_arguments(bundle: Bundle, arguments: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Stream(bundle, **arguments)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_unknown_transition(bundle: Bundle) -> None:
+    with Stream(bundle) as stream, pytest.raises(UserError, match="dissolve"):
+        stream.set_prompt(PROMPTS[1], "dissolve")  # type: ignore[arg-type]
