@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from everframe.export.checkpoint import load
 
 TRAINING = Path(__file__).parents[2] / "training"
@@ -55,6 +57,7 @@ assemble.main()
 """
 
 
+@pytest.mark.slow
 def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
     program = PROGRAM.format(training=str(TRAINING), folder=str(tmp_path))
     environment = os.environ | {"TORCH_COMPILE_DISABLE": "1"}
