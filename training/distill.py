@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="sequences a step of each worker")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peak", type=float, default=PEAK)
+    parser.add_argument("--report", type=int, default=250, help="steps between two contact sheets")
     args = parser.parse_args()
     team = Team(args.workers)
     latents = encode_pool(args.instances, args.use, args.device, team)
@@ -132,7 +133,7 @@ def main() -> None:
         if step % 25 == 24:
             run.log(loss=round(total / 25, 5))
             total = 0.0
-        if step % 250 == 249:
+        if step % args.report == args.report - 1:
             evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device))
 
 

@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="sequences a step of each worker")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peak", type=float, default=PEAK)
+    parser.add_argument("--report", type=int, default=1000, help="steps between two contact sheets")
     parser.add_argument(
         "--rollout-from", type=float, default=0.6, help="share of the steps at which self-rollout starts"
     )
@@ -211,7 +212,7 @@ def main() -> None:
         if step % 50 == 49:
             run.log(loss=round(total / max(counted, 1), 5))
             total, counted = 0.0, 0
-        if step % 1000 == 999:
+        if step % args.report == args.report - 1:
             evaluate_with(ema, model, lambda: preview(run, model, tables, batches, args.device))
     if args.short and run.finished and team.first:
         state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, TRANSFORMER)

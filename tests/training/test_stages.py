@@ -1,0 +1,75 @@
+"""Every stage of the training, two steps each on six tiny clips: what each leaves is what the next one needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from everframe.export.checkpoint import load
+
+TRAINING = Path(__file__).parents[2] / "training"
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {training!r})
+folder = Path({folder!r})
+import torch
+from safetensors.torch import save_file
+torch.set_num_threads(1)
+
+import run
+run.RUNS, run.WORK = folder / "runs", folder / "work"
+import clips
+clips.WORK, clips.HEIGHT, clips.WIDTH = run.WORK, 48, 64
+clips.open_pool.__defaults__ = (run.WORK,)
+import rollout
+rollout.ROWS, rollout.COLUMNS = 3, 4
+rollout.Tables.__init__.__defaults__ = (True, (3, 4))
+import autoencoder
+autoencoder.CROP, autoencoder.HELD_OUT = (12, 48, 64), 2
+import assemble, decoder, distill, transformer
+decoder.ROWS, decoder.COLUMNS, decoder.HELD_OUT, transformer.HELD_OUT = 6, 8, 2, 2
+transformer.preview.__defaults__ = (4,)  # chunks
+import latents
+latents.student_latents.__defaults__ = (1,)
+from scenes import PROMPTS
+
+def stage(module, steps, *more):
+    sys.argv = [module.__name__, "--steps", str(steps), "--workers", "1", "--instances", "6", "--report", "2", *more]
+    module.main()
+
+clips.fill(6, 0, 1)
+wordings = [p for variants in PROMPTS.values() for group in variants.values() for p in group]
+save_file({{p: torch.randn(5, 384).half() for p in wordings}}, run.WORK / "texts.safetensors")
+stage(autoencoder, 2)
+stage(decoder, 2, "--use", "6")
+stage(transformer, 2, "--use", "6")
+stage(transformer, 3, "--use", "6")  # goes on
+stage(distill, 2, "--use", "6")
+stage(decoder, 2, "--use", "6", "--student")
+sys.argv = ["assemble", "--target", str(folder / "demo")]
+assemble.main()
+"""
+
+
+@pytest.mark.slow
+def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
+    program = PROGRAM.format(training=str(TRAINING), folder=str(tmp_path))
+    environment = os.environ | {"TORCH_COMPILE_DISABLE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "transformer: resumed at step 2" in done.stdout
+    made = load(tmp_path / "demo")  # checks every name and shape
+    assert made.config.geometry.height == 48
+    for name in ("autoencoder", "decoder", "transformer", "distill", "finish"):
+        kept = tmp_path / "runs" / f"{name}.checkpoint.safetensors"
+        assert kept.stat().st_size < 10 * 2**20
+    sheets = {f.stem for f in (tmp_path / "runs").glob("*.png")}
+    assert sheets == {"autoencoder", "decoder", "transformer", "distill", "finish"}
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "decoder.jsonl").read_text().splitlines()]
+    assert any("finest" in row for row in rows)
