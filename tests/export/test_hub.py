@@ -139,6 +139,7 @@ def fetch(hub: Hub | None, home: Path, **more: str) -> subprocess.CompletedProce
 CLI = ("-c", "from everframe.runtime.cli import main; main()", "export", "wan", "--recipe")
 
 
+@pytest.mark.slow
 def test_one_line_from_a_name_to_a_bundle(hub: Hub, tmp_path: Path) -> None:
     out = tmp_path / "film.everframe"
     small = ("--size", "48x32", "--precision", "fp32", "--chunks", "0", "--window", "6")

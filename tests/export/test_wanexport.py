@@ -101,6 +101,7 @@ def test_lora_changes_what_it_names(wan_home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"vae": "taew2_1.pth"}, {"vae": "vae", "precision": "fp16"}])
+@pytest.mark.slow
 def test_other_vaes_and_half_precision(wan_home: Path, tmp_path: Path, changes: dict) -> None:
     changes = changes | {"vae": wan_home / changes["vae"]}
     out = tmp_path / "x.everframe"

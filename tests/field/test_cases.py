@@ -177,11 +177,11 @@ def test_a_file_system_whose_folders_cannot_be_synced(tmp_path: Path) -> None:
     )
     paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [*EVERFRAME, "bench", *DEMO[1:], "--chunks", "2", "-o", "x.json"],
+        [*EVERFRAME, "soak", *DEMO, "--minutes", "0.05", "-o", "so"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "x.json").is_file()
+    assert (tmp_path / "so" / "soak.json").is_file()

@@ -76,6 +76,7 @@ def test_prompt_decides_the_scene(demo: Bundle, judge: Judge, prompt: str) -> No
 
 
 @pytest.mark.parametrize("prompt", BANK[::14])
+@pytest.mark.slow
 def test_sixty_seconds(demo: Bundle, judge: Judge, prompt: str) -> None:
     """Neither a still, nor noise, nor grey at the end."""
     with Stream(demo, prompt=prompt, seed=1) as stream:

@@ -125,6 +125,7 @@ def test_commands(bundle_path: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "grid").glob("*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_over_what_is_baked_in(checkpoint: Path, tmp_path: Path) -> None:
     refused = everframe("bench", "--sweep", "window=6,12", "-o", tmp_path / "grid")
     assert refused.returncode == 2

@@ -18,6 +18,7 @@ from serving import ask, free_port, wait_for
 ray = pytest.importorskip("ray")
 
 
+@pytest.mark.slow
 def test_a_node_dies_and_its_streams_go_on_elsewhere(bundle_path: Path, tmp_path: Path) -> None:
     import threading
 

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from serving import TOKEN, Site
 
 
+@pytest.mark.slow
 def test_the_api_is_what_its_schema_says(site: Site, tmp_path: Path) -> None:
     done = subprocess.run(
         [
