@@ -21,6 +21,7 @@ import numpy as np
 
 from .bundle import Bundle, Graph
 
+HIDDEN = -1e9  # added to the attention score of a slot that holds nothing yet: its weight is exactly 0
 Key = TypeVar("Key", bound=Hashable)
 Loaded = TypeVar("Loaded")
 

@@ -63,19 +63,20 @@ class HostDevice:
     def __init__(self, threads: int):
         self.threads = threads
 
-    def share(self, name: str, beside: bool) -> int:
-        """Threads of graph `name`: all, or half of them where it runs beside another; an odd one goes to the passes of the
-        step graph, which take longer."""
-        if not beside:
-            return self.threads
-        half = self.threads // 2
-        return max(1, half if name.startswith("decode") else self.threads - half)
-
     def zeros(self, shape: Sequence[int], dtype: str) -> HostBuffer:
         return HostBuffer(shape, dtype)
 
     def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> HostLaunch:
         return HostLaunch(passes, beside, threaded=bool(beside) and self.threads > 1)
+
+
+def share(threads: int, name: str, beside: bool) -> int:
+    """Threads of graph `name`: all, or half of them where it runs beside another; an odd one goes to the passes of the step
+    graph, which take longer."""
+    if not beside:
+        return threads
+    half = threads // 2
+    return max(1, half if name.startswith("decode") else threads - half)
 
 
 class HostLaunch:

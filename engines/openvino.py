@@ -1,8 +1,8 @@
 """OpenVINO: CPUs of any make, Intel GPUs and NPUs. Reads both forms of a bundle's graphs.
 
-The step graph comes in two compilations. While the ring fills, attention has a mask made from the valid length; once it is
-full there is none, which is faster, and what bfloat16 needs: there the additive mask is wrong without any error unless it is
-broadcast to every query (2026.4), which the first compilation does.
+The in-place step graph comes in two compilations. While the ring fills, attention has a mask made from the valid length;
+once it is full there is none, which is faster, and what bfloat16 needs: there the additive mask is wrong without any error
+unless it is broadcast to every query (2026.4), which the first compilation does. The portable form has one, with its mask.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from .base import Buffer, EngineOptions, Shared, check_bindings
+from .base import HIDDEN, Buffer, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .errors import UserError
-from .host import HostBuffer, HostDevice
+from .host import HostBuffer, HostDevice, share
 from .machine import find_cores, thread_count
 from .text import first_line
 
 PRECISIONS = {"auto": "f32", "f32": "f32", "bf16": "bf16", "f16": "f16"}
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # as OpenVINO names what a device computes in
-HIDDEN = -1e9  # added to the attention score of a slot that holds nothing yet
 
 
 def load_module() -> Any:
@@ -36,13 +35,13 @@ def load_module() -> Any:
 
 
 class OvEngine:
-    """One graph, compiled; a step graph for a full ring too, made when the ring is first full."""
+    """One graph, compiled; an in-place step graph for a full ring too, made when the ring is first full."""
 
     def __init__(self, compile_graph: Callable[[bool], Any], graph: Graph, device: HostDevice, file: Path):
         self.graph, self.device, self.file = graph, device, file
         self._compile = compile_graph
         self._compiled: dict[bool, Any] = {}
-        self.fills = any(spec.name in ("kv_len", "mask") for spec in graph.inputs)
+        self.fills = any(spec.name == "kv_len" for spec in graph.inputs)
         self.compiled(masked=self.fills)
 
     def compiled(self, masked: bool) -> Any:
@@ -72,8 +71,6 @@ class OvPass:
 
     def _full(self) -> bool:
         """Whether every slot of the ring counts."""
-        if "mask" in self.inputs:
-            return not self.inputs["mask"].any()
         return int(self.inputs["kv_len"][0]) >= self.inputs["k_0"].shape[2]
 
     def _request(self, masked: bool) -> Any:
@@ -107,7 +104,7 @@ class OvBackend:
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> OvEngine:
         """Loaded once for all streams of this backend."""
-        threads = self.device.share(name, beside)
+        threads = share(self.threads, name, beside)
         graph = bundle.manifest.graphs[name]
         key = (graph.model.sha256, str(bundle.graph_path(name)), threads)
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from .base import Buffer, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .errors import UserError
-from .host import HostLaunch
+from .host import HostLaunch, share
 from .machine import find_cores, thread_count
 from .machine import usable_cores as usable_cores  # where it used to live
 from .text import first_line
@@ -130,10 +130,7 @@ class OrtBackend:
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> OrtEngine:
         """Loaded once for all streams of this backend."""
-        threads = self.threads
-        if beside:  # an odd core goes to the passes of the step graph, which take longer
-            half = threads // 2
-            threads = max(1, half if name.startswith("decode") else threads - half)
+        threads = share(self.threads, name, beside)
         key = (bundle.manifest.graphs[name].model.sha256, str(bundle.graph_path(name)), threads)
         return self._engines.get(key, lambda: self._load(bundle, name, threads))
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from .errors import UserError
 from .files import reason
 
+DIRECTIONS = (
+    "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # marks that show letters in another order
+)
 # Byte order mark, zero-width space, word joiner, soft hyphen, marks of direction: two texts that differ in these look alike.
-INVISIBLE = "\ufeff\u200b\u2060\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+INVISIBLE = "\ufeff\u200b\u2060\u00ad" + DIRECTIONS
 
 
 def read_text(file: Path) -> str:

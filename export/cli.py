@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +15,9 @@ from ..runtime.cli import options
 from ..runtime.cli.console import needs_extra, reporting, say, show_table, tell, tell_json
 from ..runtime.cli.plan import of_model, record
 from ..runtime.demo import open_bundle
+
+if TYPE_CHECKING:
+    from .recipes import Recipe
 
 
 class FolderByDefault(TyperGroup):
@@ -150,8 +152,6 @@ def wan(  # as long as its options: it does nothing but parse them
     if precision not in ("fp16", "fp32"):
         raise UserError(f"--precision {precision}: expected fp16 or fp32")
     numbers = parse_steps(steps)
-    if lora_alpha is not None and not math.isfinite(lora_alpha):
-        raise UserError(f"--lora-alpha {lora_alpha}: expected a number")
     given: dict[str, Any] = {
         **{"generator": generator, "vae": vae, "text_encoder": text_encoder, "prompts": prompts},
         **{"dictionary": dictionary, "vae_kind": vae_kind, "size": size or "832x480", "chunk": chunk},
@@ -201,9 +201,16 @@ def plan_recipe(name: str, decoder: str, explicit: set[str], report: Report) -> 
     recipe = find(name)
     with needs_extra("hub"):
         from .hub import survey, tell
-    report.line(f"{name}: {recipe.line}; {recipe.source}")
-    report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in recipe.left(explicit).items())}")
+    tell_recipe(recipe, explicit, report)
     tell([found for file in recipe.files(decoder, explicit).values() for found in survey([file])], report)
+
+
+def tell_recipe(recipe: Recipe, explicit: set[str], report: Report) -> dict[str, Any]:
+    """Tell what the recipe is and which of its options are used: those that no option overrules, which are returned."""
+    own = recipe.left(explicit)
+    report.line(f"{recipe.name}: {recipe.line}; {recipe.source}")
+    report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in own.items())}")
+    return own
 
 
 def recipe_options(name: str, explicit: set[str], known: set[str], report: Report) -> dict[str, Any]:
@@ -212,9 +219,7 @@ def recipe_options(name: str, explicit: set[str], known: set[str], report: Repor
 
     recipe = find(name)
     check_options(recipe, known)
-    own = recipe.left(explicit)
-    report.line(f"{name}: {recipe.line}; {recipe.source}")
-    report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in own.items())}")
+    own = tell_recipe(recipe, explicit, report)
     return own if "prompts" in explicit else own | {"prompts": PROMPTS}
 
 

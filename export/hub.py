@@ -17,6 +17,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf
 
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
+from ..engines.text import first_line
 from .recipes import HubFile
 
 T = TypeVar("T")
@@ -155,5 +156,4 @@ def _asked(file: HubFile, path: str, ask: Callable[[], T]) -> T:
             raise UnreachableError(f"{where}: {constants.ENDPOINT} says {status}") from None
         if isinstance(error, OSError) and error.errno and error.strerror:
             raise UserError(f"{where}: {error.strerror}: {error.filename or constants.HF_HUB_CACHE}") from None
-        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise UnreachableError(f"{where}: cannot be fetched from {constants.ENDPOINT}: {first}") from None
+        raise UnreachableError(f"{where}: cannot be fetched from {constants.ENDPOINT}: {first_line(error)}") from None

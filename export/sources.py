@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..engines.errors import UserError
 from ..engines.files import reason
 from ..engines.progress import QUIET, Report
+from ..engines.text import first_line
 from .names import Part, State, clean, listed, part_of
 from .scaled import descale
 from .wan import WanConfig
@@ -162,9 +163,9 @@ def _read_pickle(file: Path, dictionary: str | None, report: Report) -> State:
     except OSError as error:
         raise UserError(f"{file}: cannot read: {reason(error)}") from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"{file}: holds more than tensors, which is not loaded: {_first_line(error)}") from None
+        raise UserError(f"{file}: holds more than tensors, which is not loaded: {first_line(error)}") from None
     except (RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{file}: not a whole PyTorch file: {_first_line(error)}") from None
+        raise UserError(f"{file}: not a whole PyTorch file: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, expected a dictionary of tensors")
     return _chosen(content, file, dictionary, report)
@@ -259,8 +260,8 @@ def fit(
 ) -> None:
     """Put the weights into a model made on the meta device, one tensor at a time, each converted and cast to its dtype.
 
-    Raises UserError with every missing, unexpected and misshapen key in one message, or naming tensors that are not
-    finite.
+    Raises UserError with missing, unexpected and misshapen keys in one message, eight at most, or naming tensors that are
+    not finite.
     """
     wanted = {k: v.shape for k, v in model.state_dict().items()}
     missing = [f"missing {k}" for k in wanted if k not in state]
@@ -285,7 +286,3 @@ def fit(
         raise UserError(f"{file}: NaN, infinite or too large for {dtype(bad[0])}: {listed(bad)}")
     model.load_state_dict(cast, assign=True)
     model.eval().requires_grad_(False)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
-from ..engines.text import INVISIBLE, key, quoted, read_text, tidy
+from ..engines.text import INVISIBLE, first_line, key, quoted, read_text, tidy
 from .names import State, listed
 from .scaled import is_narrow
 from .sources import fit, place_of, read
@@ -105,7 +105,7 @@ class Umt5:
                 dtype = _main_dtype(state)
                 fit(self.model, state, weights, lambda name: dtype)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a UMT5 encoder with its tokenizer: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{path}: not a UMT5 encoder with its tokenizer: {first_line(error)}") from None
 
     @torch.no_grad()
     def encode(self, prompt: str, text_len: int) -> Tensor:

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..engines.base import Buffer, EngineOptions
+from ..engines.base import HIDDEN, Buffer, EngineOptions
 from ..engines.bundle import Bundle
 from ..engines.ort import OrtBackend
-from ..runtime.passes import HIDDEN
 from ..runtime.ring import RingLayout
 from ..runtime.rope import axis_frequencies, head_thetas, temporal_tables
 from .graphs import PortableStepGraph, PromptGraph, StepGraph

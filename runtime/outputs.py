@@ -35,7 +35,8 @@ MAX_GIF_FRAMES = 2400  # a GIF is held in memory until it is saved
 
 
 class Output(Protocol):
-    """A place for frames. Use as a context manager: leaving it normally keeps what was written, an error discards it."""
+    """A place for frames. Use as a context manager: leaving it normally keeps what was written; an error
+    keeps what a video has recorded and discards the rest."""
 
     def write(self, frames: NDArray[np.uint8]) -> None:
         """Append frames, uint8 [T, H, W, 3] RGB. Raises UserError when they cannot be written."""
@@ -112,11 +113,8 @@ class _Part:
 
 def free_name(path: Path) -> Path:
     """The path, or with a number where that is taken: by the recording of a run that was cut off, which stays."""
-    for number in itertools.count(2):
-        if not path.exists():
-            return path
-        path = path.with_name(f"{path.stem.removesuffix(f'-{number - 1}')}-{number}{path.suffix}")
-    raise AssertionError
+    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not name.exists())
 
 
 class FileOutput:

@@ -11,12 +11,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.base import Backend, Buffer, Engine, Launch
+from ..engines.base import HIDDEN, Backend, Buffer, Engine, Launch
 from ..engines.bundle import Bundle
 from .ring import Slot
 from .rope import temporal_tables
-
-HIDDEN = -1e9  # added to the attention score of a slot that holds nothing yet: its weight is exactly 0
 
 
 class SinkKeys:

@@ -18,7 +18,7 @@ from ..engines.errors import UserError
 from ..engines.files import reason
 from ..engines.text import first_line
 
-MAX_PIXELS = 256 << 20
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where Pillow refuses to open a picture; at half of it, it warns
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20  # tools write whole workflows into pictures; Pillow's own limit is 1 MiB
 PngImagePlugin.MAX_TEXT_MEMORY = 64 << 20
@@ -42,9 +42,8 @@ def read_picture(
         raise UserError(f"{file}: not a file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MAX_PIXELS is the limit here; what a reader finds odd is no error
+            warnings.simplefilter("ignore")  # what a reader finds odd is no error
             with Image.open(file) as picture:
-                check_size(file, picture)
                 told: list[str] = []
                 shown = on_ground(in_srgb(ImageOps.exif_transpose(eight_bits(file, picture))), colour, told.append)
                 fitted = ImageOps.fit(shown, (width, height), Image.Resampling.LANCZOS)
@@ -72,11 +71,6 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     if len(channels) != 3 or not all(0 <= c <= 255 for c in channels):
         raise UserError(f"ground {text!r}: expected an opaque colour such as #204060 or white")
     return channels
-
-
-def check_size(file: Path, picture: Image.Image) -> None:
-    if picture.width * picture.height > MAX_PIXELS:
-        raise UserError(f"{file}: {picture.width}x{picture.height} pixels; expected at most {MAX_PIXELS} in all")
 
 
 def eight_bits(file: Path, picture: Image.Image) -> Image.Image:

@@ -19,9 +19,9 @@ from rich.text import Text
 
 from ...engines.errors import UserError
 from ...engines.progress import Report
+from ...engines.text import DIRECTIONS
 
 _errors = Console(stderr=True)
-DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"  # letters shown in another order
 
 
 def visible(text: str) -> str:

@@ -5,7 +5,6 @@
     service.py  everything put together
     guard.py, answers.py, discretion.py, addresses.py   what stands before every route, and what may be said
     app.py      the web application: the routes of the three rooms and the pages
-    addresses.py, discretion.py  host names and URLs; what of the configuration may be shown
     pictures/   frames to fragments, the channel that never waits, transports, pushes, viewers
     orders/     the API, OSC, playlists, the timetable, and control.py, through which every order goes
     survival/   the generator's process and its watchdog, health, metrics, logs

@@ -172,8 +172,8 @@ def _strings(value: Any) -> str:
 def _problem(error: ValidationError) -> str:
     """What stands under an unknown name, or where something else was expected, may be a token or an address with a key: text
     is quoted only where it is one of a few words."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    quotable = first["type"] in ("literal_error", "value_error") or not isinstance(error.errors()[0]["input"], str)
+    first = error.errors(include_url=False)[0]
+    quotable = first["type"] in ("literal_error", "value_error") or not isinstance(first["input"], str)
     if first["type"] == "extra_forbidden" or not quotable:
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return first_problem(error)

@@ -27,6 +27,7 @@ from ....engines.choose import open_backend
 from ....engines.errors import UserError
 from ....engines.files import reason
 from ....engines.machine import resident_memory
+from ....engines.text import first_line
 from ...demo import open_bundle
 from ...picture import read_picture
 from ...state import load_state, read_facts, save_state
@@ -240,7 +241,7 @@ class Generator:
             return True
         except (UserError, ValidationError) as error:
             self.director.follow(self.job.playlist)
-            self._give_up(str(error).splitlines()[0])
+            self._give_up(first_line(error))
             return False
 
     def _give_up(self, why: str) -> None:

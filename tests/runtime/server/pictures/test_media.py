@@ -154,6 +154,17 @@ def test_a_slow_generator_is_shown_in_slow_motion(channel: Channel) -> None:
     assert channel.repeated > 30
 
 
+def push_until(push: Push, listener: threading.Thread, seconds: float) -> None:
+    """Grey frames at their rate until the listener has heard enough, for so many seconds at most."""
+    push.start()
+    deadline = time.monotonic() + seconds
+    while listener.is_alive() and time.monotonic() < deadline:
+        push(grey(130))
+        time.sleep(1 / FPS)
+    push.stop()
+    listener.join(5)
+
+
 def test_push_over_udp_can_be_played() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -170,13 +181,7 @@ def test_push_over_udp_can_be_played() -> None:
 
     listener = threading.Thread(target=listen)
     listener.start()
-    push.start()
-    deadline = time.monotonic() + 20
-    while listener.is_alive() and time.monotonic() < deadline:
-        push(grey(130))
-        time.sleep(1 / FPS)
-    push.stop()
-    listener.join(5)
+    push_until(push, listener, 20)
     assert found == pytest.approx([130] * 5, abs=4)
 
 
@@ -202,13 +207,7 @@ def test_a_push_may_have_a_silent_track() -> None:
 
     listener = threading.Thread(target=listen)
     listener.start()
-    push.start()
-    deadline = time.monotonic() + 30
-    while listener.is_alive() and time.monotonic() < deadline:
-        push(grey(130))
-        time.sleep(1 / FPS)
-    push.stop()
-    listener.join(5)
+    push_until(push, listener, 30)
     assert max(loudest) < 1e-4
     assert found["audio"][-1] == pytest.approx(found["video"][-1], abs=0.5)
     assert len(found["audio"]) > 60
