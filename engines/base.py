@@ -114,9 +114,25 @@ class EngineOptions:
     precision: str = "auto"  # of OpenVINO: f32, bf16, f16; auto: f32
 
 
+@dataclass(frozen=True)
+class Computing:
+    """What computes a bundle's graphs on this machine."""
+
+    backend: str  # with its version: "openvino 2026.4.1"
+    device: str  # "CPU AMD EPYC 9B14", "NVIDIA H100, driver 13.0"
+    precision: str  # f32, tf32, f16, bf16; of INT8 layers, what is around them
+
+    def __str__(self) -> str:
+        return f"{self.backend}, {self.device}, {self.precision}"
+
+
 class Backend(Protocol):
     @property
     def device(self) -> Device: ...
+
+    def computes(self, bundle: Bundle) -> Computing:
+        """What a proof of its engines for this bundle holds for. Raises UserError as `load` does."""
+        ...
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> Engine:
         """Make graph `name` of the bundle ready to run; beside: next to the passes of another engine, so that on a CPU it

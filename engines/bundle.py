@@ -189,6 +189,7 @@ class Manifest(Model):
     precision: str = "as exported"  # of the linear layers: int8, fp8, …, as calibration made them
     calibration: FileRef | None = None  # scales, their prompts, and the quality they reached
     quality: dict[str, Any] | None = None  # of a quantised bundle against its source, by everframe compare
+    reference: FileRef | None = None  # two chunks as PyTorch made them: everframe.runtime.reference
     provenance: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -207,7 +208,7 @@ class Manifest(Model):
             yield graph.model
             yield from graph.data
         yield self.prompt_bank
-        yield from (ref for ref in (self.tokenizer, self.calibration) if ref is not None)
+        yield from (ref for ref in (self.tokenizer, self.calibration, self.reference) if ref is not None)
 
 
 @dataclass(frozen=True)

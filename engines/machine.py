@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,18 @@ from pathlib import Path
 from .errors import UserError
 
 TEGRA = Path("/etc/nv_tegra_release")
+
+
+# As Linux names them, and as people do.
+INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512-VNNI",
+    "avx512_bf16": "AVX-512-BF16",
+    "amx_bf16": "AMX-BF16",
+    "asimd": "NEON",
+    "bf16": "BF16",
+}
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,18 @@ def thread_count(wanted: int) -> int:
     if not 0 <= wanted <= most:
         raise UserError(f"threads {wanted}: expected 0 (one per core) to {most}")
     return wanted or usable_cores()
+
+
+@functools.cache
+def processor_name() -> str:
+    """The CPU as it calls itself, and those of its instructions that decide what is fast or possible."""
+    facts = {}
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    have = facts.get("flags", facts.get("Features", "")).split()
+    told = [word for flag, word in INSTRUCTIONS.items() if flag in have]
+    return " ".join([facts.get("model name") or platform.processor() or platform.machine(), *told])
 
 
 def find_gpu() -> tuple[Gpu | None, str]:

@@ -1,28 +1,33 @@
 """OpenVINO: CPUs of any make, Intel GPUs and NPUs. Reads both forms of a bundle's graphs.
 
-The in-place step graph comes in two compilations. While the ring fills, attention has a mask made from the valid length;
-once it is full there is none, which is faster, and what bfloat16 needs: there the additive mask is wrong without any error
-unless it is broadcast to every query (2026.4), which the first compilation does. The portable form has one, with its mask.
+The step graph comes in two compilations. While the ring fills, attention has a mask; once it is full there is none, which is
+faster, and what bfloat16 needs: there an additive mask is wrong without any error unless it is broadcast to every query
+(2026.4), which the first compilation does. All shapes are static: keys and values cut to what the ring holds would need no
+mask at all, but with shapes that change this OpenVINO writes outside of its memory (the heap's own checks abort).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .base import HIDDEN, Buffer, EngineOptions, Shared, check_bindings
+from .base import HIDDEN, Buffer, Computing, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .errors import UserError
 from .host import HostBuffer, HostDevice, share
 from .machine import find_cores, thread_count
+from .openvinocache import Compiled, Settings
 from .text import first_line
 
 PRECISIONS = {"auto": "f32", "f32": "f32", "bf16": "bf16", "f16": "f16"}
+KV_LENGTH = 6  # ONNX Attention's input that says how many keys and values count
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # as OpenVINO names what a device computes in
+KEPT = 256 << 20  # bytes of weights; with more, the compilation for a filling ring goes when the ring is full
 
 
 def load_module() -> Any:
@@ -35,20 +40,35 @@ def load_module() -> Any:
 
 
 class OvEngine:
-    """One graph, compiled; an in-place step graph for a full ring too, made when the ring is first full."""
+    """One graph, compiled; a step graph a second time for a full ring, while its first chunks are made."""
 
-    def __init__(self, compile_graph: Callable[[bool], Any], graph: Graph, device: HostDevice, file: Path):
+    def __init__(
+        self,
+        compile_graph: Callable[[bool], Any],
+        graph: Graph,
+        device: HostDevice,
+        file: Path,
+        loader: ThreadPoolExecutor,
+    ):
         self.graph, self.device, self.file = graph, device, file
+        self.fills = any(spec.name in ("kv_len", "mask") for spec in graph.inputs)
         self._compile = compile_graph
-        self._compiled: dict[bool, Any] = {}
-        self.fills = any(spec.name == "kv_len" for spec in graph.inputs)
-        self.compiled(masked=self.fills)
+        self._filling = compile_graph(True) if self.fills else None
+        self._steady = loader.submit(compile_graph, False)
+        if not self.fills:
+            self._steady.result()  # fails here, if it does
+        self.large = sum(ref.bytes for ref in (graph.model, *graph.data)) > KEPT
 
-    def compiled(self, masked: bool) -> Any:
-        """The compilation with or without the mask of a ring that fills."""
-        if masked not in self._compiled:
-            self._compiled[masked] = self._compile(masked)
-        return self._compiled[masked]
+    def compiled(self, filling: bool) -> Any:
+        """The compilation with the mask of a ring that fills, or without."""
+        if not filling:
+            steady = self._steady.result()
+            if self.large:  # weights stand in memory once
+                self._filling = None
+            return steady
+        if self._filling is None:
+            self._filling = self._compile(True)
+        return self._filling
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
         check_bindings(self.graph, inputs, outputs, self.file)
@@ -63,24 +83,29 @@ class OvPass:
         self._requests: dict[bool, Any] = {}
 
     def __call__(self) -> None:
-        masked = self.engine.fills and not self._full()
-        request = self._requests.get(masked)
+        filling = self.engine.fills and not self._full()
+        request = self._requests.get(filling)
         if request is None:
-            request = self._requests[masked] = self._request(masked)
+            if self.engine.large:  # a request holds what it was made from
+                self._requests.clear()
+            request = self._requests[filling] = self._request(filling)
         request.infer()
 
     def _full(self) -> bool:
         """Whether every slot of the ring counts."""
+        if "mask" in self.inputs:
+            return not self.inputs["mask"].any()
         return int(self.inputs["kv_len"][0]) >= self.inputs["k_0"].shape[2]
 
-    def _request(self, masked: bool) -> Any:
+    def _request(self, filling: bool) -> Any:
         import openvino
 
-        request = self.engine.compiled(masked).create_infer_request()
+        request = self.engine.compiled(filling).create_infer_request()
         for side, arrays in ((request.model_inputs, self.inputs), (request.model_outputs, self.outputs)):
             for port in side:
-                name = next(n for n in port.get_names() if n in arrays)
-                request.set_tensor(port, openvino.Tensor(arrays[name], shared_memory=True))
+                name = next((n for n in port.get_names() if n in arrays), None)
+                if name is not None:
+                    request.set_tensor(port, openvino.Tensor(arrays[name], shared_memory=True))
         return request
 
 
@@ -95,36 +120,41 @@ class OvBackend:
         available = self.openvino.Core().available_devices
         if not any(one.split(".")[0] == self.name for one in available):
             raise UserError(f"--device {options.device!r}: OpenVINO finds {', '.join(available) or 'none'} here")
-        able = self.openvino.Core().get_property(self.name, "OPTIMIZATION_CAPABILITIES")
+        core = self.openvino.Core()
+        able = core.get_property(self.name, "OPTIMIZATION_CAPABILITIES")
         if CAPABILITIES[self.precision] not in able:
             raise UserError(f"--precision {options.precision}: this {self.name} has none; it has {', '.join(able)}")
+        self.version = self.openvino.__version__.split("-")[0]
+        self.device_name = f"{self.name} {core.get_property(self.name, 'FULL_DEVICE_NAME')}".strip()
         self.threads = thread_count(options.threads)
         self.device = HostDevice(self.threads)
+        self._loader = ThreadPoolExecutor(1, "openvino-loader")
         self._engines: Shared[tuple[str, str, int], OvEngine] = Shared()  # streams of one bundle share its weights
+
+    def computes(self, bundle: Bundle) -> Computing:
+        return Computing(f"openvino {self.version}", self.device_name, self.precision)
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> OvEngine:
         """Loaded once for all streams of this backend."""
         threads = share(self.threads, name, beside)
-        graph = bundle.manifest.graphs[name]
-        key = (graph.model.sha256, str(bundle.graph_path(name)), threads)
+        graph, file = bundle.manifest.graphs[name], bundle.graph_path(name)
+        compiling = Compiled(bundle, name, self.version, self.device_name, self._settings(threads))
 
-        def load() -> OvEngine:
-            file = bundle.graph_path(name)
-            return OvEngine(lambda masked: self._compile(file, graph, threads, masked), graph, self.device, file)
+        def compile_graph(masked: bool) -> Any:
+            try:
+                return compiling.get(lambda: read_graph(self.openvino, file, masked), masked)
+            except RuntimeError as error:
+                raise UserError(f"{file}: OpenVINO {self.version} cannot load it: {first_line(error)}") from None
 
-        return self._engines.get(key, load)
+        key = (graph.model.sha256, str(file), threads)
+        return self._engines.get(key, lambda: OvEngine(compile_graph, graph, self.device, file, self._loader))
 
-    def _compile(self, file: Path, graph: Graph, threads: int, masked: bool) -> Any:
-        settings = {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY"}
+    def _settings(self, threads: int) -> Settings:
+        settings: Settings = {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if self.name == "CPU":
             pinned = not find_cores().throttled and threads == os.cpu_count()
             settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": pinned}
-        try:
-            model = read_graph(self.openvino, file, masked)
-            return self.openvino.Core().compile_model(model, self.name, settings)
-        except RuntimeError as error:
-            version = self.openvino.__version__.split("-")[0]
-            raise UserError(f"{file}: OpenVINO {version} cannot load it: {first_line(error)}") from None
+        return settings
 
 
 def read_graph(openvino: Any, file: Path, masked: bool) -> Any:
@@ -142,20 +172,31 @@ def read_graph(openvino: Any, file: Path, masked: bool) -> Any:
     def attention(node: Any) -> Any:
         q, k, v = (node.get_input(i) for i in range(3))
         kind = np.dtype(q.get_element_type().to_dtype())
-        scale, bias = op.constant(np.array(node.get_attribute("scale"), kind)), op.constant(np.array(0, kind))
-        if masked and node.get_input_size() > 6:
-            heads, queries = (q.get_partial_shape()[axis].get_length() for axis in (1, 2))
-            tokens = k.get_partial_shape()[2].get_length()
-            seen = op.less(op.constant(np.arange(tokens, dtype=np.int64)), node.get_input(6))
-            hidden = op.select(seen, bias, op.constant(np.array(HIDDEN, kind)))
-            shape = op.constant(np.array([1, heads, queries, tokens], np.int64))
-            bias = op.broadcast(hidden, shape)
-        return op.scaled_dot_product_attention(q, k, v, bias, scale).outputs()
+        heads, queries, width = (q.get_partial_shape()[axis].get_length() for axis in (1, 2, 3))
+        if not masked or node.get_input_size() <= KV_LENGTH:
+            # A scale of its own comes only together with a mask; without one it is 1/√D.
+            q = op.multiply(q, op.constant(np.array(node.get_attribute("scale") * width**0.5, kind)))
+            return op.scaled_dot_product_attention(q, k, v).outputs()
+        tokens = k.get_partial_shape()[2].get_length()
+        seen = op.less(op.constant(np.arange(tokens, dtype=np.int64)), node.get_input(KV_LENGTH))
+        hidden = op.select(seen, op.constant(np.array(0, kind)), op.constant(np.array(HIDDEN, kind)))
+        mask = op.broadcast(hidden, op.constant(np.array([1, heads, queries, tokens], np.int64)))
+        scale = op.constant(np.array(node.get_attribute("scale"), kind))
+        return op.scaled_dot_product_attention(q, k, v, mask, scale).outputs()
 
     core = openvino.Core()
     core.add_extension(ConversionExtension("TensorScatter", scatter))
     core.add_extension(ConversionExtension("Attention", attention))
-    return core.read_model(file)
+    model = core.read_model(file)
+    mask = next((port for port in model.inputs if port.any_name == "mask"), None)
+    if mask is not None:  # the portable form's
+        for reader in mask.get_target_inputs():
+            scores = reader.get_node().output(0).get_partial_shape().to_shape()
+            whole = op.broadcast(mask, op.constant(np.array(scores, np.int64)))
+            reader.replace_source_output(
+                (whole if masked else op.constant(np.zeros((1, 1, 1, 1), np.float32))).output(0)
+            )
+    return model
 
 
 def _host(buffer: Buffer) -> np.ndarray:

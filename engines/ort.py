@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from .base import Buffer, EngineOptions, Shared, check_bindings
+from .base import Buffer, Computing, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .errors import UserError
 from .host import HostLaunch, share
-from .machine import find_cores, thread_count
+from .machine import find_cores, find_gpu, processor_name, thread_count
 from .machine import usable_cores as usable_cores  # where it used to live
 from .text import first_line
 
@@ -127,6 +127,13 @@ class OrtBackend:
         self.threads = thread_count(options.threads)
         self.device = OrtDevice("cpu" if options.provider == "cpu" else "cuda", self.threads)
         self._engines: Shared[tuple[str, str, int], OrtEngine] = Shared()  # streams of one bundle share its weights
+
+    def computes(self, bundle: Bundle) -> Computing:
+        if self.device.name == "cpu":
+            return Computing(f"onnxruntime {ort.__version__}", f"CPU {processor_name()}", "f32")
+        gpu, note = find_gpu()
+        where = f"{gpu.name}, driver for CUDA {gpu.driver}" if gpu else note
+        return Computing(f"onnxruntime {ort.__version__} {self.option}", where, "tf32")
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> OrtEngine:
         """Loaded once for all streams of this backend."""

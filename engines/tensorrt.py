@@ -14,12 +14,13 @@ from types import ModuleType
 from typing import Any
 
 from . import store
-from .base import Buffer, Shared, check_bindings
+from .base import Buffer, Computing, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer, CudaDevice, named
 from .errors import UserError
 from .files import cache_place
 from .lower import STORED_LOW, lower
+from .machine import find_gpu
 from .trtbuild import first_error_logger, load_module
 
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -169,14 +170,25 @@ class TrtBackend:
         # Streams of one bundle share its engines' weights, on the device's own streams, one thread at a time.
         self._engines: Shared[tuple[Path, str], TrtEngine] = Shared()
 
+    def computes(self, bundle: Bundle) -> Computing:
+        record = self._found(bundle).record
+        assert record is not None
+        precision = {"fp16": "f16"}.get(str(record.options["precision"]), str(record.options["precision"]))
+        gpu, note = find_gpu()
+        where = f"{gpu.name}, driver for CUDA {gpu.driver}" if gpu else note
+        return Computing(f"{self.backend} {self.trt.__version__}", where, precision)
+
+    def _found(self, bundle: Bundle) -> store.Stored:
+        if bundle.path not in self._chosen:
+            self._chosen[bundle.path] = self._choose(bundle)
+        return self._chosen[bundle.path]
+
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> TrtEngine:
         """Loaded once for all streams of this backend. `beside` is for CPUs: nothing changes here."""
         return self._engines.get((bundle.path, name), lambda: self._load(bundle, name))
 
     def _load(self, bundle: Bundle, name: str) -> TrtEngine:
-        if bundle.path not in self._chosen:
-            self._chosen[bundle.path] = self._choose(bundle)
-        found = self._chosen[bundle.path]
+        found = self._found(bundle)
         record = found.record
         assert record is not None
         file = found.folder / record.graphs[name].file.file

@@ -27,6 +27,7 @@ from .anchor import encode_anchor
 from .noise import chunk_noise
 from .passes import Passes, SinkKeys
 from .prompts import PromptBank
+from .proof import require
 from .ring import RingLayout, Slot
 from .rope import axis_frequencies, head_thetas, temporal_tables
 
@@ -102,8 +103,9 @@ class Stream:
         probe: run the denoising passes through the bundle's probe graph, which tells the attention on the sinks.
         overlap: decode a chunk beside the denoising of the next one; a prompt change then takes effect one chunk later.
             Default: where the device gains by it, which a CPU does too.
+        verify: hold the engines against the bundle's reference, the first time they meet on this machine.
 
-    Raises UserError for bad arguments or files that cannot be loaded.
+    Raises UserError for bad arguments, files that cannot be loaded, and engines that compute something else.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Stream:
         anchor: NDArray[np.uint8] | None = None,
         probe: bool = False,
         overlap: bool | None = None,
+        verify: bool = True,
         options: EngineOptions | None = None,
         backend: Backend | None = None,
     ):
@@ -148,6 +151,8 @@ class Stream:
             raise UserError(f"{bundle.path}: has no probe graph; export it with --probe")
         self.overlap = not probe and (backend.device.overlaps if overlap is None else overlap)
         self._loop = Passes(backend, bundle, "probe" if probe else "step", lanes=2 if self.overlap else 1)
+        if verify and not probe:
+            require(self._loop, bundle, self.bank, backend)
         if self.rope_mode == "relative" and self._loop.keys[0].dtype.kind == "i":
             raise UserError("rope relative: it turns keys on the host, which an INT8 ring does not allow")
         self._anchors = deque([] if anchor is None else encode_anchor(backend, bundle, anchor))

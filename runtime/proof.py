@@ -1,0 +1,128 @@
+"""No engine streams before it has shown here that it computes what its bundle means.
+
+Compilers and drivers make wrong engines without an error: attention in bfloat16 that ignores its mask, a convolution that is
+off on one card. So the first time a backend meets a bundle on a machine, it makes the two chunks of the bundle's reference
+and is held against them; what it showed is kept beside the compiled models, for the same files, versions, device and
+precision only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..engines.base import Backend, Computing
+from ..engines.bundle import Bundle
+from ..engines.errors import UserError
+from ..engines.files import cache_place, write_whole
+from ..engines.store import FOLDER
+from .passes import Passes
+from .prompts import PromptBank
+from .reference import Deviation, Reference, deviation, observe
+
+FILE = "verified.json"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The largest deviation that arithmetic of one precision explains."""
+
+    latents: float  # root mean square error of x0, in the reference's own root mean square
+    frames: float  # root mean square error of frames, grey levels
+
+
+# Several times what was measured of right engines (docs/openvino.md), and far below any fault that a viewer would see.
+BOUNDS = {"float": Bound(0.01, 0.6), "half": Bound(0.1, 3.2), "int8": Bound(0.35, 8.0)}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a backend showed."""
+
+    computing: Computing
+    deviation: Deviation
+    bound: Bound
+
+    @property
+    def holds(self) -> bool:
+        d, b = self.deviation, self.bound
+        return d.latents <= b.latents and d.frames <= b.frames  # false too for what is not finite
+
+    def __str__(self) -> str:
+        d, b = self.deviation, self.bound
+        return (
+            f"{self.computing}: latents off by {d.latents:.2g} (at most {b.latents:g}), "
+            f"frames by {d.frames:.2g} grey levels (at most {b.frames:g})"
+        )
+
+
+def kind_of(bundle: Bundle, computing: Computing) -> str:
+    """Which bound holds: that of the coarsest arithmetic in the chain."""
+    manifest = bundle.manifest
+    if manifest.calibration is not None:
+        return "int8"
+    kept = {spec.dtype for spec in manifest.graphs["step"].inputs if spec.name.startswith(("k_", "v_"))}
+    if "int8" in kept:
+        return "int8"
+    half = bool(kept & {"float16", "bfloat16"}) or manifest.provenance.get("precision") == "fp16"
+    return "half" if half or computing.precision != "f32" else "float"
+
+
+def prove(loop: Passes, bundle: Bundle, bank: PromptBank, computing: Computing) -> Proof | None:
+    """Hold the engines of `loop`, whose stream has not begun, against the bundle's reference; None where it has none."""
+    reference = Reference.read(bundle)
+    if reference is None:
+        return None
+    found = observe(loop, bundle, bank, reference.first)
+    return Proof(computing, deviation(found, reference), BOUNDS[kind_of(bundle, computing)])
+
+
+def require(loop: Passes, bundle: Bundle, bank: PromptBank, backend: Backend) -> None:
+    """Prove them, unless that is on record here. Raises UserError for engines that compute something else."""
+    if bundle.manifest.reference is None:
+        log.info("%s: has no reference (exported before 0.2): its engines are not verified", bundle.path)
+        return
+    computing = backend.computes(bundle)
+    file = cache_place(bundle.path / FOLDER) / FILE
+    key = _key(bundle, computing)
+    if key in _records(file):
+        return
+    proof = prove(loop, bundle, bank, computing)
+    assert proof is not None
+    if not proof.holds:
+        raise UserError(
+            f"{bundle.path}: these engines do not compute what the bundle means: {proof}; take another --precision or "
+            "--backend, or stream all the same with --unverified"
+        )
+    log.info("verified: %s", proof)
+    _keep(file, key, {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **asdict(proof)})
+
+
+def _key(bundle: Bundle, computing: Computing) -> str:
+    graphs = {name: graph.model.sha256 for name, graph in sorted(bundle.manifest.graphs.items())}
+    reference = bundle.manifest.reference
+    what = [graphs, reference.sha256 if reference else None, asdict(computing), bundle.manifest.form]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def _records(file: Path) -> dict[str, Any]:
+    """What is on record; nothing where that cannot be read."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _keep(file: Path, key: str, record: dict[str, Any]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(_records(file) | {key: record}, indent=1).encode())
+    except (OSError, UserError) as error:
+        log.info("verified again at the next start: %s", error)

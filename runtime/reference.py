@@ -1,0 +1,142 @@
+"""A bundle's reference: what two of its own chunks are as PyTorch made them in float32, and how far a backend is from it.
+
+Written at export. The first chunk stands alone in the ring; the late one follows a full ring, in which the reference's own
+first latent has been committed again and again, so that an error is that of one chunk and cannot grow. Latents show the
+prompt and step graphs at every stage of the ring, frames the decoder's, with and without what it remembers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from ..engines.bundle import Bundle
+from ..engines.errors import UserError
+from .noise import chunk_noise
+from .passes import Passes
+from .prompts import PromptBank
+from .ring import RingLayout, Slot
+from .rope import axis_frequencies, head_thetas, temporal_tables
+
+FILE = "reference.safetensors"
+SEED = 0
+SAMPLES = 32_768  # values that are kept of the late latent and of each chunk's frames
+GREY = 255.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Tensors of the two chunks."""
+
+    first: NDArray[np.float16]  # x0 [C, F, h, w] of the first chunk, whole: it is committed and decoded
+    late: NDArray[np.float32]  # x0 of the late chunk, every so many values
+    first_frames: NDArray[np.uint8]  # pixels of the decoded first latent, every so many
+    late_frames: NDArray[np.uint8]  # the same of its decoding once more, by a decoder that remembers it
+
+    @classmethod
+    def read(cls, bundle: Bundle) -> Self | None:
+        """None for a bundle without one, from before there were any. Raises UserError."""
+        ref = bundle.manifest.reference
+        if ref is None:
+            return None
+        file = bundle.path / ref.file
+        try:
+            tensors = load_file(file)
+            found = cls(*(tensors[name] for name in cls.__dataclass_fields__))
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"{file}: not a bundle's reference: {error}") from None
+        if found.first.shape != bundle.manifest.geometry.latent_shape[1:]:
+            raise UserError(f"{file}: first {list(found.first.shape)}, the bundle's latents are of another shape")
+        return found
+
+    def write(self, file: Path) -> None:
+        file.write_bytes(save({name: np.ascontiguousarray(getattr(self, name)) for name in self.__dataclass_fields__}))
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a backend is from a bundle's reference."""
+
+    first: float  # root mean square error of x0, in the reference's own root mean square
+    late: float
+    first_frames: float  # root mean square error of frames, grey levels
+    late_frames: float
+
+    @property
+    def latents(self) -> float:
+        return max(self.first, self.late)
+
+    @property
+    def frames(self) -> float:
+        return max(self.first_frames, self.late_frames)
+
+
+def sampled(values: NDArray) -> NDArray:
+    """At most SAMPLES of the values, evenly spread, in one row."""
+    flat = values.reshape(-1)
+    return flat[:: -(-flat.size // SAMPLES)].copy()
+
+
+def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[np.float16] | None = None) -> Reference:
+    """The two chunks by the engines of `loop`, which is empty before and after. committed: the reference's first latent;
+    None: the one that is made here, which is how a reference comes to be."""
+    g, rope = bundle.manifest.geometry, bundle.manifest.rope
+    layout = RingLayout.of(g)
+    frequencies = axis_frequencies(head_thetas(rope.theta, rope.jitter_sigma, rope.epsilon), rope.channels)
+    loop.clear()
+    loop.set_prompt(bank.embedding(bank.prompts[0]))
+
+    def place(written: int) -> None:
+        slot: Slot = layout.past_slot(written) if loop.portable else layout.slot(written)
+        positions = np.arange(g.chunk) + float(written * g.chunk)
+        loop.write_place(*temporal_tables(positions, frequencies), slot)
+
+    def make(written: int) -> NDArray[np.float32]:
+        place(written)
+        loop.write_noise(chunk_noise(SEED, written, loop.steps, g.latent_shape))
+        loop.start("make")
+        loop.made()
+        return loop.x0.read()[0]
+
+    def decode(latent: NDArray[np.float32]) -> NDArray[np.uint8]:
+        loop.x0.write(latent[None])
+        loop.start("keep", latent[None])
+        loop.made()
+        return loop.shown()[0]
+
+    first = make(0)
+    kept = (first.astype(np.float16) if committed is None else committed).astype(np.float32)
+    place(0)
+    loop.recommit(kept[None])
+    for written in range(1, layout.chunks):
+        place(written)
+        loop.recommit(kept[None])
+    late = make(layout.chunks)
+    loop.reset_decoder()
+    place(0)
+    first_frames, late_frames = decode(kept), decode(kept)
+    loop.clear()
+    return Reference(first.astype(np.float16), sampled(late), sampled(first_frames), sampled(late_frames))
+
+
+def deviation(found: Reference, reference: Reference) -> Deviation:
+    """Not finite where the found values are not."""
+
+    def error(a: NDArray, b: NDArray) -> float:
+        return float(np.sqrt(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)))
+
+    latents = (
+        error(a, b) / max(float(np.sqrt(np.mean(b.astype(np.float64) ** 2))), 1e-9)
+        for a, b in ((found.first, reference.first), (found.late, reference.late))
+    )
+    frames = (
+        error(a, b)
+        for a, b in ((found.first_frames, reference.first_frames), (found.late_frames, reference.late_frames))
+    )
+    return Deviation(*latents, *frames)
