@@ -152,13 +152,19 @@ class Geometry(Model):
 
 
 class ScheduleSpec(Model):
-    """The few-step schedule that is baked into the step graph; the runtime only needs its length."""
+    """The few-step schedule that is baked into the step graph; the runtime only needs its length.
+
+    The step graph's input `step` is 0 … n−1 for `steps`, n for the commit pass, n+1 … n+m for `first_steps`: those of the
+    first chunk that is denoised, and of the first after a cut. None: they are as all others.
+    """
 
     steps: list[Positive] = Field(min_length=1)
     shift: float = Field(gt=0)
     context_noise: int = Field(ge=0)
     sigmas: list[float]
     eta: float = Field(gt=0, le=1, default=1.0)  # share of fresh noise when x0 is noised again
+    first_steps: list[Positive] | None = Field(default=None, min_length=1)
+    first_sigmas: list[float] = []
 
 
 class RopeSpec(Model):

@@ -213,7 +213,13 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
         ),
         geometry=parts.geometry,
         schedule=ScheduleSpec(
-            steps=list(s.steps), shift=s.shift, context_noise=s.context_noise, sigmas=s.sigmas().tolist(), eta=s.eta
+            steps=list(s.steps),
+            shift=s.shift,
+            context_noise=s.context_noise,
+            sigmas=s.sigmas().tolist(),
+            eta=s.eta,
+            first_steps=None if s.first_steps is None else list(s.first_steps),
+            first_sigmas=(s.first_timesteps() / 1000.0).tolist(),
         ),
         rope=RopeSpec(
             theta=c.theta,

@@ -133,6 +133,10 @@ def wan(  # as long as its options: it does nothing but parse them
     sink: options.Sink = 3,
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
     steps: Annotated[str, typer.Option(help="Denoising steps, before the shift.")] = "1000,750,500,250",
+    first_steps: Annotated[
+        str | None,
+        typer.Option(help="Steps of the first chunk, where it has its own (Causal Forcing++); default: --steps."),
+    ] = None,
     shift: Annotated[float, typer.Option(help="Shift of the schedule; 1 for steps that are shifted already.")] = 5.0,
     rope: Annotated[str, typer.Option(help="absolute or relative.")] = "absolute",
     jitter: Annotated[float, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = 0.8,
@@ -151,12 +155,21 @@ def wan(  # as long as its options: it does nothing but parse them
     check_form(form)
     if precision not in ("fp16", "fp32"):
         raise UserError(f"--precision {precision}: expected fp16 or fp32")
-    numbers = parse_steps(steps)
+    numbers = parse_steps("--steps", steps)
+    first = None if first_steps is None else parse_steps("--first-steps", first_steps)
     given: dict[str, Any] = {
         **{"generator": generator, "vae": vae, "text_encoder": text_encoder, "prompts": prompts},
         **{"dictionary": dictionary, "vae_kind": vae_kind, "size": size or "832x480", "chunk": chunk},
         **{"window": 12 if window is None else window, "sink": 3 if sink is None else sink, "fps": fps},
-        **{"steps": numbers, "shift": shift, "rope": rope, "jitter": jitter, "precision": precision, "form": form},
+        **{
+            "steps": numbers,
+            "first_steps": first,
+            "shift": shift,
+            "rope": rope,
+            "jitter": jitter,
+            "precision": precision,
+            "form": form,
+        },
         **{"jitter_seed": 0 if jitter_seed is None else jitter_seed, "encoder": encoder, "text_graph": text_graph},
     }
     explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
@@ -264,12 +277,12 @@ def list_recipes(as_json: options.Json = False) -> None:
         show_table(columns, rows, left=columns)
 
 
-def parse_steps(text: str) -> tuple[int, ...]:
+def parse_steps(flag: str, text: str) -> tuple[int, ...]:
     """'1000,500' -> (1000, 500). Raises UserError."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--steps {text!r}: expected numbers with commas, for example 1000,750,500,250") from None
+        raise UserError(f"{flag} {text!r}: expected numbers with commas, for example 1000,750,500,250") from None
 
 
 def check_form(form: str) -> None:

@@ -97,7 +97,9 @@ def compare_step(
     generator = torch.Generator().manual_seed(1)
     keys = [torch.zeros(_shape(bundle, name, "k_0"), dtype=context[0].dtype) for _ in range(layers)]
     values = [torch.zeros_like(k) for k in keys]
-    denoising = len(bundle.manifest.schedule.steps)
+    schedule = bundle.manifest.schedule
+    commit = len(schedule.steps)
+    usual, first = range(commit), range(commit + 1, commit + 1 + len(schedule.first_steps or []))
     for c in range(chunks):
         slot = layout.past_slot(c) if portable else layout.slot(c)
         tables = temporal_tables(np.arange(geometry.chunk) + float(c * geometry.chunk), frequencies)
@@ -107,7 +109,8 @@ def compare_step(
             mask[-geometry.chunk_tokens :] = 0
             place = (mask.view(1, 1, 1, -1),)
         latent = torch.randn(geometry.latent_shape, generator=generator)
-        for i in range(denoising + 1):
+        denoising = first if c == 0 and first else usual
+        for i in [*denoising, commit]:
             noise = torch.randn(geometry.latent_shape, generator=generator)
             args = (latent, torch.tensor([i]), noise, *(torch.from_numpy(t) for t in tables))
             x0, after, *rest = module(*args, list(place), keys, values, list(context[:layers]), list(context[layers:]))
@@ -124,8 +127,8 @@ def compare_step(
             for side, tensors in zip("kv", own, strict=True):
                 for j, tensor in enumerate(tensors):
                     check("ring", buffers[f"{side}_{j}{'_new' if portable else ''}"], tensor)
-            latent = x0 if i >= denoising - 1 else after
-            if portable and i == denoising and slot.start >= 0:
+            latent = x0 if i in (denoising[-1], commit) else after
+            if portable and i == commit and slot.start >= 0:
                 stop = slot.start + geometry.chunk_tokens
                 for side, ring, tensors in zip("kv", (keys, values), own, strict=True):
                     for j, tensor in enumerate(tensors):

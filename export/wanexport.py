@@ -43,6 +43,7 @@ class WanSource:
     sink: int = 3
     fps: int = 16
     steps: tuple[int, ...] = (1000, 750, 500, 250)
+    first_steps: tuple[int, ...] | None = None  # of the first chunk; None: as all others
     shift: float = 5.0
     rope: Literal["absolute", "relative"] = "absolute"
     jitter: float = 0.8
@@ -85,7 +86,7 @@ def export_wan(
         name=source.generator.stem,
         transformer=transformer,
         geometry=geometry,
-        schedule=Schedule(source.steps, source.shift),
+        schedule=schedule_of(source),
         rope=rope,
         decoders=decoders,
         encoder=encoder if source.encoder else None,
@@ -139,18 +140,29 @@ def provenance(source: WanSource, text_encoder: str) -> dict[str, Any]:
     return out | ({"hub": source.origin} if source.origin else {})
 
 
+def schedule_of(source: WanSource) -> Schedule:
+    first = None if source.first_steps == source.steps else source.first_steps
+    return Schedule(source.steps, source.shift, first_steps=first)
+
+
 def check_schedule(source: WanSource) -> None:
-    """Raises UserError unless the steps fall from at most 1000 to above 0."""
-    steps = source.steps
-    if not steps or steps[0] > 1000 or steps[-1] < 1 or any(b >= a for a, b in itertools.pairwise(steps)):
-        raise UserError(f"--steps {','.join(map(str, steps))}: expected falling numbers from 1000 to 1")
+    """Raises UserError unless the steps fall from at most 1000 to above 0, and look as if no shift was in them yet."""
     if not 0 < source.shift < math.inf:
         raise UserError(f"--shift {source.shift}: expected a number above 0")
-    if source.shift != 1 and (found := warped_from(steps, source.shift)):
-        plain, shift = found
+    for flag, steps in (("--steps", source.steps), ("--first-steps", source.first_steps)):
+        if steps is not None:
+            check_steps(flag, steps, source.shift)
+
+
+def check_steps(flag: str, steps: tuple[int, ...], shift: float) -> None:
+    told = ",".join(map(str, steps))
+    if not steps or steps[0] > 1000 or steps[-1] < 1 or any(b >= a for a, b in itertools.pairwise(steps)):
+        raise UserError(f"{flag} {told}: expected falling numbers from 1000 to 1")
+    if shift != 1 and (found := warped_from(steps, shift)):
+        plain, likely = found
         raise UserError(
-            f"--steps {','.join(map(str, steps))}: look like {','.join(map(str, plain))} after a shift of {shift:g}, and "
-            f"--shift {source.shift:g} shifts them again; expected --shift 1 with these, or those with --shift {shift:g}"
+            f"{flag} {told}: look like {','.join(map(str, plain))} after a shift of {likely:g}, and "
+            f"--shift {shift:g} shifts them again; expected --shift 1 with these, or those with --shift {likely:g}"
         )
 
 

@@ -34,6 +34,7 @@ class Facts(Model):
     frequencies: str  # hash of the temporal spectrum
     index: int = Field(ge=0)
     written: int = Field(ge=0)
+    first: bool = False  # whether the next chunk that is denoised is the first; states of old have no such bundles
     position: int = Field(ge=0)
     prompt: str
     pending: list[str] | None

@@ -153,6 +153,7 @@ class Stream:
         self._anchors = deque([] if anchor is None else encode_anchor(backend, bundle, anchor))
         self._index = 0  # chunks made
         self._written = 0  # chunks committed since the ring was last emptied
+        self._first = True  # nothing was denoised since then: the next chunk that is has the first one's schedule
         self._position = start  # latent frame index of the next chunk
         self._recent: deque[tuple[int, NDArray[np.float32]]] = deque(maxlen=max(1, self.layout.past_chunks))
         self._sinks = SinkKeys(self.layout.sink_tokens)
@@ -247,6 +248,7 @@ class Stream:
         if self.overlap:
             raise ValueError("keep_chunk needs a stream without overlap")
         self._anchors.appendleft(latent[None])
+        self._first = False  # it was made, elsewhere
         return self.next_chunk()
 
     def _begin(self, shown: tuple[NDArray[np.float32], bool] | None) -> _Begun:
@@ -260,11 +262,14 @@ class Stream:
         prompt_time = clock.lap()
         begun = _Begun(self._index, self._position, self._written, self._prompt, fresh, prompt_time)
         self._place(self._position)
-        kind = "keep" if self._anchors else "make"
         if self._anchors:
+            kind = "keep"
             loop.x0.write(self._anchors.popleft())
         else:
-            loop.write_noise(chunk_noise(self.seed, self._index, loop.steps, geometry.latent_shape))
+            kind = "first" if self._first and "first" in loop.schedules else "make"
+            self._first = False
+            draws = len(loop.schedules[kind])
+            loop.write_noise(chunk_noise(self.seed, self._index, draws, geometry.latent_shape))
         latent, anew = (None, fresh and not self.overlap) if shown is None else (shown[0][None], shown[1])
         if anew:
             loop.reset_decoder()
@@ -292,6 +297,7 @@ class Stream:
         facts = {
             "index": self._index,
             "written": self._written,
+            "first": self._first,
             "position": self._position,
             "prompt": self._prompt,
             "pending": self._pending,
@@ -307,7 +313,7 @@ class Stream:
     def restore(self, tensors: dict[str, NDArray], facts: dict[str, Any]) -> None:
         """Go on where `snapshot` was taken."""
         self._index, self._written, self._position = facts["index"], facts["written"], facts["position"]
-        self._prompt = self.bank.find(facts["prompt"])
+        self._prompt, self._first = self.bank.find(facts["prompt"]), facts["first"]
         self._pending = tuple(facts["pending"]) if facts["pending"] else None  # type: ignore[assignment]
         self._recent.clear()
         self._recent.extend((p, tensors[f"recent_{i}"]) for i, p in enumerate(facts["recent"]))
@@ -341,7 +347,7 @@ class Stream:
         if self._index == 0 or transition == "swap":
             return False
         if transition == "cut":
-            self._written = 0
+            self._written, self._first = 0, True
             self._recent.clear()
             self._sinks.forget()
             return True

@@ -165,6 +165,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
         "window": g.window,
         "sink": g.sink,
         "steps": len(m.schedule.steps),
+        "first_steps": len(m.schedule.first_steps or m.schedule.steps),  # of the chunk that the cold start ends with
         "precision": m.precision,
         "form": m.form,
     }

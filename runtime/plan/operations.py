@@ -53,6 +53,7 @@ class Request:
     int8_ring: bool = False
     decoder: Literal["taehv", "wan"] = "taehv"
     decode_flops: int | None = None  # of a bundle's own decoder, in place of the public one's
+    first_passes: int | None = None  # of a first chunk with a schedule of its own, the commit pass included
 
 
 def step_pass(n: Network, g: Geometry) -> Pass:

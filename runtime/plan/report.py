@@ -13,11 +13,20 @@ def costs(request: Request) -> list[str]:
     """What the model takes, wherever it runs."""
     g, work, parts = request.geometry, step_pass(request.network, request.geometry), memory(request)
     total = request.passes * work.total + decode_flops(request)
+    first = (
+        []
+        if request.first_passes is None
+        else [
+            f"the first chunk of a stream, and the first after a cut: {request.first_passes} passes in place of "
+            f"{request.passes}, {(request.first_passes * work.total + decode_flops(request)) / 1e12:.1f} TFLOP"
+        ]
+    )
     gigabytes = {name: value / 1e9 for name, value in vars(parts).items()} | {"in all": parts.total / 1e9}
     return [
         f"{g.width}x{g.height}, window {g.window}, sink {g.sink}, {request.precision}: {g.chunk_tokens} tokens a chunk, "
         f"{g.cache_tokens} in the ring, {work.total / 1e12:.2f} TFLOP a pass, {total / 1e12:.1f} TFLOP a chunk, "
         f"{total / g.chunk_seconds / 1e12:.1f} TFLOP/s for {g.fps} fps",
+        *first,
         ", ".join(f"{name} {value:.2f} GB" for name, value in gigabytes.items()),
     ]
 

@@ -21,11 +21,13 @@ SIZES = ((832, 480), (640, 368), (480, 272), (416, 240), (320, 192), (256, 144))
 
 @dataclass(frozen=True)
 class Verdict:
-    """A request on a device. Seconds for one chunk: with the class's best and worst factor."""
+    """A request on a device. Seconds for one chunk: with the class's best and worst factor; of the first chunk, which may
+    have other steps, with the worst."""
 
     device: str
     best: float
     worst: float
+    first: float
     memory_share: float
     real_time: Literal["yes", "perhaps", "no", "too large"]
     advice: str
@@ -33,6 +35,12 @@ class Verdict:
 
 def chunk_seconds(request: Request, device: Device, factor: float) -> float:
     """Roofline time of a chunk: every pass and the decoder, one after the other."""
+    once = pass_seconds(request, device, factor)
+    return request.passes * once + decode_flops(request) / (device.fp16 * 1e12 * factor)
+
+
+def pass_seconds(request: Request, device: Device, factor: float) -> float:
+    """Roofline time of one pass of the step graph."""
     work, parts = step_pass(request.network, request.geometry), memory(request)
     fast = {"fp32": device.fp16 / 4, "fp16": device.fp16, "fp8": device.fp8 or 0, "int8": device.int8}[
         request.precision
@@ -42,18 +50,19 @@ def chunk_seconds(request: Request, device: Device, factor: float) -> float:
     attention = work.self_attention + work.cross_attention  # stays in FP16 in every quantised form
     arithmetic = (work.linear / fast + attention / min(fast, device.fp16)) / 1e12 / factor
     traffic = (parts.weights + parts.ring + parts.prompt + 2 * request.network.layers * parts.activations) / 1e9
-    once = max(arithmetic, traffic / device.bandwidth / BANDWIDTH_SHARE)
-    return request.passes * once + decode_flops(request) / (device.fp16 * 1e12 * factor)
+    return max(arithmetic, traffic / device.bandwidth / BANDWIDTH_SHARE)
 
 
 def judge(request: Request, device: Device) -> Verdict:
     kind = CLASSES[device.kind]
     best, worst = (chunk_seconds(request, device, f) for f in (kind.highest, kind.lowest))
+    more = (request.first_passes or request.passes) - request.passes
+    first = worst + more * pass_seconds(request, device, kind.lowest) if more and math.isfinite(worst) else worst
     share = memory(request).total / (0.9 * device.memory * 1e9)  # a tenth is the system's
     budget = request.geometry.chunk_seconds
     real_time = "too large" if share > 1 else "yes" if worst <= budget else "perhaps" if best <= budget else "no"
     advice = "" if real_time == "yes" else advise(request, device)
-    return Verdict(device.name, best, worst, share, real_time, advice)  # type: ignore[arg-type]
+    return Verdict(device.name, best, worst, first, share, real_time, advice)  # type: ignore[arg-type]
 
 
 def advise(request: Request, device: Device) -> str:
@@ -86,6 +95,7 @@ def record(request: Request, verdicts: Iterable[Verdict]) -> dict[str, Any]:
         "network": request.network.model_dump(),
         "precision": request.precision,
         "passes": request.passes,
+        "first_passes": request.first_passes or request.passes,
         "flops_per_pass": asdict(work) | {"total": work.total},
         "flops_decode": decode_flops(request),
         "memory": asdict(memory(request)) | {"total": memory(request).total},
