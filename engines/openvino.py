@@ -71,7 +71,7 @@ class OvPass:
 
     def _full(self) -> bool:
         """Whether every slot of the ring counts."""
-        return int(self.inputs["kv_len"][0]) >= self.inputs["k_0"].shape[2]
+        return int(self.inputs["kv_len"][0]) >= self.outputs["k_0_next"].shape[2]
 
     def _request(self, masked: bool) -> Any:
         import openvino

@@ -48,6 +48,12 @@ Encoder = Annotated[bool, typer.Option("--encoder", help="Add the encoder, so th
 Form = Annotated[
     str, typer.Option(help="in-place, or portable: for TensorRT before 11.1 and rings that are not float.")
 ]
+Recache = Annotated[
+    str,
+    typer.Option(
+        help="What a smooth prompt change does: window, as LongLive, or chunks, without a second large graph."
+    ),
+]
 JitterSeed = Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")]
 
 
@@ -68,10 +74,12 @@ def checkpoint(
     probe: Probe = False,
     encoder: Encoder = False,
     form: Form = "in-place",
+    recache: Recache = "window",
     force: options.Force = False,
 ) -> None:
     """Export a checkpoint folder into an engine bundle (needs the extra `export`). The default when no command is named."""
     check_form(form)
+    check_recache(recache)
     with needs_extra("export"):
         from .checkpointexport import Overrides, export_checkpoint
     overrides = Overrides(
@@ -84,6 +92,7 @@ def checkpoint(
         jitter_seed=jitter_seed,
         encoder=encoder,
         form=form,  # type: ignore[arg-type] - checked above
+        recache=recache,  # type: ignore[arg-type] - checked above
     )
     with reporting() as report:
         export_checkpoint(folder, output, overrides, chunks=chunks, force=force, report=report, probe=probe)
@@ -149,10 +158,12 @@ def wan(  # as long as its options: it does nothing but parse them
     probe: Probe = False,
     encoder: Encoder = False,
     form: Form = "in-place",
+    recache: Recache = "window",
     force: options.Force = False,
 ) -> None:
     """Export a checkpoint of the Wan2.1-1.3B family (needs the extras `export` and `text`, with --recipe `hub`)."""
     check_form(form)
+    check_recache(recache)
     if precision not in ("fp16", "fp32"):
         raise UserError(f"--precision {precision}: expected fp16 or fp32")
     numbers = parse_steps("--steps", steps)
@@ -171,6 +182,7 @@ def wan(  # as long as its options: it does nothing but parse them
             "form": form,
         },
         **{"jitter_seed": 0 if jitter_seed is None else jitter_seed, "encoder": encoder, "text_graph": text_graph},
+        "recache": recache,
     }
     explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
     if recipe is None:
@@ -288,6 +300,11 @@ def parse_steps(flag: str, text: str) -> tuple[int, ...]:
 def check_form(form: str) -> None:
     if form not in ("in-place", "portable"):
         raise UserError(f"--form {form!r}: expected in-place or portable")
+
+
+def check_recache(recache: str) -> None:
+    if recache not in ("window", "chunks"):
+        raise UserError(f"--recache {recache!r}: expected window or chunks")
 
 
 @prompts.callback(invoke_without_command=True)

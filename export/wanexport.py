@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ..engines.bundle import Geometry, describe, first_problem, parse_size
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
-from .bundle import Parts, check_target, write_bundle
+from .bundle import Parts, Recache, check_target, write_bundle
 from .checkpoint import RopeConfig
 from .lora import Lora, merge_loras
 from .names import public_names
@@ -50,6 +50,7 @@ class WanSource:
     jitter_seed: int = 0
     precision: Literal["fp32", "fp16"] = "fp16"
     form: Literal["in-place", "portable"] = "in-place"
+    recache: Recache = "window"
     encoder: bool = False
     text_graph: bool = False
     origin: dict[str, str] = field(default_factory=dict)  # repository, path and commit of what came from the hub
@@ -94,6 +95,7 @@ def export_wan(
         provenance=provenance(source, text_encoder.name),
         precision=source.precision,
         form=source.form,
+        recache=source.recache,
         text_encoder=text_encoder if source.text_graph else None,  # type: ignore[arg-type] - checked above
     )
     del text_encoder  # unless it is exported, the largest thing in memory is done with

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..engines.base import HIDDEN, Backend, Buffer, Engine, Launch
 from ..engines.bundle import Bundle
+from .recache import Recache, recache_bytes
 from .ring import Slot
 from .rope import temporal_tables
 
@@ -36,6 +37,11 @@ class SinkKeys:
         if written == 0:
             self.start = position
         self.keys = [buffer.read_tokens(0, self.tokens) for buffer in ring]
+
+    def remember_again(self, ring: list[Buffer]) -> None:
+        """They were made anew where they are."""
+        if self.start is not None:
+            self.keys = [buffer.read_tokens(0, self.tokens) for buffer in ring]
 
     def follow(self, position: int, frequencies: NDArray[np.float64], ring: list[Buffer]) -> None:
         """Write the sink keys as if the first sink frame stood at `position` (never before where it was made)."""
@@ -116,6 +122,7 @@ class Passes:
         else:
             self._chains = {(name, t): chain(work, turns[t][0]) for name, work in works.items() for t in range(3)}
             self._chains |= {(name, None): chain(work) for name, work in works.items()}
+        self.recache, self.recache_note = load_recache(backend, bundle, self.ring, self.prompt_kv)
         self._running: Launch | None = None
         self._kind = "keep"
         self._turn: int | None = None
@@ -278,6 +285,22 @@ class Passes:
         """Copy one chunk's part of the ring to another slot of the ring."""
         for buffer in self.ring.values():
             buffer.write_tokens(target, buffer.read_tokens(source, source + tokens))
+
+
+def load_recache(
+    backend: Backend, bundle: Bundle, ring: dict[str, Buffer], prompt: dict[str, Buffer]
+) -> tuple[Recache | None, str | None]:
+    """The pass of a smooth prompt change, if the bundle has its graph and the device room for it (asked when all else is
+    loaded); and what to tell where it has not."""
+    if bundle.manifest.recache != "window":
+        return None, None
+    free, wanted = backend.device.free(), recache_bytes(bundle)
+    if free is not None and wanted > free:
+        return None, (
+            f"{bundle.path}: smooth prompt changes go chunk by chunk: the pass over the whole window wants "
+            f"{wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on the device"
+        )
+    return Recache(backend, bundle, ring, prompt), None
 
 
 def _dtype(engine: Engine, name: str) -> str:

@@ -50,7 +50,8 @@ class Facts(Model):
 
 def identity(bundle: Bundle) -> str:
     """A hash of the graphs that a state belongs to."""
-    parts = [bundle.manifest.graphs[name].model.sha256 for name in ("step", "decode")]
+    graphs = bundle.manifest.graphs
+    parts = [graphs[name].model.sha256 for name in ("step", "decode", "recache") if name in graphs]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

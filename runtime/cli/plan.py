@@ -56,6 +56,6 @@ def plan(
         tell(line)
     title = f"Predicted seconds for a chunk of {request.geometry.chunk_seconds:.2f} s"
     names = report.columns(request)
-    show_table(names, report.rows(verdicts), title, left=names[4:])
+    show_table(names, report.rows(verdicts), title, left=names[5:])
     for line in report.shares():
         tell(line)

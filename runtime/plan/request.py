@@ -36,6 +36,7 @@ def of_bundle(path: Path, precision: str, int8_ring: bool) -> Request:
         first_passes=len(schedule.first_steps) + 1 if schedule.first_steps else None,
         precision=precision,  # type: ignore[arg-type] - checked above
         int8_ring=int8_ring,
+        recache=manifest.recache,
         decode_flops=flops,
     )
 
