@@ -78,6 +78,7 @@ def compare_chunk(folder: Path, size: str) -> None:
     """One whole chunk in ONNX Runtime and in eager PyTorch, every output compared; prints the errors as JSON."""
     from everframe.engines.bundle import Bundle
     from everframe.export.graphs import PromptGraph, Ring, StepGraph
+    from everframe.export.recachegraph import RecacheGraph
     from everframe.export.schedule import Schedule
     from everframe.export.sources import half
     from everframe.export.verify import compare
@@ -87,9 +88,10 @@ def compare_chunk(folder: Path, size: str) -> None:
     g = bundle.manifest.geometry
     model = load_transformer(source(folder, WanSource, size), half)
     decoders, _, _ = load_vae(folder / "taew2_1.pth", half)
-    step = StepGraph(model, Schedule(), Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16))
+    ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
+    step, recache = StepGraph(model, Schedule(), ring), RecacheGraph(model, Schedule(), ring, portable=False)
     with torch.no_grad():
-        print(json.dumps(compare(bundle, {"step": step}, PromptGraph(model), decoders, None, chunks=1)))
+        print(json.dumps(compare(bundle, {"step": step}, PromptGraph(model), decoders, None, recache, chunks=1)))
 
 
 def build(folder: Path, size: str) -> None:

@@ -24,7 +24,7 @@ from ..engines.progress import QUIET, Report
 from ..engines.text import few, quoted
 from ..runtime.measure.compare import compare
 from . import sensitivity
-from .linears import Linear, find_convolutions, find_linears
+from .linears import Linear, find_convolutions, find_linears, find_matching
 from .observe import Statistics, observe
 from .quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
 from .ring import int8_ring
@@ -162,6 +162,14 @@ def quantised_graphs(
             int8_ring(model)
         graphs[name] = write_graph(model, part / f"{name}.onnx")
         del model
+    if "recache" in graphs:  # the same layers of the same weights, at the ranges of the step graph
+        model = onnx.load(bundle.graph_path("recache"), load_external_data=False)
+        pairs = [pair for pair in find_matching(model, linears) if pair[1].name not in excluded]
+        spans = {own.key: found[twin.key] for own, twin in pairs if twin.key in found}
+        quantise(model, [own for own, _ in pairs], bundle.path, settings.precision, spans)
+        if settings.ring == "int8":
+            int8_ring(model)
+        graphs["recache"] = write_graph(model, part / "recache.onnx")
     return graphs
 
 

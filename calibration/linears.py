@@ -7,6 +7,7 @@ first and the last layer of either graph are left alone: they are small and deci
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def find_linears(model: ModelProto, layers: int) -> list[Linear]:
         )
     names = [f"block {i} {part}" for i in range(layers) for part in PARTS]
     return [Linear(name, node.name, node.input[0], path) for name, (node, path) in zip(names, inner, strict=True)]
+
+
+def find_matching(model: ModelProto, known: Sequence[Linear]) -> list[tuple[Linear, Linear]]:
+    """The linear layers of another graph of the same model that have the weights of known ones: (that, the known one)."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    by_weight = {linear.path[0]: linear for linear in known if not linear.conv}
+    found = []
+    for node in model.graph.node:
+        path = _constant_path(node.input[1], makers, constants) if node.op_type == "MatMul" else None
+        if path and (twin := by_weight.get(path[0])) is not None:
+            found.append((Linear(twin.name, node.name, node.input[0], path), twin))
+    return found
 
 
 def find_convolutions(model: ModelProto) -> list[Linear]:

@@ -39,15 +39,17 @@ class Statistics:
     peaks: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # tensor -> [passes, K]
     histograms: HistogramCollector | None = None
 
-    def add(self, observed: Sequence[dict[str, NDArray]]) -> None:
+    def add(self, observed: Sequence[dict[str, NDArray]], passes: int) -> None:
+        """passes: denoising passes of the longest schedule. A first chunk's pass i is counted with the others' pass i."""
         rows: dict[str, list[NDArray]] = {}
         for i, values in enumerate(observed):
             for name, value in values.items():
                 if name.startswith(PEAK):
                     known = self.peaks.setdefault(
-                        name.removeprefix(PEAK), np.zeros((len(observed), value.size), np.float32)
+                        name.removeprefix(PEAK), np.zeros((passes + 2, value.size), np.float32)
                     )
-                    known[i] = np.maximum(known[i], value.ravel())
+                    row = i if i < len(observed) - 2 else i - len(observed)  # commit and decoding stand last
+                    known[row] = np.maximum(known[row], value.ravel())
                 elif name.startswith(ROWS):
                     rows.setdefault(name.removeprefix(ROWS), []).append(value)
         if self.histograms is not None and rows:
@@ -183,11 +185,13 @@ def observe(
                 model = onnx.load(bundle.graph_path(source), load_external_data=False)
                 changed[name] = (source, model, instrument(model, mine, statistics.histograms is not None))
         watched = with_graphs(bundle, work, changed)
+        schedule = bundle.manifest.schedule
+        passes = max(len(schedule.steps), len(schedule.first_steps or []))
         for number in range(done, len(runs)):
             prompt, seed = runs[number]
             with Stream(watched, prompt=prompt, seed=seed, probe=True, options=options) as stream:
                 for c in range(chunks):
-                    statistics.add(stream.next_chunk().observed)
+                    statistics.add(stream.next_chunk().observed, passes)
                     tell(number * chunks + c + 1, len(runs) * chunks)
             statistics.save(kept, number + 1, key)
     return statistics

@@ -1,69 +1,80 @@
 """The INT8 KV ring: keys and values of the portable form as int8, with a scale for every head and token beside them.
 
-The graph quantises what the commit pass hands out and dequantises what it reads, so that the runtime only moves bytes:
-`k_0` [1, H, S, D] becomes int8, `k_0_scale` [1, H, S, 1] float32 stands beside it. Half of FP16's ring, a quarter of FP32's.
+The graphs quantise what they hand out (the step graph after the commit pass, the recache graph the whole ring) and
+dequantise what they read, so that the runtime only moves bytes: `k_0` [1, H, S, D] becomes int8, `k_0_scale` [1, H, S, 1]
+float32 stands beside it. Half of FP16's ring, a quarter of FP32's.
 """
 
 from __future__ import annotations
 
 import re
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from ..engines.errors import UserError
 
-RING = re.compile(r"[kv]_\d+")
+READ = re.compile(r"(sink_)?[kv]_\d+")  # inputs; the recache graph reads copies of the sinks
+MADE = re.compile(r"([kv]_\d+)_(new|next)")  # outputs
 LARGEST = 127.0
 
 
 def int8_ring(model: ModelProto) -> None:
-    """Change the step graph in place. Raises UserError for the in-place form, whose cache operator takes floats only."""
+    """Change a step or recache graph in place. Raises UserError for the in-place form, whose cache operator takes floats
+    only."""
     graph = model.graph
-    stored = [value for value in graph.input if RING.fullmatch(value.name)]
-    outputs = {value.name: value for value in graph.output}
-    if any(f"{value.name}_new" not in outputs for value in stored):
+    read = [value for value in graph.input if READ.fullmatch(value.name)]
+    made = [value for value in graph.output if MADE.fullmatch(value.name)]
+    if {f"{value.name}_next" for value in read} & {value.name for value in made}:
         raise UserError("--ring int8 needs the portable form: everframe export … --form portable")
-    before, after = [], []
     graph.initializer.append(helper.make_tensor("ring.largest", TensorProto.FLOAT, [], [LARGEST]))
     graph.initializer.append(helper.make_tensor("ring.least", TensorProto.FLOAT, [], [1e-8]))
     graph.initializer.append(helper.make_tensor("ring.axis", TensorProto.INT64, [1], [3]))
-    for value in stored:
-        name, kind = value.name, value.type.tensor_type.elem_type
-        _, heads, tokens, _ = (d.dim_value for d in value.type.tensor_type.shape.dim)
-        value.type.tensor_type.elem_type = TensorProto.INT8
-        graph.input.append(helper.make_tensor_value_info(f"{name}_scale", TensorProto.FLOAT, [1, heads, tokens, 1]))
-        before += [
-            helper.make_node("Cast", [name], [f"{name}.wide"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{name}.wide", f"{name}_scale"], [f"{name}.float"]),
-            helper.make_node("Cast", [f"{name}.float"], [f"{name}.read"], to=kind),
-        ]
-        for node in graph.node:
-            for i, source in enumerate(node.input):
-                if source == name:
-                    node.input[i] = f"{name}.read"
-        own, out = f"{name}_new", outputs[f"{name}_new"]
-        for node in graph.node:
-            for i, target in enumerate(node.output):
-                if target == own:
-                    node.output[i] = f"{own}.made"
-            for i, source in enumerate(node.input):
-                if source == own:
-                    node.input[i] = f"{own}.made"
-        chunk = out.type.tensor_type.shape.dim[2].dim_value
-        out.type.tensor_type.elem_type = TensorProto.INT8
-        scale = f"{name}_scale_new"
-        graph.output.append(helper.make_tensor_value_info(scale, TensorProto.FLOAT, [1, heads, chunk, 1]))
-        after += [
-            helper.make_node("Cast", [f"{own}.made"], [f"{own}.wide"], to=TensorProto.FLOAT),
-            helper.make_node("Abs", [f"{own}.wide"], [f"{own}.abs"]),
-            helper.make_node("ReduceMax", [f"{own}.abs", "ring.axis"], [f"{own}.peak"], keepdims=1),
-            helper.make_node("Max", [f"{own}.peak", "ring.least"], [f"{own}.safe"]),
-            helper.make_node("Div", [f"{own}.safe", "ring.largest"], [scale]),
-            helper.make_node("Div", [f"{own}.wide", scale], [f"{own}.scaled"]),
-            helper.make_node("Round", [f"{own}.scaled"], [f"{own}.round"]),
-            helper.make_node("Cast", [f"{own}.round"], [own], to=TensorProto.INT8),
-        ]
+    before = [node for value in read for node in _dequantised(model, value)]
+    after = [node for value in made for node in _quantised(model, value)]
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.value_info[:]
+
+
+def _dequantised(model: ModelProto, value: ValueInfoProto) -> list[NodeProto]:
+    """Turn an input into int8 with scales, and everything that reads it to what these nodes make of both."""
+    graph, name, kind = model.graph, value.name, value.type.tensor_type.elem_type
+    _, heads, tokens, _ = (d.dim_value for d in value.type.tensor_type.shape.dim)
+    value.type.tensor_type.elem_type = TensorProto.INT8
+    graph.input.append(helper.make_tensor_value_info(f"{name}_scale", TensorProto.FLOAT, [1, heads, tokens, 1]))
+    for node in graph.node:
+        for i, source in enumerate(node.input):
+            if source == name:
+                node.input[i] = f"{name}.read"
+    return [
+        helper.make_node("Cast", [name], [f"{name}.wide"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}.wide", f"{name}_scale"], [f"{name}.float"]),
+        helper.make_node("Cast", [f"{name}.float"], [f"{name}.read"], to=kind),
+    ]
+
+
+def _quantised(model: ModelProto, value: ValueInfoProto) -> list[NodeProto]:
+    """Turn an output into int8 with scales; what the graph itself reads of it stays what it was."""
+    graph, own = model.graph, value.name
+    match = MADE.fullmatch(own)
+    assert match is not None
+    _, heads, tokens, _ = (d.dim_value for d in value.type.tensor_type.shape.dim)
+    value.type.tensor_type.elem_type = TensorProto.INT8
+    scale = f"{match[1]}_scale_{match[2]}"
+    graph.output.append(helper.make_tensor_value_info(scale, TensorProto.FLOAT, [1, heads, tokens, 1]))
+    for node in graph.node:
+        for names in (node.output, node.input):
+            for i, name in enumerate(names):
+                if name == own:
+                    names[i] = f"{own}.made"
+    return [
+        helper.make_node("Cast", [f"{own}.made"], [f"{own}.wide"], to=TensorProto.FLOAT),
+        helper.make_node("Abs", [f"{own}.wide"], [f"{own}.abs"]),
+        helper.make_node("ReduceMax", [f"{own}.abs", "ring.axis"], [f"{own}.peak"], keepdims=1),
+        helper.make_node("Max", [f"{own}.peak", "ring.least"], [f"{own}.safe"]),
+        helper.make_node("Div", [f"{own}.safe", "ring.largest"], [scale]),
+        helper.make_node("Div", [f"{own}.wide", scale], [f"{own}.scaled"]),
+        helper.make_node("Round", [f"{own}.scaled"], [f"{own}.round"]),
+        helper.make_node("Cast", [f"{own}.round"], [own], to=TensorProto.INT8),
+    ]

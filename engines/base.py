@@ -51,8 +51,9 @@ class Buffer(Protocol):
         """A host copy of tokens start … stop − 1 of a ring."""
         ...
 
-    def copy_tokens(self, start: int, source: Buffer) -> None:
-        """Copy all tokens of another ring buffer of the same device over tokens start … of this one."""
+    def copy_tokens(self, start: int, source: Buffer, begin: int = 0, count: int | None = None) -> None:
+        """Copy `count` tokens (default: all that follow) of another ring buffer of the same device, from `begin` on, over
+        tokens start … of this one."""
         ...
 
     def fetch(self) -> None:
@@ -80,6 +81,10 @@ class Launch(Protocol):
 
 class Device(Protocol):
     overlaps: bool  # whether passes side by side are faster here than one after the other
+
+    def free(self) -> int | None:
+        """Bytes that are free on the device; None where nobody tells, or where no limit but the machine's is known."""
+        ...
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Buffer: ...
 

@@ -152,13 +152,19 @@ class Geometry(Model):
 
 
 class ScheduleSpec(Model):
-    """The few-step schedule that is baked into the step graph; the runtime only needs its length."""
+    """The few-step schedule that is baked into the step graph; the runtime only needs its length.
+
+    The step graph's input `step` is 0 … n−1 for `steps`, n for the commit pass, n+1 … n+m for `first_steps`: those of the
+    first chunk that is denoised, and of the first after a cut. None: they are as all others.
+    """
 
     steps: list[Positive] = Field(min_length=1)
     shift: float = Field(gt=0)
     context_noise: int = Field(ge=0)
     sigmas: list[float]
     eta: float = Field(gt=0, le=1, default=1.0)  # share of fresh noise when x0 is noised again
+    first_steps: list[Positive] | None = Field(default=None, min_length=1)
+    first_sigmas: list[float] = []
 
 
 class RopeSpec(Model):
@@ -182,6 +188,9 @@ class Manifest(Model):
     schedule: ScheduleSpec
     rope: RopeSpec
     form: Literal["in-place", "portable"] = "in-place"  # of the step graph: design.md §3
+    # What `smooth` does: "window" runs the ring's frames in one pass, as LongLive does, through the graph "recache";
+    # "chunks" commits them again one chunk after the other.
+    recache: Literal["window", "chunks"] = "chunks"
     graphs: dict[str, Graph]
     prompt_bank: FileRef
     prompts: list[str] = Field(min_length=1)
@@ -199,16 +208,17 @@ class Manifest(Model):
             raise ValueError(f"graphs: missing {', '.join(sorted(missing))}")
         if len(self.rope.epsilon) != self.network.heads:
             raise ValueError(f"rope.epsilon: {len(self.rope.epsilon)} values for {self.network.heads} heads")
+        if ("recache" in self.graphs) != (self.recache == "window"):
+            raise ValueError(f"recache: {self.recache!r}, expected 'window' exactly when there is a graph 'recache'")
         if ("text" in self.graphs) != (self.tokenizer is not None):
             raise ValueError("tokenizer: must be there exactly when there is a graph 'text'")
         return self
 
     def files(self) -> Iterable[FileRef]:
-        for graph in self.graphs.values():
-            yield graph.model
-            yield from graph.data
-        yield self.prompt_bank
-        yield from (ref for ref in (self.tokenizer, self.calibration, self.reference) if ref is not None)
+        """Every file once: graphs may share their weights."""
+        refs = [ref for graph in self.graphs.values() for ref in (graph.model, *graph.data)]
+        refs += [ref for ref in (self.prompt_bank, self.tokenizer, self.calibration, self.reference) if ref is not None]
+        yield from {(ref.file, ref.bytes, ref.sha256): ref for ref in refs}.values()
 
 
 @dataclass(frozen=True)

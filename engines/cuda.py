@@ -144,10 +144,12 @@ class CudaBuffer:
         self.cuda.wait()
         return out
 
-    def copy_tokens(self, start: int, source: Buffer) -> None:
+    def copy_tokens(self, start: int, source: Buffer, begin: int = 0, count: int | None = None) -> None:
         assert isinstance(source, CudaBuffer)
-        target, pitch, width, rows = self._span(start, start + source.shape[2])
-        self.cuda.copy_rows(target, pitch, source.address, width, width, rows, "cudaMemcpyDeviceToDevice")
+        count = source.shape[2] - begin if count is None else count
+        target, pitch, width, rows = self._span(start, start + count)
+        there, other, _, _ = source._span(begin, begin + count)
+        self.cuda.copy_rows(target, pitch, there, other, width, rows, "cudaMemcpyDeviceToDevice")
 
     def _span(self, start: int, stop: int) -> tuple[int, int, int, int]:
         """Address, pitch, bytes of a row, and rows (one per head) of tokens start … stop − 1 of a ring [1, H, S, D]."""
@@ -178,6 +180,9 @@ class CudaDevice:
 
     def __init__(self, cuda: Cuda):
         self.cuda = cuda
+
+    def free(self) -> int | None:
+        return int(self.cuda.call("cudaMemGetInfo")[0])
 
     def zeros(self, shape: Sequence[int], dtype: str) -> CudaBuffer:
         return CudaBuffer(self.cuda, shape, dtype)

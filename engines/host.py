@@ -41,9 +41,9 @@ class HostBuffer:
     def read_tokens(self, start: int, stop: int) -> np.ndarray:
         return self.array[:, :, start:stop].copy()
 
-    def copy_tokens(self, start: int, source: Buffer) -> None:
+    def copy_tokens(self, start: int, source: Buffer, begin: int = 0, count: int | None = None) -> None:
         assert isinstance(source, HostBuffer)
-        self.write_tokens(start, source.array)
+        self.write_tokens(start, source.array[:, :, begin:][:, :, :count])
 
     def fetch(self) -> None:
         self._fetched = self.read()
@@ -62,6 +62,9 @@ class HostDevice:
 
     def __init__(self, threads: int):
         self.threads = threads
+
+    def free(self) -> int | None:
+        return None
 
     def zeros(self, shape: Sequence[int], dtype: str) -> HostBuffer:
         return HostBuffer(shape, dtype)

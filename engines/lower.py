@@ -30,7 +30,15 @@ else:
 Low = Literal["fp16", "bf16"]
 QUANTISED = {"QuantizeLinear", "DequantizeLinear"}
 COMPUTE = {"MatMul", "Gemm", "Conv", "Attention", "TensorScatter"} | QUANTISED
-STORED_LOW = ("k_", "v_", "prompt_k_", "prompt_v_", "state_")  # inputs and outputs that are kept between passes
+STORED_LOW = (
+    "k_",
+    "v_",
+    "sink_k_",
+    "sink_v_",
+    "prompt_k_",
+    "prompt_v_",
+    "state_",
+)  # inputs and outputs that are kept between passes
 LENGTHS = "kv_len"
 
 

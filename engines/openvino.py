@@ -95,7 +95,7 @@ class OvPass:
         """Whether every slot of the ring counts."""
         if "mask" in self.inputs:
             return not self.inputs["mask"].any()
-        return int(self.inputs["kv_len"][0]) >= self.inputs["k_0"].shape[2]
+        return int(self.inputs["kv_len"][0]) >= self.outputs["k_0_next"].shape[2]
 
     def _request(self, filling: bool) -> Any:
         import openvino

@@ -58,9 +58,10 @@ class OrtBuffer:
         whole = self.value.numpy() if self._host is None else self._host
         return whole[:, :, start:stop].copy()
 
-    def copy_tokens(self, start: int, source: Buffer) -> None:
+    def copy_tokens(self, start: int, source: Buffer, begin: int = 0, count: int | None = None) -> None:
         assert isinstance(source, OrtBuffer)
-        self.write_tokens(start, source.value.numpy() if source._host is None else source._host)
+        whole = source.value.numpy() if source._host is None else source._host
+        self.write_tokens(start, whole[:, :, begin:][:, :, :count])
 
     def fetch(self) -> None:
         self._fetched = self.read()
@@ -77,6 +78,9 @@ class OrtDevice:
         # On a CPU two passes with half of the cores each are faster than one after the other with all: no operator keeps
         # every core busy. On a GPU the provider's stream is one.
         self.overlaps = name == "cpu"
+
+    def free(self) -> int | None:
+        return None
 
     def zeros(self, shape: Sequence[int], dtype: str) -> OrtBuffer:
         return OrtBuffer(shape, dtype, self.name)

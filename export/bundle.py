@@ -33,6 +33,7 @@ from ..runtime.rope import draw_jitter, split_head_dim
 from .checkpoint import RopeConfig
 from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
 from .onnxfile import save_graph
+from .recachegraph import RecacheGraph, example
 from .schedule import Schedule
 from .taehv import Taehv
 from .taehvgraphs import DecodeGraph
@@ -40,7 +41,9 @@ from .textgraph import write_text_graph
 from .texts import Umt5
 from .verify import compare
 from .wan import Wan
+from .weightfile import WeightFile
 
+Recache = Literal["window", "chunks"]
 MIN_CHUNKS = 8
 # Largest allowed difference between ONNX Runtime and eager PyTorch; frames may differ by one rounding in float32. In
 # float16 the two round at other places: ONNX Runtime's CPU kernels mostly compute in float32.
@@ -54,6 +57,7 @@ LIMITS = {
         "frames": 1.0,
         "states": 1e-4,
         "anchor": 1e-3,
+        "recache": 1e-3,
     },
     "fp16": {
         "prompt": 1e-2,
@@ -64,6 +68,7 @@ LIMITS = {
         "frames": 8.0,
         "states": 5e-2,
         "anchor": 5e-2,
+        "recache": 5e-2,
     },
 }
 
@@ -83,6 +88,7 @@ class Parts:
     provenance: dict[str, Any]
     precision: Literal["fp32", "fp16"] = "fp32"
     form: Literal["in-place", "portable"] = "in-place"
+    recache: Recache = "window"  # what `smooth` does
     text_encoder: Umt5 | None = None  # to go into the bundle as a graph
 
 
@@ -122,10 +128,11 @@ def write_bundle(
         for name in ("step", *(["probe"] if probe else []))
     }
     prompt = PromptGraph(parts.transformer)
+    recache = RecacheGraph(parts.transformer, parts.schedule, ring, portable) if parts.recache == "window" else None
     limits = LIMITS[parts.precision]
     with new_folder(output, replace=force) as part, torch.no_grad():
         report.step("exporting graphs", 0, None)
-        graphs = write_graphs(part, parts, steps, prompt)
+        graphs = write_graphs(part, parts, steps, prompt, recache)
         bank = save({p: t.half().contiguous() for p, t in parts.prompts.items()})
         (part / "prompts.safetensors").write_bytes(bank)
         tokenizer = None
@@ -135,7 +142,7 @@ def write_bundle(
         write_manifest(part, manifest_of(parts, graphs, tokenizer, part, chunks))
         if chunks:
             report.step(f"comparing with PyTorch over {chunks} chunks", 0, None)
-            errors = compare(Bundle.open(part), steps, prompt, parts.decoders, parts.encoder, chunks)
+            errors = compare(Bundle.open(part), steps, prompt, parts.decoders, parts.encoder, recache, chunks)
             for line in differences(errors, chunks):
                 report.line(line)
             wrong = [f"{k} differs by {v:.2g} (limit {limits[k]:.2g})" for k, v in errors.items() if not v <= limits[k]]
@@ -145,7 +152,10 @@ def write_bundle(
     report.line(f"{output}: {size / 2**20:.1f} MiB")
 
 
-def write_graphs(folder: Path, parts: Parts, steps: dict[str, StepGraph], prompt: PromptGraph) -> dict[str, Graph]:
+def write_graphs(
+    folder: Path, parts: Parts, steps: dict[str, StepGraph], prompt: PromptGraph, recache: RecacheGraph | None
+) -> dict[str, Graph]:
+    weights = WeightFile(folder / "weights.data")  # the transformer's graphs share theirs, if they are large
     c, g = parts.transformer.config, parts.geometry
     kind = torch.float16 if parts.precision == "fp16" else torch.float32
     portable = parts.form == "portable"
@@ -173,10 +183,14 @@ def write_graphs(folder: Path, parts: Parts, steps: dict[str, StepGraph], prompt
     graphs = {}
     for name, step in steps.items():
         told = [*outputs, *(["sink_mass"] if step.probe else [])]
-        graphs[name] = save_graph(step, (*args, *rings), inputs, told, folder / f"{name}.onnx", opset)
+        graphs[name] = save_graph(step, (*args, *rings), inputs, told, folder / f"{name}.onnx", opset, weights)
+    if recache is not None:
+        graphs["recache"] = save_graph(
+            recache, *example(recache, g.latent_shape, kind), folder / "recache.onnx", opset, weights
+        )
     text = torch.zeros(1, c.text_len, c.text_dim)
     told = [*names["prompt_k"], *names["prompt_v"]]
-    graphs["prompt"] = save_graph(prompt, (text,), ["text"], told, folder / "prompt.onnx", opset)
+    graphs["prompt"] = save_graph(prompt, (text,), ["text"], told, folder / "prompt.onnx", opset, weights)
     for name, decoder in parts.decoders.items():
         states = decoder.zero_states(latent)  # type: ignore[operator]
         states_in = [f"state_{i}" for i in range(len(states))]
@@ -213,7 +227,13 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
         ),
         geometry=parts.geometry,
         schedule=ScheduleSpec(
-            steps=list(s.steps), shift=s.shift, context_noise=s.context_noise, sigmas=s.sigmas().tolist(), eta=s.eta
+            steps=list(s.steps),
+            shift=s.shift,
+            context_noise=s.context_noise,
+            sigmas=s.sigmas().tolist(),
+            eta=s.eta,
+            first_steps=None if s.first_steps is None else list(s.first_steps),
+            first_sigmas=(s.first_timesteps() / 1000.0).tolist(),
         ),
         rope=RopeSpec(
             theta=c.theta,
@@ -224,6 +244,7 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
             epsilon=draw_jitter(c.heads, r.jitter_seed).tolist(),
         ),
         form=parts.form,
+        recache=parts.recache,
         graphs=graphs,
         prompt_bank=describe(part / "prompts.safetensors"),
         prompts=list(parts.prompts),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ..engines.bundle import Geometry, describe, first_problem, parse_size
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
-from .bundle import Parts, check_target, decoders_of, write_bundle
+from .bundle import Parts, Recache, check_target, decoders_of, write_bundle
 from .checkpoint import CheckpointConfig, RopeConfig, load
 from .taehvgraphs import EncodeGraph
 
@@ -29,6 +29,7 @@ class Overrides:
     jitter_seed: int | None = None
     encoder: bool = False
     form: Literal["in-place", "portable"] = "in-place"
+    recache: Recache = "window"
 
 
 def export_checkpoint(
@@ -55,6 +56,7 @@ def export_checkpoint(
         encoder=EncodeGraph(checkpoint.autoencoder) if overrides.encoder else None,
         prompts=checkpoint.prompts,
         form=overrides.form,
+        recache=overrides.recache,
         provenance={
             "checkpoint": {
                 f.name: describe(f).sha256 for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json")

@@ -48,6 +48,12 @@ Encoder = Annotated[bool, typer.Option("--encoder", help="Add the encoder, so th
 Form = Annotated[
     str, typer.Option(help="in-place, or portable: for TensorRT before 11.1 and rings that are not float.")
 ]
+Recache = Annotated[
+    str,
+    typer.Option(
+        help="What a smooth prompt change does: window, as LongLive, or chunks, without a second large graph."
+    ),
+]
 JitterSeed = Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")]
 
 
@@ -68,10 +74,12 @@ def checkpoint(
     probe: Probe = False,
     encoder: Encoder = False,
     form: Form = "in-place",
+    recache: Recache = "window",
     force: options.Force = False,
 ) -> None:
     """Export a checkpoint folder into an engine bundle (needs the extra `export`). The default when no command is named."""
     check_form(form)
+    check_recache(recache)
     with needs_extra("export"):
         from .checkpointexport import Overrides, export_checkpoint
     overrides = Overrides(
@@ -84,6 +92,7 @@ def checkpoint(
         jitter_seed=jitter_seed,
         encoder=encoder,
         form=form,  # type: ignore[arg-type] - checked above
+        recache=recache,  # type: ignore[arg-type] - checked above
     )
     with reporting() as report:
         export_checkpoint(folder, output, overrides, chunks=chunks, force=force, report=report, probe=probe)
@@ -133,6 +142,10 @@ def wan(  # as long as its options: it does nothing but parse them
     sink: options.Sink = 3,
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
     steps: Annotated[str, typer.Option(help="Denoising steps, before the shift.")] = "1000,750,500,250",
+    first_steps: Annotated[
+        str | None,
+        typer.Option(help="Steps of the first chunk, where it has its own (Causal Forcing++); default: --steps."),
+    ] = None,
     shift: Annotated[float, typer.Option(help="Shift of the schedule; 1 for steps that are shifted already.")] = 5.0,
     rope: Annotated[str, typer.Option(help="absolute or relative.")] = "absolute",
     jitter: Annotated[float, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = 0.8,
@@ -145,19 +158,31 @@ def wan(  # as long as its options: it does nothing but parse them
     probe: Probe = False,
     encoder: Encoder = False,
     form: Form = "in-place",
+    recache: Recache = "window",
     force: options.Force = False,
 ) -> None:
     """Export a checkpoint of the Wan2.1-1.3B family (needs the extras `export` and `text`, with --recipe `hub`)."""
     check_form(form)
+    check_recache(recache)
     if precision not in ("fp16", "fp32"):
         raise UserError(f"--precision {precision}: expected fp16 or fp32")
-    numbers = parse_steps(steps)
+    numbers = parse_steps("--steps", steps)
+    first = None if first_steps is None else parse_steps("--first-steps", first_steps)
     given: dict[str, Any] = {
         **{"generator": generator, "vae": vae, "text_encoder": text_encoder, "prompts": prompts},
         **{"dictionary": dictionary, "vae_kind": vae_kind, "size": size or "832x480", "chunk": chunk},
         **{"window": 12 if window is None else window, "sink": 3 if sink is None else sink, "fps": fps},
-        **{"steps": numbers, "shift": shift, "rope": rope, "jitter": jitter, "precision": precision, "form": form},
+        **{
+            "steps": numbers,
+            "first_steps": first,
+            "shift": shift,
+            "rope": rope,
+            "jitter": jitter,
+            "precision": precision,
+            "form": form,
+        },
         **{"jitter_seed": 0 if jitter_seed is None else jitter_seed, "encoder": encoder, "text_graph": text_graph},
+        "recache": recache,
     }
     explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
     if recipe is None:
@@ -264,17 +289,22 @@ def list_recipes(as_json: options.Json = False) -> None:
         show_table(columns, rows, left=columns)
 
 
-def parse_steps(text: str) -> tuple[int, ...]:
+def parse_steps(flag: str, text: str) -> tuple[int, ...]:
     """'1000,500' -> (1000, 500). Raises UserError."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--steps {text!r}: expected numbers with commas, for example 1000,750,500,250") from None
+        raise UserError(f"{flag} {text!r}: expected numbers with commas, for example 1000,750,500,250") from None
 
 
 def check_form(form: str) -> None:
     if form not in ("in-place", "portable"):
         raise UserError(f"--form {form!r}: expected in-place or portable")
+
+
+def check_recache(recache: str) -> None:
+    if recache not in ("window", "chunks"):
+        raise UserError(f"--recache {recache!r}: expected window or chunks")
 
 
 @prompts.callback(invoke_without_command=True)

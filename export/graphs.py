@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,7 +112,8 @@ def sink_mass(q: Tensor, keys: Tensor, valid: Tensor, sink_tokens: int) -> Tenso
 
 
 class StepGraph(nn.Module):
-    """One pass: step 0 … n−1 denoises, step n commits. Inputs and outputs are those of design.md §3.
+    """One pass: step 0 … n−1 denoises, step n commits, step n+1 … n+m denoises a first chunk with a schedule of its own.
+    Inputs and outputs are those of design.md §3.
 
     With probe=True there is one output more, sink_mass [L, H]: the share of attention on the sinks. It costs a second
     evaluation of all attention scores, so it has a graph of its own, for studies.
@@ -129,11 +131,13 @@ class StepGraph(nn.Module):
         super().__init__()
         self.model, self.ring, self.probe = model, ring, probe
         self.eta = schedule.eta
-        timesteps = torch.tensor([*schedule.timesteps(), schedule.context_noise], dtype=torch.float64)
+        lists = schedule.timesteps(), np.array([schedule.context_noise]), schedule.first_timesteps()
+        timesteps = torch.from_numpy(np.concatenate(lists).astype(np.float64))
         sigma = timesteps / 1000.0
         with torch.no_grad():
             blocks, head = baked_modulation(model, timesteps)
-        after = torch.cat([sigma[1:-1], torch.zeros(2)])  # nothing is re-noised after the last step and the commit
+        # What a pass re-noises to is the next pass of its own list; after a list's last, nothing is re-noised.
+        after = torch.from_numpy(np.concatenate([np.append(one[1:], 0.0)[: len(one)] for one in lists])) / 1000.0
         cos, sin = spatial_tables(model.config, ring.rows, ring.columns)
         for name, value in {
             "sigma": sigma,
@@ -235,7 +239,7 @@ class PortableStepGraph(StepGraph):
 
 
 def baked_modulation(model: Wan, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Modulation of all passes, computed in float64: blocks [n+1, L, 6, d] and head [n+1, 2, d], float32."""
+    """Modulation of all passes, computed in float64: blocks [passes, L, 6, d] and head [passes, 2, d], float32."""
     exact = copy.copy(model)  # its own dictionaries, the same parameters
     exact._modules = dict(model._modules)
     for name in ("time_embedding", "time_projection"):

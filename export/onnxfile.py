@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -16,15 +17,22 @@ from torch import nn
 from ..engines.bundle import Graph
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from .graphs import OPSET
+from .weightfile import WeightFile
 
 STORE_FROM = 1024  # elements; smaller constants stay as they are
 
 
 def save_graph(
-    module: nn.Module, args: tuple[Any, ...], inputs: list[str], outputs: list[str], file: Path, opset: int = OPSET
+    module: nn.Module,
+    args: tuple[Any, ...],
+    inputs: list[str],
+    outputs: list[str],
+    file: Path,
+    opset: int = OPSET,
+    weights: WeightFile | None = None,
 ) -> Graph:
     """Export module with static shapes, check it with onnx.checker, write it, and describe it for the manifest. Inputs that
-    nothing reads are left out of the graph."""
+    nothing reads are left out of the graph. weights: where the constants of a large graph go; default FILE.data."""
     logging.getLogger("torch.onnx").setLevel(
         logging.ERROR
     )  # it reports that torchvision is missing, which we don't use
@@ -42,10 +50,10 @@ def save_graph(
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     large = sum(value.const_value.nbytes for value in program.model.graph.initializers.values()) > EMBED_UP_TO  # type: ignore[union-attr]
-    data = [f"{file.name}.data"] if large else []
+    weights = weights or WeightFile(file.with_name(f"{file.name}.data"))
     if large:
-        program.save(file, external_data=True)  # weights go to FILE.data, tensor by tensor
-        model = onnx.load(file, load_external_data=False)
+        weights.take(program.model.graph)
+        model = ir.to_proto(program.model)
     else:
         model = program.model_proto
         store_small(model)
@@ -54,7 +62,7 @@ def save_graph(
         del node.metadata_props[:]
     drop_unread(model)
     onnx.save(model, file)
-    return describe_graph(file, data)
+    return describe_graph(file, [weights.file.name] if large else [])
 
 
 def drop_unread(model: onnx.ModelProto) -> None:

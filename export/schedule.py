@@ -22,11 +22,20 @@ class Schedule:
     # Share of fresh noise when x0 is noised again, 0 < eta <= 1. 1: all of it, as the research code does; less: the rest is
     # the noise that the model itself sees in x_t, so that the path is nearly the flow's own (η of DDIM, arXiv 2010.02502).
     eta: Annotated[float, Field(gt=0, le=1)] = 1.0  # at 0 the noise would be an unused input
+    # Of the first chunk that is denoised, if it has steps of its own: Causal Forcing++ gives the sink more of them.
+    first_steps: tuple[int, ...] | None = None
 
     def timesteps(self) -> NDArray[np.float64]:
         """The warped timesteps of the denoising passes: the shifted table, indexed at 1000 − step. [n]"""
+        return self._warped(self.steps)
+
+    def first_timesteps(self) -> NDArray[np.float64]:
+        """The same of a first chunk with steps of its own; without, none. [m] or [0]"""
+        return self._warped(self.first_steps or ())
+
+    def _warped(self, steps: tuple[int, ...]) -> NDArray[np.float64]:
         table = np.append(1000.0 * shifted_sigmas(self.shift), 0.0)
-        return table[TRAIN_STEPS - np.asarray(self.steps)]
+        return table[TRAIN_STEPS - np.asarray(steps, np.int64)]
 
     def sigmas(self) -> NDArray[np.float64]:
         """σ of every denoising pass, [n]."""

@@ -14,6 +14,7 @@ from ..engines.ort import OrtBackend
 from ..runtime.ring import RingLayout
 from ..runtime.rope import axis_frequencies, head_thetas, temporal_tables
 from .graphs import PortableStepGraph, PromptGraph, StepGraph
+from .recachegraph import RecacheGraph
 
 
 def compare(
@@ -22,10 +23,12 @@ def compare(
     prompt: PromptGraph,
     decoders: dict[str, nn.Module],
     encoder: nn.Module | None,
+    recache: RecacheGraph | None,
     chunks: int,
 ) -> dict[str, float]:
     """Largest differences by output: 'prompt', 'x0', 'next', 'ring' (and 'sink_mass' of the probe) relative to the
-    reference's largest value, 'frames' in grey levels, the decoder's 'states' and the encoder's 'anchor', relative."""
+    reference's largest value, 'recache' likewise, 'frames' in grey levels, the decoder's 'states' and the encoder's
+    'anchor', relative."""
     backend = OrtBackend(EngineOptions())
     generator = torch.Generator().manual_seed(0)
     worst: dict[str, float] = {}
@@ -46,6 +49,9 @@ def compare(
 
     for name, module in steps.items():
         compare_step(bundle, name, module, context, chunks, check)
+
+    if recache is not None:
+        compare_recache(bundle, recache, context, check)
 
     engines = {name: backend.load(bundle, name) for name in decoders}
     all_buffers = {name: _buffers(engine) for name, engine in engines.items()}
@@ -97,7 +103,9 @@ def compare_step(
     generator = torch.Generator().manual_seed(1)
     keys = [torch.zeros(_shape(bundle, name, "k_0"), dtype=context[0].dtype) for _ in range(layers)]
     values = [torch.zeros_like(k) for k in keys]
-    denoising = len(bundle.manifest.schedule.steps)
+    schedule = bundle.manifest.schedule
+    commit = len(schedule.steps)
+    usual, first = range(commit), range(commit + 1, commit + 1 + len(schedule.first_steps or []))
     for c in range(chunks):
         slot = layout.past_slot(c) if portable else layout.slot(c)
         tables = temporal_tables(np.arange(geometry.chunk) + float(c * geometry.chunk), frequencies)
@@ -107,7 +115,8 @@ def compare_step(
             mask[-geometry.chunk_tokens :] = 0
             place = (mask.view(1, 1, 1, -1),)
         latent = torch.randn(geometry.latent_shape, generator=generator)
-        for i in range(denoising + 1):
+        denoising = first if c == 0 and first else usual
+        for i in [*denoising, commit]:
             noise = torch.randn(geometry.latent_shape, generator=generator)
             args = (latent, torch.tensor([i]), noise, *(torch.from_numpy(t) for t in tables))
             x0, after, *rest = module(*args, list(place), keys, values, list(context[:layers]), list(context[layers:]))
@@ -124,13 +133,52 @@ def compare_step(
             for side, tensors in zip("kv", own, strict=True):
                 for j, tensor in enumerate(tensors):
                     check("ring", buffers[f"{side}_{j}{'_new' if portable else ''}"], tensor)
-            latent = x0 if i >= denoising - 1 else after
-            if portable and i == denoising and slot.start >= 0:
+            latent = x0 if i in (denoising[-1], commit) else after
+            if portable and i == commit and slot.start >= 0:
                 stop = slot.start + geometry.chunk_tokens
                 for side, ring, tensors in zip("kv", (keys, values), own, strict=True):
                     for j, tensor in enumerate(tensors):
                         ring[j][:, :, slot.start : stop] = tensor
                         buffers[f"{side}_{j}"].write_tokens(slot.start, buffers[f"{side}_{j}_new"].read())
+
+
+def compare_recache(
+    bundle: Bundle, module: RecacheGraph, context: tuple[Tensor, ...], check: Callable[[str, Buffer, Tensor], None]
+) -> None:
+    """The pass over the whole window: a full one whose sinks stay, and one that is filling, whose sinks are made anew."""
+    engine = OrtBackend(EngineOptions()).load(bundle, "recache")
+    buffers = _buffers(engine)
+    ring, layers = module.ring, module.model.config.layers
+    generator = torch.Generator().manual_seed(2)
+    for keep, there in ((1, ring.cache_tokens), (0, ring.chunk_tokens)):
+        given: dict[str, Tensor] = {
+            s.name: torch.randn(s.shape, generator=generator).to(getattr(torch, s.dtype)) for s in engine.graph.inputs
+        }
+        angle = torch.rand(given["rope_cos"].shape, generator=generator)
+        given |= {"rope_cos": angle.cos(), "rope_sin": angle.sin()}
+        if module.portable:
+            seen = torch.arange(ring.cache_tokens) < there
+            place = given["mask"] = torch.where(seen, 0.0, HIDDEN).view(1, 1, 1, -1)
+        else:
+            place = given["kv_len"] = torch.tensor([there])
+        given["keep"] = torch.tensor([keep])
+        given |= {
+            n: t for n, t in zip(_names("prompt_k", "prompt_v", layers=layers), context, strict=True) if n in given
+        }
+        sinks = [[given[n] for n in _names(s, layers=layers) if n in given] for s in ("sink_k", "sink_v")]
+        made = module(
+            *(given[n] for n in ("latents", "rope_cos", "rope_sin")),
+            *(place, given["keep"], *sinks, list(context[:layers]), list(context[layers:])),
+        )
+        for spec in engine.graph.inputs:
+            buffers[spec.name].write(given[spec.name].numpy())
+        _run(engine, buffers)
+        for name, expected in zip(_names("k", "v", layers=layers), made, strict=True):
+            check("recache", buffers[f"{name}_next"], expected)
+
+
+def _names(*sides: str, layers: int) -> list[str]:
+    return [f"{side}_{i}" for side in sides for i in range(layers)]
 
 
 def _shape(bundle: Bundle, graph: str, name: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ..engines.bundle import Geometry, describe, first_problem, parse_size
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
-from .bundle import Parts, check_target, write_bundle
+from .bundle import Parts, Recache, check_target, write_bundle
 from .checkpoint import RopeConfig
 from .lora import Lora, merge_loras
 from .names import public_names
@@ -43,12 +43,14 @@ class WanSource:
     sink: int = 3
     fps: int = 16
     steps: tuple[int, ...] = (1000, 750, 500, 250)
+    first_steps: tuple[int, ...] | None = None  # of the first chunk; None: as all others
     shift: float = 5.0
     rope: Literal["absolute", "relative"] = "absolute"
     jitter: float = 0.8
     jitter_seed: int = 0
     precision: Literal["fp32", "fp16"] = "fp16"
     form: Literal["in-place", "portable"] = "in-place"
+    recache: Recache = "window"
     encoder: bool = False
     text_graph: bool = False
     origin: dict[str, str] = field(default_factory=dict)  # repository, path and commit of what came from the hub
@@ -85,7 +87,7 @@ def export_wan(
         name=source.generator.stem,
         transformer=transformer,
         geometry=geometry,
-        schedule=Schedule(source.steps, source.shift),
+        schedule=schedule_of(source),
         rope=rope,
         decoders=decoders,
         encoder=encoder if source.encoder else None,
@@ -93,6 +95,7 @@ def export_wan(
         provenance=provenance(source, text_encoder.name),
         precision=source.precision,
         form=source.form,
+        recache=source.recache,
         text_encoder=text_encoder if source.text_graph else None,  # type: ignore[arg-type] - checked above
     )
     del text_encoder  # unless it is exported, the largest thing in memory is done with
@@ -139,18 +142,29 @@ def provenance(source: WanSource, text_encoder: str) -> dict[str, Any]:
     return out | ({"hub": source.origin} if source.origin else {})
 
 
+def schedule_of(source: WanSource) -> Schedule:
+    first = None if source.first_steps == source.steps else source.first_steps
+    return Schedule(source.steps, source.shift, first_steps=first)
+
+
 def check_schedule(source: WanSource) -> None:
-    """Raises UserError unless the steps fall from at most 1000 to above 0."""
-    steps = source.steps
-    if not steps or steps[0] > 1000 or steps[-1] < 1 or any(b >= a for a, b in itertools.pairwise(steps)):
-        raise UserError(f"--steps {','.join(map(str, steps))}: expected falling numbers from 1000 to 1")
+    """Raises UserError unless the steps fall from at most 1000 to above 0, and look as if no shift was in them yet."""
     if not 0 < source.shift < math.inf:
         raise UserError(f"--shift {source.shift}: expected a number above 0")
-    if source.shift != 1 and (found := warped_from(steps, source.shift)):
-        plain, shift = found
+    for flag, steps in (("--steps", source.steps), ("--first-steps", source.first_steps)):
+        if steps is not None:
+            check_steps(flag, steps, source.shift)
+
+
+def check_steps(flag: str, steps: tuple[int, ...], shift: float) -> None:
+    told = ",".join(map(str, steps))
+    if not steps or steps[0] > 1000 or steps[-1] < 1 or any(b >= a for a, b in itertools.pairwise(steps)):
+        raise UserError(f"{flag} {told}: expected falling numbers from 1000 to 1")
+    if shift != 1 and (found := warped_from(steps, shift)):
+        plain, likely = found
         raise UserError(
-            f"--steps {','.join(map(str, steps))}: look like {','.join(map(str, plain))} after a shift of {shift:g}, and "
-            f"--shift {source.shift:g} shifts them again; expected --shift 1 with these, or those with --shift {shift:g}"
+            f"{flag} {told}: look like {','.join(map(str, plain))} after a shift of {likely:g}, and "
+            f"--shift {shift:g} shifts them again; expected --shift 1 with these, or those with --shift {likely:g}"
         )
 
 

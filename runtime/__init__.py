@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from ..engines.base import EngineOptions as EngineOptions
     from ..engines.bundle import Bundle as Bundle
     from ..engines.errors import UserError as UserError
+    from .chunks import Chunk as Chunk
+    from .chunks import Timings as Timings
     from .demo import DEMO_BUNDLE as DEMO_BUNDLE
     from .demo import open_bundle as open_bundle
     from .generation import PromptChange as PromptChange
     from .generation import generate as generate
     from .outputs import open_output as open_output
     from .stream import TRANSITIONS as TRANSITIONS
-    from .stream import Chunk as Chunk
     from .stream import Stream as Stream
-    from .stream import Timings as Timings
     from .stream import Transition as Transition
 
 # Imported at the first use of a name: the command line's help, and whoever needs one module of this room, load no more.
@@ -37,9 +37,9 @@ _HOMES = {
     "PromptChange": ".generation",
     "generate": ".generation",
     "TRANSITIONS": ".stream",
-    "Chunk": ".stream",
+    "Chunk": ".chunks",
     "Stream": ".stream",
-    "Timings": ".stream",
+    "Timings": ".chunks",
     "Transition": ".stream",
     "open_output": ".outputs",
 }

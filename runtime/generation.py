@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
+from .chunks import Chunk
 from .outputs import open_output
-from .stream import Chunk, Stream, Transition, check_transition
+from .stream import Stream, Transition, check_transition
 from .video import choose_encoder
 
 
@@ -105,6 +106,8 @@ def generate(
         for change in waiting:
             check_transition(change.transition)
             stream.bank.find(change.prompt)  # fail now, not in an hour
+        for note in stream.notices:
+            notice(note)
         chosen, told = choose_encoder(encoder, g.width, g.height)
         if told:
             notice(told)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..engines.base import HIDDEN, Backend, Buffer, Engine, Launch
 from ..engines.bundle import Bundle
+from .recache import Recache, recache_bytes
 from .ring import Slot
 from .rope import temporal_tables
 
@@ -36,6 +37,11 @@ class SinkKeys:
         if written == 0:
             self.start = position
         self.keys = [buffer.read_tokens(0, self.tokens) for buffer in ring]
+
+    def remember_again(self, ring: list[Buffer]) -> None:
+        """They were made anew where they are."""
+        if self.start is not None:
+            self.keys = [buffer.read_tokens(0, self.tokens) for buffer in ring]
 
     def follow(self, position: int, frequencies: NDArray[np.float64], ring: list[Buffer]) -> None:
         """Write the sink keys as if the first sink frame stood at `position` (never before where it was made)."""
@@ -61,7 +67,12 @@ class Passes:
     def __init__(self, backend: Backend, bundle: Bundle, step_graph: str, lanes: int):
         manifest = bundle.manifest
         g, net = manifest.geometry, manifest.network
-        self.steps = n = len(manifest.schedule.steps)
+        n, first_steps = len(manifest.schedule.steps), len(manifest.schedule.first_steps or [])
+        # Indices into the step graph's schedule of a chunk's denoising passes, by what kind of chunk it is: see `start`.
+        self.schedules = {"make": range(n), "keep": range(0)}
+        if first_steps:
+            self.schedules["first"] = range(n + 1, n + 1 + first_steps)
+        self._commit = n
         self.portable = manifest.form == "portable"
         self.lanes = lanes
         self.layers = range(net.layers)
@@ -79,7 +90,7 @@ class Passes:
         text_shape = (1, net.heads, net.text_len, net.head_dim)
         kind = _dtype(step, "prompt_k_0")
         self.prompt_kv = {f"prompt_{s}_{i}": zeros(text_shape, kind) for s in "kv" for i in self.layers}
-        self.noise = [zeros(g.latent_shape, "float32") for _ in range(n)]
+        self.noise = [zeros(g.latent_shape, "float32") for _ in range(max(n, first_steps))]
         self._latents = [zeros(g.latent_shape, "float32") for _ in range(2)]  # x_t of even and odd steps
         self.x0, spare = zeros(g.latent_shape, "float32"), zeros(g.latent_shape, "float32")
         # What the decoder reads: with two lanes a copy, because x0 is being overwritten meanwhile.
@@ -89,11 +100,11 @@ class Passes:
         self.slot, self.valid = zeros((1,), "int64"), zeros((1,), "int64")
         self.mask = zeros((1, 1, 1, g.cache_tokens), "float32")
         self._store_at = -1  # where the portable form's chunk goes when it is committed
-        indices = [zeros((1,), "int64") for _ in range(n + 1)]
+        indices = [zeros((1,), "int64") for _ in range(n + 1 + first_steps)]
         for i, index in enumerate(indices):
             index.write(np.array([i], np.int64))
-        self.observed = self._watched(step, decode, set(updated))
-        denoise, commit = self._bind_steps(step, indices, updated, spare)
+        self._told, self._told_beside = self._watched(step, decode, set(updated), len(indices))
+        works = self._bind_steps(step, indices, updated, spare)
 
         self.text = zeros((1, net.text_len, net.text_dim), "float32")
         self._encode_prompt = prompt.bind({"text": self.text}, self.prompt_kv)
@@ -104,8 +115,6 @@ class Passes:
         first = backend.load(bundle, "decode_first", lanes == 2) if "decode_first" in manifest.graphs else decode
         turns = [self._bind_decode(*turn) for turn in ((decode, 0), (decode, 1), (first, 0))]
         self._frames = [frames for _, frames in turns]
-        # A chunk whose latent is given is only committed and decoded.
-        works = {"make": [*denoise, commit], "keep": [commit]}
         chain = step.device.chain
         self._chains: dict[tuple[str, int | None], Launch]
         if lanes == 1:
@@ -113,45 +122,58 @@ class Passes:
         else:
             self._chains = {(name, t): chain(work, turns[t][0]) for name, work in works.items() for t in range(3)}
             self._chains |= {(name, None): chain(work) for name, work in works.items()}
+        self.recache, self.recache_note = load_recache(backend, bundle, self.ring, self.prompt_kv)
         self._running: Launch | None = None
+        self._kind = "keep"
         self._turn: int | None = None
         self.decoded = 0  # chunks since the decoder's states were zero
 
-    def _watched(self, step: Engine, decode: Engine, updated: set[str]) -> list[dict[str, Buffer]]:
-        """What instrumented graphs tell beyond the contract, for every pass of a chunk, its decoding last."""
+    def _watched(
+        self, step: Engine, decode: Engine, updated: set[str], passes: int
+    ) -> tuple[list[dict[str, Buffer]], dict[str, Buffer]]:
+        """What instrumented graphs tell beyond the contract, for every index of the schedule, and for decoding."""
         told = [spec for spec in step.graph.outputs if spec.name not in {"x0", "next", *updated}]
         beside = [s for s in decode.graph.outputs if s.name != "frames" and not s.name.endswith("_next")]
         zeros = step.device.zeros
-        return [{s.name: zeros(s.shape, s.dtype) for s in specs} for specs in (*[told] * (self.steps + 1), beside)]
+        rows = [{s.name: zeros(s.shape, s.dtype) for s in specs} for specs in (*[told] * passes, beside)]
+        return rows[:-1], rows[-1]
+
+    @property
+    def observed(self) -> list[dict[str, Buffer]]:
+        """What they told of the last chunk that was started: its denoising passes, its commit pass, its decoding."""
+        return [*(self._told[i] for i in (*self.schedules[self._kind], self._commit)), self._told_beside]
 
     def _bind_steps(
         self, step: Engine, indices: list[Buffer], updated: dict[str, Buffer], spare: Buffer
-    ) -> tuple[list[Callable[[], None]], Callable[[], None]]:
-        """The denoising passes and the commit pass; also the one that commits a given latent again."""
-        n, latents = self.steps, self._latents
+    ) -> dict[str, list[Callable[[], None]]]:
+        """The passes of every kind of chunk; also the one that commits a given latent again."""
+        latents = self._latents
         place = {"mask": self.mask} if self.portable else {"slot": self.slot, "kv_len": self.valid}
         shared = {"rope_cos": self.cos, "rope_sin": self.sin, **place, **self.ring, **self.prompt_kv}
 
         def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
             inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}
-            return step.bind(inputs, {"x0": x0, "next": after, **updated, **self.observed[index]})
+            return step.bind(inputs, {"x0": x0, "next": after, **updated, **self._told[index]})
 
         # Pass 0 starts from pure noise; pass i reads what pass i − 1 re-noised with its noise, draw i.
-        denoise = [
-            bound(
-                i,
-                self.noise[0] if i == 0 else latents[i % 2],
-                self.noise[(i + 1) % n],
-                self.x0,
-                latents[(i + 1) % 2] if i < n - 1 else spare,
-            )
-            for i in range(n)
-        ]
+        def denoise(schedule: range) -> list[Callable[[], None]]:
+            n = len(schedule)
+            return [
+                bound(
+                    index,
+                    self.noise[0] if i == 0 else latents[i % 2],
+                    self.noise[(i + 1) % n],
+                    self.x0,
+                    latents[(i + 1) % 2] if i < n - 1 else spare,
+                )
+                for i, index in enumerate(schedule)
+            ]
+
         scratch = step.device.zeros(self.x0.shape, "float32")
-        commit = bound(n, self.x0, self.noise[0], scratch, spare)
+        commit = bound(self._commit, self.x0, self.noise[0], scratch, spare)
         self._clean = step.device.zeros(self.x0.shape, "float32")
-        self._recommit = bound(n, self._clean, self.noise[0], scratch, spare)
-        return denoise, commit
+        self._recommit = bound(self._commit, self._clean, self.noise[0], scratch, spare)
+        return {kind: [*denoise(schedule), commit] for kind, schedule in self.schedules.items()}
 
     def _bind_decode(self, engine: Engine, turn: int) -> tuple[list[Callable[[], None]], Buffer]:
         """The decoding pass, then the copy of its frames to the host."""
@@ -159,7 +181,7 @@ class Passes:
         spec = next(s for s in engine.graph.outputs if s.name == "frames")
         frames = engine.device.zeros(spec.shape, spec.dtype)
         told = (
-            self.observed[-1] if engine.graph.outputs[-1].name in self.observed[-1] else {}
+            self._told_beside if engine.graph.outputs[-1].name in self._told_beside else {}
         )  # a first chunk's does not
         outputs = {"frames": frames, **{f"{name}_next": buffer for name, buffer in new.items()}, **told}
         read = {s.name for s in engine.graph.inputs}  # a first chunk's decoder need not read all states
@@ -167,8 +189,9 @@ class Passes:
         return [engine.bind(inputs, outputs), frames.fetch], frames
 
     def start(self, kind: str, shown: NDArray[np.float32] | None = None) -> None:
-        """Start a chunk: "make" denoises and commits one, "keep" commits the latent in x0. With one lane its decoding
-        follows; with two, the latent `shown` is decoded beside it, if there is one."""
+        """Start a chunk: "make" denoises and commits one, "first" does so by the first chunk's own schedule (only where
+        the bundle has one), "keep" commits the latent in x0. With one lane its decoding follows; with two, the latent
+        `shown` is decoded beside it, if there is one."""
         if self.lanes == 1 or shown is not None:
             self._turn = self.decoded % 2 if self.decoded else 2
             self.decoded += 1
@@ -176,7 +199,7 @@ class Passes:
             self._turn = None
         if self.lanes == 2 and shown is not None:
             self._shown.write(shown)
-        self._running = self._chains[kind, self._turn]
+        self._kind, self._running = kind, self._chains[kind, self._turn]
         self._running.start()
 
     def made(self) -> list[float]:
@@ -214,7 +237,7 @@ class Passes:
             buffer.write(tensors[name])
 
     def write_noise(self, noise: NDArray[np.float32]) -> None:
-        for buffer, values in zip(self.noise, noise, strict=True):
+        for buffer, values in zip(self.noise, noise, strict=False):  # a schedule may be the shorter one
             buffer.write(values)
 
     def write_place(self, cos: NDArray[np.float32], sin: NDArray[np.float32], slot: Slot) -> None:
@@ -262,6 +285,22 @@ class Passes:
         """Copy one chunk's part of the ring to another slot of the ring."""
         for buffer in self.ring.values():
             buffer.write_tokens(target, buffer.read_tokens(source, source + tokens))
+
+
+def load_recache(
+    backend: Backend, bundle: Bundle, ring: dict[str, Buffer], prompt: dict[str, Buffer]
+) -> tuple[Recache | None, str | None]:
+    """The pass of a smooth prompt change, if the bundle has its graph and the device room for it (asked when all else is
+    loaded); and what to tell where it has not."""
+    if bundle.manifest.recache != "window":
+        return None, None
+    free, wanted = backend.device.free(), recache_bytes(bundle)
+    if free is not None and wanted > free:
+        return None, (
+            f"{bundle.path}: smooth prompt changes go chunk by chunk: the pass over the whole window wants "
+            f"{wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on the device"
+        )
+    return Recache(backend, bundle, ring, prompt), None
 
 
 def _dtype(engine: Engine, name: str) -> str:

@@ -34,6 +34,7 @@ class Facts(Model):
     frequencies: str  # hash of the temporal spectrum
     index: int = Field(ge=0)
     written: int = Field(ge=0)
+    first: bool = False  # whether the next chunk that is denoised is the first; states of old have no such bundles
     position: int = Field(ge=0)
     prompt: str
     pending: list[str] | None
@@ -49,7 +50,8 @@ class Facts(Model):
 
 def identity(bundle: Bundle) -> str:
     """A hash of the graphs that a state belongs to."""
-    parts = [bundle.manifest.graphs[name].model.sha256 for name in ("step", "decode")]
+    graphs = bundle.manifest.graphs
+    parts = [graphs[name].model.sha256 for name in ("step", "decode", "recache") if name in graphs]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -24,49 +24,18 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.ort import OrtBackend
 from .anchor import encode_anchor
+from .chunks import Chunk, Timings
 from .noise import chunk_noise
 from .passes import Passes, SinkKeys
 from .prompts import PromptBank
 from .proof import require
+from .recache import Recache, Standing
 from .ring import RingLayout, Slot
 from .rope import axis_frequencies, head_thetas, temporal_tables
 
 Transition = Literal["swap", "smooth", "flush", "cut"]
 TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")
 MAX_SEED = 2**64 - 1
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds spent on one chunk, by the field's stage names."""
-
-    prompt: float  # a prompt change taking effect; 0 for most chunks
-    host: float  # noise, RoPE tables, copies
-    diffuse: tuple[float, ...]  # denoising passes, by step
-    finalize: float  # the commit pass
-    decode: float
-    copy: float  # frames to the host
-    total: float  # wall clock of the call that returned the chunk; less than the sum of the stages where they overlap
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One chunk of video. Its arrays belong to the caller."""
-
-    index: int  # 0, 1, 2 … since the stream began
-    position: int  # latent frame index of its first frame
-    prompt: str
-    frames: NDArray[np.uint8]  # [4F, H, W, 3] RGB; fewer in a stream's first chunk where the decoder says so
-    latent: NDArray[np.float32]  # [C, F, h, w], x0
-    timings: Timings
-    # What instrumented graphs tell beside their contract, by name, for every pass: denoising, then commit, then decode.
-    observed: list[dict[str, NDArray]] = field(default_factory=list)
-
-    @property
-    def sink_mass(self) -> NDArray[np.float32] | None:
-        """Share of attention on the sinks [steps, L, H]; None without the probe graph of `export --probe`."""
-        told = [values["sink_mass"] for values in self.observed[:-2] if "sink_mass" in values]
-        return np.stack(told) if told else None
 
 
 @dataclass
@@ -155,11 +124,15 @@ class Stream:
             require(self._loop, bundle, self.bank, backend)
         if self.rope_mode == "relative" and self._loop.keys[0].dtype.kind == "i":
             raise UserError("rope relative: it turns keys on the host, which an INT8 ring does not allow")
+        # What whoever runs this should be told.
+        self.notices = [note for note in (self._loop.recache_note,) if note is not None]
         self._anchors = deque([] if anchor is None else encode_anchor(backend, bundle, anchor))
         self._index = 0  # chunks made
         self._written = 0  # chunks committed since the ring was last emptied
+        self._first = True  # nothing was denoised since then: the next chunk that is has the first one's schedule
         self._position = start  # latent frame index of the next chunk
-        self._recent: deque[tuple[int, NDArray[np.float32]]] = deque(maxlen=max(1, self.layout.past_chunks))
+        # The newest chunks, one more than the ring holds: as many as that say that the stream is longer than its window.
+        self._recent: deque[Standing] = deque(maxlen=self.layout.chunks + 1)
         self._sinks = SinkKeys(self.layout.sink_tokens)
         self._begun: _Begun | None = None  # the chunk that is being made
 
@@ -169,6 +142,12 @@ class Stream:
         return self._begun.position if self._begun else self._position
 
     @property
+    def recache(self) -> Literal["window", "chunks"]:
+        """What `smooth` does: all frames of the ring in one pass, as LongLive does, or chunk by chunk: by a bundle without
+        that graph, or on a device that has no room for it (`notices` says so)."""
+        return "chunks" if self._loop.recache is None else "window"
+
+    @property
     def prompt(self) -> str:
         """The prompt of the next chunk."""
         return self._pending[0] if self._pending else self._prompt
@@ -176,8 +155,8 @@ class Stream:
     def set_prompt(self, prompt: str, transition: Transition = "smooth") -> None:
         """Change the prompt from the next chunk on that has not been begun; with overlap one has been, after the first.
 
-        swap: the cross-attention keys and values change, the ring stays. smooth: also re-commit the window's clean
-        latents under the new prompt (LongLive's KV-recache). flush: keep only the sinks and the newest chunk
+        swap: the cross-attention keys and values change, the ring stays. smooth: also run the ring's clean latents again
+        under the new prompt (LongLive's KV-recache; `recache` tells how). flush: keep only the sinks and the newest chunk
         (Infinity-RoPE's KV flush). cut: a new scene with new sinks.
 
         Raises UserError when the prompt is not in the bank or the transition is unknown.
@@ -234,7 +213,7 @@ class Stream:
         latent = loop.x0.read()[0]
         if this.written < self.layout.sink_chunks:
             self._sinks.remember(this.position, this.written, loop.keys)
-        self._recent.append((this.position, latent))
+        self._recent.append(Standing(this.position, latent))
         host = this.host + clock.lap()
         if self.overlap:
             self._begun = self._begin((latent, this.fresh))
@@ -252,6 +231,7 @@ class Stream:
         if self.overlap:
             raise ValueError("keep_chunk needs a stream without overlap")
         self._anchors.appendleft(latent[None])
+        self._first = False  # it was made, elsewhere
         return self.next_chunk()
 
     def _begin(self, shown: tuple[NDArray[np.float32], bool] | None) -> _Begun:
@@ -265,11 +245,14 @@ class Stream:
         prompt_time = clock.lap()
         begun = _Begun(self._index, self._position, self._written, self._prompt, fresh, prompt_time)
         self._place(self._position)
-        kind = "keep" if self._anchors else "make"
         if self._anchors:
+            kind = "keep"
             loop.x0.write(self._anchors.popleft())
         else:
-            loop.write_noise(chunk_noise(self.seed, self._index, loop.steps, geometry.latent_shape))
+            kind = "first" if self._first and "first" in loop.schedules else "make"
+            self._first = False
+            draws = len(loop.schedules[kind])
+            loop.write_noise(chunk_noise(self.seed, self._index, draws, geometry.latent_shape))
         latent, anew = (None, fresh and not self.overlap) if shown is None else (shown[0][None], shown[1])
         if anew:
             loop.reset_decoder()
@@ -288,8 +271,8 @@ class Stream:
         tensors = self._loop.tensors()
         if self._begun is not None:
             tensors["begun"] = self._loop.x0.read()
-        for i, (_, latent) in enumerate(self._recent):
-            tensors[f"recent_{i}"] = latent
+        for i, chunk in enumerate(self._recent):
+            tensors[f"recent_{i}"] = chunk.latent
         for i, keys in enumerate(self._sinks.keys):
             tensors[f"sink_{i}"] = keys
         for i, latent in enumerate(self._anchors):
@@ -297,10 +280,11 @@ class Stream:
         facts = {
             "index": self._index,
             "written": self._written,
+            "first": self._first,
             "position": self._position,
             "prompt": self._prompt,
             "pending": self._pending,
-            "recent": [position for position, _ in self._recent],
+            "recent": [chunk.position for chunk in self._recent],
             "sink_start": self._sinks.start,
             "sinks": len(self._sinks.keys),
             "anchors": len(self._anchors),
@@ -312,10 +296,10 @@ class Stream:
     def restore(self, tensors: dict[str, NDArray], facts: dict[str, Any]) -> None:
         """Go on where `snapshot` was taken."""
         self._index, self._written, self._position = facts["index"], facts["written"], facts["position"]
-        self._prompt = self.bank.find(facts["prompt"])
+        self._prompt, self._first = self.bank.find(facts["prompt"]), facts["first"]
         self._pending = tuple(facts["pending"]) if facts["pending"] else None  # type: ignore[assignment]
         self._recent.clear()
-        self._recent.extend((p, tensors[f"recent_{i}"]) for i, p in enumerate(facts["recent"]))
+        self._recent.extend(Standing(p, tensors[f"recent_{i}"]) for i, p in enumerate(facts["recent"]))
         self._sinks.start = facts["sink_start"]
         self._sinks.keys = [tensors[f"sink_{i}"] for i in range(facts["sinks"])]
         self._anchors = deque(tensors[f"anchor_{i}"] for i in range(facts["anchors"]))
@@ -346,26 +330,42 @@ class Stream:
         if self._index == 0 or transition == "swap":
             return False
         if transition == "cut":
-            self._written = 0
+            self._written, self._first = 0, True
             self._recent.clear()
             self._sinks.forget()
             return True
-        if self._written > self.layout.sink_chunks:
+        if transition == "smooth" and self._loop.recache is not None:
+            self._recache(self._loop.recache)
+        elif self._written > self.layout.sink_chunks:
             if transition == "flush":
                 newest = self._slot(self._written - 1).start
                 if newest >= 0:
                     self._loop.move_chunk(newest, self.layout.sink_tokens, self.layout.chunk_tokens)
                 self._written = self.layout.sink_chunks + 1
             else:
-                recent = (
-                    list(self._recent)[-(self._written - self.layout.sink_chunks) :] if self.layout.past_chunks else []
-                )
+                seen = min(self._written - self.layout.sink_chunks, self.layout.past_chunks)
                 self._written = self.layout.sink_chunks
-                for position, latent in recent:
-                    self._place(position)
-                    self._loop.recommit(latent[None])
+                for chunk in list(self._recent)[-seen:] if seen else []:
+                    self._place(chunk.position)
+                    self._loop.recommit(chunk.latent[None])
                     self._written += 1
         return False
+
+    def _recache(self, recache: Recache) -> None:
+        """The ring again under the new prompt, in one pass; the sinks too while the stream is not longer than its window."""
+        if not self._written:
+            return
+        sinks, recent = self.layout.sink_chunks, list(self._recent)
+        anew = len(recent) <= self.layout.chunks
+        standing: list[Standing | None] = []
+        for chunk in self.layout.standing(self._written, self._loop.portable):
+            if chunk is None or (chunk < sinks and not anew):
+                standing.append(None)
+            else:
+                standing.append(recent[chunk if chunk < sinks else chunk - self._written])
+        recache.run(standing, self.frequencies, keep_sinks=not anew)
+        if anew:
+            self._sinks.remember_again(self._loop.keys)
 
 
 def check_transition(transition: str) -> None:

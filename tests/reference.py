@@ -151,6 +151,15 @@ class Reference:
         self.commit(x0, text, start)
         return x0
 
+    def recache(self, latents: Tensor, text: Tensor, start: int, keep: int) -> None:
+        """All these frames [C, n·F, h, w] in one pass, seeing each other both ways and the first `keep` chunks."""
+        self.past = self.past[:keep]
+        _, own = self.forward(latents, 0.0, text, start)
+        tokens = len(own[0][0]) * self.chunk // latents.shape[1]
+        layers = [(k.split(tokens), v.split(tokens)) for k, v in own]
+        for i in range(latents.shape[1] // self.chunk):
+            self.past.append([(k[i], v[i]) for k, v in layers])
+
     def commit(self, x0: Tensor, text: Tensor, start: int) -> None:
         _, own = self.forward(x0, 0.0, text, start)
         self.past.append(own)

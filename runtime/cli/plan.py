@@ -32,6 +32,9 @@ def plan(
     steps: Annotated[
         int, typer.Option(min=1, max=1000, help="Denoising passes a chunk; a commit pass comes on top.")
     ] = 4,
+    first_steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Of the first chunk, where it has its own (Causal Forcing++).")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16, fp8 or int8 (linear layers).")] = "fp16",
     int8_ring: Annotated[bool, typer.Option("--int8-ring", help="Keys and values in INT8.")] = False,
     decoder: Annotated[str, typer.Option(help="taehv or wan.")] = "taehv",
@@ -44,7 +47,7 @@ def plan(
     else:
         width, height = parse_size(size or "832x480")
         numbers = {"width": width, "height": height, "fps": fps, "chunk": chunk, "window": window, "sink": sink}
-        request = of_model(model, numbers | {"latent_channels": 16}, steps, precision, int8_ring, decoder)
+        request = of_model(model, numbers | {"latent_channels": 16}, steps, precision, int8_ring, decoder, first_steps)
     verdicts = [judge(request, one) for one in find_devices(device or [])]
     if as_json:
         tell_json(record(request, verdicts))
@@ -53,6 +56,6 @@ def plan(
         tell(line)
     title = f"Predicted seconds for a chunk of {request.geometry.chunk_seconds:.2f} s"
     names = report.columns(request)
-    show_table(names, report.rows(verdicts), title, left=names[4:])
+    show_table(names, report.rows(verdicts), title, left=names[5:])
     for line in report.shares():
         tell(line)

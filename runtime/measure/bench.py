@@ -24,6 +24,7 @@ from ...engines.bundle import Bundle, Geometry, first_problem
 from ...engines.errors import UserError
 from ...engines.machine import find_gpu, peak_memory, resident_memory
 from ...engines.text import read_text
+from ..recache import recache_bytes
 from ..server.pictures.fmp4 import Encoder
 from ..state import identity
 from ..stream import TRANSITIONS, Stream
@@ -133,7 +134,7 @@ def bench(
         start_energy = meter and meter[0]()
         rows, arrivals = measured(stream, encoder, chunks, tell)
         joules = meter[0]() - start_energy if meter and start_energy is not None else None
-        changes, encodes = prompt_changes(stream)
+        changes, encodes, again = prompt_changes(stream)
         encoder.close()
         return Result(
             bundle=facts_of(bundle),
@@ -146,7 +147,7 @@ def bench(
             },
             machine=machine(),
             cold=cold,
-            steady=steady_figures(rows, arrivals, encodes, g),
+            steady=steady_figures(rows, arrivals, {"encode": encodes, f"recache by {stream.recache}": again}, g),
             prompt_change_ms=changes,
             memory=memory(bundle, stream),
             energy=Energy(joules_per_chunk=joules / chunks, source=meter[1]) if joules is not None and meter else None,
@@ -165,6 +166,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
         "window": g.window,
         "sink": g.sink,
         "steps": len(m.schedule.steps),
+        "first_steps": len(m.schedule.first_steps or m.schedule.steps),  # of the chunk that the cold start ends with
         "precision": m.precision,
         "form": m.form,
     }
@@ -191,14 +193,14 @@ def measured(
 
 
 def steady_figures(
-    rows: Sequence[Mapping[str, float]], arrivals: Sequence[float], encodes: Sequence[float], g: Geometry
+    rows: Sequence[Mapping[str, float]], arrivals: Sequence[float], changes: Mapping[str, Sequence[float]], g: Geometry
 ) -> Steady:
-    """encodes: seconds of prompt changes, the stage `encode`."""
+    """changes: seconds of the stages that only chunks with a prompt change have."""
     late, worst = lateness(arrivals, g.chunk_frames, g.fps)
     each = spread(np.diff(arrivals).tolist())
     return Steady(
         chunks=len(rows),
-        stages={n: spread([row[n] for row in rows]) for n in rows[0]} | {"encode": spread(encodes)},
+        stages={n: spread([row[n] for row in rows]) for n in rows[0]} | {n: spread(s) for n, s in changes.items()},
         fps=g.chunk_frames / (each.mean / 1000),
         real_time_factor=g.chunk_seconds / (each.mean / 1000),
         interval_jitter_ms=each.p99 - each.p50,
@@ -212,10 +214,11 @@ def encode(encoder: Encoder, frames: NDArray[np.uint8]) -> None:
         encoder.encode(frame)
 
 
-def prompt_changes(stream: Stream, times: int = 3) -> tuple[dict[str, float], list[float]]:
-    """Milliseconds from set_prompt to the first frame made under it, and the seconds that the changes themselves took."""
+def prompt_changes(stream: Stream, times: int = 3) -> tuple[dict[str, float], list[float], list[float]]:
+    """Milliseconds from set_prompt to the first frame made under it; the seconds that the prompt's keys and values took,
+    and with them the window's, which `smooth` makes anew."""
     found: dict[str, list[float]] = {t: [] for t in TRANSITIONS}
-    encodes, prompts = [], stream.bank.prompts
+    encodes, again, prompts = [], [], stream.bank.prompts
     for n in range(times):
         for i, transition in enumerate(TRANSITIONS):
             wanted = prompts[(n * len(TRANSITIONS) + i) % len(prompts)]
@@ -226,17 +229,22 @@ def prompt_changes(stream: Stream, times: int = 3) -> tuple[dict[str, float], li
             found[transition].append(1000 * (time.perf_counter() - began))
             if transition == "swap":
                 encodes.append(chunk.timings.prompt)
+            elif transition == "smooth":
+                again.append(chunk.timings.prompt)
             for _ in range(stream.layout.chunks):  # a full window again
                 stream.next_chunk()
-    return {name: float(np.median(ms)) for name, ms in found.items()}, encodes
+    return {name: float(np.median(ms)) for name, ms in found.items()}, encodes, again
 
 
 def memory(bundle: Bundle, stream: Stream) -> dict[str, int]:
-    """Bytes by part. weights: of the graphs' files, as they are stored."""
+    """Bytes by part. weights: of the graphs' files, as they are stored; recache: what the pass of a smooth change wants
+    beside all else, its activations included (`recache_bytes`)."""
     used = [g for n, g in bundle.manifest.graphs.items() if n in ("step", "prompt", "decode", "decode_first")]
+    files = {ref.file: ref.bytes for g in used for ref in (g.model, *g.data)}
     return {
-        "weights": sum(ref.bytes for g in used for ref in (g.model, *g.data)),
+        "weights": sum(files.values()),
         **stream.sizes(),
+        "recache": recache_bytes(bundle) if stream.recache == "window" else 0,
         "process": resident_memory(),
         "process_peak": peak_memory(),
     }

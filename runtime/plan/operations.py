@@ -36,10 +36,14 @@ class Memory:
     prompt: int
     decoder: int
     activations: int
+    # What the pass of a smooth prompt change wants beside all that: its graph's weights, copies of the sinks, and the
+    # activations of all frames of the window. 0 where `smooth` goes chunk by chunk.
+    recache: int = 0
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values())
+        """What a stream cannot do without."""
+        return sum(asdict(self).values()) - self.recache
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Request:
     int8_ring: bool = False
     decoder: Literal["taehv", "wan"] = "taehv"
     decode_flops: int | None = None  # of a bundle's own decoder, in place of the public one's
+    recache: Literal["window", "chunks"] = "window"  # what `smooth` does
+    first_passes: int | None = None  # of a first chunk with a schedule of its own, the commit pass included
 
 
 def step_pass(n: Network, g: Geometry) -> Pass:
@@ -62,6 +68,32 @@ def step_pass(n: Network, g: Geometry) -> Pass:
     linear = 2 * tokens * (n.layers * per_layer + 2 * n.dim * patch)
     attend = 4 * tokens * n.dim * n.layers  # q·k and weights·v, per key
     return Pass(linear, attend * g.cache_tokens, attend * n.text_len)
+
+
+def recache_pass(n: Network, g: Geometry) -> Pass:
+    """Operations of the pass over all frames of the window, which ends with the last block's keys and values."""
+    tokens, whole = g.cache_tokens, n.layers - 1
+    per_layer = 6 * n.dim * n.dim + 2 * n.dim * n.ffn_dim
+    linear = 2 * tokens * (whole * per_layer + 2 * n.dim * n.dim + n.dim * 4 * g.latent_channels)
+    attend = 4 * tokens * n.dim * whole
+    return Pass(linear, attend * g.cache_tokens, attend * n.text_len)
+
+
+def recache_memory(request: Request) -> int:
+    """Bytes of that pass beside a stream's own. Engines that take turns share their scratch memory."""
+    if request.recache == "chunks":
+        return 0
+    n, g = request.network, request.geometry
+    wide = 4 if request.precision == "fp32" else 2
+    sinks = 2 * n.layers * g.sink * g.frame_tokens * n.dim * (1 if request.int8_ring else wide)
+    live = live_values(n, g.cache_tokens, wide) - live_values(n, g.chunk_tokens, wide)
+    matrices = (n.layers - 1) * (6 * n.dim * n.dim + 2 * n.dim * n.ffn_dim) + 2 * n.dim * n.dim
+    return matrices * WEIGHT_BYTES[request.precision] + sinks + live
+
+
+def live_values(n: Network, tokens: int, wide: int) -> int:
+    """Bytes at the widest place of a block: the FFN's hidden values, its input and output, and the residual in float32."""
+    return tokens * (n.ffn_dim + 2 * n.dim) * wide + tokens * n.dim * 4
 
 
 def parameters(n: Network, g: Geometry) -> int:
@@ -123,14 +155,13 @@ def memory(request: Request) -> Memory:
     wide = 4 if request.precision == "fp32" else 2
     ring = 2 * n.layers * g.cache_tokens * n.dim
     _, decoder_weights, decoder_values = decode_cost(request.decoder, g)
-    # The widest place of a block: the FFN's hidden values, its input and output, and the residual stream in float32.
-    live = g.chunk_tokens * (n.ffn_dim + 2 * n.dim) * wide + g.chunk_tokens * n.dim * 4
     return Memory(
         weights=parameters(n, g) * WEIGHT_BYTES[request.precision],
         ring=ring * (1 if request.int8_ring else wide),
         prompt=2 * n.layers * n.text_len * n.dim * wide,
         decoder=(decoder_weights + decoder_values) * wide,
-        activations=live,
+        activations=live_values(n, g.chunk_tokens, wide),
+        recache=recache_memory(request),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .devices import CLASSES
-from .operations import Request, decode_flops, memory, step_pass
+from .operations import Request, decode_flops, memory, recache_pass, step_pass
 from .roofline import Verdict
 
 
@@ -13,23 +13,44 @@ def costs(request: Request) -> list[str]:
     """What the model takes, wherever it runs."""
     g, work, parts = request.geometry, step_pass(request.network, request.geometry), memory(request)
     total = request.passes * work.total + decode_flops(request)
-    gigabytes = {name: value / 1e9 for name, value in vars(parts).items()} | {"in all": parts.total / 1e9}
+    first = (
+        []
+        if request.first_passes is None
+        else [
+            f"the first chunk of a stream, and the first after a cut: {request.first_passes} passes in place of "
+            f"{request.passes}, {(request.first_passes * work.total + decode_flops(request)) / 1e12:.1f} TFLOP"
+        ]
+    )
+    gigabytes = {k: v / 1e9 for k, v in vars(parts).items() if k != "recache"} | {"in all": parts.total / 1e9}
+    smooth = "smooth prompt changes: chunk by chunk"
+    if request.recache == "window":
+        smooth = (
+            f"smooth prompt changes: one pass over the window, {recache_pass(request.network, g).total / 1e12:.1f} TFLOP "
+            f"and {parts.recache / 1e9:.2f} GB more; chunk by chunk on a card that cannot hold it"
+        )
     return [
         f"{g.width}x{g.height}, window {g.window}, sink {g.sink}, {request.precision}: {g.chunk_tokens} tokens a chunk, "
         f"{g.cache_tokens} in the ring, {work.total / 1e12:.2f} TFLOP a pass, {total / 1e12:.1f} TFLOP a chunk, "
         f"{total / g.chunk_seconds / 1e12:.1f} TFLOP/s for {g.fps} fps",
+        *first,
         ", ".join(f"{name} {value:.2f} GB" for name, value in gigabytes.items()),
+        smooth,
     ]
 
 
 def columns(request: Request) -> list[str]:
-    return ["device", "best", "worst", "memory", f"real time at {request.geometry.fps} fps", "what to change"]
+    return ["device", "best", "worst", "smooth", "memory", f"real time at {request.geometry.fps} fps", "what to change"]
 
 
 def rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
     return [
-        [v.device, f"{v.best:.2f}", f"{v.worst:.2f}", f"{v.memory_share:.0%}", v.real_time, v.advice] for v in verdicts
+        [v.device, f"{v.best:.2f}", f"{v.worst:.2f}", smooth_cell(v), f"{v.memory_share:.0%}", v.real_time, v.advice]
+        for v in verdicts
     ]
+
+
+def smooth_cell(verdict: Verdict) -> str:
+    return f"{verdict.smooth_worst:.2f}" + (" by chunks" if verdict.smooth == "chunks" else "")
 
 
 def shares() -> list[str]:

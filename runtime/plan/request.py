@@ -28,12 +28,30 @@ def of_bundle(path: Path, precision: str, int8_ring: bool) -> Request:
         flops = sum(graph_flops(opened.graph_path("decode")).values())
     except ImportError:
         raise UserError("plan --bundle reads the graphs: pip install onnx") from None
-    passes = len(manifest.schedule.steps) + 1
-    return Request(manifest.network, manifest.geometry, passes, precision, int8_ring, "taehv", flops)  # type: ignore[arg-type]
+    schedule = manifest.schedule
+    return Request(
+        network=manifest.network,
+        geometry=manifest.geometry,
+        passes=len(schedule.steps) + 1,
+        first_passes=len(schedule.first_steps) + 1 if schedule.first_steps else None,
+        precision=precision,  # type: ignore[arg-type] - checked above
+        int8_ring=int8_ring,
+        recache=manifest.recache,
+        decode_flops=flops,
+    )
 
 
-def of_model(name: str, geometry: dict[str, Any], steps: int, precision: str, int8_ring: bool, decoder: str) -> Request:
-    """geometry: the fields of `Geometry`. Raises UserError naming the flag."""
+def of_model(
+    name: str,
+    geometry: dict[str, Any],
+    steps: int,
+    precision: str,
+    int8_ring: bool,
+    decoder: str,
+    first_steps: int | None = None,
+) -> Request:
+    """geometry: the fields of `Geometry`; first_steps: of the first chunk, where it has its own. Raises UserError naming
+    the flag."""
     check_precision(precision)
     if decoder not in ("taehv", "wan"):
         raise UserError(f"--decoder {decoder!r}: expected taehv or wan")
@@ -43,4 +61,5 @@ def of_model(name: str, geometry: dict[str, Any], steps: int, precision: str, in
         checked = Geometry(**geometry)
     except ValidationError as error:
         raise UserError(first_problem(error)) from None
-    return Request(MODELS[name], checked, steps + 1, precision, int8_ring, decoder)  # type: ignore[arg-type]
+    first = None if first_steps is None else first_steps + 1
+    return Request(MODELS[name], checked, steps + 1, precision, int8_ring, decoder, first_passes=first)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from .devices import CLASSES, Device
-from .operations import Request, decode_flops, memory, step_pass
+from .operations import Pass, Request, decode_flops, live_values, memory, recache_pass, step_pass
 
 BANDWIDTH_SHARE = 0.8  # of the peak that a stream of large reads reaches
 SIZES = ((832, 480), (640, 368), (480, 272), (416, 240), (320, 192), (256, 144))
@@ -21,11 +21,15 @@ SIZES = ((832, 480), (640, 368), (480, 272), (416, 240), (320, 192), (256, 144))
 
 @dataclass(frozen=True)
 class Verdict:
-    """A request on a device. Seconds for one chunk: with the class's best and worst factor."""
+    """A request on a device. Seconds for one chunk: with the class's best and worst factor; of the first chunk, which may
+    have other steps, with the worst. smooth: how a smooth prompt change runs the window again there, and its seconds."""
 
     device: str
     best: float
     worst: float
+    first: float
+    smooth: Literal["window", "chunks"]
+    smooth_worst: float
     memory_share: float
     real_time: Literal["yes", "perhaps", "no", "too large"]
     advice: str
@@ -33,7 +37,15 @@ class Verdict:
 
 def chunk_seconds(request: Request, device: Device, factor: float) -> float:
     """Roofline time of a chunk: every pass and the decoder, one after the other."""
-    work, parts = step_pass(request.network, request.geometry), memory(request)
+    once = pass_seconds(request, device, factor)
+    return request.passes * once + decode_flops(request) / (device.fp16 * 1e12 * factor)
+
+
+def pass_seconds(request: Request, device: Device, factor: float, work: Pass | None = None) -> float:
+    """Roofline time of one pass: of the step graph, or of as much `work` over the window."""
+    parts, wide = memory(request), 4 if request.precision == "fp32" else 2
+    live = parts.activations if work is None else live_values(request.network, request.geometry.cache_tokens, wide)
+    work = work or step_pass(request.network, request.geometry)
     fast = {"fp32": device.fp16 / 4, "fp16": device.fp16, "fp8": device.fp8 or 0, "int8": device.int8}[
         request.precision
     ]
@@ -41,19 +53,30 @@ def chunk_seconds(request: Request, device: Device, factor: float) -> float:
         return math.inf
     attention = work.self_attention + work.cross_attention  # stays in FP16 in every quantised form
     arithmetic = (work.linear / fast + attention / min(fast, device.fp16)) / 1e12 / factor
-    traffic = (parts.weights + parts.ring + parts.prompt + 2 * request.network.layers * parts.activations) / 1e9
-    once = max(arithmetic, traffic / device.bandwidth / BANDWIDTH_SHARE)
-    return request.passes * once + decode_flops(request) / (device.fp16 * 1e12 * factor)
+    traffic = (parts.weights + parts.ring + parts.prompt + 2 * request.network.layers * live) / 1e9
+    return max(arithmetic, traffic / device.bandwidth / BANDWIDTH_SHARE)
 
 
 def judge(request: Request, device: Device) -> Verdict:
     kind = CLASSES[device.kind]
     best, worst = (chunk_seconds(request, device, f) for f in (kind.highest, kind.lowest))
-    share = memory(request).total / (0.9 * device.memory * 1e9)  # a tenth is the system's
+    more = (request.first_passes or request.passes) - request.passes
+    first = worst + more * pass_seconds(request, device, kind.lowest) if more and math.isfinite(worst) else worst
+    parts, room = memory(request), 0.9 * device.memory * 1e9  # a tenth is the system's
+    share, smooth, seconds = parts.total / room, *smooth_change(request, device, kind.lowest)
     budget = request.geometry.chunk_seconds
     real_time = "too large" if share > 1 else "yes" if worst <= budget else "perhaps" if best <= budget else "no"
     advice = "" if real_time == "yes" else advise(request, device)
-    return Verdict(device.name, best, worst, share, real_time, advice)  # type: ignore[arg-type]
+    return Verdict(device.name, best, worst, first, smooth, seconds, share, real_time, advice)  # type: ignore[arg-type]
+
+
+def smooth_change(request: Request, device: Device, factor: float) -> tuple[Literal["window", "chunks"], float]:
+    """How a smooth prompt change runs the window again, and the seconds of that: in one pass where that fits."""
+    parts, g = memory(request), request.geometry
+    if request.recache == "window" and parts.total + parts.recache <= 0.9 * device.memory * 1e9:
+        return "window", pass_seconds(request, device, factor, recache_pass(request.network, g))
+    past = (g.window - g.sink) // g.chunk - 1
+    return "chunks", past * pass_seconds(request, device, factor) if past else 0.0
 
 
 def advise(request: Request, device: Device) -> str:
@@ -86,6 +109,7 @@ def record(request: Request, verdicts: Iterable[Verdict]) -> dict[str, Any]:
         "network": request.network.model_dump(),
         "precision": request.precision,
         "passes": request.passes,
+        "first_passes": request.first_passes or request.passes,
         "flops_per_pass": asdict(work) | {"total": work.total},
         "flops_decode": decode_flops(request),
         "memory": asdict(memory(request)) | {"total": memory(request).total},

@@ -147,9 +147,7 @@ def test_prompt_changes(bundle: Bundle, checkpoint: Path, transition: str) -> No
             if c == 6:
                 stream.set_prompt(PROMPTS[2], transition)  # type: ignore[arg-type]
                 if transition == "smooth":
-                    reference.past = reference.past[:1]
-                    for back in (2, 1):
-                        reference.commit(made[-back], texts[prompt], 3 * (c - back))
+                    reference.recache(torch.cat(made[-3:], 1), texts[prompt], 3 * (c - 3), keep=1)
                 elif transition == "flush":
                     reference.past = [reference.past[0], reference.past[-1]]
                 elif transition == "cut":
@@ -162,19 +160,20 @@ def test_prompt_changes(bundle: Bundle, checkpoint: Path, transition: str) -> No
             assert error < 2e-5, f"chunk {c}"
 
 
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("at", [1, 2, 4])
 @pytest.mark.parametrize("transition", ["smooth", "flush"])
 def test_prompt_changes_before_the_ring_is_full(bundle: Bundle, checkpoint: Path, transition: str, at: int) -> None:
     reference = reference_of(bundle, checkpoint, 0.8)
     texts, made = texts_of(checkpoint), []
     with Stream(bundle, seed=5, prompt=PROMPTS[0], overlap=False) as stream:
-        for c in range(4):
+        for c in range(6):
             prompt = PROMPTS[0] if c < at else PROMPTS[1]
             if c == at:
                 stream.set_prompt(prompt, transition)  # type: ignore[arg-type]
-                if transition == "smooth" and at == 2:
-                    reference.past = reference.past[:1]
-                    reference.commit(made[1], texts[prompt], 3)
+                if transition == "smooth":
+                    reference.recache(torch.cat(made, 1), texts[prompt], 0, keep=0)  # the sinks too
+                elif at == 4:
+                    reference.past = [reference.past[0], reference.past[-1]]
             expected = reference.next_chunk(noise_of(5, c, bundle), SIGMAS, texts[prompt], 3 * c)
             made.append(expected)
             latent = torch.from_numpy(stream.next_chunk().latent).double()

@@ -28,10 +28,11 @@ from ....engines.errors import UserError
 from ....engines.files import reason
 from ....engines.machine import resident_memory
 from ....engines.text import first_line
+from ...chunks import Chunk
 from ...demo import open_bundle
 from ...picture import read_picture
 from ...state import load_state, read_facts, save_state
-from ...stream import Chunk, Stream
+from ...stream import Stream
 from ..config import StreamSettings
 from ..orders.playlist import Change, Director, Playlist
 from .seen import Seen
@@ -87,6 +88,8 @@ class Generator:
             anchor=None if settings.anchor is None else self._anchor(settings.anchor, settings.ground),
             backend=open_backend(settings.backend, EngineOptions(settings.provider, settings.threads)),
         )
+        for note in self.stream.notices:
+            self.connection.send(("event", "recache", note))
         self.director = Director(g.chunk_seconds)
         self.director.follow(job.playlist)
         self.fader = Fader(g.fps)

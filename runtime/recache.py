@@ -1,0 +1,77 @@
+"""What a smooth prompt change runs where the bundle has the graph for it: the whole window again, in one pass.
+
+LongLive's KV-recache: the clean latents of all frames of the ring see each other both ways, and the sinks, under the new
+prompt, at timestep 0. The sinks keep their keys and values unless the stream is not longer than its window yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.base import HIDDEN, Backend, Buffer
+from ..engines.bundle import Bundle
+from .ring import RingLayout
+from .rope import temporal_tables
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A chunk that stands in the ring: latent frame index of its first frame, and its clean latent [C, F, 2h, 2w]."""
+
+    position: int
+    latent: NDArray[np.float32]
+
+
+class Recache:
+    """The bound pass with buffers of its own. ring: what it rewrites; prompt: the keys and values that it reads."""
+
+    def __init__(self, backend: Backend, bundle: Bundle, ring: Mapping[str, Buffer], prompt: Mapping[str, Buffer]):
+        manifest = bundle.manifest
+        self.layout, self.chunk = RingLayout.of(manifest.geometry), manifest.geometry.chunk
+        self.portable = manifest.form == "portable"
+        engine = backend.load(bundle, "recache")
+        self.ring, zeros = ring, engine.device.zeros
+        inputs = {s.name: prompt.get(s.name) or zeros(s.shape, s.dtype) for s in engine.graph.inputs}
+        self.own = {name: buffer for name, buffer in inputs.items() if name not in prompt}
+        self._run = engine.bind(inputs, {f"{name}_next": buffer for name, buffer in ring.items()})
+
+    def run(self, standing: Sequence[Standing | None], frequencies: NDArray[np.float64], keep_sinks: bool) -> None:
+        """Make the ring anew. standing: by slot, None where none stands (or a sink that stays), as `RingLayout.standing`
+        orders them; frequencies [heads, channels/2] of the temporal tables."""
+        own, chunk, layout = self.own, self.chunk, self.layout
+        latents = np.zeros(own["latents"].shape, np.float32)
+        positions = np.zeros(len(standing) * chunk)
+        for i, one in enumerate(standing):
+            if one is not None:
+                latents[0, :, i * chunk : (i + 1) * chunk] = one.latent
+                positions[i * chunk : (i + 1) * chunk] = one.position + np.arange(chunk)
+        own["latents"].write(latents)
+        for name, table in zip(("rope_cos", "rope_sin"), temporal_tables(positions, frequencies), strict=True):
+            own[name].write(table)
+        there = np.array([one is not None or (keep_sinks and i < layout.sink_chunks) for i, one in enumerate(standing)])
+        if self.portable:
+            mask = np.where(np.repeat(there, layout.chunk_tokens), 0.0, HIDDEN).astype(np.float32)
+            own["mask"].write(mask.reshape(own["mask"].shape))
+        else:
+            own["kv_len"].write(np.array([there.sum() * layout.chunk_tokens], np.int64))
+        if "keep" in own:
+            own["keep"].write(np.array([int(keep_sinks)], np.int64))
+        for name, buffer in own.items():
+            if name.startswith("sink_"):
+                buffer.copy_tokens(0, self.ring[name.removeprefix("sink_")], count=layout.sink_tokens)
+        self._run()
+
+
+def recache_bytes(bundle: Bundle) -> int:
+    """Device memory that the pass wants beside a stream's own: its graph's weights as they are stored, copies of the sinks,
+    and the widest place of a block for all frames of the window."""
+    manifest = bundle.manifest
+    graph, net, g = manifest.graphs["recache"], manifest.network, manifest.geometry
+    wide = {"float32": 4, "int8": 1}
+    own = sum(int(np.prod(s.shape)) * wide.get(s.dtype, 2) for s in graph.inputs if s.name.startswith(("sink_", "lat")))
+    live = g.cache_tokens * (net.ffn_dim + 4 * net.dim) * 2
+    return sum(ref.bytes for ref in (graph.model, *graph.data)) + own + live
