@@ -10,6 +10,7 @@ import typer
 from ..runtime.cli import options
 from ..runtime.cli.console import reporting, show_table, tell, tell_json
 from ..runtime.demo import open_bundle
+from .base import EngineOptions
 
 app = typer.Typer()
 
@@ -82,14 +83,20 @@ def inspect(
 
 @app.command()
 def doctor(as_json: options.Json = False) -> None:
-    """What this machine can run, and what is missing for each backend."""
+    """What this machine can run, and what is missing for each backend.
+
+    The first time, every backend that works makes a few chunks of the demo, so that the fastest is known.
+    """
+    from ..runtime.choice import AUTO, open_engines
     from ..runtime.plan.devices import DEVICES
     from ..runtime.video import working_encoders
     from . import doctor as doctors
 
     found = doctors.diagnose(working_encoders(), [device.name for device in DEVICES])
+    chosen: list[str] = []
+    open_engines(open_bundle(None), AUTO, EngineOptions(), chosen.append)
     if as_json:
-        tell_json(doctors.as_record(found))
+        tell_json(doctors.as_record(found) | {"auto": chosen[0]})
         return
-    for line in doctors.lines(found):
+    for line in (*doctors.lines(found), f"--backend auto: {chosen[0]}"):
         tell(line)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
@@ -105,6 +107,24 @@ def write_whole(file: Path, content: bytes) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"{file}: cannot write: {reason(error)}") from None
+
+
+def kept_records(file: Path) -> dict[str, Any]:
+    """What `keep_record` kept, by key; nothing where that cannot be read."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def keep_record(file: Path, key: str, record: Any) -> None:
+    """Add a record to a JSON file, or put it in place of an older one. What cannot be kept is found out again next time."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(kept_records(file) | {key: record}, indent=1).encode())
+    except (OSError, UserError) as error:
+        log.info("not kept for the next start: %s", error)
 
 
 @contextmanager

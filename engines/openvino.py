@@ -158,8 +158,11 @@ class OvBackend:
 
 
 def read_graph(openvino: Any, file: Path, masked: bool) -> Any:
-    """The graph as OpenVINO's own model. Its reader lacks TensorScatter and the attention's key-value lengths (2026.4): both
-    are written here in operators that it has. masked: False where the ring is full."""
+    """The graph as OpenVINO's own model. masked: False where the ring is full.
+
+    Its reader lacks TensorScatter and the attention's key-value lengths (2026.4): both are written here in operators that it
+    has. RotaryEmbedding too: made by its reader, it comes back wrong from a compiled model that was kept (keys off by as
+    much as they are large)."""
     from openvino import opset13 as op
     from openvino.frontend.onnx import ConversionExtension
 
@@ -184,9 +187,16 @@ def read_graph(openvino: Any, file: Path, masked: bool) -> Any:
         scale = op.constant(np.array(node.get_attribute("scale"), kind))
         return op.scaled_dot_product_attention(q, k, v, mask, scale).outputs()
 
+    def rotary(node: Any) -> Any:
+        x, *tables = (node.get_input(i) for i in range(3))  # [H, 1, N, D], cos and sin [H, N, D/2]
+        cos, sin = (op.unsqueeze(table, op.constant(np.array([1], np.int64))) for table in tables)
+        a, b = op.split(x, op.constant(np.int64(3)), 2).outputs()
+        turned = (op.multiply(a, cos) - op.multiply(b, sin), op.multiply(b, cos) + op.multiply(a, sin))
+        return op.concat(turned, 3).outputs()
+
     core = openvino.Core()
-    core.add_extension(ConversionExtension("TensorScatter", scatter))
-    core.add_extension(ConversionExtension("Attention", attention))
+    for operator, written in (("TensorScatter", scatter), ("Attention", attention), ("RotaryEmbedding", rotary)):
+        core.add_extension(ConversionExtension(operator, written))
     model = core.read_model(file)
     mask = next((port for port in model.inputs if port.any_name == "mask"), None)
     if mask is not None:  # the portable form's
@@ -203,6 +213,16 @@ def _host(buffer: Buffer) -> np.ndarray:
     if not isinstance(buffer, HostBuffer):
         raise ValueError(f"an OpenVINO engine needs host buffers, not {type(buffer).__name__}")
     return buffer.array
+
+
+def precisions(options: EngineOptions) -> list[str]:
+    """What the chosen device can compute in, of what the options allow; nothing without the package or the device."""
+    name = options.device.upper()
+    if not any(one.split(".")[0] == name for one in installed_devices()):
+        return []
+    able = load_module().Core().get_property(name, "OPTIMIZATION_CAPABILITIES")
+    wanted = [options.precision] if options.precision != "auto" else list(CAPABILITIES)
+    return [one for one in wanted if CAPABILITIES.get(one) in able]
 
 
 def installed_devices() -> Sequence[str]:

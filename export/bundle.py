@@ -31,6 +31,7 @@ from ..engines.files import check_replaceable, check_writable, new_folder
 from ..engines.progress import QUIET, Report
 from ..runtime.rope import draw_jitter, split_head_dim
 from .checkpoint import RopeConfig
+from .eager import write_reference
 from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
 from .onnxfile import save_graph
 from .recachegraph import RecacheGraph, example
@@ -148,6 +149,10 @@ def write_bundle(
             wrong = [f"{k} differs by {v:.2g} (limit {limits[k]:.2g})" for k, v in errors.items() if not v <= limits[k]]
             if wrong:
                 raise UserError(f"{output}: not written, the graphs do not agree with PyTorch: {'; '.join(wrong)}")
+            report.step("the reference's two chunks in PyTorch", 0, None)
+            reference = write_reference(Bundle.open(part), steps["step"], prompt, parts.decoders)
+            manifest = Bundle.open(part).manifest
+            write_manifest(part, manifest.model_copy(update={"reference": describe(reference)}))
         size = sum(f.stat().st_size for f in part.iterdir())
     report.line(f"{output}: {size / 2**20:.1f} MiB")
 

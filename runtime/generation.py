@@ -67,6 +67,7 @@ def generate(
     rope_mode: Literal["absolute", "relative"] | None = None,
     jitter_sigma: float | None = None,
     overlap: bool | None = None,
+    verify: bool = True,
     encoder: str = "auto",
     replace: bool = False,
     backend: Backend | None = None,
@@ -101,6 +102,7 @@ def generate(
         jitter_sigma=jitter_sigma,
         anchor=anchor,
         overlap=overlap,
+        verify=verify,
         backend=backend,
     ) as stream:
         for change in waiting:

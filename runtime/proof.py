@@ -13,13 +13,11 @@ import json
 import logging
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from ..engines.base import Backend, Computing
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
-from ..engines.files import cache_place, write_whole
+from ..engines.files import cache_place, keep_record, kept_records
 from ..engines.store import FOLDER
 from .passes import Passes
 from .prompts import PromptBank
@@ -38,7 +36,7 @@ class Bound:
 
 
 # Several times what was measured of right engines (docs/openvino.md), and far below any fault that a viewer would see.
-BOUNDS = {"float": Bound(0.01, 0.6), "half": Bound(0.1, 3.2), "int8": Bound(0.35, 8.0)}
+BOUNDS = {"float": Bound(0.005, 0.3), "half": Bound(0.1, 3.2), "int8": Bound(0.35, 8.0)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def require(loop: Passes, bundle: Bundle, bank: PromptBank, backend: Backend) ->
     computing = backend.computes(bundle)
     file = cache_place(bundle.path / FOLDER) / FILE
     key = _key(bundle, computing)
-    if key in _records(file):
+    if key in kept_records(file):
         return
     proof = prove(loop, bundle, bank, computing)
     assert proof is not None
@@ -101,7 +99,7 @@ def require(loop: Passes, bundle: Bundle, bank: PromptBank, backend: Backend) ->
             "--backend, or stream all the same with --unverified"
         )
     log.info("verified: %s", proof)
-    _keep(file, key, {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **asdict(proof)})
+    keep_record(file, key, {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **asdict(proof)})
 
 
 def _key(bundle: Bundle, computing: Computing) -> str:
@@ -109,20 +107,3 @@ def _key(bundle: Bundle, computing: Computing) -> str:
     reference = bundle.manifest.reference
     what = [graphs, reference.sha256 if reference else None, asdict(computing), bundle.manifest.form]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
-
-
-def _records(file: Path) -> dict[str, Any]:
-    """What is on record; nothing where that cannot be read."""
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _keep(file: Path, key: str, record: dict[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(_records(file) | {key: record}, indent=1).encode())
-    except (OSError, UserError) as error:
-        log.info("verified again at the next start: %s", error)

@@ -99,8 +99,8 @@ def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[n
 
     def make(written: int) -> NDArray[np.float32]:
         place(written)
-        loop.write_noise(chunk_noise(SEED, written, loop.steps, g.latent_shape))
-        loop.start("make")
+        loop.write_noise(chunk_noise(SEED, written, len(loop.noise), g.latent_shape))
+        loop.start("first" if written == 0 and "first" in loop.schedules else "make")
         loop.made()
         return loop.x0.read()[0]
 

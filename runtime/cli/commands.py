@@ -23,6 +23,7 @@ COMMANDS = {
     "recipes": Place(".export.cli", "List the recipes of export wan: files, options, memory on a card."),
     "calibrate": Place(".calibration.cli", "Quantise a bundle by real streams and measure what it lost."),
     "build": Place(".engines.cli", "Compile a bundle's graphs into engines."),
+    "verify": Place(".runtime.cli.verify", "Hold a backend against the two chunks that PyTorch made at export."),
     "inspect": Place(".engines.cli", "List what a bundle holds, which of its engines can be used here, and why not others."),
     "doctor": Place(".engines.cli", "What this machine can run, and what is missing for each backend."),
     "plan": Place(".runtime.cli.plan", "Operations, memory, and which cards run it in real time: before anything is built."),

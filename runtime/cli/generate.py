@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from ...engines.base import EngineOptions
-from ...engines.choose import open_backend
 from ...engines.errors import UserError
+from ..choice import open_engines
 from ..demo import open_bundle
 from ..generation import Progress, parse_change
 from ..generation import generate as make
@@ -50,6 +50,7 @@ def generate(
     backend: options.Backend = "onnxruntime",
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
+    unverified: options.Unverified = False,
     overlap: Annotated[
         bool | None,
         typer.Option(help="Decode a chunk beside the denoising of the next; default: where the device gains by it."),
@@ -80,7 +81,8 @@ def generate(
             overlap=overlap,
             encoder=encoder,
             replace=force,
-            backend=open_backend(backend, EngineOptions(provider, threads, device, precision)),
+            verify=not unverified,
+            backend=open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say),
             progress=line_of_progress(update),
             notice=say,
             stop=lambda: signals.requested,

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from ...engines.base import EngineOptions
-from ...engines.choose import open_backend
 from ...engines.errors import UserError
 from ...engines.files import check_writable
 from ...engines.ort import OrtBackend
+from ..choice import open_engines
 from ..demo import open_bundle
 from ..stream import Stream
 from . import options
@@ -69,10 +69,11 @@ def bench(
     files = [file for file in (output, report) if file is not None]
     for file in files:
         check_writable(file)
+    opened = open_bundle(bundle)
     with status("measuring …") as update:
         result = benches.bench(
-            open_bundle(bundle),
-            lambda: open_backend(backend, EngineOptions(provider, threads, device, precision)),
+            opened,
+            lambda: open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say),
             chunks,
             seed,
             prompt,

@@ -22,10 +22,14 @@ Jitter = Annotated[float | None, Option(help="Sigma of the multi-head RoPE jitte
 Threads = Annotated[int, Option(help="CPU threads; 0 = one per core.")]
 Provider = Annotated[str, Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")]
 Backend = Annotated[
-    str, Option(help="onnxruntime, openvino, or tensorrt-rtx or tensorrt with engines of everframe build.")
+    str,
+    Option(
+        help="onnxruntime, openvino, or tensorrt-rtx or tensorrt with engines of everframe build; auto: the fastest here."
+    ),
 ]
 Device = Annotated[str, Option(help="Of openvino: cpu, gpu or npu.")]
 Precision = Annotated[str, Option(help="Of openvino: f32, bf16 or f16, where the device has it; auto: f32.")]
+Unverified = Annotated[bool, Option("--unverified", help="Stream even if the engines fail their proof.")]
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 Force = Annotated[bool, Option("--force", help="Replace the bundle if it exists.")]
 NewBundle = Annotated[Path, Option("--output", "-o", help="The bundle to write, NAME.everframe.")]

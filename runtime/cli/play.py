@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...engines.base import EngineOptions
-from ...engines.choose import open_backend
+from ..choice import open_engines
 from ..demo import open_bundle
 from ..picture import read_picture
 from ..stream import Stream
@@ -32,6 +32,7 @@ def play(
     backend: options.Backend = "onnxruntime",
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
+    unverified: options.Unverified = False,
 ) -> None:
     """Show the stream in a window.
 
@@ -45,8 +46,8 @@ def play(
     opened = open_bundle(bundle)
     g = opened.manifest.geometry
     picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
-    engines = open_backend(backend, EngineOptions(provider, threads, device, precision))
-    with Stream(opened, prompt=prompt, seed=seed, anchor=picture, backend=engines) as stream:
+    engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say)
+    with Stream(opened, prompt=prompt, seed=seed, anchor=picture, verify=not unverified, backend=engines) as stream:
         say(window.KEYS)
         shown = window.play(stream, stream.bank.prompts, fullscreen, seconds)
     say(f"{shown} frames shown")

@@ -121,7 +121,7 @@ def compare(
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
 
     def stream(which: int, prompt: str, seed: int) -> Stream:
-        return Stream((a, b)[which], prompt=prompt, seed=seed, overlap=False, backend=engines[which])
+        return Stream((a, b)[which], prompt=prompt, seed=seed, overlap=False, verify=False, backend=engines[which])
 
     def free_runs(which: int) -> list[dict[str, Any]]:
         found = []

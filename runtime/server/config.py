@@ -98,6 +98,9 @@ class StreamSettings(Section):
     threads: int = Field(default=0, ge=0, le=1024)
     provider: str = "cpu"
     backend: str = "onnxruntime"
+    device: str = "cpu"  # of openvino
+    precision: str = "auto"  # of openvino
+    verify: bool = True  # hold the engines against the bundle's reference before the first chunk
     save_seconds: float = Field(default=300, ge=0, le=30 * 86400)  # of video between two saved states; 0: only on stop
     stall_seconds: Seconds = 20  # without a chunk for so long, the generator is restarted
     start_seconds: Seconds = 180  # the same for its first chunk, as long as it reads nothing, and for a free prompt

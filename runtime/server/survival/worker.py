@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ....engines.base import EngineOptions
-from ....engines.choose import open_backend
 from ....engines.errors import UserError
 from ....engines.files import reason
 from ....engines.machine import resident_memory
 from ....engines.text import first_line
+from ...choice import open_engines
 from ...chunks import Chunk
 from ...demo import open_bundle
 from ...picture import read_picture
@@ -80,13 +80,15 @@ class Generator:
         self.free_text = "text" in bundle.manifest.graphs
         self.geometry = g = bundle.manifest.geometry
         resumed = self._usable_state()
+        options = EngineOptions(settings.provider, settings.threads, settings.device, settings.precision)
         self.stream = Stream(
             bundle,
             prompt=settings.prompt,
             seed=resumed if resumed is not None else settings.seed,
             jitter_sigma=settings.jitter,
             anchor=None if settings.anchor is None else self._anchor(settings.anchor, settings.ground),
-            backend=open_backend(settings.backend, EngineOptions(settings.provider, settings.threads)),
+            verify=settings.verify,
+            backend=open_engines(bundle, settings.backend, options, self._tell_choice),
         )
         for note in self.stream.notices:
             self.connection.send(("event", "recache", note))
@@ -100,6 +102,9 @@ class Generator:
             self.stream.bank.prompts[0],
             0,
         )  # of chunks that were finite; in a row that were not
+
+    def _tell_choice(self, line: str) -> None:
+        self.connection.send(("event", "engines", line))
 
     def _anchor(self, file: Path, ground: str | None) -> NDArray[np.uint8]:
         """Raises UserError naming the field."""

@@ -1,0 +1,234 @@
+"""A bundle's reference against the slow loop in float64, and engines held against it: right ones, wrong ones, and what is
+on record."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.torch import load_file
+from test_stream import SIGMAS, reference_of, texts_of
+
+from everframe.engines.base import EngineOptions
+from everframe.engines.bundle import MANIFEST, Bundle, describe, write_manifest
+from everframe.engines.choose import open_backend
+from everframe.engines.errors import UserError
+from everframe.runtime import Stream, proof
+from everframe.runtime.noise import chunk_noise
+from everframe.runtime.reference import FILE, Reference, deviation
+
+from helpers import AUTOENCODER, PROMPTS
+
+LATE = 4  # chunks of the window of 12
+
+
+@pytest.fixture(params=["in-place", "portable"])
+def source(request: pytest.FixtureRequest, bundle_path: Path, portable_path: Path) -> Path:
+    return portable_path if request.param == "portable" else bundle_path
+
+
+@pytest.fixture
+def copied(source: Path, tmp_path: Path) -> Path:
+    """A bundle of its own, that met no backend yet."""
+    return shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("engines"))
+
+
+def noise(chunk: int, bundle: Bundle) -> torch.Tensor:
+    return torch.from_numpy(chunk_noise(0, chunk, 4, bundle.manifest.geometry.latent_shape))[:, 0].double()
+
+
+def test_the_reference_is_the_slow_loop_s(source: Path, checkpoint: Path) -> None:
+    bundle = Bundle.open(source)
+    kept = Reference.read(bundle)
+    assert kept is not None
+    assert (bundle.path / FILE).stat().st_size < 300_000
+    text = texts_of(checkpoint)[PROMPTS[0]]
+    slow = reference_of(bundle, checkpoint, bundle.manifest.rope.jitter_sigma)
+    first = slow.next_chunk(noise(0, bundle), SIGMAS, text, 0)
+    assert np.abs(kept.first - first.numpy()).max() < 2e-3 * first.abs().max()  # it is kept in half precision
+    slow.past.clear()
+    committed = torch.from_numpy(kept.first.astype(np.float64))
+    for chunk in range(LATE):
+        slow.commit(committed, text, 3 * chunk)
+    late = slow.next_chunk(noise(LATE, bundle), SIGMAS, text, 3 * LATE).reshape(-1).numpy()
+    late = late[:: -(-len(late) // 32_768)]
+    assert np.abs(kept.late - late).max() < 2e-5 * np.abs(late).max()
+
+
+def test_its_frames_are_the_autoencoder_s(source: Path, checkpoint: Path) -> None:
+    from everframe.export.taehv import Taehv
+
+    kept = Reference.read(Bundle.open(source))
+    assert kept is not None
+    autoencoder = Taehv(AUTOENCODER).double()
+    autoencoder.load_state_dict({k: v.double() for k, v in load_file(checkpoint / "autoencoder.safetensors").items()})
+    latents = torch.from_numpy(np.concatenate([kept.first, kept.first], 1)).double()
+    with torch.no_grad():
+        clip, _ = autoencoder.decode(latents.transpose(0, 1)[None])
+    frames = (clip[0].clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
+    for part, expected in ((kept.first_frames, frames[:12]), (kept.late_frames, frames[12:])):
+        flat = expected.reshape(-1)
+        assert np.abs(part - flat[:: -(-flat.size // 32_768)]).max() < 0.51
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_right_engines_hold(copied: Path, backend: str, threads: int) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    bundle = Bundle.open(copied)
+    with Stream(bundle, seed=3, backend=open_backend(backend, EngineOptions(threads=threads))) as stream:
+        made = [stream.next_chunk().frames for _ in range(3)]
+    (record,) = json.loads((copied / "engines" / proof.FILE).read_text()).values()
+    shown = record["deviation"]
+    assert record["computing"]["precision"] == "f32"
+    assert 0 < shown["first"] + shown["late"] < 1e-3
+    assert shown["first_frames"] < 0.1
+    with Stream(bundle, seed=3, verify=False) as alone:  # nothing of the proof is left in the ring or the decoder
+        for frames in made:
+            assert np.abs(alone.next_chunk().frames.astype(int) - frames).max() <= 1
+
+
+def alter(folder: Path, name: str, change: Any) -> Bundle:
+    """Another graph in the bundle, as honest as the first by its checksums."""
+    manifest = Bundle.open(folder).manifest
+    graph = manifest.graphs[name]
+    file = folder / graph.model.file
+    model = onnx.load(file)
+    change(model)
+    onnx.save(model, file)
+    changed = graph.model_copy(update={"model": describe(file)})
+    write_manifest(folder, manifest.model_copy(update={"graphs": {**manifest.graphs, name: changed}}))
+    return Bundle.open(folder)
+
+
+def ignore_the_mask(model: onnx.ModelProto) -> None:
+    """What bfloat16 with an additive mask does to attention: every slot is seen, filled or not."""
+    inputs = {value.name for value in model.graph.input}
+    if "mask" in inputs:
+        zero = numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "no_mask")
+        model.graph.initializer.append(zero)
+        for node in model.graph.node:
+            node.input[:] = ["no_mask" if name == "mask" else name for name in node.input]
+    else:
+        tokens = next(v for v in model.graph.input if v.name == "k_0").type.tensor_type.shape.dim[2].dim_value
+        model.graph.initializer.append(numpy_helper.from_array(np.array([tokens], np.int64), "all"))
+        for node in model.graph.node:
+            node.input[:] = ["all" if name == "kv_len" else name for name in node.input]
+
+
+def scale_a_weight(model: onnx.ModelProto) -> None:
+    """A matrix product that comes out a little too large."""
+    weights = [w for w in model.graph.initializer if len(w.dims) >= 2 and np.prod(w.dims) > 500]
+    chosen = weights[len(weights) // 2]
+    chosen.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(chosen) * np.float16(1.5), chosen.name))
+
+
+def scale_every_weight(model: onnx.ModelProto) -> None:
+    for weight in model.graph.initializer:
+        if len(weight.dims) >= 2 and np.prod(weight.dims) > 500:
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float16(1.5), weight.name))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("graph", "fault", "what"),
+    [
+        ("step", ignore_the_mask, "latents"),
+        ("step", scale_a_weight, "latents"),
+        ("decode", scale_every_weight, "frames"),
+    ],
+)
+def test_wrong_engines_never_stream(copied: Path, backend: str, graph: str, fault: Any, what: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    bundle = alter(copied, graph, fault)
+    engines = open_backend(backend, EngineOptions(threads=1))
+    with pytest.raises(UserError) as caught:
+        Stream(bundle, backend=engines)
+    line = str(caught.value)
+    for word in (str(copied), backend, f"{what}", "at most", "--unverified"):
+        assert word in line
+    assert "\n" not in line
+    assert not (copied / "engines" / proof.FILE).exists()
+    with Stream(bundle, backend=engines, verify=False) as stream:
+        assert stream.next_chunk().frames.size
+
+
+def test_what_is_not_finite_is_wrong(copied: Path) -> None:
+    def fault(model: onnx.ModelProto) -> None:
+        weights = [w for w in model.graph.initializer if len(w.dims) >= 2 and np.prod(w.dims) > 500]
+        broken = numpy_helper.to_array(weights[0]).copy()
+        broken.reshape(-1)[7] = np.nan
+        weights[0].CopyFrom(numpy_helper.from_array(broken, weights[0].name))
+
+    with pytest.raises(UserError, match="latents off by nan"):
+        Stream(alter(copied, "step", fault))
+
+
+def test_proven_once_for_the_same_files_and_versions(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(copied)
+    Stream(bundle).close()
+    asked: list[str] = []
+    real = proof.prove
+    monkeypatch.setattr(proof, "prove", lambda *args: (asked.append(str(args[3])), real(*args))[1])
+    Stream(bundle).close()
+    assert not asked
+    backend = open_backend("onnxruntime", EngineOptions())
+    known = backend.computes(bundle)
+    monkeypatch.setattr(backend, "computes", lambda bundle: replace(known, backend="onnxruntime 99"))
+    Stream(bundle, backend=backend).close()
+    assert asked == [str(replace(known, backend="onnxruntime 99"))]
+    record = copied / "engines" / proof.FILE
+    assert len(json.loads(record.read_text())) == 2
+    record.write_text("[1, 2")  # a record that nobody can read proves nothing
+    Stream(bundle).close()
+    assert len(asked) == 2
+
+
+def test_a_bundle_that_cannot_be_written(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record goes to the user's cache folder. (A root user may write everywhere, so that is what is pretended.)"""
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != copied and real(path, mode))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Stream(Bundle.open(copied)).close()
+    assert not (copied / "engines").exists()
+    assert len(list((tmp_path / "cache").rglob(proof.FILE))) == 1
+
+
+def test_a_bundle_without_a_reference_streams(copied: Path) -> None:
+    raw = json.loads((copied / MANIFEST).read_text())
+    del raw["reference"]
+    (copied / MANIFEST).write_text(json.dumps(raw))
+    (copied / FILE).unlink()
+    with Stream(Bundle.open(copied)) as stream:
+        assert stream.next_chunk().frames.size
+
+
+def test_a_reference_of_another_shape(copied: Path) -> None:
+    kept = Reference.read(Bundle.open(copied))
+    assert kept is not None
+    replace(kept, first=kept.first[:, :1]).write(copied / FILE)
+    raw = json.loads((copied / MANIFEST).read_text())
+    raw["reference"] = describe(copied / FILE).model_dump()
+    (copied / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=f"{FILE}: first"):
+        Stream(Bundle.open(copied))
+
+
+def test_deviation_is_relative_to_the_reference() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((8, 3, 4, 8)).astype(np.float16)
+    late, frames = rng.standard_normal(100).astype(np.float32), np.full(50, 100, np.uint8)
+    kept = Reference(first, late, frames, frames)
+    found = Reference(first * np.float16(1.5), late * np.float32(1.1), frames + np.uint8(2), frames)
+    assert np.allclose(astuple(deviation(found, kept)), (0.5, 0.1, 2.0, 0.0), atol=1e-3)
