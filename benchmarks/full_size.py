@@ -78,6 +78,7 @@ def compare_chunk(folder: Path, size: str) -> None:
     """One whole chunk in ONNX Runtime and in eager PyTorch, every output compared; prints the errors as JSON."""
     from everframe.engines.bundle import Bundle
     from everframe.export.graphs import PromptGraph, Ring, StepGraph
+    from everframe.export.graphset import GraphSet
     from everframe.export.recachegraph import RecacheGraph
     from everframe.export.schedule import Schedule
     from everframe.export.sources import half
@@ -91,7 +92,7 @@ def compare_chunk(folder: Path, size: str) -> None:
     ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
     step, recache = StepGraph(model, Schedule(), ring), RecacheGraph(model, Schedule(), ring, portable=False)
     with torch.no_grad():
-        print(json.dumps(compare(bundle, {"step": step}, PromptGraph(model), decoders, None, recache, chunks=1)))
+        print(json.dumps(compare(bundle, GraphSet({"step": step}, PromptGraph(model), decoders, None, recache), 1)))
 
 
 def build(folder: Path, size: str) -> None:

@@ -170,6 +170,10 @@ def quantised_graphs(
         if settings.ring == "int8":
             int8_ring(model)
         graphs["recache"] = write_graph(model, part / "recache.onnx")
+    if "sinks" in graphs and settings.ring == "int8":
+        model = onnx.load(bundle.graph_path("sinks"))
+        int8_ring(model)
+        graphs["sinks"] = write_graph(model, part / "sinks.onnx")
     return graphs
 
 

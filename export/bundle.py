@@ -32,9 +32,11 @@ from ..engines.progress import QUIET, Report
 from ..runtime.rope import draw_jitter, split_head_dim
 from .checkpoint import RopeConfig
 from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
+from .graphset import GraphSet
 from .onnxfile import save_graph
 from .recachegraph import RecacheGraph, example
 from .schedule import Schedule
+from .sinkgraph import SinkGraph
 from .taehv import Taehv
 from .taehvgraphs import DecodeGraph
 from .textgraph import write_text_graph
@@ -44,6 +46,7 @@ from .wan import Wan
 from .weightfile import WeightFile
 
 Recache = Literal["window", "chunks"]
+KINDS = {"fp32": torch.float32, "fp16": torch.float16}
 MIN_CHUNKS = 8
 # Largest allowed difference between ONNX Runtime and eager PyTorch; frames may differ by one rounding in float32. In
 # float16 the two round at other places: ONNX Runtime's CPU kernels mostly compute in float32.
@@ -58,6 +61,7 @@ LIMITS = {
         "states": 1e-4,
         "anchor": 1e-3,
         "recache": 1e-3,
+        "sinks": 1e-4,
     },
     "fp16": {
         "prompt": 1e-2,
@@ -69,6 +73,7 @@ LIMITS = {
         "states": 5e-2,
         "anchor": 5e-2,
         "recache": 5e-2,
+        "sinks": 1e-2,
     },
 }
 
@@ -118,21 +123,11 @@ def write_bundle(
     g = parts.geometry
     if chunks:
         chunks = max(chunks, MIN_CHUNKS, g.window // g.chunk + 2)  # past the wrap of the ring
-    ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
-    portable = parts.form == "portable"
-    if portable and (probe or g.window == g.chunk):
-        raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
-    kind = PortableStepGraph if portable else StepGraph
-    steps = {
-        name: kind(parts.transformer, parts.schedule, ring, name == "probe")
-        for name in ("step", *(["probe"] if probe else []))
-    }
-    prompt = PromptGraph(parts.transformer)
-    recache = RecacheGraph(parts.transformer, parts.schedule, ring, portable) if parts.recache == "window" else None
+    modules = modules_of(parts, probe)
     limits = LIMITS[parts.precision]
     with new_folder(output, replace=force) as part, torch.no_grad():
         report.step("exporting graphs", 0, None)
-        graphs = write_graphs(part, parts, steps, prompt, recache)
+        graphs = write_graphs(part, parts, modules)
         bank = save({p: t.half().contiguous() for p, t in parts.prompts.items()})
         (part / "prompts.safetensors").write_bytes(bank)
         tokenizer = None
@@ -142,7 +137,7 @@ def write_bundle(
         write_manifest(part, manifest_of(parts, graphs, tokenizer, part, chunks))
         if chunks:
             report.step(f"comparing with PyTorch over {chunks} chunks", 0, None)
-            errors = compare(Bundle.open(part), steps, prompt, parts.decoders, parts.encoder, recache, chunks)
+            errors = compare(Bundle.open(part), modules, chunks)
             for line in differences(errors, chunks):
                 report.line(line)
             wrong = [f"{k} differs by {v:.2g} (limit {limits[k]:.2g})" for k, v in errors.items() if not v <= limits[k]]
@@ -152,12 +147,29 @@ def write_bundle(
     report.line(f"{output}: {size / 2**20:.1f} MiB")
 
 
-def write_graphs(
-    folder: Path, parts: Parts, steps: dict[str, StepGraph], prompt: PromptGraph, recache: RecacheGraph | None
-) -> dict[str, Graph]:
+def modules_of(parts: Parts, probe: bool) -> GraphSet:
+    """Everything that is exported. Raises UserError for what the portable form does not have."""
+    g, model = parts.geometry, parts.transformer
+    ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
+    portable = parts.form == "portable"
+    if portable and (probe or g.window == g.chunk):
+        raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
+    step = PortableStepGraph if portable else StepGraph
+    names = ("step", "probe") if probe else ("step",)
+    return GraphSet(
+        steps={name: step(model, parts.schedule, ring, name == "probe") for name in names},
+        prompt=PromptGraph(model),
+        decoders=parts.decoders,
+        encoder=parts.encoder,
+        recache=RecacheGraph(model, parts.schedule, ring, portable) if parts.recache == "window" else None,
+        sinks=None if g.sink_ema is None else SinkGraph(model.config, ring, portable, KINDS[parts.precision]),
+    )
+
+
+def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Graph]:
     weights = WeightFile(folder / "weights.data")  # the transformer's graphs share theirs, if they are large
     c, g = parts.transformer.config, parts.geometry
-    kind = torch.float16 if parts.precision == "fp16" else torch.float32
+    kind = KINDS[parts.precision]
     portable = parts.form == "portable"
     opset = PORTABLE_OPSET if portable else OPSET
     latent = torch.zeros(g.latent_shape)
@@ -181,16 +193,18 @@ def write_graphs(
     suffix = "new" if portable else "next"
     outputs = ["x0", "next", *(f"{n}_{suffix}" for n in (*names["k"], *names["v"]))]
     graphs = {}
-    for name, step in steps.items():
+    for name, step in modules.steps.items():
         told = [*outputs, *(["sink_mass"] if step.probe else [])]
         graphs[name] = save_graph(step, (*args, *rings), inputs, told, folder / f"{name}.onnx", opset, weights)
-    if recache is not None:
+    if (recache := modules.recache) is not None:
         graphs["recache"] = save_graph(
             recache, *example(recache, g.latent_shape, kind), folder / "recache.onnx", opset, weights
         )
+    if (sinks := modules.sinks) is not None:
+        graphs["sinks"] = save_graph(sinks, *sinks.example(table.shape[-1]), folder / "sinks.onnx", opset)
     text = torch.zeros(1, c.text_len, c.text_dim)
     told = [*names["prompt_k"], *names["prompt_v"]]
-    graphs["prompt"] = save_graph(prompt, (text,), ["text"], told, folder / "prompt.onnx", opset, weights)
+    graphs["prompt"] = save_graph(modules.prompt, (text,), ["text"], told, folder / "prompt.onnx", opset, weights)
     for name, decoder in parts.decoders.items():
         states = decoder.zero_states(latent)  # type: ignore[operator]
         states_in = [f"state_{i}" for i in range(len(states))]

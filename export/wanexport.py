@@ -41,6 +41,7 @@ class WanSource:
     chunk: int = 3
     window: int = 12
     sink: int = 3
+    sink_ema: float | None = None  # α of sinks that move
     fps: int = 16
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     first_steps: tuple[int, ...] | None = None  # of the first chunk; None: as all others
@@ -118,7 +119,12 @@ def check_choices(source: WanSource) -> None:
 def geometry_of(source: WanSource, latent_channels: int) -> Geometry:
     """Raises UserError."""
     width, height = parse_size(source.size)
-    frames = {"chunk": source.chunk, "sink": source.sink, "window": source.window}
+    frames: dict[str, Any] = {
+        "chunk": source.chunk,
+        "sink": source.sink,
+        "window": source.window,
+        "sink_ema": source.sink_ema,
+    }
     try:
         return Geometry(width=width, height=height, fps=source.fps, latent_channels=latent_channels, **frames)
     except ValidationError as error:

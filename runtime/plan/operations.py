@@ -154,10 +154,11 @@ def memory(request: Request) -> Memory:
     n, g = request.network, request.geometry
     wide = 4 if request.precision == "fp32" else 2
     ring = 2 * n.layers * g.cache_tokens * n.dim
+    moving = 0 if g.sink_ema is None else 2 * n.layers * g.sink * g.frame_tokens * n.dim * 4  # a mean in float32
     _, decoder_weights, decoder_values = decode_cost(request.decoder, g)
     return Memory(
         weights=parameters(n, g) * WEIGHT_BYTES[request.precision],
-        ring=ring * (1 if request.int8_ring else wide),
+        ring=ring * (1 if request.int8_ring else wide) + moving,
         prompt=2 * n.layers * n.text_len * n.dim * wide,
         decoder=(decoder_weights + decoder_values) * wide,
         activations=live_values(n, g.chunk_tokens, wide),
