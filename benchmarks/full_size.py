@@ -29,15 +29,20 @@ RESULT = ROOT / "docs" / "measured" / "full_size.json"
 def make_checkpoint(folder: Path) -> None:
     """Seeded weights under Self-Forcing's names (float32), a public-size TAEHV, and a text encoder that has the real
     one's width but not its depth: what it makes is not the point here."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-    from everframe.export.taehv import Taehv, TaehvConfig
     from everframe.export.wan import WAN_1_3B, Wan, unfold
 
     torch.manual_seed(0)
     state = unfold(Wan(WAN_1_3B).state_dict(), WAN_1_3B)
     torch.save({"generator_ema": {f"model.{k}": v for k, v in state.items()}}, folder / "generator.pt")
+    make_texts_and_decoder(folder)
+
+
+def make_texts_and_decoder(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    from everframe.export.taehv import Taehv, TaehvConfig
+
     torch.save(Taehv(TaehvConfig()).state_dict(), folder / "taew2_1.pth")
     words = Tokenizer(models.WordLevel({"<unk>": 0, "sea": 1}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]

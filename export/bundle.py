@@ -33,7 +33,7 @@ from ..runtime.rope import draw_jitter, split_head_dim
 from .checkpoint import RopeConfig
 from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
 from .graphset import GraphSet
-from .onnxfile import save_graph
+from .onnxfile import save_graph, with_weights
 from .recachegraph import RecacheGraph, example
 from .schedule import Schedule
 from .sinkgraph import SinkGraph
@@ -43,7 +43,7 @@ from .textgraph import write_text_graph
 from .texts import Umt5
 from .verify import compare
 from .wan import Wan
-from .weightfile import WeightFile
+from .weightfile import SHARED, WeightFile
 
 Recache = Literal["window", "chunks"]
 KINDS = {"fp32": torch.float32, "fp16": torch.float16}
@@ -95,6 +95,7 @@ class Parts:
     form: Literal["in-place", "portable"] = "in-place"
     recache: Recache = "window"  # what `smooth` does
     text_encoder: Umt5 | None = None  # to go into the bundle as a graph
+    weights: WeightFile | None = None  # where the transformer's large weights lie already
 
 
 def decoders_of(model: Taehv) -> dict[str, nn.Module]:
@@ -167,7 +168,7 @@ def modules_of(parts: Parts, probe: bool) -> GraphSet:
 
 
 def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Graph]:
-    weights = WeightFile(folder / "weights.data")  # the transformer's graphs share theirs, if they are large
+    weights = parts.weights or WeightFile(folder / SHARED)  # the transformer's graphs share theirs, if they are large
     c, g = parts.transformer.config, parts.geometry
     kind = KINDS[parts.precision]
     portable = parts.form == "portable"
@@ -215,7 +216,7 @@ def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Gra
     if parts.encoder is not None:
         clip = torch.zeros(anchor_shape(parts, graphs), dtype=torch.uint8)
         graphs["encode"] = save_graph(parts.encoder, (clip,), ["frames"], ["latent"], folder / "encode.onnx", opset)
-    return graphs
+    return with_weights(graphs, weights)
 
 
 def anchor_shape(parts: Parts, graphs: dict[str, Graph]) -> tuple[int, int, int, int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.base import HIDDEN, Backend, Buffer, Engine, Launch
+from ..engines.base import HIDDEN, Backend, Buffer, Device, Engine, Launch
 from ..engines.bundle import Bundle
 from .recache import Recache, recache_bytes
 from .ring import Slot
@@ -75,13 +75,7 @@ class Passes:
         first = backend.load(bundle, "decode_first", lanes == 2) if "decode_first" in manifest.graphs else decode
         turns = [self._bind_decode(*turn) for turn in ((decode, 0), (decode, 1), (first, 0))]
         self._frames = [frames for _, frames in turns]
-        chain = step.device.chain
-        self._chains: dict[tuple[str, int | None], Launch]
-        if lanes == 1:
-            self._chains = {(name, t): chain([*work, *turns[t][0]]) for name, work in works.items() for t in range(3)}
-        else:
-            self._chains = {(name, t): chain(work, turns[t][0]) for name, work in works.items() for t in range(3)}
-            self._chains |= {(name, None): chain(work) for name, work in works.items()}
+        self._chains = self._chained(step.device, works, [work for work, _ in turns])
         self.recache, self.recache_note = load_recache(backend, bundle, self.ring, self.prompt_kv)
         self.moving = MovingSinks(backend, bundle, self.ring) if "sinks" in manifest.graphs else None
         self._leaves: tuple[Leaving, NDArray[np.float64]] | None = None  # when the chunk that is being made is there
@@ -89,6 +83,15 @@ class Passes:
         self._kind = "keep"
         self._turn: int | None = None
         self.decoded = 0  # chunks since the decoder's states were zero
+
+    def _chained(
+        self, device: Device, works: dict[str, list[Callable[[], None]]], turns: list[list[Callable[[], None]]]
+    ) -> dict[tuple[str, int | None], Launch]:
+        """What is started for every kind of chunk and every turn of the decoder; with two lanes also without decoding."""
+        if self.lanes == 1:
+            return {(k, t): device.chain([*work, *turns[t]]) for k, work in works.items() for t in range(3)}
+        chains: dict[tuple[str, int | None], Launch] = {(k, None): device.chain(work) for k, work in works.items()}
+        return chains | {(k, t): device.chain(work, turns[t]) for k, work in works.items() for t in range(3)}
 
     def _watched(
         self, step: Engine, decode: Engine, updated: set[str], passes: int
