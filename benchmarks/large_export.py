@@ -3,8 +3,8 @@
     python benchmarks/large_export.py --layers 2,8,20 [--work DIR]      1.1 GB of disk a layer, removed after each
 
 A checkpoint of random fp8 weights is exported to FP16 at 832×480 without comparison, and its graphs quantised to INT8
-weights. Every stage is a process of its own; its anonymous memory (what no file backs) and its whole resident memory are read
-from /proc twice a second. Writes docs/measured/large_export.json.
+weights. Every stage is a process of its own; its anonymous memory (what no file backs) and its whole resident memory are
+read from /proc twice a second. Writes docs/measured/large_export.json.
 """
 
 from __future__ import annotations

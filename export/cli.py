@@ -283,7 +283,7 @@ def list_recipes(as_json: options.Json = False) -> None:
 
     rows = []
     for recipe in load().values():
-        numbers = {k: recipe.options[k] for k in ("chunk", "window", "sink")}
+        numbers = {k: recipe.options[k] for k in ("chunk", "window", "sink", "sink_ema") if k in recipe.options}
         geometry = {"width": 832, "height": 480, "fps": 16, "latent_channels": 16} | numbers
         planned = of_model("wan2.1-1.3b", geometry, len(recipe.options["steps"]), "fp16", False, "taehv")
         card = record(planned, [])["memory"]["total"] / 1e9

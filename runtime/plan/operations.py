@@ -11,6 +11,7 @@ Precision = Literal["fp32", "fp16", "fp8", "int8"]
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "fp8": 1, "int8": 1}
 MODELS = {
     "wan2.1-1.3b": Network(dim=1536, ffn_dim=8960, heads=12, head_dim=128, layers=30, text_len=512, text_dim=4096),
+    "wan2.1-14b": Network(dim=5120, ffn_dim=13824, heads=40, head_dim=128, layers=40, text_len=512, text_dim=4096),
 }
 
 
