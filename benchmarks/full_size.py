@@ -29,15 +29,20 @@ RESULT = ROOT / "docs" / "measured" / "full_size.json"
 def make_checkpoint(folder: Path) -> None:
     """Seeded weights under Self-Forcing's names (float32), a public-size TAEHV, and a text encoder that has the real
     one's width but not its depth: what it makes is not the point here."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-    from everframe.export.taehv import Taehv, TaehvConfig
     from everframe.export.wan import WAN_1_3B, Wan, unfold
 
     torch.manual_seed(0)
     state = unfold(Wan(WAN_1_3B).state_dict(), WAN_1_3B)
     torch.save({"generator_ema": {f"model.{k}": v for k, v in state.items()}}, folder / "generator.pt")
+    make_texts_and_decoder(folder)
+
+
+def make_texts_and_decoder(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    from everframe.export.taehv import Taehv, TaehvConfig
+
     torch.save(Taehv(TaehvConfig()).state_dict(), folder / "taew2_1.pth")
     words = Tokenizer(models.WordLevel({"<unk>": 0, "sea": 1}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
@@ -78,6 +83,7 @@ def compare_chunk(folder: Path, size: str) -> None:
     """One whole chunk in ONNX Runtime and in eager PyTorch, every output compared; prints the errors as JSON."""
     from everframe.engines.bundle import Bundle
     from everframe.export.graphs import PromptGraph, Ring, StepGraph
+    from everframe.export.graphset import GraphSet
     from everframe.export.recachegraph import RecacheGraph
     from everframe.export.schedule import Schedule
     from everframe.export.sources import half
@@ -91,7 +97,7 @@ def compare_chunk(folder: Path, size: str) -> None:
     ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
     step, recache = StepGraph(model, Schedule(), ring), RecacheGraph(model, Schedule(), ring, portable=False)
     with torch.no_grad():
-        print(json.dumps(compare(bundle, {"step": step}, PromptGraph(model), decoders, None, recache, chunks=1)))
+        print(json.dumps(compare(bundle, GraphSet({"step": step}, PromptGraph(model), decoders, None, recache), 1)))
 
 
 def build(folder: Path, size: str) -> None:

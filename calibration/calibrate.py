@@ -24,6 +24,7 @@ from ..engines.progress import QUIET, Report
 from ..engines.text import few, quoted
 from ..runtime.measure.compare import compare
 from . import sensitivity
+from .datafile import DataFile
 from .linears import Linear, find_convolutions, find_linears, find_matching
 from .observe import Statistics, observe
 from .quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
@@ -157,19 +158,25 @@ def quantised_graphs(
     for name in list(models):
         chosen = [one for one in linears if one.conv == (name == "decode") and one.name not in excluded]
         model = models.pop(name)
-        quantise(model, chosen, bundle.path, settings.precision, found)
+        data = data_file(graphs[name], part, name)
+        quantise(model, chosen, bundle.path, settings.precision, found, data)
         if name == "step" and settings.ring == "int8":
             int8_ring(model)
-        graphs[name] = write_graph(model, part / f"{name}.onnx")
+        graphs[name] = write_graph(model, part / f"{name}.onnx", data)
         del model
     if "recache" in graphs:  # the same layers of the same weights, at the ranges of the step graph
         model = onnx.load(bundle.graph_path("recache"), load_external_data=False)
         pairs = [pair for pair in find_matching(model, linears) if pair[1].name not in excluded]
         spans = {own.key: found[twin.key] for own, twin in pairs if twin.key in found}
-        quantise(model, [own for own, _ in pairs], bundle.path, settings.precision, spans)
+        data = data_file(graphs["recache"], part, "recache")
+        quantise(model, [own for own, _ in pairs], bundle.path, settings.precision, spans, data)
         if settings.ring == "int8":
             int8_ring(model)
-        graphs["recache"] = write_graph(model, part / "recache.onnx")
+        graphs["recache"] = write_graph(model, part / "recache.onnx", data)
+    if "sinks" in graphs and settings.ring == "int8":
+        model = onnx.load(bundle.graph_path("sinks"))
+        int8_ring(model)
+        graphs["sinks"] = write_graph(model, part / "sinks.onnx")
     return graphs
 
 
@@ -188,8 +195,16 @@ def report_ranges(statistics: Statistics, found: dict[str, Range]) -> dict[str, 
     }
 
 
-def write_graph(model: ModelProto, file: Path) -> Graph:
-    """Save, check, describe. The model must hold all its weights."""
+def data_file(graph: Graph, part: Path, name: str) -> DataFile | None:
+    """Where the weights of a large graph go as they are quantised; None for one that holds its weights itself."""
+    return DataFile(part / f"{name}.onnx.data") if graph.data else None
+
+
+def write_graph(model: ModelProto, file: Path, written: DataFile | None = None) -> Graph:
+    """Save, check, describe. The model must hold all its weights, but those that are `written` already."""
+    if written is not None:
+        onnx.save(model, file)
+        return describe_graph(file, [written.file.name])
     data = [f"{file.name}.data"] if sum(len(t.raw_data) for t in model.graph.initializer) > EMBED_UP_TO else []
     onnx.save(model, file, save_as_external_data=bool(data), location=data[0] if data else None)
     return describe_graph(file, data)

@@ -9,7 +9,7 @@ Attention's own products, norms, modulation, first and last layer keep their pre
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..engines.errors import UserError
+from .datafile import DataFile
 from .linears import Linear, tensor_values, weight_of
 from .observe import Statistics
 
@@ -74,11 +75,16 @@ def peaks_of_weights(model: ModelProto, linears: Sequence[Linear], folder: Path)
 
 
 def quantise(
-    model: ModelProto, linears: Sequence[Linear], folder: Path, precision: str, found: Mapping[str, Range]
+    model: ModelProto,
+    linears: Sequence[Linear],
+    folder: Path,
+    precision: str,
+    found: Mapping[str, Range],
+    data: DataFile | None = None,
 ) -> None:
     """Quantise these layers of the graph, in place. folder: where external data lies; none is referred to afterwards.
 
-    found is not needed for weight-only precisions.
+    found is not needed for weight-only precisions. data: where weights go as they are made; without it they stay in memory.
     """
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
@@ -102,7 +108,10 @@ def quantise(
                 if linear.activation not in ready:
                     ready[linear.activation] = _activation(linear.activation, span, precision, kind, nodes, added)
                 node.input[0] = ready[linear.activation]
-            _weight(linear, weight if smooth is None else weight * smooth[:, None], precision, kind, nodes, added)
+            store = numpy_helper.from_array if data is None else lambda values, name: data.add(name, values)
+            _weight(
+                linear, weight if smooth is None else weight * smooth[:, None], precision, kind, nodes, added, store
+            )
             node.input[1] = f"{linear.node}.w"
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
@@ -113,7 +122,9 @@ def quantise(
         used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     for tensor in kept:
-        if tensor.data_location == TensorProto.EXTERNAL:
+        if tensor.data_location == TensorProto.EXTERNAL and data is not None:
+            tensor.CopyFrom(data.copy(tensor, folder))
+        elif tensor.data_location == TensorProto.EXTERNAL:
             tensor.CopyFrom(numpy_helper.from_array(tensor_values(tensor, folder), tensor.name))
     del graph.node[:]
     graph.node.extend(nodes)
@@ -154,6 +165,7 @@ def _weight(
     kind: type,
     nodes: list[NodeProto],
     added: list[TensorProto],
+    store: Callable[[NDArray, str], TensorProto],
 ) -> None:
     """The stored form of W and the node that gives it back."""
     name, largest = linear.node, LARGEST[precision]
@@ -175,7 +187,7 @@ def _weight(
         levels = weight / scale
         stored = levels.astype(ml_dtypes.float8_e4m3fn) if base == "fp8" else np.rint(levels).astype(np.int8)
         attributes = {"axis": 1}
-    added.append(numpy_helper.from_array(stored, f"{name}.stored"))
+    added.append(store(stored, f"{name}.stored"))
     added.append(numpy_helper.from_array(scale.astype(kind), f"{name}.scale"))
     nodes.append(
         helper.make_node(

@@ -112,6 +112,9 @@ class Geometry(Model):
     chunk: Frames  # F
     sink: int = Field(ge=0)
     window: Frames  # sinks and the current chunk included
+    # α of sinks that move: every chunk that leaves the ring flows into them, sink ← α·sink + (1 − α)·chunk, by the graph
+    # "sinks". None: they stay as they were committed.
+    sink_ema: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Geometry:
@@ -122,6 +125,11 @@ class Geometry(Model):
             raise ValueError(
                 f"sink {self.sink} and window {self.window} must be whole chunks of {self.chunk} latent frames, "
                 "with the window larger than the sink"
+            )
+        if self.sink_ema is not None and (self.sink != self.chunk or self.window < 3 * self.chunk):
+            raise ValueError(
+                f"sink_ema {self.sink_ema} with sink {self.sink} and window {self.window}: a chunk that leaves the ring "
+                f"flows into sinks of its own size: expected sink {self.chunk}, and a window of {3 * self.chunk} or more"
             )
         return self
 
@@ -210,6 +218,8 @@ class Manifest(Model):
             raise ValueError(f"rope.epsilon: {len(self.rope.epsilon)} values for {self.network.heads} heads")
         if ("recache" in self.graphs) != (self.recache == "window"):
             raise ValueError(f"recache: {self.recache!r}, expected 'window' exactly when there is a graph 'recache'")
+        if ("sinks" in self.graphs) != (self.geometry.sink_ema is not None):
+            raise ValueError("geometry.sink_ema: must be there exactly when there is a graph 'sinks'")
         if ("text" in self.graphs) != (self.tokenizer is not None):
             raise ValueError("tokenizer: must be there exactly when there is a graph 'text'")
         return self

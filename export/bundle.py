@@ -33,18 +33,21 @@ from ..runtime.rope import draw_jitter, split_head_dim
 from .checkpoint import RopeConfig
 from .eager import write_reference
 from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
-from .onnxfile import save_graph
+from .graphset import GraphSet
+from .onnxfile import save_graph, with_weights
 from .recachegraph import RecacheGraph, example
 from .schedule import Schedule
+from .sinkgraph import SinkGraph
 from .taehv import Taehv
 from .taehvgraphs import DecodeGraph
 from .textgraph import write_text_graph
 from .texts import Umt5
 from .verify import compare
 from .wan import Wan
-from .weightfile import WeightFile
+from .weightfile import SHARED, WeightFile
 
 Recache = Literal["window", "chunks"]
+KINDS = {"fp32": torch.float32, "fp16": torch.float16}
 MIN_CHUNKS = 8
 # Largest allowed difference between ONNX Runtime and eager PyTorch; frames may differ by one rounding in float32. In
 # float16 the two round at other places: ONNX Runtime's CPU kernels mostly compute in float32.
@@ -59,6 +62,7 @@ LIMITS = {
         "states": 1e-4,
         "anchor": 1e-3,
         "recache": 1e-3,
+        "sinks": 1e-4,
     },
     "fp16": {
         "prompt": 1e-2,
@@ -70,6 +74,7 @@ LIMITS = {
         "states": 5e-2,
         "anchor": 5e-2,
         "recache": 5e-2,
+        "sinks": 1e-2,
     },
 }
 
@@ -91,6 +96,7 @@ class Parts:
     form: Literal["in-place", "portable"] = "in-place"
     recache: Recache = "window"  # what `smooth` does
     text_encoder: Umt5 | None = None  # to go into the bundle as a graph
+    weights: WeightFile | None = None  # where the transformer's large weights lie already
 
 
 def decoders_of(model: Taehv) -> dict[str, nn.Module]:
@@ -119,21 +125,11 @@ def write_bundle(
     g = parts.geometry
     if chunks:
         chunks = max(chunks, MIN_CHUNKS, g.window // g.chunk + 2)  # past the wrap of the ring
-    ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
-    portable = parts.form == "portable"
-    if portable and (probe or g.window == g.chunk):
-        raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
-    kind = PortableStepGraph if portable else StepGraph
-    steps = {
-        name: kind(parts.transformer, parts.schedule, ring, name == "probe")
-        for name in ("step", *(["probe"] if probe else []))
-    }
-    prompt = PromptGraph(parts.transformer)
-    recache = RecacheGraph(parts.transformer, parts.schedule, ring, portable) if parts.recache == "window" else None
+    modules = modules_of(parts, probe)
     limits = LIMITS[parts.precision]
     with new_folder(output, replace=force) as part, torch.no_grad():
         report.step("exporting graphs", 0, None)
-        graphs = write_graphs(part, parts, steps, prompt, recache)
+        graphs = write_graphs(part, parts, modules)
         bank = save({p: t.half().contiguous() for p, t in parts.prompts.items()})
         (part / "prompts.safetensors").write_bytes(bank)
         tokenizer = None
@@ -143,26 +139,43 @@ def write_bundle(
         write_manifest(part, manifest_of(parts, graphs, tokenizer, part, chunks))
         if chunks:
             report.step(f"comparing with PyTorch over {chunks} chunks", 0, None)
-            errors = compare(Bundle.open(part), steps, prompt, parts.decoders, parts.encoder, recache, chunks)
+            errors = compare(Bundle.open(part), modules, chunks)
             for line in differences(errors, chunks):
                 report.line(line)
             wrong = [f"{k} differs by {v:.2g} (limit {limits[k]:.2g})" for k, v in errors.items() if not v <= limits[k]]
             if wrong:
                 raise UserError(f"{output}: not written, the graphs do not agree with PyTorch: {'; '.join(wrong)}")
             report.step("the reference's two chunks in PyTorch", 0, None)
-            reference = write_reference(Bundle.open(part), steps["step"], prompt, parts.decoders)
+            reference = write_reference(Bundle.open(part), modules.steps["step"], modules.prompt, parts.decoders)
             manifest = Bundle.open(part).manifest
             write_manifest(part, manifest.model_copy(update={"reference": describe(reference)}))
         size = sum(f.stat().st_size for f in part.iterdir())
     report.line(f"{output}: {size / 2**20:.1f} MiB")
 
 
-def write_graphs(
-    folder: Path, parts: Parts, steps: dict[str, StepGraph], prompt: PromptGraph, recache: RecacheGraph | None
-) -> dict[str, Graph]:
-    weights = WeightFile(folder / "weights.data")  # the transformer's graphs share theirs, if they are large
+def modules_of(parts: Parts, probe: bool) -> GraphSet:
+    """Everything that is exported. Raises UserError for what the portable form does not have."""
+    g, model = parts.geometry, parts.transformer
+    ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
+    portable = parts.form == "portable"
+    if portable and (probe or g.window == g.chunk):
+        raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
+    step = PortableStepGraph if portable else StepGraph
+    names = ("step", "probe") if probe else ("step",)
+    return GraphSet(
+        steps={name: step(model, parts.schedule, ring, name == "probe") for name in names},
+        prompt=PromptGraph(model),
+        decoders=parts.decoders,
+        encoder=parts.encoder,
+        recache=RecacheGraph(model, parts.schedule, ring, portable) if parts.recache == "window" else None,
+        sinks=None if g.sink_ema is None else SinkGraph(model.config, ring, portable, KINDS[parts.precision]),
+    )
+
+
+def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Graph]:
+    weights = parts.weights or WeightFile(folder / SHARED)  # the transformer's graphs share theirs, if they are large
     c, g = parts.transformer.config, parts.geometry
-    kind = torch.float16 if parts.precision == "fp16" else torch.float32
+    kind = KINDS[parts.precision]
     portable = parts.form == "portable"
     opset = PORTABLE_OPSET if portable else OPSET
     latent = torch.zeros(g.latent_shape)
@@ -186,16 +199,18 @@ def write_graphs(
     suffix = "new" if portable else "next"
     outputs = ["x0", "next", *(f"{n}_{suffix}" for n in (*names["k"], *names["v"]))]
     graphs = {}
-    for name, step in steps.items():
+    for name, step in modules.steps.items():
         told = [*outputs, *(["sink_mass"] if step.probe else [])]
         graphs[name] = save_graph(step, (*args, *rings), inputs, told, folder / f"{name}.onnx", opset, weights)
-    if recache is not None:
+    if (recache := modules.recache) is not None:
         graphs["recache"] = save_graph(
             recache, *example(recache, g.latent_shape, kind), folder / "recache.onnx", opset, weights
         )
+    if (sinks := modules.sinks) is not None:
+        graphs["sinks"] = save_graph(sinks, *sinks.example(table.shape[-1]), folder / "sinks.onnx", opset)
     text = torch.zeros(1, c.text_len, c.text_dim)
     told = [*names["prompt_k"], *names["prompt_v"]]
-    graphs["prompt"] = save_graph(prompt, (text,), ["text"], told, folder / "prompt.onnx", opset, weights)
+    graphs["prompt"] = save_graph(modules.prompt, (text,), ["text"], told, folder / "prompt.onnx", opset, weights)
     for name, decoder in parts.decoders.items():
         states = decoder.zero_states(latent)  # type: ignore[operator]
         states_in = [f"state_{i}" for i in range(len(states))]
@@ -206,7 +221,7 @@ def write_graphs(
     if parts.encoder is not None:
         clip = torch.zeros(anchor_shape(parts, graphs), dtype=torch.uint8)
         graphs["encode"] = save_graph(parts.encoder, (clip,), ["frames"], ["latent"], folder / "encode.onnx", opset)
-    return graphs
+    return with_weights(graphs, weights)
 
 
 def anchor_shape(parts: Parts, graphs: dict[str, Graph]) -> tuple[int, int, int, int]:

@@ -23,6 +23,7 @@ class Overrides:
     size: str | None = None
     window: int | None = None
     sink: int | None = None
+    sink_ema: float | None = None
     steps: int | None = None  # how many, evenly spaced from 1000
     rope: str | None = None
     jitter: float | None = None
@@ -66,13 +67,17 @@ def export_checkpoint(
     write_bundle(parts, output, chunks=chunks, force=force, report=report, probe=probe)
 
 
+def _ring(given: Overrides) -> tuple[tuple[str, float | None], ...]:
+    return ("window", given.window), ("sink", given.sink), ("sink_ema", given.sink_ema)
+
+
 def override(config: CheckpointConfig, given: Overrides) -> CheckpointConfig:
     """The config with the command line's changes, validated again."""
     geometry, rope = config.geometry.model_dump(), config.rope.model_dump()
     if given.size is not None:
         width, height = parse_size(given.size)
         geometry |= {"width": width, "height": height}
-    geometry |= {k: v for k, v in (("window", given.window), ("sink", given.sink)) if v is not None}
+    geometry |= {k: v for k, v in _ring(given) if v is not None}
     choices = (("mode", given.rope), ("jitter_sigma", given.jitter), ("jitter_seed", given.jitter_seed))
     rope |= {k: v for k, v in choices if v is not None}
     schedule = config.schedule

@@ -48,6 +48,12 @@ Encoder = Annotated[bool, typer.Option("--encoder", help="Add the encoder, so th
 Form = Annotated[
     str, typer.Option(help="in-place, or portable: for TensorRT before 11.1 and rings that are not float.")
 ]
+SinkEma = Annotated[
+    float | None,
+    typer.Option(
+        help="Let chunks that leave the window flow into the sinks: sink = a*sink + (1 - a)*chunk (Reward Forcing: 0.999)."
+    ),
+]
 Recache = Annotated[
     str,
     typer.Option(
@@ -66,6 +72,7 @@ def checkpoint(
     size: options.Size = None,
     window: options.Window = None,
     sink: options.Sink = None,
+    sink_ema: SinkEma = None,
     steps: Annotated[int | None, typer.Option(min=1, max=50, help="Denoising steps, evenly spaced from 1000.")] = None,
     rope: Annotated[str | None, typer.Option(help="absolute or relative.")] = None,
     jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
@@ -86,6 +93,7 @@ def checkpoint(
         size=size,
         window=window,
         sink=sink,
+        sink_ema=sink_ema,
         steps=steps,
         rope=rope,
         jitter=jitter,
@@ -140,6 +148,7 @@ def wan(  # as long as its options: it does nothing but parse them
     chunk: options.ChunkFrames = 3,
     window: options.Window = 12,
     sink: options.Sink = 3,
+    sink_ema: SinkEma = None,
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
     steps: Annotated[str, typer.Option(help="Denoising steps, before the shift.")] = "1000,750,500,250",
     first_steps: Annotated[
@@ -182,7 +191,7 @@ def wan(  # as long as its options: it does nothing but parse them
             "form": form,
         },
         **{"jitter_seed": 0 if jitter_seed is None else jitter_seed, "encoder": encoder, "text_graph": text_graph},
-        "recache": recache,
+        **{"recache": recache, "sink_ema": sink_ema},
     }
     explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
     if recipe is None:
@@ -274,7 +283,7 @@ def list_recipes(as_json: options.Json = False) -> None:
 
     rows = []
     for recipe in load().values():
-        numbers = {k: recipe.options[k] for k in ("chunk", "window", "sink")}
+        numbers = {k: recipe.options[k] for k in ("chunk", "window", "sink", "sink_ema") if k in recipe.options}
         geometry = {"width": 832, "height": 480, "fps": 16, "latent_channels": 16} | numbers
         planned = of_model("wan2.1-1.3b", geometry, len(recipe.options["steps"]), "fp16", False, "taehv")
         card = record(planned, [])["memory"]["total"] / 1e9

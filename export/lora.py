@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
+from .lazy import changed, shape_of
 from .names import State, flattened_layers, listed, public_name
 from .sources import tensors
 
@@ -97,7 +100,8 @@ def parse_lora(text: str, alpha: float | None = None) -> Lora:
 
 
 def merge_loras(state: State, loras: tuple[Lora, ...], report: Report = QUIET) -> State:
-    """The transformer's weights (public names) with every LoRA merged in; what is changed becomes float32.
+    """The transformer's weights (public names) with every LoRA merged in, when they are asked for; what is changed becomes
+    float32, and raises UserError then where it is not finite.
 
     Raises UserError for a file that is no LoRA of this model, or of a kind that is not merged.
     """
@@ -110,7 +114,8 @@ def merge_loras(state: State, loras: tuple[Lora, ...], report: Report = QUIET) -
 def merge_lora(state: State, found: State, lora: Lora, adapter: Adapter | None = None, report: Report = QUIET) -> State:
     """As `merge_loras`, of one file whose tensors are `found` under the names that they have there."""
     changes = _changes(found, state, lora.path)
-    merged, problems, alphas = dict(state), [], set()
+    adds: dict[str, list[Callable[[], Tensor]]] = {}
+    problems, alphas = [], set()
     for layer, change in changes.items():
         if problem := _problem(layer, change, state):
             problems.append(problem)
@@ -118,15 +123,20 @@ def merge_lora(state: State, found: State, lora: Lora, adapter: Adapter | None =
         scale, whence = _scale(change, lora, adapter)
         alphas.add(whence)
         for name, delta in _deltas(layer, change, scale, state):
-            value = merged[name].float() + lora.strength * delta.reshape(merged[name].shape)
-            if not torch.isfinite(value).all():
-                problems.append(f"{name}: not finite")
-            merged[name] = value
+            adds.setdefault(name, []).append(delta)
     if problems or not changes:
         raise UserError(f"{lora.path}: no LoRA of this model: {listed(problems) or 'holds no lora_A, lora_B pairs'}")
     told = " and ".join(sorted(alphas - {""})) or "full deltas"
     report.line(f"{lora.path}: {len(changes)} layers merged, strength {lora.strength:g}, {told}")
-    return merged
+    return changed(state, {name: partial(_added, name, deltas, lora) for name, deltas in adds.items()})
+
+
+def _added(name: str, deltas: list[Callable[[], Tensor]], lora: Lora, value: Tensor) -> Tensor:
+    for delta in deltas:
+        value = value.float() + lora.strength * delta().reshape(value.shape)
+    if not torch.isfinite(value).all():
+        raise UserError(f"{lora.path}: no LoRA of this model: {listed([f'{name}: not finite'])}")
+    return value
 
 
 def _changes(found: State, state: State, file: Path) -> dict[str, Change]:
@@ -173,7 +183,7 @@ def _problem(layer: str, change: Change, state: State) -> str:
     """Why a change can't be merged; empty if it can."""
     parts = change.parts
     weight, bias = _targets(layer, state)
-    pair, shape = {"A", "B"} & set(parts), list(state[weight].shape) if weight in state else []
+    pair, shape = {"A", "B"} & set(parts), list(shape_of(state, weight)) if weight in state else []
     if len(pair) == 1:
         return f"{layer}: only one half of the pair"
     if set(parts) == {"alpha"} or ("B bias" in parts and not pair):
@@ -189,27 +199,27 @@ def _problem(layer: str, change: Change, state: State) -> str:
             and b.ndim > 1
             and len(a) > 0
             and len(b) == shape[0]
-            and a[0].numel() * len(b) == state[weight].numel()
+            and a[0].numel() * len(b) == math.prod(shape)
         )
         if not whole or b[0].numel() != len(a) or len(a) == 0:
             return f"{weight}: {list(b.shape)}·{list(a.shape)} for {shape}"
     for role, name in (("weight", weight), ("bias", bias), ("B bias", bias)):
-        if role in parts and parts[role].numel() != state[name].numel():
-            return f"{name}: {list(parts[role].shape)} for {list(state[name].shape)}"
+        if role in parts and parts[role].numel() != shape_of(state, name).numel():
+            return f"{name}: {list(parts[role].shape)} for {list(shape_of(state, name))}"
     if "alpha" in parts and parts["alpha"].numel() != 1:
         return f"{layer}.alpha: {list(parts['alpha'].shape)}, expected one number"
     return ""
 
 
-def _deltas(layer: str, change: Change, scale: float, state: State) -> list[tuple[str, Tensor]]:
-    """What is added to which tensor at strength 1, in float32."""
+def _deltas(layer: str, change: Change, scale: float, state: State) -> list[tuple[str, Callable[[], Tensor]]]:
+    """What is added to which tensor at strength 1, in float32, when it is asked for."""
     parts, (weight, bias) = change.parts, _targets(layer, state)
-    out = []
+    out: list[tuple[str, Callable[[], Tensor]]] = []
     if "A" in parts:
-        out.append((weight, scale * (parts["B"].float().flatten(1) @ parts["A"].float().flatten(1))))
+        out.append((weight, lambda: scale * (parts["B"].float().flatten(1) @ parts["A"].float().flatten(1))))
     if "B bias" in parts:
-        out.append((bias, scale * parts["B bias"].float()))
-    out += [(name, parts[role].float()) for role, name in (("weight", weight), ("bias", bias)) if role in parts]
+        out.append((bias, lambda: scale * parts["B bias"].float()))
+    out += [(name, parts[role].float) for role, name in (("weight", weight), ("bias", bias)) if role in parts]
     return out
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..engines.errors import UserError
 from ..engines.text import few
+from .lazy import renamed
 
-State = dict[str, Tensor]
+State = Mapping[str, Tensor]
 Part = Literal["transformer", "vae", "text_encoder"]
 WRAPPERS = (
     *("module.", "model.", "_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module."),
@@ -83,7 +84,7 @@ def public_names(state: State) -> State:
     """The transformer's tensors under their public names, whichever of the two namings they came in."""
     if not any(name.startswith("condition_embedder.") for name in state):
         return state
-    return {public_name(name): value for name, value in state.items()}
+    return renamed(state, public_name)
 
 
 def public_name(name: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from ..engines.bundle import Graph
+from ..engines.bundle import Graph, describe
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from .graphs import OPSET
 from .weightfile import WeightFile
@@ -32,7 +32,8 @@ def save_graph(
     weights: WeightFile | None = None,
 ) -> Graph:
     """Export module with static shapes, check it with onnx.checker, write it, and describe it for the manifest. Inputs that
-    nothing reads are left out of the graph. weights: where the constants of a large graph go; default FILE.data."""
+    nothing reads are left out of the graph. weights: where the constants of a large graph go, which is described when all
+    graphs are written (`with_weights`); default: a file of its own, FILE.data."""
     logging.getLogger("torch.onnx").setLevel(
         logging.ERROR
     )  # it reports that torchvision is missing, which we don't use
@@ -50,9 +51,9 @@ def save_graph(
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     large = sum(value.const_value.nbytes for value in program.model.graph.initializers.values()) > EMBED_UP_TO  # type: ignore[union-attr]
-    weights = weights or WeightFile(file.with_name(f"{file.name}.data"))
+    own = WeightFile(file.with_name(f"{file.name}.data"))
     if large:
-        weights.take(program.model.graph)
+        (weights or own).take(program.model.graph, file)
         model = ir.to_proto(program.model)
     else:
         model = program.model_proto
@@ -62,7 +63,15 @@ def save_graph(
         del node.metadata_props[:]
     drop_unread(model)
     onnx.save(model, file)
-    return describe_graph(file, [weights.file.name] if large else [])
+    return describe_graph(file, [own.file.name] if own.users else [])
+
+
+def with_weights(graphs: dict[str, Graph], weights: WeightFile) -> dict[str, Graph]:
+    """The graphs, those that refer to the shared weights with its description."""
+    if not weights.users:
+        return graphs
+    data = [describe(weights.file)]
+    return {n: g.model_copy(update={"data": data}) if g.model.file in weights.users else g for n, g in graphs.items()}
 
 
 def drop_unread(model: onnx.ModelProto) -> None:

@@ -5,6 +5,7 @@ A scaled weight without its scale is off by a factor of its own in every layer, 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
+from .lazy import changed, release
 from .names import State, listed
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -55,14 +57,13 @@ def descale(state: State, file: Path, report: Report = QUIET, dtype: torch.dtype
     away = {*scales.values(), MARKER, *(n for n in state if n.endswith(UNUSED))}
     if scales:
         report.line(f"{file}: scaled fp8: {len(scales)} weights are multiplied by their scales")
-    out = {}
-    for name, value in state.items():
-        if name in scales:
-            scale = state[scales[name]].float().flatten()
-            out[name] = (value.float() * scale.view(-1, *[1] * (value.ndim - 1))).to(dtype)
-        elif name not in away:
-            out[name] = value.to(dtype) if value.dtype in FP8 else value
-    return out
+    wide = {name: partial(_widened, state[scale], dtype) for name, scale in scales.items()}
+    wide |= {n: lambda v: v.to(dtype) for n, v in state.items() if n not in wide and n not in away and v.dtype in FP8}
+    return changed({name: value for name, value in state.items() if name not in away}, wide)
+
+
+def _widened(scale: Tensor, dtype: torch.dtype, value: Tensor) -> Tensor:
+    return (value.float() * scale.float().flatten().view(-1, *[1] * (value.ndim - 1))).to(dtype)
 
 
 def is_narrow(folder: Path) -> bool:
@@ -97,5 +98,8 @@ def _fits(scale: Tensor, weight: Tensor) -> bool:
 def _look_scaled(state: State, narrow: list[str]) -> bool:
     """Whether most weights reach the largest number of their type: scaling makes them, training never does."""
     weights = [state[n] for n in narrow if state[n].dtype in FP8 and state[n].ndim > 1]
-    full = [bool(w.float().abs().max() == torch.finfo(w.dtype).max) for w in weights]
+    full = []
+    for weight in weights:
+        full.append(bool(weight.float().abs().max() == torch.finfo(weight.dtype).max))
+        release(weight)
     return sum(full) > len(full) / 2

@@ -26,6 +26,7 @@ from ..engines.errors import UserError
 from ..engines.files import reason
 from ..engines.progress import QUIET, Report
 from ..engines.text import first_line
+from .lazy import entries_of, release
 from .names import Part, State, clean, listed, part_of
 from .scaled import descale
 from .wan import WanConfig
@@ -141,7 +142,7 @@ def _read_index(index: Path) -> State:
         names = sorted(set(places.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not an index of safetensors files ({error})") from None
-    state: State = {}
+    state: dict[str, Tensor] = {}
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index}: {name!r} is not a plain file name")
@@ -257,31 +258,35 @@ def fit(
     file: Path,
     dtype: Callable[[str], torch.dtype] = single,
     convert: Callable[[State], State] = lambda state: state,
+    keep: Callable[[Tensor], Tensor] = lambda weight: weight,
 ) -> None:
-    """Put the weights into a model made on the meta device, one tensor at a time, each converted and cast to its dtype.
+    """Put the weights into a model made on the meta device, one tensor at a time, each converted and cast to its dtype, and
+    put where `keep` puts it.
 
     Raises UserError with missing, unexpected and misshapen keys in one message, eight at most, or naming tensors that are
     not finite.
     """
-    wanted = {k: v.shape for k, v in model.state_dict().items()}
+    entries, wanted = entries_of(state), {k: v.shape for k, v in model.state_dict().items()}
     missing = [f"missing {k}" for k in wanted if k not in state]
     more = [f"unexpected {k}" for k in state if k not in wanted]
     other = [
         f"{k}: found {list(v.shape)}, expected {list(wanted[k])}"
-        for k, v in state.items()
+        for k, v in entries.items()
         if k in wanted and v.shape != wanted[k]
     ]
     if missing or more or other:  # in turn, so that a line that is cut tells of each kind
         problems = [p for three in itertools.zip_longest(missing, more, other) for p in three if p]
         raise UserError(f"{file}: does not fit its model: {listed(problems)}")
-    if whole := [k for k, v in state.items() if not v.is_floating_point()]:
+    if whole := [k for k, v in entries.items() if isinstance(v, Tensor) and not v.is_floating_point()]:
         raise UserError(f"{file}: whole numbers where weights should be: {listed(whole)}")
-    cast: State = {}
+    cast: dict[str, Tensor] = {}
     bad = []
     for name, value in convert(state).items():
-        cast[name] = value.to(dtype(name), copy=True)
-        if not torch.isfinite(cast[name]).all():
+        weight = value.to(dtype(name), copy=True)
+        release(entries[name])
+        if not torch.isfinite(weight).all():
             bad.append(name)
+        cast[name] = keep(weight)
     if bad:
         raise UserError(f"{file}: NaN, infinite or too large for {dtype(bad[0])}: {listed(bad)}")
     model.load_state_dict(cast, assign=True)

@@ -9,7 +9,7 @@ with the states handed on are the same computation: a MemBlock sees its own inpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -185,7 +185,7 @@ class Taehv(nn.Module):
         return run(self.decoder, latents, zero_states(self.decoder, b, h, w, latents) if states is None else states)
 
 
-def public_weights(state: dict[str, Tensor], config: TaehvConfig) -> dict[str, Tensor]:
+def public_weights(state: Mapping[str, Tensor], config: TaehvConfig) -> dict[str, Tensor]:
     """A public TAEHV checkpoint as `Taehv` wants it: it holds every TGrow for two frames, and one that makes a single
     frame uses the last half of its channels."""
     wanted = {name: len(value) for name, value in Taehv(config).state_dict().items()}

@@ -13,27 +13,21 @@ from ..engines.bundle import Bundle
 from ..engines.ort import OrtBackend
 from ..runtime.ring import RingLayout
 from ..runtime.rope import axis_frequencies, head_thetas, temporal_tables
-from .graphs import PortableStepGraph, PromptGraph, StepGraph
+from .graphs import PortableStepGraph, StepGraph
+from .graphset import GraphSet
 from .recachegraph import RecacheGraph
+from .sinkgraph import SinkGraph
 
 
-def compare(
-    bundle: Bundle,
-    steps: dict[str, StepGraph],
-    prompt: PromptGraph,
-    decoders: dict[str, nn.Module],
-    encoder: nn.Module | None,
-    recache: RecacheGraph | None,
-    chunks: int,
-) -> dict[str, float]:
+def compare(bundle: Bundle, modules: GraphSet, chunks: int) -> dict[str, float]:
     """Largest differences by output: 'prompt', 'x0', 'next', 'ring' (and 'sink_mass' of the probe) relative to the
-    reference's largest value, 'recache' likewise, 'frames' in grey levels, the decoder's 'states' and the encoder's
-    'anchor', relative."""
+    reference's largest value, 'recache' and 'sinks' likewise, 'frames' in grey levels, the decoder's 'states' and the
+    encoder's 'anchor', relative."""
     backend = OrtBackend(EngineOptions())
     generator = torch.Generator().manual_seed(0)
     worst: dict[str, float] = {}
     text = torch.randn(_shape(bundle, "prompt", "text"), generator=generator)
-    context = prompt(text)
+    context = modules.prompt(text)
 
     def check(name: str, got: Buffer, expected: Tensor) -> None:
         values, reference = torch.from_numpy(got.read()).double(), expected.double()
@@ -47,12 +41,29 @@ def compare(
     for spec, expected in zip(engine.graph.outputs, context, strict=True):
         check("prompt", buffers[spec.name], expected)
 
-    for name, module in steps.items():
+    for name, module in modules.steps.items():
         compare_step(bundle, name, module, context, chunks, check)
 
-    if recache is not None:
-        compare_recache(bundle, recache, context, check)
+    if modules.recache is not None:
+        compare_recache(bundle, modules.recache, context, check)
+    if modules.sinks is not None:
+        compare_sinks(bundle, modules.sinks, check)
+    compare_decoders(bundle, modules.decoders, chunks, check)
+    if modules.encoder is not None:
+        engine = backend.load(bundle, "encode")
+        buffers = _buffers(engine)
+        clip = torch.randint(0, 256, engine.graph.inputs[0].shape, generator=generator, dtype=torch.uint8)
+        buffers["frames"].write(clip.numpy())
+        _run(engine, buffers)
+        check("anchor", buffers["latent"], modules.encoder(clip))
+    return worst
 
+
+def compare_decoders(
+    bundle: Bundle, decoders: dict[str, nn.Module], chunks: int, check: Callable[[str, Buffer, Tensor], None]
+) -> None:
+    """So many chunks, each from the states that the one before left."""
+    backend, generator = OrtBackend(EngineOptions()), torch.Generator().manual_seed(3)
     engines = {name: backend.load(bundle, name) for name in decoders}
     all_buffers = {name: _buffers(engine) for name, engine in engines.items()}
     shape = bundle.manifest.geometry.latent_shape
@@ -70,15 +81,6 @@ def compare(
         for spec, state in zip(engine.graph.outputs[1:], states_after, strict=True):
             check("states", buffers[spec.name], state)
         states = states_after
-
-    if encoder is not None:
-        engine = backend.load(bundle, "encode")
-        buffers = _buffers(engine)
-        clip = torch.randint(0, 256, engine.graph.inputs[0].shape, generator=generator, dtype=torch.uint8)
-        buffers["frames"].write(clip.numpy())
-        _run(engine, buffers)
-        check("anchor", buffers["latent"], encoder(clip))
-    return worst
 
 
 def compare_step(
@@ -175,6 +177,25 @@ def compare_recache(
         _run(engine, buffers)
         for name, expected in zip(_names("k", "v", layers=layers), made, strict=True):
             check("recache", buffers[f"{name}_next"], expected)
+
+
+def compare_sinks(bundle: Bundle, module: SinkGraph, check: Callable[[str, Buffer, Tensor], None]) -> None:
+    """One layer's mean: a chunk that becomes it, one that flows in, a turn."""
+    engine = OrtBackend(EngineOptions()).load(bundle, "sinks")
+    buffers = _buffers(engine)
+    generator = torch.Generator().manual_seed(4)
+    for keep, leaving in ((0.0, 0), (0.9, module.ring.chunk_tokens), (1.0, 0)):
+        given = {s.name: torch.randn(s.shape, generator=generator) for s in engine.graph.inputs}
+        given = {s.name: given[s.name].to(getattr(torch, s.dtype)) for s in engine.graph.inputs}
+        given |= {"keep": torch.tensor([keep]), "leaving": torch.tensor([leaving])}
+        for name in ("back", "there"):
+            angle = torch.rand(given[f"{name}_cos"].shape, generator=generator)
+            given |= {f"{name}_cos": angle.cos(), f"{name}_sin": angle.sin()}
+        for name, value in given.items():
+            buffers[name].write(value.numpy())
+        _run(engine, buffers)
+        for spec, expected in zip(engine.graph.outputs, module(*given.values()), strict=True):
+            check("sinks", buffers[spec.name], expected)
 
 
 def _names(*sides: str, layers: int) -> list[str]:

@@ -15,7 +15,7 @@ and is the KV ring in the step graph, a gather over whole sequences in training,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.rope import axis_frequencies, split_head_dim
+from .lazy import Lazy, changed
 
 Attention3 = Callable[[Tensor, Tensor, Tensor], Tensor]  # (q, k, v) -> [B, H, N, D]
 Rotate = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, cos, sin), see rotate
@@ -240,25 +241,22 @@ def half_order(heads: int, head_dim: int) -> Tensor:
     return (torch.arange(heads)[:, None] * head_dim + within).reshape(-1)
 
 
-def fold(state: dict[str, Tensor], config: WanConfig) -> dict[str, Tensor]:
-    """A checkpoint in the public convention -> the convention of `Wan` (see the module docstring)."""
+def fold(state: Mapping[str, Tensor], config: WanConfig) -> Lazy:
+    """A checkpoint in the public convention -> the convention of `Wan` (see the module docstring), tensor by tensor when
+    they are asked for."""
     return _convert(state, half_order(config.heads, config.head_dim), 1 / math.sqrt(config.head_dim))
 
 
-def unfold(state: dict[str, Tensor], config: WanConfig) -> dict[str, Tensor]:
+def unfold(state: Mapping[str, Tensor], config: WanConfig) -> dict[str, Tensor]:
     """The inverse of `fold`, for saving what was trained here in the public convention."""
-    return _convert(state, torch.argsort(half_order(config.heads, config.head_dim)), math.sqrt(config.head_dim))
+    return dict(_convert(state, torch.argsort(half_order(config.heads, config.head_dim)), math.sqrt(config.head_dim)))
 
 
-def _convert(state: dict[str, Tensor], order: Tensor, q_scale: float) -> dict[str, Tensor]:
+def _convert(state: Mapping[str, Tensor], order: Tensor, q_scale: float) -> Lazy:
     rows = tuple(
         f"self_attn.{n}" for n in ("q.weight", "q.bias", "k.weight", "k.bias", "norm_q.weight", "norm_k.weight")
     )
-    out = {}
-    for name, value in state.items():
-        if name.endswith(rows):
-            value = value[order]
-        if name.endswith("norm_q.weight"):
-            value = value.float() * q_scale  # the factor is no power of two: half precision would round
-        out[name] = value
-    return out
+    permuted = changed(state, {name: lambda value: value[order] for name in state if name.endswith(rows)})
+    scaled = [name for name in state if name.endswith("norm_q.weight")]
+    # The factor is no power of two: half precision would round.
+    return changed(permuted, {name: lambda value: value.float() * q_scale for name in scaled})

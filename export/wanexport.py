@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from ..engines.bundle import Geometry, describe, first_problem, parse_size
 from ..engines.errors import UserError
@@ -24,6 +26,7 @@ from .texts import Umt5, encode_all, open_encoder, read_prompts
 from .vaes import KINDS, VaeKind, load_vae
 from .wan import Wan, fold
 from .wanvae import MEAN
+from .weightfile import WeightFile, scratch
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class WanSource:
     chunk: int = 3
     window: int = 12
     sink: int = 3
+    sink_ema: float | None = None  # α of sinks that move
     fps: int = 16
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     first_steps: tuple[int, ...] | None = None  # of the first chunk; None: as all others
@@ -62,9 +66,17 @@ def export_wan(
     """Read everything, then write the bundle as `command.write_bundle` does. Raises UserError."""
     check_target(output, force)
     check_choices(source)
+    with scratch(output) as weights:
+        parts = read_parts(source, weights, report)
+        write_bundle(parts, output, chunks=chunks, force=force, report=report, probe=probe)
+
+
+def read_parts(source: WanSource, weights: WeightFile, report: Report = QUIET) -> Parts:
+    """Everything that the source names, read; the transformer's large weights written to `weights` one after the other.
+    Raises UserError."""
     dtype = half if source.precision == "fp16" else single
     prompts = read_prompts(source.prompts)
-    transformer = load_transformer(source, dtype, report)
+    transformer = load_transformer(source, dtype, report, weights.put)
     decoders, encoder, latent_channels = load_vae(source.vae, dtype, source.vae_kind, report)
     config = transformer.config
     if latent_channels != config.latent_channels:
@@ -83,7 +95,7 @@ def export_wan(
             )
     if source.text_graph and not isinstance(text_encoder, Umt5):
         raise UserError(f"--text-graph: {source.text_encoder} is no UMT5 encoder")
-    parts = Parts(
+    return Parts(
         name=source.generator.stem,
         transformer=transformer,
         geometry=geometry,
@@ -97,9 +109,8 @@ def export_wan(
         form=source.form,
         recache=source.recache,
         text_encoder=text_encoder if source.text_graph else None,  # type: ignore[arg-type] - checked above
+        weights=weights,
     )
-    del text_encoder  # unless it is exported, the largest thing in memory is done with
-    write_bundle(parts, output, chunks=chunks, force=force, report=report, probe=probe)
 
 
 def check_choices(source: WanSource) -> None:
@@ -118,7 +129,12 @@ def check_choices(source: WanSource) -> None:
 def geometry_of(source: WanSource, latent_channels: int) -> Geometry:
     """Raises UserError."""
     width, height = parse_size(source.size)
-    frames = {"chunk": source.chunk, "sink": source.sink, "window": source.window}
+    frames: dict[str, Any] = {
+        "chunk": source.chunk,
+        "sink": source.sink,
+        "window": source.window,
+        "sink_ema": source.sink_ema,
+    }
     try:
         return Geometry(width=width, height=height, fps=source.fps, latent_channels=latent_channels, **frames)
     except ValidationError as error:
@@ -168,13 +184,15 @@ def check_steps(flag: str, steps: tuple[int, ...], shift: float) -> None:
         )
 
 
-def load_transformer(source: WanSource, dtype, report: Report = QUIET) -> Wan:
-    """The generator's weights, LoRAs merged in, in the model's own convention."""
+def load_transformer(
+    source: WanSource, dtype, report: Report = QUIET, keep: Callable[[Tensor], Tensor] = lambda weight: weight
+) -> Wan:
+    """The generator's weights, LoRAs merged in, in the model's own convention, each put where `keep` puts it."""
     found = read(source.generator, source.dictionary, report=report)
     state = public_names(found.state)
     config = wan_config(state, found.config, source.generator)
     state = merge_loras(state, source.loras, report)
     with torch.device("meta"):
         model = Wan(config)
-    fit(model, state, source.generator, dtype, lambda state: fold(state, config))
+    fit(model, state, source.generator, dtype, lambda state: fold(state, config), keep)
     return model

@@ -11,51 +11,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.base import HIDDEN, Backend, Buffer, Engine, Launch
+from ..engines.base import HIDDEN, Backend, Buffer, Device, Engine, Launch
 from ..engines.bundle import Bundle
 from .recache import Recache, recache_bytes
 from .ring import Slot
-from .rope import temporal_tables
-
-
-class SinkKeys:
-    """The sinks' keys as they were committed, for `relative` mode: rewritten each chunk, turned to a fixed distance.
-
-    A key committed at latent frame p and turned by (p′ − p)·ω is the key at p′, so the first copy serves for ever and no
-    error accumulates.
-    """
-
-    def __init__(self, tokens: int):
-        self.tokens = tokens
-        self.forget()
-
-    def forget(self) -> None:
-        self.start: int | None = None
-        self.keys: list[NDArray] = []
-
-    def remember(self, position: int, written: int, ring: list[Buffer]) -> None:
-        if written == 0:
-            self.start = position
-        self.keys = [buffer.read_tokens(0, self.tokens) for buffer in ring]
-
-    def remember_again(self, ring: list[Buffer]) -> None:
-        """They were made anew where they are."""
-        if self.start is not None:
-            self.keys = [buffer.read_tokens(0, self.tokens) for buffer in ring]
-
-    def follow(self, position: int, frequencies: NDArray[np.float64], ring: list[Buffer]) -> None:
-        """Write the sink keys as if the first sink frame stood at `position` (never before where it was made)."""
-        if self.start is None or position <= self.start or not self.tokens:
-            return
-        cos, sin = temporal_tables(np.array([position - self.start]), frequencies)  # [H, 1, K]
-        k = cos.shape[-1]
-        for kept, buffer in zip(self.keys, ring, strict=True):
-            half = kept.shape[-1] // 2
-            a, b = kept[..., :k], kept[..., half : half + k]  # the temporal pairs come first in each half
-            turned = kept.copy()
-            turned[..., :k] = a * cos - b * sin
-            turned[..., half : half + k] = b * cos + a * sin
-            buffer.write_tokens(0, turned)
+from .sinks import Leaving, MovingSinks
 
 
 class Passes:
@@ -115,18 +75,23 @@ class Passes:
         first = backend.load(bundle, "decode_first", lanes == 2) if "decode_first" in manifest.graphs else decode
         turns = [self._bind_decode(*turn) for turn in ((decode, 0), (decode, 1), (first, 0))]
         self._frames = [frames for _, frames in turns]
-        chain = step.device.chain
-        self._chains: dict[tuple[str, int | None], Launch]
-        if lanes == 1:
-            self._chains = {(name, t): chain([*work, *turns[t][0]]) for name, work in works.items() for t in range(3)}
-        else:
-            self._chains = {(name, t): chain(work, turns[t][0]) for name, work in works.items() for t in range(3)}
-            self._chains |= {(name, None): chain(work) for name, work in works.items()}
+        self._chains = self._chained(step.device, works, [work for work, _ in turns])
         self.recache, self.recache_note = load_recache(backend, bundle, self.ring, self.prompt_kv)
+        self.moving = MovingSinks(backend, bundle, self.ring) if "sinks" in manifest.graphs else None
+        self._leaves: tuple[Leaving, NDArray[np.float64]] | None = None  # when the chunk that is being made is there
         self._running: Launch | None = None
         self._kind = "keep"
         self._turn: int | None = None
         self.decoded = 0  # chunks since the decoder's states were zero
+
+    def _chained(
+        self, device: Device, works: dict[str, list[Callable[[], None]]], turns: list[list[Callable[[], None]]]
+    ) -> dict[tuple[str, int | None], Launch]:
+        """What is started for every kind of chunk and every turn of the decoder; with two lanes also without decoding."""
+        if self.lanes == 1:
+            return {(k, t): device.chain([*work, *turns[t]]) for k, work in works.items() for t in range(3)}
+        chains: dict[tuple[str, int | None], Launch] = {(k, None): device.chain(work) for k, work in works.items()}
+        return chains | {(k, t): device.chain(work, turns[t]) for k, work in works.items() for t in range(3)}
 
     def _watched(
         self, step: Engine, decode: Engine, updated: set[str], passes: int
@@ -208,6 +173,9 @@ class Passes:
         if self._running is None:  # a restored chunk: made in another process
             return [0.0]
         seconds = self._running.main()
+        if self.moving is not None and self._leaves is not None:  # before its slot is written over
+            self.moving.fold(*self._leaves)
+        self._leaves = None
         self._store()
         return seconds
 
@@ -225,8 +193,8 @@ class Passes:
             self._store_at = -1
 
     def _kept(self, decoded: int) -> dict[str, Buffer]:
-        """What lives on between chunks: the ring, and the set of decoder states that is read next."""
-        return self.ring | self._states[decoded % 2]
+        """What lives on between chunks: the ring, moving sinks, and the set of decoder states that is read next."""
+        return self.ring | self._states[decoded % 2] | (self.moving.mean if self.moving is not None else {})
 
     def tensors(self) -> dict[str, NDArray]:
         return {name: buffer.read() for name, buffer in self._kept(self.decoded).items()}
@@ -239,6 +207,10 @@ class Passes:
     def write_noise(self, noise: NDArray[np.float32]) -> None:
         for buffer, values in zip(self.noise, noise, strict=False):  # a schedule may be the shorter one
             buffer.write(values)
+
+    def let_go(self, chunk: Leaving | None, frequencies: NDArray[np.float64]) -> None:
+        """Which chunk no other will see once the one that is to be made is there: moving sinks take it in."""
+        self._leaves = None if chunk is None else (chunk, frequencies)
 
     def write_place(self, cos: NDArray[np.float32], sin: NDArray[np.float32], slot: Slot) -> None:
         self.cos.write(cos)
@@ -271,13 +243,16 @@ class Passes:
     def sizes(self) -> dict[str, int]:
         """Bytes of what a stream holds beside its engines."""
         states = [buffer for turn in self._states for buffer in turn.values()]
-        parts = {"ring": self.ring.values(), "prompt": self.prompt_kv.values(), "states": states}
+        ring = [*self.ring.values(), *(self.moving.mean.values() if self.moving is not None else ())]
+        parts = {"ring": ring, "prompt": self.prompt_kv.values(), "states": states}
         return {k: sum(int(np.prod(b.shape)) * b.dtype.itemsize for b in v) for k, v in parts.items()}
 
     def clear(self) -> None:
         """Zeros in the ring and in the decoder's states."""
         for buffer in self.ring.values():
             buffer.write(np.zeros(buffer.shape, buffer.dtype))
+        if self.moving is not None:
+            self.moving.clear()
         self._store_at = -1
         self.reset_decoder()
 

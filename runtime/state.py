@@ -40,6 +40,7 @@ class Facts(Model):
     pending: list[str] | None
     recent: list[int]
     sink_start: int | None
+    sink_at: int | None = None
     sinks: int
     anchors: int
     decoded: int = Field(ge=0)

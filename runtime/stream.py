@@ -26,12 +26,13 @@ from ..engines.ort import OrtBackend
 from .anchor import encode_anchor
 from .chunks import Chunk, Timings
 from .noise import chunk_noise
-from .passes import Passes, SinkKeys
+from .passes import Passes
 from .prompts import PromptBank
 from .proof import require
 from .recache import Recache, Standing
 from .ring import RingLayout, Slot
 from .rope import axis_frequencies, head_thetas, temporal_tables
+from .sinks import Leaving, MovingSinks, SinkKeys
 
 Transition = Literal["swap", "smooth", "flush", "cut"]
 TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")
@@ -122,7 +123,8 @@ class Stream:
         self._loop = Passes(backend, bundle, "probe" if probe else "step", lanes=2 if self.overlap else 1)
         if verify and not probe:
             require(self._loop, bundle, self.bank, backend)
-        if self.rope_mode == "relative" and self._loop.keys[0].dtype.kind == "i":
+        self._sinks: SinkKeys | MovingSinks = self._loop.moving or SinkKeys(self.layout.sink_tokens)
+        if self.rope_mode == "relative" and self._loop.moving is None and self._loop.keys[0].dtype.kind == "i":
             raise UserError("rope relative: it turns keys on the host, which an INT8 ring does not allow")
         # What whoever runs this should be told.
         self.notices = [note for note in (self._loop.recache_note,) if note is not None]
@@ -133,7 +135,6 @@ class Stream:
         self._position = start  # latent frame index of the next chunk
         # The newest chunks, one more than the ring holds: as many as that say that the stream is longer than its window.
         self._recent: deque[Standing] = deque(maxlen=self.layout.chunks + 1)
-        self._sinks = SinkKeys(self.layout.sink_tokens)
         self._begun: _Begun | None = None  # the chunk that is being made
 
     @property
@@ -286,6 +287,7 @@ class Stream:
             "pending": self._pending,
             "recent": [chunk.position for chunk in self._recent],
             "sink_start": self._sinks.start,
+            "sink_at": self._sinks.at,
             "sinks": len(self._sinks.keys),
             "anchors": len(self._anchors),
             "decoded": self._loop.decoded,
@@ -300,7 +302,7 @@ class Stream:
         self._pending = tuple(facts["pending"]) if facts["pending"] else None  # type: ignore[assignment]
         self._recent.clear()
         self._recent.extend(Standing(p, tensors[f"recent_{i}"]) for i, p in enumerate(facts["recent"]))
-        self._sinks.start = facts["sink_start"]
+        self._sinks.start, self._sinks.at = facts["sink_start"], facts["sink_at"]
         self._sinks.keys = [tensors[f"sink_{i}"] for i in range(facts["sinks"])]
         self._anchors = deque(tensors[f"anchor_{i}"] for i in range(facts["anchors"]))
         self._loop.load(tensors, facts["decoded"])
@@ -314,9 +316,18 @@ class Stream:
         slot = self._slot(self._written)
         cos, sin = temporal_tables(np.arange(self.geometry.chunk) + float(position), self.frequencies)
         self._loop.write_place(cos, sin, slot)
+        self._loop.let_go(self._leaving(position), self.frequencies)
         if self.rope_mode == "relative":
             behind = self.layout.past_chunks * self.geometry.chunk + self.geometry.sink
             self._sinks.follow(position - behind, self.frequencies, self._loop.keys)
+
+    def _leaving(self, position: int) -> Leaving | None:
+        """The chunk that no other sees once the one at `position` is there; None while the ring has room for all."""
+        if self._written + 1 < self.layout.chunks:
+            return None
+        portable = self._loop.portable  # there the new one is stored where that one stands
+        slot = self.layout.past_slot(self._written) if portable else self.layout.slot(self._written + 1)
+        return Leaving(slot.start, position - (self.layout.ring_chunks - 1) * self.geometry.chunk)
 
     def _slot(self, written: int) -> Slot:
         return self.layout.past_slot(written) if self._loop.portable else self.layout.slot(written)

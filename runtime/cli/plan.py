@@ -23,7 +23,7 @@ def plan(
     bundle: Annotated[
         Path | None, typer.Option("--bundle", "-b", help="Plan for this bundle's own graphs; default: --model.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Without a bundle: wan2.1-1.3b.")] = "wan2.1-1.3b",
+    model: Annotated[str, typer.Option(help="Without a bundle: wan2.1-1.3b or wan2.1-14b.")] = "wan2.1-1.3b",
     size: options.Size = "832x480",
     chunk: options.ChunkFrames = 3,
     window: options.Window = 12,

@@ -11,6 +11,7 @@ Precision = Literal["fp32", "fp16", "fp8", "int8"]
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "fp8": 1, "int8": 1}
 MODELS = {
     "wan2.1-1.3b": Network(dim=1536, ffn_dim=8960, heads=12, head_dim=128, layers=30, text_len=512, text_dim=4096),
+    "wan2.1-14b": Network(dim=5120, ffn_dim=13824, heads=40, head_dim=128, layers=40, text_len=512, text_dim=4096),
 }
 
 
@@ -154,10 +155,11 @@ def memory(request: Request) -> Memory:
     n, g = request.network, request.geometry
     wide = 4 if request.precision == "fp32" else 2
     ring = 2 * n.layers * g.cache_tokens * n.dim
+    moving = 0 if g.sink_ema is None else 2 * n.layers * g.sink * g.frame_tokens * n.dim * 4  # a mean in float32
     _, decoder_weights, decoder_values = decode_cost(request.decoder, g)
     return Memory(
         weights=parameters(n, g) * WEIGHT_BYTES[request.precision],
-        ring=ring * (1 if request.int8_ring else wide),
+        ring=ring * (1 if request.int8_ring else wide) + moving,
         prompt=2 * n.layers * n.text_len * n.dim * wide,
         decoder=(decoder_weights + decoder_values) * wide,
         activations=live_values(n, g.chunk_tokens, wide),

@@ -242,7 +242,7 @@ def test_stored_engines_and_what_invalidates_them(built: Bundle) -> None:
     found = only(built)
     assert found.problem is None
     assert found.record is not None
-    assert set(found.record.graphs) == {"step", "prompt", "decode"}
+    assert set(found.record.graphs) == {"step", "prompt", "decode", "recache"}
     assert found.record.options["targets"] == ["sm_89"]
     versions = installed_backends()
     (other,) = store.stored(built, {"tensorrt-rtx": "9.9"})
@@ -323,7 +323,7 @@ def test_inspect(built: Bundle) -> None:
     done = subprocess.run([*COMMAND, "inspect", str(built.path), "--json"], capture_output=True, text=True)
     said = json.loads(done.stdout)
     assert said["engines"][0]["problem"] is None
-    assert set(said["graphs"]) == {"step", "prompt", "decode"}
+    assert set(said["graphs"]) == {"step", "prompt", "decode", "recache"}
 
 
 QUANTISED = {

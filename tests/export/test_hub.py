@@ -241,7 +241,8 @@ def test_a_disk_that_gets_full(hub: Hub, tmp_path: Path) -> None:
 def test_the_table() -> None:
     recipes = load()
     wanted = (
-        "self-forcing longlive causal-forcing causal-forcing++-2step causal-forcing++-1step reward-forcing wan2.1-1.3b"
+        "self-forcing self-forcing-deep-sink longlive causal-forcing causal-forcing++-2step causal-forcing++-1step "
+        "reward-forcing wan2.1-1.3b"
     )
     assert set(recipes) == set(wanted.split())
     dictionaries = {name: recipe.options.get("dictionary") for name, recipe in recipes.items()}

@@ -227,7 +227,7 @@ class Harmful:
 def test_refusals(wan_home: Path, tmp_path: Path, changes: dict, words: list[str]) -> None:
     torch.save({"generator": Harmful()}, wan_home / "harmful.pt")
     (wan_home / "cut.pt").write_bytes((wan_home / "self_forcing.pt").read_bytes()[:5000])
-    state = read(wan_home / "sharded").state
+    state = dict(read(wan_home / "sharded").state)
     del state["blocks.1.cross_attn.k.bias"]
     save_file(state | {"lost": torch.zeros(1), "head.head.bias": torch.zeros(3)}, wan_home / "halved.safetensors")
     paths = {k: wan_home / v for k, v in changes.items() if k in ("generator", "vae", "prompts")}

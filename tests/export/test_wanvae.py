@@ -102,7 +102,7 @@ def test_graphs_speak_uint8(ours: WanVae) -> None:
 
 
 def test_every_wrong_key_is_named_at_once(theirs: AutoencoderKLWan) -> None:
-    state = vae_names(theirs.state_dict())
+    state = dict(vae_names(theirs.state_dict()))
     state["decoder.head.2.bias"] = torch.zeros(4)
     del state["decoder.conv1.bias"]
     state["decoder.extra"] = torch.zeros(1)

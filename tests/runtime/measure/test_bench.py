@@ -54,7 +54,7 @@ def test_the_result_adds_up(result: Result) -> None:
     s = result.steady
     assert set(s.stages) == {
         *("diffuse 1", "diffuse 2", "diffuse 3", "diffuse 4", "diffuse", "finalize", "decode"),
-        *("host copy", "host", "chunk", "video encode", "encode"),
+        *("host copy", "host", "chunk", "video encode", "encode", "recache by window"),
     }
     for one in s.stages.values():
         assert 0 <= one.p50 <= one.p90 <= one.p99 <= one.max
@@ -66,6 +66,7 @@ def test_the_result_adds_up(result: Result) -> None:
     assert np.median(result.chunk_ms) == pytest.approx(s.stages["chunk"].p50, abs=0.01)
     # Two layers, two heads of 32, twelve latent frames of eight tokens, keys and values, float32.
     assert result.memory["ring"] == 2 * 2 * 2 * 32 * 12 * 8 * 4
+    assert result.memory["recache"] > result.memory["ring"] / 4  # copies of the sinks, and another graph
     assert result.memory["process_peak"] > 50 << 20
     assert result.cold.process_to_first_frame is not None
     assert set(result.prompt_change_ms) == {"swap", "smooth", "flush", "cut"}
@@ -159,7 +160,7 @@ def test_streams_share_engines_and_nothing_else(bundle_path: Path) -> None:
     backend = OrtBackend(EngineOptions())
     assert backend.load(bundle, "step") is not backend.load(bundle, "prompt")
     with Stream(bundle, seed=1, backend=backend) as a, Stream(bundle, seed=2, backend=backend) as b:
-        assert len(backend._engines) == 3  # step, prompt, decode: once for both
+        assert len(backend._engines) == 4  # step, prompt, decode, recache: once for both
         for expected in zip(*alone, strict=True):
             assert (a.next_chunk().frames == expected[0]).all()
             assert (b.next_chunk().frames == expected[1]).all()

@@ -22,7 +22,15 @@ from everframe.export.wan import Wan, WanConfig
 from everframe.export.wanvae import WanVae, WanVaeConfig
 from everframe.runtime.cli.app import app
 from everframe.runtime.plan.devices import CLASSES, DEVICES
-from everframe.runtime.plan.operations import MODELS, Request, decode_cost, memory, parameters, step_pass
+from everframe.runtime.plan.operations import (
+    MODELS,
+    Request,
+    decode_cost,
+    memory,
+    parameters,
+    recache_pass,
+    step_pass,
+)
 from everframe.runtime.plan.roofline import SIZES, judge
 
 FULL = Geometry(width=832, height=480, fps=16, latent_channels=16, chunk=3, sink=3, window=12)
@@ -99,6 +107,42 @@ def test_flops_of_an_exported_graph(bundle_path: Path) -> None:
     assert found["Attention"] == work.self_attention + work.cross_attention
     assert found["MatMul"] + found["Gemm"] == work.linear
     assert graph_flops(bundle_path / "decode.onnx")["Conv"] > 0
+    found = graph_flops(bundle_path / "recache.onnx")
+    work = recache_pass(manifest.network, manifest.geometry)
+    assert found["Attention"] == work.self_attention + work.cross_attention
+    assert found["MatMul"] + found["Gemm"] == work.linear
+
+
+def test_a_smooth_change_where_the_window_fits_and_where_not() -> None:
+    request, by_name = Request(MODELS["wan2.1-1.3b"], FULL, 5), {d.name: d for d in DEVICES}
+    parts = memory(request)
+    weights = 29 * (6 * 1536**2 + 2 * 1536 * 8960) + 2 * 1536**2  # the last block ends with its keys and values
+    sinks = 2 * 30 * 12 * 3 * 1560 * 128
+    live = (18720 - 4680) * ((8960 + 2 * 1536) * 2 + 1536 * 4)
+    assert parts.recache == 2 * (weights + sinks) + live
+    large, small = judge(request, by_name["RTX 5090"]), judge(request, by_name["Jetson Orin Nano 8GB (Super)"])
+    assert (large.smooth, small.smooth) == ("window", "chunks")
+    assert 0 < large.smooth_worst < large.worst
+    by_chunks = replace(request, recache="chunks")
+    assert memory(by_chunks).recache == 0
+    assert judge(by_chunks, by_name["RTX 5090"]).smooth == "chunks"
+
+
+def test_a_first_chunk_with_steps_of_its_own() -> None:
+    geometry = FULL.model_copy(update={"chunk": 1, "sink": 1})
+    usual = Request(MODELS["wan2.1-1.3b"], geometry, 2)
+    own, card = replace(usual, first_passes=5), next(d for d in DEVICES if d.name == "RTX 4090")
+    before, after = judge(usual, card), judge(own, card)
+    assert before.first == before.worst == after.worst
+    decode = decode_cost("taehv", geometry)[0] / (card.fp16 * 1e12 * CLASSES[card.kind].lowest)
+    assert after.first - decode == pytest.approx(2.5 * (after.worst - decode))
+
+
+def test_moving_sinks_have_a_mean_in_float32() -> None:
+    still = FULL.model_copy(update={"window": 9})
+    moving = still.model_copy(update={"sink_ema": 0.999})
+    ring = [memory(Request(MODELS["wan2.1-1.3b"], g, 5)).ring for g in (still, moving)]
+    assert ring[1] - ring[0] == 2 * 30 * 12 * 3 * 1560 * 128 * 4
 
 
 def test_memory_is_what_is_allocated() -> None:
@@ -112,6 +156,7 @@ def test_memory_is_what_is_allocated() -> None:
 
 def test_full_size_is_that_of_the_design() -> None:
     n = MODELS["wan2.1-1.3b"]
+    assert parameters(MODELS["wan2.1-14b"], FULL) == pytest.approx(14e9, rel=0.01)
     assert step_pass(n, FULL).total == pytest.approx(28e12, rel=0.03)
     small = FULL.model_copy(update={"width": 320, "height": 192})
     assert step_pass(n, small).total == pytest.approx(2.2e12, rel=0.05)

@@ -1,0 +1,109 @@
+"""Weights that go to their file as they are made, and are shared by the graphs of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from everframe.calibration.datafile import DataFile
+from everframe.calibration.linears import find_linears
+from everframe.calibration.quantize import Range, quantise
+from everframe.engines.bundle import Bundle
+from everframe.export import onnxfile, weightfile
+from everframe.export.lazy import Lazy, changed, release, renamed, shape_of
+from everframe.export.wanexport import export_wan
+from everframe.export.weightfile import WeightFile
+from everframe.runtime import Stream
+
+from wanfiles import source
+
+
+def test_a_matrix_lives_in_the_file_as_a_graph_wants_it(tmp_path: Path) -> None:
+    weights = WeightFile(tmp_path / "w")
+    given = torch.randn(1024, 512).half()
+    view = weights.put(given)
+    assert torch.equal(view, given)
+    assert view.data_ptr() != given.data_ptr()
+    stored = np.fromfile(tmp_path / "w", np.float16).reshape(512, 1024)
+    assert (stored == given.t().numpy()).all()
+    small = torch.randn(8, 8)
+    assert weights.put(small) is small
+    again = weights.put(torch.ones(700, 1024))
+    assert torch.equal(again, torch.ones(700, 1024))
+    assert torch.equal(view, given)  # what came first is not written over
+
+
+@pytest.fixture
+def large(wan_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small model, exported as a large one is."""
+    monkeypatch.setattr(onnxfile, "EMBED_UP_TO", 0)
+    monkeypatch.setattr(weightfile, "LARGE", 1024)
+    export_wan(source(wan_home, vae=wan_home / "taew2_1.pth"), tmp_path / "large.everframe", chunks=8, force=False)
+    return tmp_path / "large.everframe"
+
+
+def test_a_large_export_is_the_same_model(large: Path, wan_home: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.everframe"
+    export_wan(source(wan_home, vae=wan_home / "taew2_1.pth"), small, chunks=0, force=False)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["large.everframe", "small.everframe"]
+    bundle = Bundle.open(large)
+    for name in ("step", "recache", "prompt"):
+        assert [ref.file for ref in bundle.manifest.graphs[name].data] == [weightfile.SHARED], name
+    state = onnx.load(small / "step.onnx").graph.initializer
+    matrices = sum(len(t.raw_data) for t in state if len(t.dims) == 2 and t.dims[0] >= 64)
+    assert (large / weightfile.SHARED).stat().st_size < 2.2 * matrices  # each once, though three graphs have them
+    with Stream(bundle, seed=3) as a, Stream(Bundle.open(small), seed=3) as b:
+        for _ in range(6):
+            assert np.abs(a.next_chunk().latent - b.next_chunk().latent).max() < 1e-4
+
+
+def test_quantised_tensor_by_tensor(large: Path, tmp_path: Path) -> None:
+    """The same graph, whether its weights are kept in memory or written as they are made."""
+    kept, written = (onnx.load(large / "step.onnx", load_external_data=False) for _ in range(2))
+    linears = find_linears(kept, 2)
+    found = {linear.key: Range(4.0, None) for linear in linears}
+    quantise(kept, linears, large, "int8", found)
+    data = DataFile(tmp_path / "step.onnx.data")
+    quantise(written, linears, large, "int8", found, data)
+    onnx.save(written, tmp_path / "step.onnx")
+    assert (tmp_path / "step.onnx").stat().st_size < 0.5 * data.file.stat().st_size
+    whole = onnx.load(tmp_path / "step.onnx")
+    assert [n.op_type for n in kept.graph.node] == [n.op_type for n in whole.graph.node]
+    for a, b in zip(kept.graph.initializer, whole.graph.initializer, strict=True):
+        assert a.name == b.name
+        assert (numpy_helper.to_array(a) == numpy_helper.to_array(b)).all(), a.name
+
+
+def test_lazy_states_make_a_tensor_when_it_is_asked_for() -> None:
+    asked = []
+
+    def twice(value: torch.Tensor) -> torch.Tensor:
+        asked.append(len(value))
+        return 2 * value
+
+    state = changed({"a": torch.ones(3), "b": torch.ones(4)}, {"a": twice})
+    state = renamed(state, str.upper)
+    assert isinstance(state, Lazy)
+    assert (list(state), len(state)) == (["A", "B"], 2)
+    assert shape_of(state, "A") == (3,)
+    assert asked == []
+    assert state["A"].tolist() == [2, 2, 2]
+    assert asked == [3]
+    more = changed(state, {"A": twice})
+    assert more["A"].tolist() == [4, 4, 4]
+
+
+def test_released_pages_come_back(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)
+    values.tofile(tmp_path / "f")
+    mapped = torch.from_file(str(tmp_path / "f"), size=1 << 16)
+    anonymous = torch.from_numpy(values.copy())
+    for tensor in (mapped, anonymous):
+        assert (tensor.numpy() == values).all()
+        release(tensor)
+        assert (tensor.numpy() == values).all()
