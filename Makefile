@@ -4,7 +4,7 @@ PYTHON ?= python3
 SECONDS_OF_VIDEO ?= 30
 PROMPT ?=
 
-.PHONY: help demo test test-slow test-lowest test-gpu lint bench train clean
+.PHONY: help demo test test-slow test-lowest test-gpu test-openvino-gpu lint bench train clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed -E 's/:.*# /\t/' | expand -t 10
@@ -30,6 +30,9 @@ test-lowest:  # every dependency at its lowest declared version: streams the dem
 
 test-gpu: .venv/ready  # the tests that need an NVIDIA GPU
 	.venv/bin/python -m pytest tests/gpu -rs
+
+test-openvino-gpu: .venv/ready  # parity and proof on an Intel GPU (or OPENVINO_DEVICE=npu)
+	EVERFRAME_OPENVINO_DEVICE=$(or $(OPENVINO_DEVICE),gpu) .venv/bin/python -m pytest tests/engines/test_openvino.py tests/runtime/test_proof.py -k "openvino or same or share or kept" -rs
 
 lint: .venv/ready  # ruff (lint, format) and pyright
 	.venv/bin/ruff check .
