@@ -1,11 +1,14 @@
 """Everframe beside a plain PyTorch loop that works as the published research code does: same weights, one run.
 
-    python benchmarks/reference_loop.py [--chunks 20] [--threads 2] [--compile] [--json out.json]
+    python benchmarks/reference_loop.py [--chunks 20] [--threads 2] [--loop NAME …] [--json out.json]
 
 The reference is written for itself, from the public parameter names: RoPE as complex float64 multiplication, a KV cache that
 is cloned and rolled to the left at every eviction, keys and values of the window concatenated for every call, the timestep
-embedding computed at every pass, cross-attention keys and values cached, the decoder run once a chunk in eager PyTorch. With
---compile, a third column: our own eager step under torch.compile.
+embedding computed at every pass, cross-attention keys and values cached, the decoder run once a chunk in eager PyTorch.
+
+The other PyTorch loops: our own eager step and decoder under torch.compile, the reference under autocast to bfloat16, and both.
+Ours: by ONNX Runtime, and by OpenVINO in every precision that it has here. Without --loop, all, those in bfloat16 only where
+the CPU has it: elsewhere they take most of a minute a chunk.
 
 Each loop is a process of its own, so that its peak memory is its own. Measures after the window is full: chunks as frames in
 memory first, then as many written into an H.264 file as they come ("chunk, to file").
@@ -20,6 +23,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,8 @@ from rich.table import Table
 from safetensors.torch import load_file
 from stream import Stages, add, eager_loop, scratch_video
 from torch import Tensor
+
+from everframe.engines.machine import processor_name
 
 CHECKPOINT = Path(__file__).parent.parent / "training" / "demo"
 
@@ -188,12 +194,14 @@ def reference(folder: Path, chunks: int) -> Stages:
     return rows
 
 
-def ours(folder: Path, chunks: int, threads: int) -> Stages:
+def ours(folder: Path, chunks: int, threads: int, backend: str, precision: str) -> Stages:
+    from everframe.engines.choose import open_backend
     from everframe.runtime import EngineOptions, Stream, open_bundle
 
     rows: Stages = {}
     bundle = open_bundle()
-    with scratch_video(bundle) as out, Stream(bundle, options=EngineOptions(threads=threads)) as stream:
+    engines = open_backend(backend, EngineOptions(threads=threads, precision=precision))
+    with scratch_video(bundle) as out, Stream(bundle, backend=engines) as stream:
         warm = stream.layout.chunks + 1
         for i in range(warm + 2 * chunks):
             began = time.perf_counter()
@@ -222,47 +230,81 @@ def compiled(folder: Path, chunks: int) -> Stages:
     return dict(zip((*STAGES, TO_FILE), (both, found["decode"], found["chunk"], found["chunk + encode"]), strict=True))
 
 
+def bfloat16(loop: Callable[[Path, int], Stages]) -> Callable[[Path, int], Stages]:
+    """The loop as a user would try to make it faster."""
+
+    def run(folder: Path, chunks: int) -> Stages:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loop(folder, chunks)
+
+    return run
+
+
+PYTORCH = {
+    "reference": reference,
+    "compiled": compiled,
+    "reference, bfloat16": bfloat16(reference),
+    "compiled, bfloat16": bfloat16(compiled),
+}
+
+
+def our_loops() -> dict[str, tuple[str, str]]:
+    """Name of the loop -> backend and precision."""
+    from everframe.engines.openvino import precisions
+    from everframe.runtime import EngineOptions
+
+    found = {f"openvino {one}": ("openvino", one) for one in precisions(EngineOptions())}
+    return {"onnxruntime": ("onnxruntime", "auto"), **found}
+
+
+def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One loop in a process of its own."""
+    words = [sys.executable, __file__, "--only", name, "--chunks", str(args.chunks), "--threads", str(args.threads)]
+    said = subprocess.run([*words, "--checkpoint", str(args.checkpoint)], check=True, capture_output=True, text=True)
+    return json.loads(said.stdout.splitlines()[-1])
+
+
+def only(name: str, args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    if name in PYTORCH:
+        rows = PYTORCH[name](args.checkpoint, args.chunks)
+    else:
+        rows = ours(args.checkpoint, args.chunks, args.threads, *our_loops()[name])
+    print(json.dumps({"seconds": rows, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
 def main() -> None:
+    names = [*our_loops(), *PYTORCH]
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--chunks", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--loop", choices=names, action="append", help="may be repeated; default: all")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=("ours", "reference", "compiled"), help="one loop, in this process")
+    parser.add_argument("--only", choices=names, help="one loop, in this process")
     args = parser.parse_args()
     if args.only:
-        torch.set_num_threads(args.threads)
-        folder, chunks = args.checkpoint, args.chunks
-        loops: dict[str, Any] = {"reference": reference, "compiled": compiled}
-        rows = ours(folder, chunks, args.threads) if args.only == "ours" else loops[args.only](folder, chunks)
-        print(json.dumps({"seconds": rows, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        only(args.only, args)
         return
-    names = ["ours", "reference", *(["compiled"] if args.compile else [])]
-    found: dict[str, Any] = {}
-    for name in names:
-        words = [sys.executable, __file__, "--only", name, "--chunks", str(args.chunks), "--threads", str(args.threads)]
-        said = subprocess.run(
-            [*words, "--checkpoint", str(args.checkpoint)], check=True, capture_output=True, text=True
-        )
-        found[name] = json.loads(said.stdout.splitlines()[-1])
-    table = Table(title=f"{args.chunks} chunks past the wrap of the window, {args.threads} threads, median (p99) ms")
-    for column in ("", *names, *(f"{n} / ours" for n in names[1:])):
+    console = Console(width=160)
+    console.print(f"{processor_name()}, {args.threads} threads, {args.chunks} chunks past the wrap; median (p99) ms")
+    table = Table()
+    for column in ("", *STAGES, TO_FILE, "peak MiB", "reference / this"):
         table.add_column(column, justify="left" if column == "" else "right")
-    for row in (*STAGES, TO_FILE):
-        medians = [1000 * float(np.median(found[n]["seconds"][row])) for n in names]
-        p99 = [1000 * float(np.percentile(found[n]["seconds"][row], 99)) for n in names]
-        cells = [f"{m:.0f} ({p:.0f})" for m, p in zip(medians, p99, strict=True)]
-        table.add_row(row, *cells, *(f"{m / medians[0]:.2f}×" for m in medians[1:]))
-    peaks = [found[n]["peak_mib"] for n in names]
-    table.add_row("peak memory, MiB", *(f"{p:.0f}" for p in peaks), *(f"{p / peaks[0]:.2f}×" for p in peaks[1:]))
-    console = Console()
+    slow = () if "BF16" in processor_name() else [name for name in names if name.endswith("bfloat16")]
+    found: dict[str, Any] = {n: measured(n, args) for n in args.loop or [n for n in names if n not in slow]}
+    against = found.get("reference")
+    for name, one in found.items():
+        spread = [(np.median(one["seconds"][s]), np.percentile(one["seconds"][s], 99)) for s in (*STAGES, TO_FILE)]
+        cells = [f"{1000 * m:.0f} ({1000 * p:.0f})" for m, p in spread]
+        chunk = float(np.median(one["seconds"]["chunk"]))
+        ratio = f"{float(np.median(against['seconds']['chunk'])) / chunk:.2f}×" if against else ""
+        table.add_row(name, *cells, f"{one['peak_mib']:.0f}", ratio)
     console.print(table)
-    console.print(
-        f"repeat with: python benchmarks/reference_loop.py {'--compile' if args.compile else ''}", highlight=False
-    )
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": processor_name(), "threads": args.threads, **found}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
