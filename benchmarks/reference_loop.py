@@ -6,8 +6,8 @@ The reference is written for itself, from the public parameter names: RoPE as co
 is cloned and rolled to the left at every eviction, keys and values of the window concatenated for every call, the timestep
 embedding computed at every pass, cross-attention keys and values cached, the decoder run once a chunk in eager PyTorch.
 
-The other PyTorch loops: our own eager step and decoder under torch.compile, the reference under autocast to bfloat16, and both.
-Ours: by ONNX Runtime, and by OpenVINO in every precision that it has here. Without --loop, all, those in bfloat16 only where
+The other PyTorch loops: our own eager step and decoder under torch.compile, the reference under autocast to bfloat16, both.
+Ours: by ONNX Runtime, and by OpenVINO in every precision that it has here. Without --loop, all; those in bfloat16 only where
 the CPU has it: elsewhere they take most of a minute a chunk.
 
 Each loop is a process of its own, so that its peak memory is its own. Measures after the window is full: chunks as frames in

@@ -20,7 +20,7 @@ from .base import HIDDEN, Buffer, Computing, EngineOptions, Shared, check_bindin
 from .bundle import Bundle, Graph
 from .errors import UserError
 from .host import HostBuffer, HostDevice, share
-from .machine import find_cores, thread_count
+from .machine import find_cores, processor_name, thread_count
 from .openvinocache import Compiled, Settings
 from .text import first_line
 
@@ -125,7 +125,8 @@ class OvBackend:
         if CAPABILITIES[self.precision] not in able:
             raise UserError(f"--precision {options.precision}: this {self.name} has none; it has {', '.join(able)}")
         self.version = self.openvino.__version__.split("-")[0]
-        self.device_name = f"{self.name} {core.get_property(self.name, 'FULL_DEVICE_NAME')}".strip()
+        whole = processor_name() if self.name == "CPU" else core.get_property(self.name, "FULL_DEVICE_NAME")
+        self.device_name = f"{self.name} {whole}"
         self.threads = thread_count(options.threads)
         self.device = HostDevice(self.threads)
         self._loader = ThreadPoolExecutor(1, "openvino-loader")

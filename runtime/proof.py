@@ -84,7 +84,7 @@ def prove(loop: Passes, bundle: Bundle, bank: PromptBank, computing: Computing) 
 def require(loop: Passes, bundle: Bundle, bank: PromptBank, backend: Backend) -> None:
     """Prove them, unless that is on record here. Raises UserError for engines that compute something else."""
     if bundle.manifest.reference is None:
-        log.info("%s: has no reference (exported before 0.2): its engines are not verified", bundle.path)
+        log.info("%s: has no reference (an earlier export): its engines are not verified", bundle.path)
         return
     computing = backend.computes(bundle)
     file = cache_place(bundle.path / FOLDER) / FILE

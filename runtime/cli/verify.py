@@ -37,7 +37,7 @@ def verify(
     """
     opened = open_bundle(bundle)
     if opened.manifest.reference is None:
-        raise UserError(f"{opened.path}: has no reference: it was exported before 0.2, or with --chunks 0")
+        raise UserError(f"{opened.path}: has no reference: an earlier version exported it, or one with --chunks 0")
     with status("loading engines …") as update:
         engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say)
         loop = Passes(engines, opened, "step", lanes=2 if engines.device.overlaps else 1)
