@@ -258,7 +258,7 @@ def fit(
     file: Path,
     dtype: Callable[[str], torch.dtype] = single,
     convert: Callable[[State], State] = lambda state: state,
-    keep: Callable[[Tensor], Tensor] = lambda weight: weight,
+    keep: Callable[[str, Tensor], Tensor] = lambda name, weight: weight,
 ) -> None:
     """Put the weights into a model made on the meta device, one tensor at a time, each converted and cast to its dtype, and
     put where `keep` puts it.
@@ -286,7 +286,7 @@ def fit(
         release(entries[name])
         if not torch.isfinite(weight).all():
             bad.append(name)
-        cast[name] = keep(weight)
+        cast[name] = keep(name, weight)
     if bad:
         raise UserError(f"{file}: NaN, infinite or too large for {dtype(bad[0])}: {listed(bad)}")
     model.load_state_dict(cast, assign=True)

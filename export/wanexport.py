@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +75,7 @@ def read_parts(source: WanSource, weights: WeightFile, report: Report = QUIET) -
     Raises UserError."""
     dtype = half if source.precision == "fp16" else single
     prompts = read_prompts(source.prompts)
-    transformer = load_transformer(source, dtype, report, weights.put)
+    transformer = load_transformer(source, dtype, report, weights)
     decoders, encoder, latent_channels = load_vae(source.vae, dtype, source.vae_kind, report)
     config = transformer.config
     if latent_channels != config.latent_channels:
@@ -184,15 +183,18 @@ def check_steps(flag: str, steps: tuple[int, ...], shift: float) -> None:
         )
 
 
-def load_transformer(
-    source: WanSource, dtype, report: Report = QUIET, keep: Callable[[Tensor], Tensor] = lambda weight: weight
-) -> Wan:
-    """The generator's weights, LoRAs merged in, in the model's own convention, each put where `keep` puts it."""
+def load_transformer(source: WanSource, dtype, report: Report = QUIET, weights: WeightFile | None = None) -> Wan:
+    """The generator's weights, LoRAs merged in, in the model's own convention; large ones live in `weights`, if that is
+    given."""
     found = read(source.generator, source.dictionary, report=report)
     state = public_names(found.state)
     config = wan_config(state, found.config, source.generator)
     state = merge_loras(state, source.loras, report)
     with torch.device("meta"):
         model = Wan(config)
+
+    def keep(name: str, weight: Tensor) -> Tensor:  # the time embedding's are baked into constants
+        return weight if weights is None or name.startswith("time_") else weights.put(weight)
+
     fit(model, state, source.generator, dtype, lambda state: fold(state, config), keep)
     return model

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
@@ -19,6 +20,7 @@ from everframe.export.schedule import Schedule
 from everframe.export.taehv import Taehv
 from everframe.export.wanexport import check_schedule
 from everframe.runtime import Stream
+from everframe.runtime.cli.app import app
 from everframe.runtime.noise import chunk_noise
 from everframe.runtime.state import load_state, save_state
 
@@ -130,3 +132,15 @@ def test_the_recipes_know_it(wan_home: Path, name: str) -> None:
 def test_first_steps_that_are_wrong(wan_home: Path, steps: tuple[int, ...], words: str) -> None:
     with pytest.raises(UserError, match=words):
         check_schedule(source(wan_home, first_steps=steps))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--first-steps", "1000,x"], "--first-steps '1000,x': expected numbers with commas"),
+        (["--recache", "all"], "--recache 'all': expected window or chunks"),
+    ],
+)
+def test_the_command_refuses(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        CliRunner().invoke(app, ["export", "wan", *words], catch_exceptions=False)

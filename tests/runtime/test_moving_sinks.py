@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from everframe.calibration.ring import int8_ring
+from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle, Geometry, write_manifest
 from everframe.engines.errors import UserError
 from everframe.engines.graphfile import describe_graph
@@ -243,6 +244,35 @@ def test_an_int8_ring(paths: dict, tmp_path: Path) -> None:
             assert np.abs(got - expected).max() < 1e-6 * np.abs(expected).max(), c
             stands = ring["v_1"].read()[:, :, :tokens] * ring["v_1_scale"].read()[:, :, :tokens]
             assert np.abs(stands - got).max() <= 0.51 * ring["v_1_scale"].read()[:, :, :tokens].max()
+
+
+@pytest.mark.parametrize("name", ["in-place", "portable"])
+def test_on_openvino(paths: dict, name: str) -> None:
+    """Folds, turns and the pass of a smooth change, as ONNX Runtime makes them."""
+    pytest.importorskip("openvino")
+    from everframe.engines.openvino import OvBackend
+
+    bundle = Bundle.open(paths[name])
+    with (
+        Stream(bundle, seed=4, overlap=False) as one,
+        Stream(bundle, seed=4, overlap=False, backend=OvBackend(EngineOptions())) as other,
+    ):
+        for c in range(8):
+            if c == 5:
+                for stream in (one, other):
+                    stream.set_prompt(PROMPTS[1], "smooth")
+            a, b = one.next_chunk().latent, other.next_chunk().latent
+            assert np.abs(a - b).max() < 1e-4 * np.abs(a).max(), c
+
+
+@pytest.mark.parametrize("name", ["in-place", "portable"])
+def test_tensorrt_builds_it(paths: dict, name: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from everframe.engines.trtbuild import BuildOptions, build_graph
+
+    for graph in ("sinks", "recache"):
+        built = build_graph(Bundle.open(paths[name]), graph, BuildOptions(targets=("sm_89",)))
+        assert len(built.engine) > 1000
 
 
 @pytest.mark.parametrize(("sink", "window"), [(6, 12), (0, 9), (3, 6)])
