@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +28,22 @@ except ImportError:
     nvtx = None
 
 CPU_HINT = "--backend onnxruntime runs on the CPU"
+
+
+DRIVER = Path("/proc/driver/nvidia/version")
+NEEDED = {13: 580, 12: 525}  # the least driver of each CUDA
+
+
+def too_old(error: str, file: Path = DRIVER) -> str:
+    """What to do about a driver that is older than the CUDA that was installed: it answers as if there were no card."""
+    if "InsufficientDriver" not in error or not file.is_file():
+        return ""
+    found = re.search(r"(\d{3})\.\d[\d.]*", file.read_text())
+    if found is None:
+        return ""
+    cuda = max((cuda for cuda, least in NEEDED.items() if int(found[1]) >= least), default=None)
+    told = f": the driver is {found[0]}, CUDA 13 needs {NEEDED[13]} or later"
+    return told + (f"; install one, or packages for CUDA {cuda} (cuda-python~=12.9)" if cuda == 12 else "; install one")
 
 
 class Pass(Protocol):
@@ -49,7 +68,7 @@ class Cuda:
         try:
             count = self.call("cudaGetDeviceCount")
         except UserError as error:
-            raise UserError(f"no NVIDIA GPU that CUDA can use ({error}); {CPU_HINT}") from None
+            raise UserError(f"no NVIDIA GPU that CUDA can use ({error}{too_old(str(error))}); {CPU_HINT}") from None
         except RuntimeError as error:  # cuda-python could not load the driver's library
             raise UserError(f"no NVIDIA driver ({error}); {CPU_HINT}") from None
         if count < 1:
@@ -65,6 +84,9 @@ class Cuda:
         return result[0] if len(result) == 1 else tuple(result)
 
     def malloc(self, size: int, what: str) -> int:
+        with contextlib.suppress(UserError):
+            return int(self.call("cudaMalloc", size))
+        gc.collect()  # whatever closed streams still hold in cycles
         try:
             return int(self.call("cudaMalloc", size))
         except UserError:
@@ -170,9 +192,9 @@ class CudaBuffer:
         return self._pinned.copy()
 
 
-def _free_with(owner: CudaBuffer, cuda: Cuda, how: str, address: int) -> None:
-    """Free memory when its owner goes; at the end of the process the driver does."""
-    weakref.finalize(owner, cuda.call, how, address).atexit = False
+def _free_with(owner: object, cuda: Cuda, how: str, thing: Any) -> None:
+    """Free memory, an event or a graph when its owner goes; at the end of the process the driver does."""
+    weakref.finalize(owner, cuda.call, how, thing).atexit = False
 
 
 class CudaDevice:
@@ -191,12 +213,19 @@ class CudaDevice:
         return CudaLaunch(self.cuda, passes, beside)
 
 
+def new_event(owner: object, cuda: Cuda) -> Any:
+    """An event that goes with its owner."""
+    event = cuda.call("cudaEventCreate")
+    _free_with(owner, cuda, "cudaEventDestroy", event)
+    return event
+
+
 class _Lane:
     """Passes in a row on one stream, with an event before the first and after each."""
 
     def __init__(self, cuda: Cuda, stream: Any, passes: Sequence[Any]):
         self.cuda, self.stream, self.passes = cuda, stream, list(passes)
-        self.events = [cuda.call("cudaEventCreate") for _ in range(len(self.passes) + 1)]
+        self.events = [new_event(self, cuda) for _ in range(len(self.passes) + 1)]
 
     def enqueue(self, flags: int) -> None:
         self.cuda.call("cudaEventRecordWithFlags", self.events[0], self.stream, flags)
@@ -220,7 +249,7 @@ class CudaLaunch:
         self._main = _Lane(cuda, cuda.stream, passes)
         self._side = _Lane(cuda, cuda.beside, beside) if beside else None
         # Order between the streams, inside a graph too: no timing, no meaning outside.
-        self._fork, self._join = (cuda.call("cudaEventCreate") for _ in range(2))
+        self._fork, self._join = (new_event(self, cuda) for _ in range(2))
         self.graph: Any = None
         self.why_not: str | None = None
         self._runs = 0
@@ -267,15 +296,32 @@ class CudaLaunch:
                 self.why_not = "TensorRT: the engine cannot be captured"
                 return
         mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        collecting = gc.isenabled()
+        gc.collect()
+        gc.disable()  # a buffer that the collector frees meanwhile would make the recording invalid
         try:
             cuda.call("cudaStreamBeginCapture", cuda.stream, mode)
             try:
                 self._enqueue(api.cudaEventRecordExternal)
+            except BaseException:
+                with contextlib.suppress(UserError):  # what failed first is the reason
+                    cuda.call("cudaStreamEndCapture", cuda.stream)
+                raise
+            recorded = cuda.call("cudaStreamEndCapture", cuda.stream)
+            try:
+                ready = cuda.call("cudaGraphInstantiate", recorded, 0)
             finally:
-                recorded = cuda.call("cudaStreamEndCapture", cuda.stream)
-            self.graph = cuda.call("cudaGraphInstantiate", recorded, 0)
+                cuda.call("cudaGraphDestroy", recorded)
+            _free_with(self, cuda, "cudaGraphExecDestroy", ready)
+            cuda.call(
+                "cudaGraphUpload", ready, cuda.stream
+            )  # what the card has no room for shows here, not in a launch
+            self.graph = ready
         except UserError as error:
             self.why_not = str(error)
+        finally:
+            if collecting:
+                gc.enable()
 
 
 def named(name: str) -> AbstractContextManager[Any]:

@@ -118,7 +118,10 @@ def advice(gpu: Gpu | None, tegra: str | None, packages: dict[str, str], planned
     """Which form and precision suit this machine."""
     if gpu is None:
         return "run the bundle as it is, with ONNX Runtime on the CPU"
-    old = packages.get("tensorrt", "").startswith(("8.", "10."))
+    version = packages.get("tensorrt", "")
+    old = (
+        version.startswith(("8.", "10.")) or version == "11.0" or version.startswith("11.0.")
+    )  # lengths came with 11.1
     form = "portable (this TensorRT has no in-place cache)" if old else "in-place"
     major = int(gpu.compute_capability.removeprefix("sm_")) // 10
     half = "fp16 or bf16" if major >= 8 else "fp16"

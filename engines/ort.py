@@ -33,9 +33,11 @@ class OrtBuffer:
     def __init__(self, shape: Sequence[int], dtype: str, device: str):
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self._host = np.zeros(self.shape, self.dtype) if device == "cpu" else None
-        self.value = ort.OrtValue.ortvalue_from_numpy(
-            np.zeros(self.shape, self.dtype) if self._host is None else self._host, device, 0
-        )
+        values = np.zeros(self.shape, self.dtype) if self._host is None else self._host
+        try:
+            self.value = ort.OrtValue.ortvalue_from_numpy(values, device, 0)
+        except RuntimeError as error:  # the device's libraries are not there, or its memory is full
+            raise UserError(f"a tensor {self.dtype} {list(self.shape)} on {device}: {first_line(error)}") from None
 
     def write(self, values: np.ndarray) -> None:
         if values.shape != self.shape or values.dtype != self.dtype:
@@ -169,6 +171,12 @@ class OrtBackend:
             session = ort.InferenceSession(file, settings, providers=providers, disabled_optimizers=slower)
         except Exception as error:  # onnxruntime raises many unrelated types
             raise UserError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}") from None
+        if self.option != "cpu" and session.get_providers()[:1] == [PROVIDERS["cpu"]]:
+            # It names its reason on the terminal at most, and would run on the CPU, through copies of everything.
+            raise UserError(
+                f"provider {self.option!r}: ONNX Runtime fell back to the CPU: its CUDA libraries are missing or of another "
+                "version (everframe doctor); --provider cpu runs without a GPU"
+            )
         return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -66,9 +67,13 @@ class TrtEngine:
         self._scratch: CudaBuffer | None = None
         workspace.reserve(engine.device_memory_size_v2)
         self._cache: Any = None
+        self._config: Any = None
         self._cache_kept = False
+        errors.clear()  # of others, which are not this engine's reason
         self.context = self._context()
-        self.bound: TrtPass | None = None  # whose buffers the context points at
+        # Whose buffers the context points at. Weakly: a pass holds its engine and a stream's whole ring, and a cycle would
+        # keep both on the card until the collector comes.
+        self.bound: weakref.ref[TrtPass] | None = None
 
     @property
     def cache_file(self) -> Path:
@@ -104,13 +109,14 @@ class TrtEngine:
 
     def _context(self) -> Any:
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if hasattr(self.engine, "create_runtime_config"):  # TensorRT-RTX
-            config = self.engine.create_runtime_config()
+        if hasattr(self.engine, "create_runtime_config"):  # TensorRT-RTX, and classic from 11 on
+            self._config = config = self.engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
-            self._cache = config.create_runtime_cache()
-            if self.cache_file.is_file():
-                self._cache.deserialize(self.cache_file.read_bytes())  # refused by itself when it is another card's
-            config.set_runtime_cache(self._cache)
+            if hasattr(config, "create_runtime_cache"):  # TensorRT-RTX alone
+                self._cache = config.create_runtime_cache()
+                if self.cache_file.is_file():
+                    self._cache.deserialize(self.cache_file.read_bytes())  # refused by itself when it is another card's
+                config.set_runtime_cache(self._cache)
             context = self.engine.create_execution_context(config)
         else:
             context = self.engine.create_execution_context(strategy)
@@ -135,13 +141,13 @@ class TrtPass:
     def __call__(self, stream: Any = None) -> None:
         engine = self.engine
         stream = int(stream or engine.device.cuda.stream)
-        if engine.bound is not self:
+        if engine.bound is None or engine.bound() is not self:
             engine.prepare()
             for name, buffer in self._buffers.items():
                 assert isinstance(buffer, CudaBuffer)
                 if not engine.context.set_tensor_address(name, buffer.address):
                     raise engine.fail(f"does not accept the buffer of {name}")
-            engine.bound = self
+            engine.bound = weakref.ref(self)
         with named(engine.file.stem):
             if not engine.context.execute_async_v3(stream):
                 raise engine.fail("could not run")
@@ -192,9 +198,13 @@ class TrtBackend:
         record = found.record
         assert record is not None
         file = found.folder / record.graphs[name].file.file
-        engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
+        self.errors.clear()
+        if record.options.get("version_compatible"):  # its plan carries a lean runtime, which is code for the host
+            self._runtime.engine_host_code_allowed = True
+        content = file.read_bytes()
+        engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
-            reason = self.errors.take() or self._log.errors or "no reason given"
+            reason = self.errors.take() or self._log.errors or self._validity(content) or "no reason given"
             raise UserError(f"{file}: {self.backend} {self.trt.__version__} cannot load it: {reason}")
         if record.options.get("strip_weights"):
             self._refit(engine, bundle, name, str(record.options["precision"]))
@@ -203,6 +213,14 @@ class TrtBackend:
         graph = stored_types(bundle.manifest.graphs[name], LOW_TYPES[str(record.options["precision"])])
         workspace = self._decoding if name.startswith("decode") else self._scratch
         return TrtEngine(engine, self.trt, graph, self.device, file, self.errors, workspace)
+
+    def _validity(self, content: bytes) -> str:
+        """What TensorRT-RTX itself has against an engine on this card; nothing where it cannot tell."""
+        if not hasattr(self._runtime, "get_engine_validity"):
+            return ""
+        _, found = self._runtime.get_engine_validity(content)
+        kinds = self.trt.EngineInvalidityDiagnostics.__members__.items()
+        return ", ".join(name for name, kind in kinds if int(found) & int(kind))
 
     def _choose(self, bundle: Bundle) -> store.Stored:
         """The newest engines of this backend (and precision, if one was asked for) that are valid here."""
@@ -257,10 +275,12 @@ def error_recorder(trt: ModuleType) -> Any:
 
         def report_error(self, code: Any, text: str) -> bool:
             self.found.append((code, text))
-            return True  # go on: the call that failed returns its failure
+            return True  # TensorRT's "fatal, stop": the call that failed returns its failure
 
-        def num_errors(self) -> int:
+        def get_num_errors(self) -> int:  # the name that TensorRT's own side calls
             return len(self.found)
+
+        num_errors = get_num_errors
 
         def get_error_code(self, index: int) -> Any:
             return self.found[index][0]

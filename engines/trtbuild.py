@@ -17,6 +17,7 @@ from typing import Any
 
 from .bundle import Bundle
 from .errors import UserError
+from .machine import find_gpu
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 PIP = {"tensorrt-rtx": "pip install 'everframe[rtx]'", "tensorrt": "pip install tensorrt (or the JetPack package)"}
@@ -53,6 +54,22 @@ class Built:
     memory: dict[str, int] = field(default_factory=dict)
 
 
+# Flag, option, and why TensorRT-RTX 1.7 cannot do it; each was tried.
+RTX_HAS_NOT = (
+    ("--hardware-compatible", "hardware_compatible", "name the cards by --target"),
+    (
+        "--version-compatible",
+        "version_compatible",
+        "its engines hold for one version, and its wheel has no lean runtime",
+    ),
+    (
+        "--weight-streaming",
+        "weight_streaming",
+        "it cannot stream into memory that is ours, which a recorded chunk needs",
+    ),
+)
+
+
 def load_module(backend: str) -> ModuleType:
     """The TensorRT module of a backend. Raises UserError naming the pip line."""
     if backend not in MODULES:
@@ -84,8 +101,12 @@ def check_options(options: BuildOptions) -> ModuleType:
     level = options.optimization_level
     if level is not None and not 0 <= level <= 5:
         raise UserError(f"--optimization-level {level}: expected 0 to 5")
-    if options.hardware_compatible and options.backend == "tensorrt-rtx":
-        raise UserError("--hardware-compatible: for --backend tensorrt; with tensorrt-rtx name the cards by --target")
+    if options.backend == "tensorrt-rtx":
+        for flag, wanted, why in RTX_HAS_NOT:
+            if getattr(options, wanted):
+                raise UserError(f"{flag}: not with --backend tensorrt-rtx: {why}")
+        if options.strip_weights and find_gpu()[0] is None:
+            raise UserError("--strip-weights: needs a GPU's driver to build, with tensorrt-rtx (1.7 fails without one)")
     trt = load_module(options.backend)
     targets_of(trt, options.targets)
     try:
@@ -145,9 +166,10 @@ def inspect_network(trt: ModuleType, network: Any, file: Path, expected: int, qu
     missing: such an engine would be wrong, or silently as large and slow as before."""
     used = set()
     attentions = kept = 0
+    attention = getattr(trt.LayerType, "ATTENTION_INPUT", None)  # 10.3 and 10.7 have none, and no attention operator
     for i in range(network.num_layers):
         layer = network.get_layer(i)
-        attentions += layer.type == trt.LayerType.ATTENTION_INPUT
+        attentions += attention is not None and layer.type == attention
         kept += layer.type in (trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE)
         used |= {layer.get_input(j).name for j in range(layer.num_inputs) if layer.get_input(j) is not None}
     unused = [n for n in (network.get_input(i).name for i in range(network.num_inputs)) if n not in used]
@@ -234,4 +256,10 @@ def _line(text: str) -> str:
 
 
 def options_record(options: BuildOptions) -> dict[str, Any]:
-    return asdict(options) | {"targets": list(options.targets)}
+    """The options as they are stored; targets in one spelling, that of `Cuda.capability`."""
+    return asdict(options) | {"targets": [f"sm_{_number(name)}" for name in options.targets]}
+
+
+def _number(target: str) -> str:
+    """'SM89', 'sm_89' -> '89'"""
+    return target.casefold().removeprefix("sm").removeprefix("_")

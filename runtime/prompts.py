@@ -8,9 +8,10 @@ from rapidfuzz import fuzz, process
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ..engines.base import Backend
+from ..engines.base import Backend, EngineOptions
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
+from ..engines.ort import OrtBackend
 from ..engines.text import key, quoted, tidy
 
 KEPT = 64  # free prompts whose embeddings are remembered
@@ -19,7 +20,8 @@ LONGEST = 500  # characters of a prompt that are compared
 
 
 class FreeText:
-    """The bundle's own text encoder: any text -> embedding. Loaded when it is first asked; needs `tokenizers`."""
+    """The bundle's own text encoder: any text -> embedding. Loaded when it is first asked, into ONNX Runtime whatever the
+    stream's backend is; needs `tokenizers`."""
 
     def __init__(self, bundle: Bundle, backend: Backend):
         try:
@@ -27,6 +29,8 @@ class FreeText:
         except ImportError:
             raise UserError("a prompt that is not in the bank needs tokenizers: pip install tokenizers") from None
         assert bundle.manifest.tokenizer is not None
+        if not isinstance(backend, OrtBackend):  # compiled engines leave the text encoder out: it runs once a prompt
+            backend = OrtBackend(EngineOptions())
         self._tokenizer = Tokenizer.from_file(str(bundle.path / bundle.manifest.tokenizer.file))
         engine = backend.load(bundle, "text")
         self._buffers = {

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from everframe.engines.base import Buffer, EngineOptions
+from everframe.engines.base import Buffer, Computing, EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.cuda import Cuda, CudaBuffer, CudaDevice
 from everframe.engines.ort import OrtBackend, OrtBuffer, OrtEngine
@@ -92,6 +92,7 @@ class SimulatedRuntime:
         self.memory: dict[int, np.ndarray] = {}
         self.pinned: set[int] = set()
         self.log: list[str] = []
+        self.alive: set[Event | Graph] = set()  # events, graphs and what was instantiated of them
         self.capturing: list[Op] | None = None
         self.captured_streams: dict[FakeStream, Op] = {}  # and what each stood at before
         self.external: list[tuple[Event, Op]] = []
@@ -130,7 +131,8 @@ class SimulatedRuntime:
         return Code.cudaSuccess, self.streams[-1]
 
     def cudaEventCreate(self):  # noqa: N802
-        return Code.cudaSuccess, Event()
+        self.alive.add(event := Event())
+        return Code.cudaSuccess, event
 
     def cudaEventRecordWithFlags(self, event, stream, flags):  # noqa: N802
         op = self.enqueue(stream, nothing)
@@ -179,12 +181,27 @@ class SimulatedRuntime:
         for captured, before in self.captured_streams.items():
             captured.last = before
         self.capturing = None
-        return (Code.cudaSuccess if joined else Code.cudaErrorStreamCaptureUnjoined), Graph(ops, last, events)
+        self.alive.add(graph := Graph(ops, last, events))
+        return (Code.cudaSuccess if joined else Code.cudaErrorStreamCaptureUnjoined), graph
 
     def cudaGraphInstantiate(self, graph, flags):  # noqa: N802
-        return Code.cudaSuccess, graph
+        assert graph in self.alive
+        ready = Graph(graph.ops, graph.last, graph.events)
+        self.alive.add(ready)
+        return Code.cudaSuccess, ready
+
+    def cudaGraphUpload(self, graph, stream):  # noqa: N802
+        assert graph in self.alive
+        return (self._unless_capturing(),)
+
+    def _destroy(self, thing):
+        self.alive.remove(thing)  # a KeyError for what was destroyed already
+        return (Code.cudaSuccess,)
+
+    cudaEventDestroy = cudaGraphDestroy = cudaGraphExecDestroy = _destroy  # noqa: N815
 
     def cudaGraphLaunch(self, graph, stream):  # noqa: N802
+        assert graph in self.alive
         copies: dict[Op, Op] = {}
         for op in graph.ops:
             copies[op] = Op(op.work, [copies[o] for o in op.after] or [stream.last])
@@ -274,6 +291,9 @@ class SimulatedBackend:
     def __init__(self, runtime: SimulatedRuntime):
         self.device = CudaDevice(Cuda(runtime))
         self.real = OrtBackend(EngineOptions())
+
+    def computes(self, bundle: Bundle) -> Computing:
+        return Computing("simulated CUDA", "host", "f32")
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> SimulatedEngine:
         return SimulatedEngine(self.real.load(bundle, name), self.device)

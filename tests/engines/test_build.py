@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -23,6 +24,7 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.inspection import installed_backends
 from everframe.engines.lower import lower
+from everframe.engines.tensorrt import error_recorder, wrong_card
 from everframe.engines.trtbuild import BuildOptions, build_graph, options_record
 from everframe.export.wanexport import export_wan
 
@@ -211,6 +213,10 @@ def test_what_cannot_be_parsed_or_built_is_one_line(bundle: Bundle, tmp_path: Pa
         (BuildOptions(backend="cuda"), ["cuda", "tensorrt-rtx"]),
         (BuildOptions(targets=("sm_87",)), ["sm_87", "sm_86"]),
         (BuildOptions(optimization_level=9), ["--optimization-level 9"]),
+        (BuildOptions(version_compatible=True), ["--version-compatible", "tensorrt-rtx", "lean runtime"]),
+        (BuildOptions(weight_streaming=True), ["--weight-streaming", "tensorrt-rtx"]),
+        (BuildOptions(hardware_compatible=True), ["--hardware-compatible", "--target"]),
+        (BuildOptions(strip_weights=True), ["--strip-weights", "needs a GPU"]),
     ],
 )
 def test_wrong_options(bundle: Bundle, options: BuildOptions, words: list[str]) -> None:
@@ -218,6 +224,27 @@ def test_wrong_options(bundle: Bundle, options: BuildOptions, words: list[str]) 
         build_graph(bundle, "prompt", options)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("spelling", ["SM89", "sm89", "sm_89", "SM_89"])
+def test_targets_are_stored_in_one_spelling(spelling: str) -> None:
+    """That of the card, which they are compared with."""
+    record = options_record(BuildOptions(targets=(spelling,)))
+    assert record["targets"] == ["sm_89"]
+    assert wrong_card(SimpleNamespace(options=record), "sm_89") is None  # type: ignore[arg-type]
+    assert wrong_card(SimpleNamespace(options=record), "sm_86") == "built for sm_89, this card is sm_86"  # type: ignore[arg-type]
+
+
+def test_tensorrt_s_own_side_finds_the_recorder_s_errors() -> None:
+    """The bindings call `get_num_errors`: through the base class it answers −1 where that is missing."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    recorder = error_recorder(trt)
+    asked = trt.IErrorRecorder.num_errors  # goes through TensorRT's own side, as TensorRT does
+    assert asked(recorder) == 0
+    recorder.report_error(trt.ErrorCodeTRT.INVALID_ARGUMENT, "two\nlines")
+    assert asked(recorder) == recorder.num_errors() == 1
+    assert recorder.take() == "INVALID_ARGUMENT: two lines"
+    assert recorder.num_errors() == 0
 
 
 def test_bf16_of_a_half_precision_bundle(wan_bundle: Bundle) -> None:

@@ -117,6 +117,50 @@ def test_memory_is_given_back(bundle: Bundle) -> None:
     assert runtime.free == free
 
 
+def test_events_and_graphs_are_destroyed(bundle: Bundle) -> None:
+    runtime, counts = SimulatedRuntime(), []
+    backend = SimulatedBackend(runtime)
+    for _ in range(5):
+        with Stream(bundle, backend=backend) as stream:  # type: ignore[arg-type]
+            for _ in range(6):
+                stream.next_chunk()
+            assert {"cudaGraphInstantiate", "cudaGraphUpload"} <= set(runtime.log)
+        del stream
+        counts.append(len(runtime.alive))
+    assert counts == [0] * 5
+    assert runtime.log.count("cudaGraphDestroy") == runtime.log.count("cudaGraphExecDestroy") > 0
+
+
+def test_what_failed_first_is_why_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = SimulatedRuntime()
+    cuda = Cuda(runtime)
+    runs = []
+
+    def fails(stream: object = None) -> None:
+        runs.append(stream)
+        if runtime.capturing is not None:
+            raise UserError("this layer allocates")
+
+    launch = CudaLaunch(cuda, [fails])
+    for _ in range(3):
+        launch.start()
+        launch.main()
+    assert launch.graph is None
+    assert launch.why_not == "this layer allocates"
+    assert len(runs) == 4  # plainly three times, and the attempt
+    assert runtime.capturing is None
+
+
+def test_full_memory_is_asked_for_again_after_a_collection() -> None:
+    """Closed streams may be held by cycles until the collector comes."""
+    runtime = SimulatedRuntime(memory=3 << 20)
+    cuda = Cuda(runtime)
+    cycle: list[object] = [CudaBuffer(cuda, (1 << 20,), "float16")]
+    cycle.append(cycle)
+    del cycle
+    assert CudaBuffer(cuda, (1 << 20,), "float16").bytes == 2 << 20
+
+
 def test_out_of_memory_says_how_much_and_what_to_do() -> None:
     cuda = Cuda(SimulatedRuntime(memory=3 << 20))
     held = CudaBuffer(cuda, (1 << 10, 1 << 10), "float16")
