@@ -79,6 +79,13 @@ class Graph(Model):
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
 
+    @property
+    def digest(self) -> str:
+        """Of the graph and its weights, which may stand in a file of their own."""
+        if not self.data:
+            return self.model.sha256
+        return hashlib.sha256("".join([self.model.sha256, *(ref.sha256 for ref in self.data)]).encode()).hexdigest()
+
 
 def parse_size(text: str) -> tuple[int, int]:
     """'256x144' -> (256, 144). Raises UserError."""

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from .base import Backend, EngineOptions
+from .errors import UserError
+
+BACKENDS = ("onnxruntime", "openvino", "tensorrt-rtx", "tensorrt")
+DEFAULT = EngineOptions()
 
 
 def open_backend(name: str, options: EngineOptions) -> Backend:
-    """onnxruntime, openvino, tensorrt-rtx or tensorrt. Raises UserError, also when it cannot work on this machine."""
+    """One of BACKENDS. Raises UserError for another, for options that are another's, and when it cannot work here."""
+    if name not in BACKENDS:
+        raise UserError(f"--backend {name!r}: expected one of {', '.join(BACKENDS)}, or auto")
+    if name != "openvino" and (options.device, options.precision) != (DEFAULT.device, DEFAULT.precision):
+        raise UserError(f"--device and --precision are of --backend openvino, not of {name}")
+    if name != "onnxruntime" and options.provider != DEFAULT.provider:
+        raise UserError(f"--provider is of --backend onnxruntime, not of {name}")
     if name == "onnxruntime":
         from .ort import OrtBackend
 

@@ -11,6 +11,7 @@ from ..runtime.cli import options
 from ..runtime.cli.console import reporting, show_table, tell, tell_json
 from ..runtime.demo import open_bundle
 from .base import EngineOptions
+from .errors import UserError
 
 app = typer.Typer()
 
@@ -94,7 +95,10 @@ def doctor(as_json: options.Json = False) -> None:
 
     found = doctors.diagnose(working_encoders(), [device.name for device in DEVICES])
     chosen: list[str] = []
-    open_engines(open_bundle(None), AUTO, EngineOptions(), chosen.append)
+    try:
+        open_engines(open_bundle(None), AUTO, EngineOptions(), chosen.append)
+    except UserError as error:
+        chosen.append(str(error).removeprefix("--backend auto: "))
     if as_json:
         tell_json(doctors.as_record(found) | {"auto": chosen[0]})
         return

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,10 @@ def cache_place(file: Path) -> Path:
     the user's cache folder (XDG_CACHE_HOME), under a name of its own for every such folder."""
     if os.access(file.parent, os.W_OK):
         return file
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in many containers
+        base = Path(tempfile.gettempdir()) / f"everframe-{os.getuid()}"
     home = base / "everframe" / hashlib.sha256(str(file.parent.resolve()).encode()).hexdigest()[:16]
     if file.parent not in _told:
         _told.add(file.parent)

@@ -9,6 +9,7 @@ mask at all, but with shapes that change this OpenVINO writes outside of its mem
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,9 +52,13 @@ class OvEngine:
         loader: ThreadPoolExecutor,
     ):
         self.graph, self.device, self.file = graph, device, file
-        self.fills = any(spec.name in ("kv_len", "mask") for spec in graph.inputs)
+        names = {spec.name for spec in graph.inputs}
+        self.fills = bool(names & {"kv_len", "mask"})
+        self.passes: weakref.WeakSet[OvPass] = weakref.WeakSet()
         self._compile = compile_graph
-        self._filling = compile_graph(True) if self.fills else None
+        self._filling = (
+            compile_graph(True) if self.fills and "step" in names else None
+        )  # a recache seldom meets such a ring
         self._steady = loader.submit(compile_graph, False)
         if not self.fills:
             self._steady.result()  # fails here, if it does
@@ -63,8 +68,10 @@ class OvEngine:
         """The compilation with the mask of a ring that fills, or without."""
         if not filling:
             steady = self._steady.result()
-            if self.large:  # weights stand in memory once
+            if self.large:  # weights stand in memory once; a request holds what it was made from
                 self._filling = None
+                for one in self.passes:
+                    one.requests.pop(True, None)
             return steady
         if self._filling is None:
             self._filling = self._compile(True)
@@ -80,15 +87,14 @@ class OvPass:
 
     def __init__(self, engine: OvEngine, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]):
         self.engine, self.inputs, self.outputs = engine, inputs, outputs
-        self._requests: dict[bool, Any] = {}
+        self.requests: dict[bool, Any] = {}
+        engine.passes.add(self)
 
     def __call__(self) -> None:
         filling = self.engine.fills and not self._full()
-        request = self._requests.get(filling)
+        request = self.requests.get(filling)
         if request is None:
-            if self.engine.large:  # a request holds what it was made from
-                self._requests.clear()
-            request = self._requests[filling] = self._request(filling)
+            request = self.requests[filling] = self._request(filling)
         request.infer()
 
     def _full(self) -> bool:
@@ -147,7 +153,7 @@ class OvBackend:
             except RuntimeError as error:
                 raise UserError(f"{file}: OpenVINO {self.version} cannot load it: {first_line(error)}") from None
 
-        key = (graph.model.sha256, str(file), threads)
+        key = (graph.digest, str(file), threads)
         return self._engines.get(key, lambda: OvEngine(compile_graph, graph, self.device, file, self._loader))
 
     def _settings(self, threads: int) -> Settings:

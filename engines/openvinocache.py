@@ -48,12 +48,16 @@ class Compiled:
                 return core.import_model(io.BytesIO(kept), device, self.settings)
         compiled = core.compile_model(read(), device, self.settings)
         with contextlib.suppress(RuntimeError):  # a device that cannot export
-            keep_blob(file, compiled.export_model().getvalue())
+            blob = compiled.export_model().getvalue()
+            # What later starts will run is what runs now, and so what is proven: one comes back from its bytes changed.
+            again = core.import_model(io.BytesIO(blob), device, self.settings)
+            keep_blob(file, blob)
+            return again
         return compiled
 
     def file(self, masked: bool) -> Path:
         """openvino-NAME-SETTINGS-VERSION.blob: of one graph and setting only the newest version is kept."""
-        what = [self.bundle.manifest.graphs[self.name].model.sha256, self.device, self.settings, masked]
+        what = [self.bundle.manifest.graphs[self.name].digest, self.device, self.settings, masked]
         parts = (_short(what), _short([self.version, READER]))
         return cache_place(self.bundle.path / FOLDER) / f"openvino-{self.name}-{parts[0]}-{parts[1]}.blob"
 

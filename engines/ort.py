@@ -144,7 +144,7 @@ class OrtBackend:
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> OrtEngine:
         """Loaded once for all streams of this backend."""
         threads = share(self.threads, name, beside)
-        key = (bundle.manifest.graphs[name].model.sha256, str(bundle.graph_path(name)), threads)
+        key = (bundle.manifest.graphs[name].digest, str(bundle.graph_path(name)), threads)
         return self._engines.get(key, lambda: self._load(bundle, name, threads))
 
     def _load(self, bundle: Bundle, name: str, threads: int) -> OrtEngine:

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 from ..engines import openvino
 from ..engines.base import Backend, EngineOptions
 from ..engines.bundle import Bundle
-from ..engines.choose import open_backend
+from ..engines.choose import DEFAULT, open_backend
 from ..engines.doctor import installed
 from ..engines.errors import UserError
 from ..engines.files import cache_place, keep_record, kept_records
@@ -22,7 +23,7 @@ from .stream import Stream
 
 AUTO = "auto"
 FILE = "chosen.json"
-WARM, TIMED = 3, 4  # chunks
+TIMED = 4  # chunks, once the ring is full
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,31 @@ class Candidate:
 
 
 def candidates(bundle: Bundle, options: EngineOptions) -> list[Candidate]:
-    """What is installed and could run it, ONNX Runtime first."""
+    """What is installed and could run it, ONNX Runtime first; what is OpenVINO's alone where its options are given. Raises
+    UserError for options that cannot be met."""
+    plain = replace(options, device=DEFAULT.device, precision=DEFAULT.precision)
+    if plain != options:
+        open_backend("openvino", replace(options, provider=DEFAULT.provider))  # fails here, if it does
+        return [Candidate("openvino", replace(options, precision=p)) for p in openvino.precisions(options)]
     found = [Candidate("onnxruntime", options)]
-    found += [Candidate("openvino", replace(options, precision=p)) for p in openvino.precisions(options)]
+    plain = replace(options, provider=DEFAULT.provider)
+    found += [Candidate("openvino", replace(plain, precision=one)) for one in openvino.precisions(plain)]
     packages = installed()
     if find_gpu()[0] is not None:
         usable = {e.record.backend for e in stored(bundle, packages) if e.record is not None and e.problem is None}
-        found += [Candidate(name, options) for name in ("tensorrt-rtx", "tensorrt") if name in usable]
+        found += [Candidate(name, plain) for name in ("tensorrt-rtx", "tensorrt") if name in usable]
     return found
 
 
 def open_engines(
-    bundle: Bundle, name: str, options: EngineOptions, tell: Callable[[str], None] = lambda line: None
+    bundle: Bundle,
+    name: str,
+    options: EngineOptions,
+    tell: Callable[[str], None] = lambda line: None,
+    verify: bool = True,
 ) -> Backend:
-    """The backend of that name; for "auto", the fastest. tell: gets one line that says what was chosen, and why.
+    """The backend of that name; for "auto", the fastest. tell: gets one line that says what was chosen, and why. verify:
+    only engines that pass their proof.
 
     Raises UserError when it cannot work here.
     """
@@ -58,18 +70,25 @@ def open_engines(
         return open_backend(name, options)
     found = candidates(bundle, options)
     if len(found) == 1:
-        tell(f"{found[0]}: nothing else that could run this bundle is installed")
+        tell(f"{found[0]}: nothing else that could run this bundle so is installed")
         return open_backend(found[0].backend, found[0].options)
     file = cache_place(bundle.path / FOLDER) / FILE
     key = _key(bundle, found)
-    record = kept_records(file).get(key)
-    if record is None:
-        record = {str(one): timed(bundle, one) for one in found}
-        keep_record(file, key, record)
+    record: Any = kept_records(file).get(key)
+    if not complete(record, found):
+        record = {str(one): timed(bundle, one, verify) for one in found}
+        if complete(record, found) and verify:  # what failed may work the next time
+            keep_record(file, key, record)
+    assert isinstance(record, dict)
     best = fastest(found, record)
     told = (f"{label} {ms:.0f} ms" if isinstance(ms, float) else f"{label}: {ms}" for label, ms in record.items())
     tell(f"{best}: the fastest here; a chunk takes {', '.join(told)}")
     return open_backend(best.backend, best.options)
+
+
+def complete(record: Any, found: list[Candidate]) -> bool:
+    """Whether it has milliseconds for every candidate."""
+    return isinstance(record, dict) and all(isinstance(record.get(str(one)), float) for one in found)
 
 
 def fastest(found: list[Candidate], record: dict[str, float | str]) -> Candidate:
@@ -80,24 +99,24 @@ def fastest(found: list[Candidate], record: dict[str, float | str]) -> Candidate
     return found[min(working)[1]]
 
 
-def timed(bundle: Bundle, one: Candidate) -> float | str:
+def timed(bundle: Bundle, one: Candidate, verify: bool) -> float | str:
     """Median milliseconds of a chunk, or why there are none."""
     spent = []
     try:
-        with Stream(bundle, backend=open_backend(one.backend, one.options)) as stream:
-            for _ in range(WARM + TIMED):
+        with Stream(bundle, verify=verify, backend=open_backend(one.backend, one.options)) as stream:
+            for _ in range(stream.layout.chunks + 1 + TIMED):
                 began = time.perf_counter()
                 stream.next_chunk()
                 spent.append(1000 * (time.perf_counter() - began))
     except UserError as error:
         return str(error)
-    return round(median(spent[WARM:]), 1)
+    return round(median(spent[-TIMED:]), 1)
 
 
 def _key(bundle: Bundle, found: list[Candidate]) -> str:
     """Of everything that could make another one the fastest."""
     packages = {name: version for name, version in installed().items() if name != "torch"}
     gpu, _ = find_gpu()
-    graphs = [graph.model.sha256 for _, graph in sorted(bundle.manifest.graphs.items())]
+    graphs = [graph.digest for _, graph in sorted(bundle.manifest.graphs.items())]
     what = [graphs, packages, [str(one) for one in found], repr(found[0].options), processor_name(), gpu and gpu.name]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()

@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 
 from ..engines.base import Backend, Computing
 from ..engines.bundle import Bundle
@@ -96,14 +97,14 @@ def require(loop: Passes, bundle: Bundle, bank: PromptBank, backend: Backend) ->
     if not proof.holds:
         raise UserError(
             f"{bundle.path}: these engines do not compute what the bundle means: {proof}; take another --precision or "
-            "--backend, or stream all the same with --unverified"
+            "--backend; generate, play and bench stream all the same with --unverified"
         )
     log.info("verified: %s", proof)
     keep_record(file, key, {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **asdict(proof)})
 
 
 def _key(bundle: Bundle, computing: Computing) -> str:
-    graphs = {name: graph.model.sha256 for name, graph in sorted(bundle.manifest.graphs.items())}
+    graphs = {name: graph.digest for name, graph in sorted(bundle.manifest.graphs.items())}
     reference = bundle.manifest.reference
-    what = [graphs, reference.sha256 if reference else None, asdict(computing), bundle.manifest.form]
+    what = [graphs, reference and reference.sha256, asdict(computing), bundle.manifest.form, version("everframe")]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()

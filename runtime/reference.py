@@ -7,6 +7,7 @@ prompt and step graphs at every stage of the ring, frames the decoder's, with an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -27,7 +28,7 @@ from .rope import axis_frequencies, head_thetas, temporal_tables
 FILE = "reference.safetensors"
 SEED = 0
 SAMPLES = 32_768  # values that are kept of the late latent and of each chunk's frames
-GREY = 255.0
+PRIME = 2_654_435_761
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Reference:
     """Tensors of the two chunks."""
 
     first: NDArray[np.float16]  # x0 [C, F, h, w] of the first chunk, whole: it is committed and decoded
-    late: NDArray[np.float32]  # x0 of the late chunk, every so many values
-    first_frames: NDArray[np.uint8]  # pixels of the decoded first latent, every so many
+    late: NDArray[np.float32]  # some values of the late chunk's x0
+    first_frames: NDArray[np.uint8]  # some values of the decoded first latent
     late_frames: NDArray[np.uint8]  # the same of its decoding once more, by a decoder that remembers it
 
     @classmethod
@@ -51,8 +52,15 @@ class Reference:
             found = cls(*(tensors[name] for name in cls.__dataclass_fields__))
         except (SafetensorError, KeyError) as error:
             raise UserError(f"{file}: not a bundle's reference: {error}") from None
-        if found.first.shape != bundle.manifest.geometry.latent_shape[1:]:
-            raise UserError(f"{file}: first {list(found.first.shape)}, the bundle's latents are of another shape")
+        shape = bundle.manifest.geometry.latent_shape[1:]
+        graphs = bundle.manifest.graphs
+        frames = [graphs.get("decode_first", graphs["decode"]), graphs["decode"]]
+        expected = [shape, (min(SAMPLES, math.prod(shape)),)]
+        expected += [(min(SAMPLES, math.prod(graph.outputs[0].shape)),) for graph in frames]
+        for name, want in zip(cls.__dataclass_fields__, expected, strict=True):
+            have = getattr(found, name).shape
+            if have != want:
+                raise UserError(f"{file}: {name} {list(have)}: expected {list(want)} for this bundle")
         return found
 
     def write(self, file: Path) -> None:
@@ -78,9 +86,11 @@ class Deviation:
 
 
 def sampled(values: NDArray) -> NDArray:
-    """At most SAMPLES of the values, evenly spread, in one row."""
+    """At most SAMPLES of the values in one row, spread over all channels, rows and columns: steps of a large prime."""
     flat = values.reshape(-1)
-    return flat[:: -(-flat.size // SAMPLES)].copy()
+    if flat.size <= SAMPLES:
+        return flat.copy()
+    return flat[np.arange(SAMPLES, dtype=np.uint64) * np.uint64(PRIME) % np.uint64(flat.size)]
 
 
 def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[np.float16] | None = None) -> Reference:

@@ -5,6 +5,7 @@ names, messages of libraries) is shown as it is, because nothing here reads mark
 from __future__ import annotations
 
 import json
+import math
 import signal
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -56,8 +57,17 @@ def tell(text: str) -> None:
 
 
 def tell_json(record: Any) -> None:
-    """The answer for programs, on standard output: what is not ASCII is escaped, so nothing in it commands a terminal."""
-    print(json.dumps(record, indent=1), flush=True)
+    """The answer for programs, on standard output: what is not ASCII is escaped, so nothing in it commands a terminal. A
+    number that JSON does not have is null."""
+    print(json.dumps(_finite(record), indent=1, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show_quality(quality: dict[str, Any]) -> None:

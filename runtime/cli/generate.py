@@ -82,7 +82,9 @@ def generate(
             encoder=encoder,
             replace=force,
             verify=not unverified,
-            backend=open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say),
+            backend=open_engines(
+                opened, backend, EngineOptions(provider, threads, device, precision), say, not unverified
+            ),
             progress=line_of_progress(update),
             notice=say,
             stop=lambda: signals.requested,

@@ -47,6 +47,7 @@ def bench(
     backend: options.Backend = "onnxruntime",
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
+    unverified: options.Unverified = False,
 ) -> None:
     """Latency per chunk by stage, cold start, prompt changes, memory, energy.
 
@@ -73,11 +74,14 @@ def bench(
     with status("measuring …") as update:
         result = benches.bench(
             opened,
-            lambda: open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say),
+            lambda: open_engines(
+                opened, backend, EngineOptions(provider, threads, device, precision), say, not unverified
+            ),
             chunks,
             seed,
             prompt,
             {"threads": threads, "provider": provider, "backend": backend, "device": device, "precision": precision},
+            not unverified,
             lambda done, total: update(f"measuring, chunk {done} of {total}"),
         )
     show_table(reports.STAGE_COLUMNS, reports.stage_rows(result), reports.title(result))

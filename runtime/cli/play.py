@@ -46,7 +46,7 @@ def play(
     opened = open_bundle(bundle)
     g = opened.manifest.geometry
     picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
-    engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say)
+    engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say, not unverified)
     with Stream(opened, prompt=prompt, seed=seed, anchor=picture, verify=not unverified, backend=engines) as stream:
         say(window.KEYS)
         shown = window.play(stream, stream.bank.prompts, fullscreen, seconds)

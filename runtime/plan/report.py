@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from .devices import CLASSES
@@ -44,13 +45,17 @@ def columns(request: Request) -> list[str]:
 
 def rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
     return [
-        [v.device, f"{v.best:.2f}", f"{v.worst:.2f}", smooth_cell(v), f"{v.memory_share:.0%}", v.real_time, v.advice]
+        [v.device, cell(v.best), cell(v.worst), smooth_cell(v), f"{v.memory_share:.0%}", v.real_time, v.advice]
         for v in verdicts
     ]
 
 
+def cell(seconds: float) -> str:
+    return f"{seconds:.2f}" if math.isfinite(seconds) else "–"
+
+
 def smooth_cell(verdict: Verdict) -> str:
-    return f"{verdict.smooth_worst:.2f}" + (" by chunks" if verdict.smooth == "chunks" else "")
+    return cell(verdict.smooth_worst) + (" by chunks" if verdict.smooth == "chunks" else "")
 
 
 def shares() -> list[str]:

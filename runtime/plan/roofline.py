@@ -66,7 +66,10 @@ def judge(request: Request, device: Device) -> Verdict:
     share, smooth, seconds = parts.total / room, *smooth_change(request, device, kind.lowest)
     budget = request.geometry.chunk_seconds
     real_time = "too large" if share > 1 else "yes" if worst <= budget else "perhaps" if best <= budget else "no"
-    advice = "" if real_time == "yes" else advise(request, device)
+    if math.isinf(worst):
+        advice = f"it has no {request.precision.upper()}"
+    else:
+        advice = "" if real_time == "yes" else advise(request, device)
     return Verdict(device.name, best, worst, first, smooth, seconds, share, real_time, advice)  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
+from everframe.engines.choose import open_backend
 from everframe.engines.errors import UserError
 from everframe.engines.openvino import OvBackend
 from everframe.engines.ort import OrtBackend
@@ -61,8 +62,63 @@ def test_alone_it_is_taken_without_a_timing(bundle: Bundle, monkeypatch: pytest.
     monkeypatch.setattr(choice.openvino, "installed_devices", lambda: [])  # as where the extra is not installed
     lines: list[str] = []
     assert isinstance(choice.open_engines(bundle, "auto", EngineOptions(), lines.append), OrtBackend)
-    assert lines == ["onnxruntime: nothing else that could run this bundle is installed"]
+    assert lines == ["onnxruntime: nothing else that could run this bundle so is installed"]
     assert not (bundle.path / "engines" / choice.FILE).exists()
+
+
+def test_a_failure_is_not_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+
+    def full(self: OvBackend, *args: object) -> None:
+        raise UserError("out of memory")
+
+    with monkeypatch.context() as at_first:
+        at_first.setattr(OvBackend, "load", full)
+        choice.open_engines(bundle, "auto", EngineOptions(threads=1))
+    assert not (bundle.path / "engines" / choice.FILE).exists()
+    choice.open_engines(bundle, "auto", EngineOptions(threads=1))
+    assert {"onnxruntime", "openvino f32"} <= set(kept(bundle))
+
+
+@pytest.mark.parametrize("damage", ["[1]", '{"onnxruntime": 300.0}', '{"onnxruntime": "300", "openvino f32": 2}'])
+def test_a_record_that_lacks_something_is_made_anew(bundle: Bundle, damage: str) -> None:
+    pytest.importorskip("openvino")
+    choice.open_engines(bundle, "auto", EngineOptions(threads=1))
+    file = bundle.path / "engines" / choice.FILE
+    (key,) = json.loads(file.read_text())
+    file.write_text(json.dumps({key: json.loads(damage)}))
+    choice.open_engines(bundle, "auto", EngineOptions(threads=1))
+    assert all(isinstance(ms, float) for ms in kept(bundle).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (EngineOptions(device="bogus"), ["--device 'bogus'"]),
+        (EngineOptions(precision="bogus"), ["--precision 'bogus'"]),
+        (EngineOptions(device="npu"), ["--device 'npu'", "CPU"]),
+    ],
+)
+def test_wishes_that_cannot_be_met(bundle: Bundle, options: EngineOptions, words: list[str]) -> None:
+    pytest.importorskip("openvino")
+    with pytest.raises(UserError) as caught:
+        choice.open_engines(bundle, "auto", options)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "word"),
+    [
+        ("onnxruntime", EngineOptions(precision="bf16"), "--precision"),
+        ("onnxruntime", EngineOptions(device="gpu"), "--device"),
+        ("openvino", EngineOptions(provider="cuda"), "--provider"),
+        ("bogus", EngineOptions(), "onnxruntime, openvino, tensorrt-rtx, tensorrt, or auto"),
+    ],
+)
+def test_options_of_another_backend(backend: str, options: EngineOptions, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        open_backend(backend, options)
 
 
 def test_none_that_works(bundle: Bundle) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from everframe.engines.choose import open_backend
 from everframe.engines.errors import UserError
 from everframe.runtime import Stream, proof
 from everframe.runtime.noise import chunk_noise
-from everframe.runtime.reference import FILE, Reference, deviation
+from everframe.runtime.reference import FILE, Reference, deviation, sampled
 
 from helpers import AUTOENCODER, PROMPTS
 
@@ -46,6 +47,29 @@ def noise(chunk: int, bundle: Bundle) -> torch.Tensor:
     return torch.from_numpy(chunk_noise(0, chunk, 4, bundle.manifest.geometry.latent_shape))[:, 0].double()
 
 
+def some(values: np.ndarray) -> np.ndarray:
+    """The values that a reference keeps."""
+    flat = values.reshape(-1)
+    return flat if flat.size <= 32_768 else np.array([flat[i * 2_654_435_761 % flat.size] for i in range(32_768)])
+
+
+@pytest.mark.parametrize(
+    "shape", [(12, 480, 832, 3), (9, 480, 832, 3), (12, 272, 480, 3), (12, 576, 1024, 3), (4, 480, 832, 3)]
+)
+def test_what_is_kept_of_frames_covers_everything(shape: tuple[int, ...]) -> None:
+    """A fault of one channel, of every other row or column, of one corner or of one frame is seen."""
+    blank = np.zeros(shape, np.uint8)
+    faults: list[Any] = [(..., c) for c in range(3)]
+    faults += [(slice(None), slice(i, None, 2)) for i in (0, 1)]
+    faults += [(slice(None), slice(None), slice(i, None, 2)) for i in (0, 1)]
+    faults += [(slice(None), slice(0, shape[1] // 4), slice(0, shape[2] // 4)), (shape[0] - 1,)]
+    for fault in faults:
+        wrong = blank.copy()
+        wrong[fault] = 255
+        share = float((sampled(wrong) == 255).mean())
+        assert share == pytest.approx(float((wrong == 255).mean()), rel=0.1), fault
+
+
 def test_the_reference_is_the_slow_loop_s(source: Path, checkpoint: Path) -> None:
     bundle = Bundle.open(source)
     kept = Reference.read(bundle)
@@ -59,8 +83,7 @@ def test_the_reference_is_the_slow_loop_s(source: Path, checkpoint: Path) -> Non
     committed = torch.from_numpy(kept.first.astype(np.float64))
     for chunk in range(LATE):
         slow.commit(committed, text, 3 * chunk)
-    late = slow.next_chunk(noise(LATE, bundle), SIGMAS, text, 3 * LATE).reshape(-1).numpy()
-    late = late[:: -(-len(late) // 32_768)]
+    late = some(slow.next_chunk(noise(LATE, bundle), SIGMAS, text, 3 * LATE).numpy())
     assert np.abs(kept.late - late).max() < 2e-5 * np.abs(late).max()
 
 
@@ -76,8 +99,7 @@ def test_its_frames_are_the_autoencoder_s(source: Path, checkpoint: Path) -> Non
         clip, _ = autoencoder.decode(latents.transpose(0, 1)[None])
     frames = (clip[0].clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
     for part, expected in ((kept.first_frames, frames[:12]), (kept.late_frames, frames[12:])):
-        flat = expected.reshape(-1)
-        assert np.abs(part - flat[:: -(-flat.size // 32_768)]).max() < 0.51
+        assert np.abs(part - some(expected)).max() < 0.51
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -156,8 +178,13 @@ def test_wrong_engines_never_stream(copied: Path, backend: str, graph: str, faul
     with pytest.raises(UserError) as caught:
         Stream(bundle, backend=engines)
     line = str(caught.value)
-    for word in (str(copied), backend, f"{what}", "at most", "--unverified"):
+    for word in (str(copied), backend, "at most", "--unverified"):
         assert word in line
+    off = {"latents": r"latents off by ([\d.e+-]+)", "frames": r"frames by ([\d.e+-]+)"}
+    found = {name: float(re.findall(words, line)[0]) for name, words in off.items()}
+    bound = proof.BOUNDS["float"]
+    assert found["latents"] > bound.latents if what == "latents" else found["frames"] > bound.frames
+    assert what == "latents" or found["latents"] <= bound.latents
     assert "\n" not in line
     assert not (copied / "engines" / proof.FILE).exists()
     with Stream(bundle, backend=engines, verify=False) as stream:
@@ -223,6 +250,20 @@ def test_a_reference_of_another_shape(copied: Path) -> None:
     (copied / MANIFEST).write_text(json.dumps(raw))
     with pytest.raises(UserError, match=f"{FILE}: first"):
         Stream(Bundle.open(copied))
+
+
+def test_weights_in_a_file_of_their_own_count(copied: Path) -> None:
+    """The graph's own file stays the same when only they change."""
+    from everframe.engines.bundle import FileRef, Graph
+
+    ref = FileRef(file="step.onnx", bytes=1, sha256="a" * 64)
+    weights = [FileRef(file="weights.data", bytes=1, sha256=letter * 64) for letter in "bc"]
+    alone = Graph(model=ref, inputs=[], outputs=[])
+    digests = {
+        graph.digest for graph in (alone, *(Graph(model=ref, data=[one], inputs=[], outputs=[]) for one in weights))
+    }
+    assert len(digests) == 3
+    assert alone.digest == ref.sha256
 
 
 def test_deviation_is_relative_to_the_reference() -> None:

@@ -88,7 +88,7 @@ class Generator:
             jitter_sigma=settings.jitter,
             anchor=None if settings.anchor is None else self._anchor(settings.anchor, settings.ground),
             verify=settings.verify,
-            backend=open_engines(bundle, settings.backend, options, self._tell_choice),
+            backend=open_engines(bundle, settings.backend, options, self._tell_choice, settings.verify),
         )
         for note in self.stream.notices:
             self.connection.send(("event", "recache", note))
