@@ -71,8 +71,10 @@ def step_forward(step: StepGraph, given: dict[str, Tensor]) -> Sequence[Tensor]:
 
 def _decoding(module: nn.Module) -> Forward:
     def forward(given: dict[str, Tensor]) -> Sequence[Tensor]:
-        states = sorted((name for name in given if name != "latent"), key=lambda name: int(name.split("_")[1]))
-        return module(given["latent"], *(given[name] for name in states))
+        states = module.zero_states(given["latent"])  # type: ignore[operator] - the graph of a first chunk reads not all
+        for i in range(len(states)):
+            states[i] = given.get(f"state_{i}", states[i])
+        return module(given["latent"], *states)
 
     return forward
 

@@ -35,7 +35,7 @@ def refusal(folder: Path) -> str:
 
 def test_opens_what_export_wrote(bundle_path: Path) -> None:
     manifest = Bundle.open(bundle_path).manifest
-    assert set(manifest.graphs) == {"step", "prompt", "decode"}
+    assert set(manifest.graphs) == {"step", "prompt", "decode", "recache"}
     step = {s.name: s for s in manifest.graphs["step"].inputs}
     assert step["k_1"].shape == [1, 2, 96, 32]
     assert step["rope_cos"].shape == [2, 3, 6]

@@ -31,6 +31,7 @@ GIVEN = {
     "calibrate": ["none", "-o", "x.everframe"],
     "build": ["none"],
     "inspect": ["none"],
+    "verify": ["none"],
     "doctor": [],
     "prompts": ["-b", "none"],
     "prompts add": ["none"],
