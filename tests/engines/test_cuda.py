@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from everframe.engines.bundle import Bundle
-from everframe.engines.cuda import Cuda, CudaBuffer, CudaDevice, CudaLaunch
+from everframe.engines.cuda import Cuda, CudaBuffer, CudaDevice, CudaLaunch, too_old
 from everframe.engines.errors import UserError
 from everframe.engines.tensorrt import TrtPass, Workspace
 from everframe.runtime import Stream
@@ -149,6 +149,24 @@ def test_what_failed_first_is_why_nothing_is_recorded(monkeypatch: pytest.Monkey
     assert launch.why_not == "this layer allocates"
     assert len(runs) == 4  # plainly three times, and the attempt
     assert runtime.capturing is None
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        ("550.54.14", ["the driver is 550.54.14", "CUDA 13 needs 580", "cuda-python~=12.9"]),
+        ("470.256.02", ["the driver is 470.256.02", "CUDA 13 needs 580", "; install one"]),
+    ],
+)
+def test_an_old_driver_is_named(tmp_path: Path, driver: str, words: list[str]) -> None:
+    """It answers with the code of a machine without any; the kernel's own file tells."""
+    file = tmp_path / "version"
+    file.write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Thu Feb 22 2024\nGCC version:\n")
+    told = too_old("CUDA: cudaGetDeviceCount: cudaErrorInsufficientDriver", file)
+    for word in words:
+        assert word in told
+    assert too_old("CUDA: cudaGetDeviceCount: cudaErrorNoDevice", file) == ""
+    assert too_old("CUDA: cudaGetDeviceCount: cudaErrorInsufficientDriver", tmp_path / "none") == ""
 
 
 def test_full_memory_is_asked_for_again_after_a_collection() -> None:
