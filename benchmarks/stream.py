@@ -34,7 +34,7 @@ from everframe.runtime.noise import chunk_noise
 from everframe.runtime.outputs import Output
 from everframe.runtime.prompts import PromptBank
 from everframe.runtime.ring import RingLayout
-from everframe.runtime.rope import axis_frequencies, head_thetas, temporal_tables
+from everframe.runtime.rope import head_frequencies, temporal_tables
 
 Stages = dict[str, list[float]]  # stage -> seconds, one entry a chunk
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "training" / "demo"
@@ -64,7 +64,7 @@ def eager_loop(bundle: Bundle, checkpoint: Path, chunks: int, warm: int, threads
     ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
     step = StepGraph(loaded.transformer, loaded.config.schedule, ring)
     decode, layout = DecodeGraph(loaded.autoencoder), RingLayout.of(g)
-    frequencies = axis_frequencies(head_thetas(rope.theta, rope.jitter_sigma, rope.epsilon), rope.channels)
+    frequencies = head_frequencies(rope, rope.jitter_sigma)
     n, c, stages = len(bundle.manifest.schedule.steps), loaded.config.transformer, {}
     bank = PromptBank(bundle)
     with torch.no_grad(), scratch_video(bundle) as out:

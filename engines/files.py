@@ -113,6 +113,11 @@ def write_whole(file: Path, content: bytes) -> None:
         raise UserError(f"{file}: cannot write: {reason(error)}") from None
 
 
+def record_key(facts: Any) -> str:
+    """SHA-256 of anything that JSON holds: what a record is found by."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def kept_records(file: Path) -> dict[str, Any]:
     """What `keep_record` kept, by key; nothing where that cannot be read."""
     try:

@@ -170,6 +170,12 @@ def find_gpu() -> tuple[Gpu | None, str]:
     return Gpu(name, f"sm_{properties.major}{properties.minor}", total >> 20, free >> 20, *known), ""
 
 
+def card_name() -> str:
+    """The first GPU and its driver in words, or why there is none."""
+    gpu, note = find_gpu()
+    return f"{gpu.name}, driver for CUDA {gpu.driver}" if gpu else note
+
+
 def jetpack() -> str | None:
     """The L4T release line of a Jetson, None elsewhere."""
     return TEGRA.read_text().splitlines()[0].strip("# ") if TEGRA.is_file() else None

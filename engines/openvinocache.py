@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 
 from .bundle import Bundle
 from .errors import UserError
-from .files import cache_place, write_whole
+from .files import cache_place, record_key, write_whole
 from .store import FOLDER
 
 READER = 2  # raised when openvino.read_graph makes another model of the same graph
@@ -58,12 +57,8 @@ class Compiled:
     def file(self, masked: bool) -> Path:
         """openvino-NAME-SETTINGS-VERSION.blob: of one graph and setting only the newest version is kept."""
         what = [self.bundle.manifest.graphs[self.name].digest, self.device, self.settings, masked]
-        parts = (_short(what), _short([self.version, READER]))
+        parts = (record_key(what)[:16], record_key([self.version, READER])[:16])
         return cache_place(self.bundle.path / FOLDER) / f"openvino-{self.name}-{parts[0]}-{parts[1]}.blob"
-
-
-def _short(facts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_blob(file: Path) -> bytes | None:

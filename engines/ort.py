@@ -13,7 +13,7 @@ from .base import Buffer, Computing, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .errors import UserError
 from .host import HostLaunch, share
-from .machine import find_cores, find_gpu, processor_name, thread_count
+from .machine import card_name, find_cores, processor_name, thread_count
 from .machine import usable_cores as usable_cores  # where it used to live
 from .text import first_line
 
@@ -137,9 +137,7 @@ class OrtBackend:
     def computes(self, bundle: Bundle) -> Computing:
         if self.device.name == "cpu":
             return Computing(f"onnxruntime {ort.__version__}", f"CPU {processor_name()}", "f32")
-        gpu, note = find_gpu()
-        where = f"{gpu.name}, driver for CUDA {gpu.driver}" if gpu else note
-        return Computing(f"onnxruntime {ort.__version__} {self.option}", where, "tf32")
+        return Computing(f"onnxruntime {ort.__version__} {self.option}", card_name(), "tf32")
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> OrtEngine:
         """Loaded once for all streams of this backend."""

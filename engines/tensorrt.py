@@ -21,7 +21,7 @@ from .cuda import Cuda, CudaBuffer, CudaDevice, named
 from .errors import UserError
 from .files import cache_place
 from .lower import STORED_LOW, lower
-from .machine import find_gpu
+from .machine import card_name
 from .trtbuild import first_error_logger, load_module
 
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -180,9 +180,7 @@ class TrtBackend:
         record = self._found(bundle).record
         assert record is not None
         precision = {"fp16": "f16"}.get(str(record.options["precision"]), str(record.options["precision"]))
-        gpu, note = find_gpu()
-        where = f"{gpu.name}, driver for CUDA {gpu.driver}" if gpu else note
-        return Computing(f"{self.backend} {self.trt.__version__}", where, precision)
+        return Computing(f"{self.backend} {self.trt.__version__}", card_name(), precision)
 
     def _found(self, bundle: Bundle) -> store.Stored:
         if bundle.path not in self._chosen:

@@ -12,7 +12,7 @@ from ..engines.base import HIDDEN, Buffer, EngineOptions
 from ..engines.bundle import Bundle
 from ..engines.ort import OrtBackend
 from ..runtime.ring import RingLayout
-from ..runtime.rope import axis_frequencies, head_thetas, temporal_tables
+from ..runtime.rope import head_frequencies, temporal_tables
 from .graphs import PortableStepGraph, StepGraph
 from .graphset import GraphSet
 from .recachegraph import RecacheGraph
@@ -99,7 +99,7 @@ def compare_step(
     for spec, values in zip([s for s in engine.graph.inputs if s.name.startswith("prompt_")], context, strict=True):
         buffers[spec.name].write(values.numpy())
     rope, geometry = bundle.manifest.rope, bundle.manifest.geometry
-    frequencies = axis_frequencies(head_thetas(rope.theta, rope.jitter_sigma, rope.epsilon), rope.channels)
+    frequencies = head_frequencies(rope, rope.jitter_sigma)
     layout = RingLayout.of(geometry)
     layers = len(context) // 2
     generator = torch.Generator().manual_seed(1)
@@ -109,7 +109,7 @@ def compare_step(
     commit = len(schedule.steps)
     usual, first = range(commit), range(commit + 1, commit + 1 + len(schedule.first_steps or []))
     for c in range(chunks):
-        slot = layout.past_slot(c) if portable else layout.slot(c)
+        slot = layout.place(c, portable)
         tables = temporal_tables(np.arange(geometry.chunk) + float(c * geometry.chunk), frequencies)
         place: tuple[Tensor, ...] = (torch.tensor([slot.start]), torch.tensor([slot.valid]))
         if portable:

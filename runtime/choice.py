@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +14,7 @@ from ..engines.bundle import Bundle
 from ..engines.choose import DEFAULT, open_backend
 from ..engines.doctor import installed
 from ..engines.errors import UserError
-from ..engines.files import cache_place, keep_record, kept_records
+from ..engines.files import cache_place, keep_record, kept_records, record_key
 from ..engines.machine import find_gpu, processor_name
 from ..engines.store import FOLDER, stored
 from .stream import Stream
@@ -119,4 +117,4 @@ def _key(bundle: Bundle, found: list[Candidate]) -> str:
     gpu, _ = find_gpu()
     graphs = [graph.digest for _, graph in sorted(bundle.manifest.graphs.items())]
     what = [graphs, packages, [str(one) for one in found], repr(found[0].options), processor_name(), gpu and gpu.name]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    return record_key(what)

@@ -8,17 +8,16 @@ precision only.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from ..engines.base import Backend, Computing
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
-from ..engines.files import cache_place, keep_record, kept_records
+from ..engines.files import cache_place, keep_record, kept_records, record_key
 from ..engines.store import FOLDER
 from .passes import Passes
 from .prompts import PromptBank
@@ -73,13 +72,16 @@ def kind_of(bundle: Bundle, computing: Computing) -> str:
     return "half" if half or computing.precision != "f32" else "float"
 
 
-def prove(loop: Passes, bundle: Bundle, bank: PromptBank, computing: Computing) -> Proof | None:
-    """Hold the engines of `loop`, whose stream has not begun, against the bundle's reference; None where it has none."""
+def prove(loop: Passes, bundle: Bundle, bank: PromptBank, computing: Computing) -> Proof:
+    """Hold the engines of `loop`, whose stream has not begun, against the reference of a bundle that has one."""
     reference = Reference.read(bundle)
-    if reference is None:
-        return None
     found = observe(loop, bundle, bank, reference.first)
     return Proof(computing, deviation(found, reference), BOUNDS[kind_of(bundle, computing)])
+
+
+def proven(bundle: Bundle, backend: Backend) -> bool:
+    """Whether it is on record here that the backend computes what the bundle means, or nothing could show it."""
+    return bundle.manifest.reference is None or _key(bundle, backend.computes(bundle)) in kept_records(_place(bundle))
 
 
 def require(loop: Passes, bundle: Bundle, bank: PromptBank, backend: Backend) -> None:
@@ -87,24 +89,29 @@ def require(loop: Passes, bundle: Bundle, bank: PromptBank, backend: Backend) ->
     if bundle.manifest.reference is None:
         log.info("%s: has no reference (an earlier export): its engines are not verified", bundle.path)
         return
-    computing = backend.computes(bundle)
-    file = cache_place(bundle.path / FOLDER) / FILE
-    key = _key(bundle, computing)
-    if key in kept_records(file):
+    if proven(bundle, backend):
         return
+    computing = backend.computes(bundle)
     proof = prove(loop, bundle, bank, computing)
-    assert proof is not None
     if not proof.holds:
         raise UserError(
             f"{bundle.path}: these engines do not compute what the bundle means: {proof}; take another --precision or "
             "--backend; generate, play and bench stream all the same with --unverified"
         )
     log.info("verified: %s", proof)
-    keep_record(file, key, {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **asdict(proof)})
+    keep_record(
+        _place(bundle),
+        _key(bundle, computing),
+        {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **asdict(proof)},
+    )
+
+
+def _place(bundle: Bundle) -> Path:
+    return cache_place(bundle.path / FOLDER) / FILE
 
 
 def _key(bundle: Bundle, computing: Computing) -> str:
     graphs = {name: graph.digest for name, graph in sorted(bundle.manifest.graphs.items())}
     reference = bundle.manifest.reference
     what = [graphs, reference and reference.sha256, asdict(computing), bundle.manifest.form, version("everframe")]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    return record_key(what)

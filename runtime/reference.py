@@ -22,8 +22,8 @@ from ..engines.errors import UserError
 from .noise import chunk_noise
 from .passes import Passes
 from .prompts import PromptBank
-from .ring import RingLayout, Slot
-from .rope import axis_frequencies, head_thetas, temporal_tables
+from .ring import RingLayout
+from .rope import head_frequencies, temporal_tables
 
 FILE = "reference.safetensors"
 SEED = 0
@@ -41,11 +41,11 @@ class Reference:
     late_frames: NDArray[np.uint8]  # the same of its decoding once more, by a decoder that remembers it
 
     @classmethod
-    def read(cls, bundle: Bundle) -> Self | None:
-        """None for a bundle without one, from before there were any. Raises UserError."""
+    def read(cls, bundle: Bundle) -> Self:
+        """Raises UserError, also for a bundle that has none."""
         ref = bundle.manifest.reference
         if ref is None:
-            return None
+            raise UserError(f"{bundle.path}: has no reference: an earlier version exported it, or one with --chunks 0")
         file = bundle.path / ref.file
         try:
             tensors = load_file(file)
@@ -98,14 +98,13 @@ def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[n
     None: the one that is made here, which is how a reference comes to be."""
     g, rope = bundle.manifest.geometry, bundle.manifest.rope
     layout = RingLayout.of(g)
-    frequencies = axis_frequencies(head_thetas(rope.theta, rope.jitter_sigma, rope.epsilon), rope.channels)
+    frequencies = head_frequencies(rope, rope.jitter_sigma)
     loop.clear()
     loop.set_prompt(bank.embedding(bank.prompts[0]))
 
     def place(written: int) -> None:
-        slot: Slot = layout.past_slot(written) if loop.portable else layout.slot(written)
         positions = np.arange(g.chunk) + float(written * g.chunk)
-        loop.write_place(*temporal_tables(positions, frequencies), slot)
+        loop.write_place(*temporal_tables(positions, frequencies), layout.place(written, loop.portable))
 
     def make(written: int) -> NDArray[np.float32]:
         place(written)

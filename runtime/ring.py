@@ -62,6 +62,10 @@ class RingLayout:
             return Slot(-1, min(written, self.chunks - 1) * self.chunk_tokens)
         return Slot(place * self.chunk_tokens, min(written, self.chunks - 1) * self.chunk_tokens)
 
+    def place(self, written: int, past: bool) -> Slot:
+        """The slot of the next chunk. past: in the portable form, whose ring holds the past only."""
+        return self.past_slot(written) if past else self.slot(written)
+
     def standing(self, written: int, past: bool) -> list[int | None]:
         """Which of the `written` chunks stands in each slot, None in an empty one. past: in a ring that holds the past
         only, with one place more at the end for the chunk that was overwritten last."""
@@ -69,7 +73,7 @@ class RingLayout:
         for chunk in range(min(written, self.sink_chunks)):
             slots[chunk] = chunk
         for chunk in range(max(self.sink_chunks, written - self.ring_chunks), written):
-            start = (self.past_slot(chunk) if past else self.slot(chunk)).start
+            start = self.place(chunk, past).start
             gone = past and chunk == written - self.ring_chunks
             slots[-1 if gone else start // self.chunk_tokens] = chunk
         return slots

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..engines.bundle import RopeSpec
+
 
 def split_head_dim(head_dim: int) -> tuple[int, int, int]:
     """Channels of a head that carry time, height and width: Wan's split, (44, 42, 42) for 128."""
@@ -32,6 +34,11 @@ def draw_jitter(heads: int, seed: int) -> NDArray[np.float64]:
 def head_thetas(theta: float, sigma: float, epsilon: ArrayLike) -> NDArray[np.float64]:
     """θ_h = θ·(1 + σ·ε_h), [heads] (LoL §3)."""
     return theta * (1.0 + sigma * np.asarray(epsilon, np.float64))
+
+
+def head_frequencies(rope: RopeSpec, sigma: float) -> NDArray[np.float64]:
+    """ω of every head of a bundle under a jitter of strength sigma, [heads, channels/2]."""
+    return axis_frequencies(head_thetas(rope.theta, sigma, rope.epsilon), rope.channels)
 
 
 def stretched_frequencies(method: str, theta: float, channels: int, trained: int, reach: int) -> NDArray[np.float64]:

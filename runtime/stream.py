@@ -31,7 +31,7 @@ from .prompts import PromptBank
 from .proof import require
 from .recache import Recache, Standing
 from .ring import RingLayout, Slot
-from .rope import axis_frequencies, head_thetas, temporal_tables
+from .rope import head_frequencies, temporal_tables
 from .sinks import Leaving, MovingSinks, SinkKeys
 
 Transition = Literal["swap", "smooth", "flush", "cut"]
@@ -112,7 +112,7 @@ class Stream:
         self.layout = RingLayout.of(manifest.geometry)
         self.rope_mode = rope_mode or rope.mode
         if frequencies is None:
-            frequencies = axis_frequencies(head_thetas(rope.theta, sigma, rope.epsilon), rope.channels)
+            frequencies = head_frequencies(rope, sigma)
         self.frequencies = frequencies
         self._prompt = self.bank.find(prompt) if prompt is not None else self.bank.prompts[0]
         self._pending: tuple[str, Transition] | None = (self._prompt, "swap")
@@ -330,7 +330,7 @@ class Stream:
         return Leaving(slot.start, position - (self.layout.ring_chunks - 1) * self.geometry.chunk)
 
     def _slot(self, written: int) -> Slot:
-        return self.layout.past_slot(written) if self._loop.portable else self.layout.slot(written)
+        return self.layout.place(written, self._loop.portable)
 
     def _apply_prompt(self) -> bool:
         """Let a waiting prompt change take effect. Returns whether a new scene begins, with a decoder that knows nothing."""

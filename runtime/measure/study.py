@@ -22,7 +22,7 @@ from ...engines.errors import UserError
 from ...engines.files import reason, write_whole
 from ...engines.ort import OrtBackend
 from ..prompts import PromptBank
-from ..rope import axis_frequencies, head_thetas, mean_cosine, phase_concentration, stretched_frequencies
+from ..rope import head_frequencies, mean_cosine, phase_concentration, stretched_frequencies
 from ..stream import Stream
 from .plots import pyplot
 from .statistics import clip_stats, latent_distance
@@ -46,7 +46,7 @@ class Variant:
     def frequencies(self, rope: RopeSpec, trained: int, reach: int) -> NDArray[np.float64]:
         """ω of every head, [heads, channels/2]."""
         if self.method in ("jitter", "relative"):
-            return axis_frequencies(head_thetas(rope.theta, self.sigma, rope.epsilon), rope.channels)
+            return head_frequencies(rope, self.sigma)
         stretched = stretched_frequencies(self.method, rope.theta, rope.channels, trained, reach)
         return np.repeat(stretched[None], len(rope.epsilon), 0)
 
