@@ -78,11 +78,11 @@ class Deviation:
 
     @property
     def latents(self) -> float:
-        return max(self.first, self.late)
+        return float(np.max([self.first, self.late]))  # unlike max(), not finite where either is not
 
     @property
     def frames(self) -> float:
-        return max(self.first_frames, self.late_frames)
+        return float(np.max([self.first_frames, self.late_frames]))
 
 
 def sampled(values: NDArray) -> NDArray:
@@ -121,9 +121,7 @@ def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[n
 
     first = make(0)
     kept = (first.astype(np.float16) if committed is None else committed).astype(np.float32)
-    place(0)
-    loop.recommit(kept[None])
-    for written in range(1, layout.chunks):
+    for written in range(layout.chunks):
         place(written)
         loop.recommit(kept[None])
     late = make(layout.chunks)

@@ -19,13 +19,13 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 from test_stream import SIGMAS, reference_of, texts_of
 
-from everframe.engines.base import EngineOptions
+from everframe.engines.base import Computing, EngineOptions
 from everframe.engines.bundle import MANIFEST, Bundle, describe, write_manifest
 from everframe.engines.choose import open_backend
 from everframe.engines.errors import UserError
 from everframe.runtime import Stream, proof
 from everframe.runtime.noise import chunk_noise
-from everframe.runtime.reference import FILE, Reference, deviation, sampled
+from everframe.runtime.reference import FILE, Deviation, Reference, deviation, sampled
 
 from helpers import AUTOENCODER, PROMPTS
 
@@ -264,6 +264,14 @@ def test_weights_in_a_file_of_their_own_count(copied: Path) -> None:
     }
     assert len(digests) == 3
     assert alone.digest == ref.sha256
+
+
+@pytest.mark.parametrize("field", ["first", "late", "first_frames", "late_frames"])
+def test_one_figure_that_is_not_finite_is_enough(field: str) -> None:
+    right = Deviation(0.0, 0.0, 0.0, 0.0)
+    computing = Computing("any", "CPU", "f32")
+    assert proof.Proof(computing, right, proof.BOUNDS["float"]).holds
+    assert not proof.Proof(computing, replace(right, **{field: float("nan")}), proof.BOUNDS["float"]).holds
 
 
 def test_deviation_is_relative_to_the_reference() -> None:
