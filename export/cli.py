@@ -39,7 +39,11 @@ app.add_typer(prompts, name="prompts")
 
 Compared = Annotated[
     int,
-    typer.Option(min=0, max=1_000_000, help="Chunks over which each graph is compared with PyTorch; 0: only checked."),
+    typer.Option(
+        min=0,
+        max=1_000_000,
+        help="Chunks over which each graph is compared with PyTorch; 0: only checked, and no reference.",
+    ),
 ]
 Probe = Annotated[
     bool, typer.Option("--probe", help="Add a graph that tells the attention on the sinks, for study sinks.")
