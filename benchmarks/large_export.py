@@ -124,8 +124,11 @@ def main() -> None:
         args.work.mkdir(parents=True, exist_ok=True)
         make_texts_and_decoder(args.work)
         found = {name: stage(args.work, name, layers) for name in ("make", "export", "lower", "quantise")}
-        bundle = sum(f.stat().st_size for f in (args.work / "b.everframe").iterdir())
-        result[f"{layers} layers"] = found | {"bundle_gb": round(bundle / 1e9, 2)}
+        sizes = {
+            name: round(sum(f.stat().st_size for f in (args.work / folder).iterdir()) / 1e9, 2)
+            for name, folder in (("bundle_gb", "b.everframe"), ("int8_graphs_gb", "int8"))
+        }
+        result[f"{layers} layers"] = found | sizes
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
         shutil.rmtree(args.work)
 
