@@ -7,9 +7,9 @@ is cloned and rolled to the left at every eviction, keys and values of the windo
 embedding computed at every pass, cross-attention keys and values cached, the decoder run once a chunk in eager PyTorch.
 
 The other PyTorch loops: our own eager step and decoder under torch.compile, the reference under autocast to bfloat16, both.
-Ours: by ONNX Runtime, and by OpenVINO in every precision that it has here; with --int8, so the demo quantised by everframe
-calibrate. Without --loop, all; those of PyTorch in bfloat16 only where the CPU has it: elsewhere they take most of a minute a
-chunk.
+Ours: by ONNX Runtime, and by OpenVINO in every precision that it has here; with --int8, so the demo that everframe calibrate
+quantised. Without --loop, all; those of PyTorch in bfloat16 only where the CPU has it: elsewhere they take most of a minute
+a chunk.
 
 Each loop is a process of its own, so that its peak memory is its own. Measures after the window is full: chunks as frames in
 memory first, then as many written into an H.264 file as they come ("chunk, to file").

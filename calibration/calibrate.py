@@ -156,8 +156,8 @@ def quantised_graphs(
 ) -> dict[str, Graph]:
     """Write every changed graph into part; empties `models`, for each holds its weights once it is quantised.
 
-    Weights of large graphs go into one file as they are quantised; so do those of graphs that stay as they are, but had theirs
-    in one file with others: else the bundle would carry its source's too."""
+    Weights of large graphs go into one file as they are quantised; so do those of graphs that stay as they are but shared a
+    file with others: else the bundle would carry its source's too."""
     graphs = dict(bundle.manifest.graphs)
     shared, written = DataFile(part / WEIGHTS), {}
 

@@ -212,7 +212,7 @@ def compare(
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
 ) -> None:
-    """How far a changed bundle, or another backend or precision, is from its source.
+    """How far a changed bundle is from its source, or a backend from another.
 
     Compared chunk by chunk and running freely; the exit code is 1 below the gate. The options of backends are the second's.
     """
