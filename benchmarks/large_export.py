@@ -43,7 +43,7 @@ def make(folder: Path, layers: int) -> None:
         file, state = f"diffusion_pytorch_model-{part:05d}.safetensors", {}
         for i, name in enumerate(names):
             count = shapes[name].numel()
-            piece = pool[7919 * i % 65536 :][: min(count, POOL - 65536)]
+            piece = pool[(7919 * i + 104729 * part) % 65536 :][: min(count, POOL - 65536)]
             whole = piece.repeat(-(-count // piece.numel()))[:count].reshape(shapes[name])
             state[name] = whole.clone() if len(shapes[name]) == 2 else whole.to(torch.bfloat16)
         save_file(state, folder / "generator" / file)
