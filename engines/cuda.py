@@ -78,6 +78,7 @@ class Cuda:
         self.stream, self.beside = (self.call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking) for _ in range(2))
         self._sent = self._arrived = 0  # copies from staging memory, in their order on the main stream
         self._shared: np.ndarray | None = None
+        self._waiting: list[Callable[[], None]] = []
 
     def call(self, name: str, *args: Any) -> Any:
         """A runtime function's result. Raises UserError with CUDA's own name of the error."""
@@ -120,8 +121,15 @@ class Cuda:
         self.call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, way, self.stream)
 
     def wait(self) -> None:
+        """Until everything on the main stream is done; then `once_done` is answered."""
         self.call("cudaStreamSynchronize", self.stream)
         self._arrived = self._sent
+        while self._waiting:
+            self._waiting.pop()()
+
+    def once_done(self, what: Callable[[], None]) -> None:
+        """Call it after the next wait, when what is enqueued now has run."""
+        self._waiting.append(what)
 
     def send(self, target: int, staging: np.ndarray) -> int:
         """Copy pinned memory down. Returns the copy's number: the memory may be written again when it has `arrived`."""
@@ -164,7 +172,14 @@ class CudaBuffer:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """For CuPy, PyTorch and PyCUDA in an embedding program: no copy."""
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.address, False), "version": 3}
+        kind = "<u2" if self.dtype.name == "bfloat16" else self.dtype.str  # the protocol has no name for it: its bits
+        return {
+            "shape": self.shape,
+            "typestr": kind,
+            "data": (self.address, False),
+            "version": 3,
+            "stream": int(self.cuda.stream),  # ours, which does not wait for the reader's
+        }
 
     def write(self, values: np.ndarray) -> None:
         if values.shape != self.shape or values.dtype != self.dtype:
@@ -339,8 +354,8 @@ class CudaLaunch:
     def _record(self) -> None:
         cuda, api = self.cuda, self.cuda.api
         for one in (*self._main.passes, *(self._side.passes if self._side else ())):
-            if not getattr(one, "capturable", lambda: True)():
-                self.why_not = "TensorRT: the engine cannot be captured"
+            self.why_not = getattr(one, "why_not_recorded", lambda: None)()
+            if self.why_not:
                 return
         mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         collecting = gc.isenabled()

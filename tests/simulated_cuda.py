@@ -145,6 +145,17 @@ class SimulatedRuntime:
         gone = any(start <= address < start + len(array) for start, array in self.freed.items())
         raise AssertionError(f"{size} bytes at {address}: {'freed' if gone else 'never allocated'}")
 
+    def cudaGetDeviceProperties(self, device):  # noqa: N802
+        card = SimpleNamespace(
+            name=b"simulated card", major=9, minor=0, totalGlobalMem=self.total, multiProcessorCount=1
+        )
+        return Code.cudaSuccess, card
+
+    def cudaDriverGetVersion(self):  # noqa: N802
+        return Code.cudaSuccess, 13000
+
+    cudaRuntimeGetVersion = cudaDriverGetVersion  # noqa: N815
+
     def cudaDeviceGetAttribute(self, attribute, device):  # noqa: N802
         return Code.cudaSuccess, {"major": 9, "minor": 0}[attribute]
 
