@@ -18,7 +18,8 @@ from typing import Any
 from . import store
 from .base import Buffer, Computing, Shared, check_bindings
 from .bundle import Bundle, Graph
-from .cuda import Cuda, CudaBuffer, CudaDevice, named
+from .cuda import Cuda, CudaBuffer
+from .cudalaunch import CudaDevice, named
 from .errors import UserError
 from .files import cache_place
 from .lower import STORED_LOW, lower
@@ -233,7 +234,7 @@ class TrtBackend:
 
     def _choose(self, bundle: Bundle) -> store.Stored:
         """The newest engines of this backend (and precision, if one was asked for) that are valid here."""
-        everything = store.stored(bundle, {self.backend: self.trt.__version__})
+        everything = store.stored(bundle, {self.backend: self.trt.__version__}, whole=False)
         mine = [
             e
             for e in everything
@@ -241,10 +242,14 @@ class TrtBackend:
             and e.record.backend == self.backend
             and self.precision in (None, e.record.options.get("precision"))
         ]
-        problems = [e.problem or wrong_card(e.record, self.device.cuda.capability()) for e in mine]
-        for found, problem in zip(mine, problems, strict=True):
+        problems = []
+        for found in mine:
+            assert found.record is not None
+            problem = found.problem or wrong_card(found.record, self.device.cuda.capability())
+            problem = problem or store.damage(found.folder, found.record)
             if problem is None:
                 return found
+            problems.append(problem)
         why = f": {problems[0]}" if problems else ""
         raise UserError(
             f"{bundle.path}: holds no {self.backend} engine that can be used here{why}; run everframe build"

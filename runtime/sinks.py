@@ -97,7 +97,7 @@ class MovingSinks:
 
     def clear(self) -> None:
         for buffer in self.mean.values():
-            buffer.write(np.zeros(buffer.shape, buffer.dtype))
+            buffer.clear()
 
     def remember(self, position: int, written: int, ring: list[Buffer]) -> None:
         """The ring's first chunk is the mean to begin with."""

@@ -6,6 +6,7 @@ keeps what is kept between passes in that type, as the compiled engine would; wh
 does not have is an AttributeError here too, and what has it but is not played here a NotImplementedError.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalIterable=false
 from __future__ import annotations
 
 import json
