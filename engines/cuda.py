@@ -70,8 +70,17 @@ class Cuda:
             raise UserError(f"no NVIDIA driver ({error}); {CPU_HINT}") from None
         if count < 1:
             raise UserError(f"no NVIDIA GPU in this machine; {CPU_HINT}")
-        # Not blocking: neither waits for the default stream, which an embedding program may use.
-        self.stream, self.beside = (self.call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking) for _ in range(2))
+        with contextlib.suppress(UserError):  # an embedding program has chosen already
+            self.call(
+                "cudaSetDeviceFlags", api.cudaDeviceScheduleBlockingSync
+            )  # a waiting thread sleeps, it does not spin
+        # Not blocking: neither waits for the default stream, which an embedding program may use. Decoding comes first: its
+        # frames are due, and its many small kernels would stand behind the large ones of the next chunk.
+        least, greatest = self.call("cudaDeviceGetStreamPriorityRange")
+        self.stream, self.beside = (
+            self.call("cudaStreamCreateWithPriority", api.cudaStreamNonBlocking, priority)
+            for priority in (least, greatest)
+        )
         self._sent = self._arrived = 0  # copies from staging memory, in their order on the main stream
         self._shared: np.ndarray | None = None
         self._waiting: list[Callable[[], None]] = []

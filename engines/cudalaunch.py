@@ -136,7 +136,9 @@ class CudaLaunch:
                 raise
             recorded = cuda.call("cudaStreamEndCapture", cuda.stream)
             try:
-                ready = cuda.call("cudaGraphInstantiate", recorded, 0)
+                kinds = api.cudaGraphInstantiateFlags
+                flags = int(kinds.cudaGraphInstantiateFlagUseNodePriority)  # else the streams' priorities are lost
+                ready = cuda.call("cudaGraphInstantiate", recorded, flags)
             finally:
                 cuda.call("cudaGraphDestroy", recorded)
             free_with(self, cuda, "cudaGraphExecDestroy", ready)

@@ -61,6 +61,7 @@ def nothing() -> None: ...
 @dataclass(eq=False)
 class FakeStream:
     number: int
+    priority: int = 0
     last: Op = field(default_factory=lambda: Op(nothing, [], True))
 
     def __int__(self) -> int:
@@ -78,6 +79,7 @@ class Graph:
     ops: list[Op]
     last: Op
     events: list[tuple[Event, Op]]  # external records
+    flags: int = 0
 
 
 class SimulatedRuntime:
@@ -86,6 +88,8 @@ class SimulatedRuntime:
     cudaError_t = Code  # noqa: N815
     cudaStreamNonBlocking = 1  # noqa: N815
     cudaEventRecordExternal = 1  # noqa: N815
+    cudaDeviceScheduleBlockingSync = 4  # noqa: N815
+    cudaGraphInstantiateFlags = SimpleNamespace(cudaGraphInstantiateFlagUseNodePriority=8)  # noqa: N815
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
     cudaMemcpyKind = SimpleNamespace(  # noqa: N815
         cudaMemcpyHostToDevice="h2d", cudaMemcpyDeviceToHost="d2h", cudaMemcpyDeviceToDevice="d2d"
@@ -161,8 +165,15 @@ class SimulatedRuntime:
     def cudaGetDeviceCount(self):  # noqa: N802
         return Code.cudaSuccess, 1
 
-    def cudaStreamCreateWithFlags(self, flags):  # noqa: N802
-        self.streams.append(FakeStream(len(self.streams)))
+    def cudaSetDeviceFlags(self, flags):  # noqa: N802
+        self.flags = flags
+        return (Code.cudaSuccess,)
+
+    def cudaDeviceGetStreamPriorityRange(self):  # noqa: N802
+        return Code.cudaSuccess, 0, -5
+
+    def cudaStreamCreateWithPriority(self, flags, priority):  # noqa: N802
+        self.streams.append(FakeStream(len(self.streams), priority))
         return Code.cudaSuccess, self.streams[-1]
 
     def cudaEventCreate(self):  # noqa: N802
@@ -227,7 +238,7 @@ class SimulatedRuntime:
 
     def cudaGraphInstantiate(self, graph, flags):  # noqa: N802
         assert graph in self.alive
-        ready = Graph(graph.ops, graph.last, graph.events)
+        ready = Graph(graph.ops, graph.last, graph.events, flags)
         self.alive.add(ready)
         return Code.cudaSuccess, ready
 

@@ -14,10 +14,12 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.tensorrt import TrtBackend, TrtEngine
 from everframe.engines.trtbuild import BuildOptions
+from everframe.export.wanexport import export_wan
 from everframe.runtime import Stream
 
 from simulated_cuda import SimulatedRuntime
 from stand_in import BACKEND, LISTS, NAMES, StandIn, copied
+from wanfiles import source
 
 
 def listed(name: str) -> dict:
@@ -185,3 +187,33 @@ def test_the_decoder_s_own_kernels_and_the_prompt_s_are_awaited_once(
             stream.next_chunk()
         assert len(seen) >= expected
         assert seen == [b"kernels"] * len(seen)
+
+
+@pytest.fixture(scope="module")
+def wan_path(wan_home: Path) -> Path:
+    """Head dim 128, half precision, the Wan VAE with its first-chunk graph, the encoder, and the text encoder."""
+    out = wan_home / "whole.everframe"
+    export_wan(source(wan_home, encoder=True, precision="fp16", text_graph=True), out, chunks=0, force=False)
+    return out
+
+
+def test_a_wan_bundle_with_everything(wan_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that is not in the bank, an anchor, and a decoder of the first chunk's own, beside compiled engines."""
+    pytest.importorskip("tokenizers")
+    stand = StandIn("rtx-1.7")
+    stand.install(monkeypatch)
+    folder = copied(stand, wan_path, tmp_path)
+    build_engines(folder, BuildOptions())
+    bundle, g = Bundle.open(folder), Bundle.open(folder).manifest.geometry
+    assert {"text", "encode", "decode_first"} <= set(bundle.manifest.graphs)
+    picture = np.random.default_rng(0).integers(0, 256, (g.height, g.width, 3), np.uint8)
+    made = []
+    for backend in (None, TrtBackend("tensorrt-rtx")):
+        with Stream(bundle, seed=1, anchor=picture, backend=backend) as stream:
+            chunks = [stream.next_chunk() for _ in range(2)]
+            stream.set_prompt("a prompt that nobody put into the bank", "cut")
+            made.append([*chunks, *(stream.next_chunk() for _ in range(3))])
+    for a, b in zip(*made, strict=True):
+        assert a.prompt == b.prompt
+        assert np.sqrt(np.mean((a.latent - b.latent) ** 2)) < 0.02 * a.latent.std()
+        assert np.abs(a.frames.astype(int) - b.frames).mean() < 0.5

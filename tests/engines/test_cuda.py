@@ -250,3 +250,36 @@ def test_engines_that_take_turns_share_the_largest_ones_scratch_memory() -> None
     later = scratch.take()
     assert later.bytes == 8000
     assert later.address != piece.address
+
+
+def test_the_simulation_has_no_name_that_cuda_has_not() -> None:
+    """Names and constants of cuda-python, whose functions this code calls by the same names."""
+    real = pytest.importorskip("cuda.bindings.runtime")
+    simulated = SimulatedRuntime()
+    for name in (name for name in dir(simulated) if name.startswith("cuda")):
+        assert hasattr(real, name), name
+        ours, theirs = getattr(simulated, name), getattr(real, name)
+        if isinstance(ours, int):
+            assert ours == theirs, name
+        elif not callable(ours) or name == "cudaError_t":
+            for inner in (n for n in vars(ours) if n.startswith("cuda")):
+                assert hasattr(theirs, inner), inner
+                if name in ("cudaError_t", "cudaGraphInstantiateFlags"):
+                    found = getattr(ours, inner)
+                    assert int(getattr(found, "value", found)) == int(getattr(theirs, inner)), inner
+
+
+def test_decoding_comes_first_and_waiting_sleeps() -> None:
+    cuda = Cuda(runtime := SimulatedRuntime())
+    assert (cuda.stream.priority, cuda.beside.priority) == (0, -5)  # the lower number goes first
+    assert runtime.flags == runtime.cudaDeviceScheduleBlockingSync
+
+
+def test_a_recorded_chunk_keeps_the_priorities(bundle: Bundle) -> None:
+    runtime = SimulatedRuntime()
+    with Stream(bundle, backend=SimulatedBackend(runtime)) as stream:  # type: ignore[arg-type]
+        for _ in range(6):
+            stream.next_chunk()
+        graphs = [chain.graph for chain in stream._loop._chains.values() if chain.graph is not None]  # type: ignore[attr-defined]
+        assert graphs
+        assert {graph.flags for graph in graphs} == {8}

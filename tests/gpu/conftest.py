@@ -85,9 +85,9 @@ def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         return
     if request.param == "none":
         pytest.skip("no NVIDIA GPU here, and no stand-in beside these tests")
-    stand = StandIn(request.param)
+    stand = StandIn(request.param)  # pyright: ignore[reportPossiblyUnboundVariable]
     stand.install(monkeypatch)
-    yield Card(request.param, BACKEND[request.param], stand)
+    yield Card(request.param, BACKEND[request.param], stand)  # pyright: ignore[reportPossiblyUnboundVariable]
     assert not stand.faults
 
 
