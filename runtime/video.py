@@ -38,7 +38,7 @@ def add_video(
     stream.width, stream.height = size
     stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, fps)
     context = stream.codec_context
-    if encoder.startswith("hevc") and container.format.name in ("mp4", "mov"):
+    if context.codec.canonical_name == "hevc" and container.format.name in ("mp4", "mov"):
         context.codec_tag = "hvc1"  # Apple's players open no other
     context.gop_size = keyframe_every
     context.thread_count = 1  # fast enough by far; more of them take cores from the next chunk at times

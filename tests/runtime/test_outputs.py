@@ -15,6 +15,7 @@ from PIL import Image
 
 from everframe.engines.errors import UserError
 from everframe.runtime.outputs import open_output
+from everframe.runtime.video import add_video, encoding_frame
 
 FPS, WIDTH, HEIGHT = 16, 64, 48
 LIMIT = 400_000  # bytes
@@ -196,3 +197,21 @@ def test_full_disk(tmp_path: Path, name: str) -> None:
     assert os.listdir(tmp_path) == [name]
     assert str(tmp_path / name) in done.stdout.rsplit(";", 1)[1]
     assert decoded(tmp_path / name) > 40
+
+
+@pytest.mark.parametrize(("container", "tag"), [("mp4", "hvc1"), ("mov", "hvc1"), ("matroska", None)])
+def test_hevc_is_tagged_as_apple_s_players_want_it(tmp_path: Path, container: str, tag: str | None) -> None:
+    if "libx265" not in av.codecs_available:
+        pytest.skip("this PyAV has no encoder for HEVC on the CPU")
+    file = tmp_path / f"x.{container}"
+    with av.open(str(file), "w", format=container) as out:
+        stream = add_video(out, "libx265", (64, 48), 16, {"preset": "ultrafast", "x265-params": "log-level=none"}, 16)
+        for i in range(4):
+            out.mux(stream.encode(encoding_frame(np.full((48, 64, 3), 60 * i, np.uint8), i, 16)))
+        out.mux(stream.encode(None))
+    with av.open(str(file)) as again:
+        assert again.streams.video[0].codec_context.codec.canonical_name == "hevc"
+        assert len(list(again.decode(video=0))) == 4
+    if tag is not None:
+        assert tag.encode() in file.read_bytes()
+        assert b"hev1" not in file.read_bytes()
