@@ -189,6 +189,8 @@ def _config(trt: ModuleType, builder: Any, options: BuildOptions) -> Any:
         config.num_compute_capabilities = len(targets)
         for i, target in enumerate(targets):
             config.set_compute_capability(target, i)
+    if options.backend == "tensorrt":  # streams of its own would not be those that a chunk is recorded on
+        config.max_aux_streams = 0
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     if options.optimization_level is not None:

@@ -144,7 +144,7 @@ def played_classes(stand: StandIn) -> dict[str, type]:
             return True
 
     class IBuilderConfig:
-        ATTRIBUTES = ("progress_monitor", "builder_optimization_level", "num_compute_capabilities")
+        ATTRIBUTES = ("progress_monitor", "builder_optimization_level", "num_compute_capabilities", "max_aux_streams")
 
         def __init__(self) -> None:
             self._flags: list[str] = []
