@@ -155,13 +155,15 @@ def quantised_graphs(
 ) -> dict[str, Graph]:
     """Write every changed graph into part; empties `models`, for each holds its weights once it is quantised."""
     graphs = dict(bundle.manifest.graphs)
+    g = bundle.manifest.geometry
+    turned = g.sink * g.frame_tokens * any(spec.name == "sink_cos" for spec in graphs["step"].inputs)
     for name in list(models):
         chosen = [one for one in linears if one.conv == (name == "decode") and one.name not in excluded]
         model = models.pop(name)
         data = data_file(graphs[name], part, name)
         quantise(model, chosen, bundle.path, settings.precision, found, data)
         if name == "step" and settings.ring == "int8":
-            int8_ring(model)
+            int8_ring(model, turned)
         graphs[name] = write_graph(model, part / f"{name}.onnx", data)
         del model
     if "recache" in graphs:  # the same layers of the same weights, at the ranges of the step graph
@@ -171,11 +173,11 @@ def quantised_graphs(
         data = data_file(graphs["recache"], part, "recache")
         quantise(model, [own for own, _ in pairs], bundle.path, settings.precision, spans, data)
         if settings.ring == "int8":
-            int8_ring(model)
+            int8_ring(model, turned)
         graphs["recache"] = write_graph(model, part / "recache.onnx", data)
     if "sinks" in graphs and settings.ring == "int8":
         model = onnx.load(bundle.graph_path("sinks"))
-        int8_ring(model)
+        int8_ring(model, turned)
         graphs["sinks"] = write_graph(model, part / "sinks.onnx")
     return graphs
 

@@ -23,6 +23,7 @@ from ..engines.bundle import (
     Network,
     RopeSpec,
     ScheduleSpec,
+    check_sink_distance,
     describe,
     write_manifest,
 )
@@ -156,20 +157,33 @@ def write_bundle(
 def modules_of(parts: Parts, probe: bool) -> GraphSet:
     """Everything that is exported. Raises UserError for what the portable form does not have."""
     g, model = parts.geometry, parts.transformer
+    check_distance(parts)
     ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
     portable = parts.form == "portable"
     if portable and (probe or g.window == g.chunk):
         raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
     step = PortableStepGraph if portable else StepGraph
     names = ("step", "probe") if probe else ("step",)
+    turning = parts.rope.mode == "relative" and g.sink > 0  # else nothing is turned, and nothing paid for it
     return GraphSet(
-        steps={name: step(model, parts.schedule, ring, name == "probe") for name in names},
+        steps={name: step(model, parts.schedule, ring, name == "probe", turning) for name in names},
         prompt=PromptGraph(model),
         decoders=parts.decoders,
         encoder=parts.encoder,
-        recache=RecacheGraph(model, parts.schedule, ring, portable) if parts.recache == "window" else None,
+        recache=RecacheGraph(model, parts.schedule, ring, portable, turning) if parts.recache == "window" else None,
         sinks=None if g.sink_ema is None else SinkGraph(model.config, ring, portable, KINDS[parts.precision]),
     )
+
+
+def check_distance(parts: Parts) -> None:
+    """Raises UserError for a distance without sinks that follow the window, or too small a one."""
+    distance = parts.rope.sink_distance
+    if distance is not None and (parts.rope.mode != "relative" or not parts.geometry.sink):
+        raise UserError(f"--sink-distance {distance}: expected --rope relative and sinks with it")
+    try:
+        check_sink_distance(parts.geometry, distance)
+    except ValueError as error:
+        raise UserError(f"--sink-distance: {error}") from None
 
 
 def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Graph]:
@@ -179,7 +193,8 @@ def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Gra
     portable = parts.form == "portable"
     opset = PORTABLE_OPSET if portable else OPSET
     latent = torch.zeros(g.latent_shape)
-    table = torch.zeros(c.heads, g.chunk, split_head_dim(c.head_dim)[0] // 2)
+    pairs = split_head_dim(c.head_dim)[0] // 2
+    table, turn, window = (torch.zeros(c.heads, frames, pairs) for frames in (g.chunk, 1, g.window))
     held = g.cache_tokens - (g.chunk_tokens if portable else 0)
     ring = torch.zeros(1, c.heads, held, c.head_dim, dtype=kind)
     text_kv = torch.zeros(1, c.heads, c.text_len, c.head_dim, dtype=kind)
@@ -189,6 +204,8 @@ def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Gra
         place: dict[str, torch.Tensor] = {"mask": torch.zeros(1, 1, 1, g.cache_tokens)}
     else:
         place = {"slot": index.clone(), "kv_len": torch.full((1,), g.chunk_tokens)}
+    if modules.steps["step"].turning:
+        place |= {"sink_cos": turn.clone(), "sink_sin": turn.clone()}
     args = (latent, index, latent.clone(), table, table.clone(), list(place.values()))
     # Every argument is a tensor of its own, or the exporter would make one input of two; expanded, it costs nothing.
     rings = tuple(
@@ -203,11 +220,10 @@ def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Gra
         told = [*outputs, *(["sink_mass"] if step.probe else [])]
         graphs[name] = save_graph(step, (*args, *rings), inputs, told, folder / f"{name}.onnx", opset, weights)
     if (recache := modules.recache) is not None:
-        graphs["recache"] = save_graph(
-            recache, *example(recache, g.latent_shape, kind), folder / "recache.onnx", opset, weights
-        )
+        made = example(recache, g.latent_shape, kind, (window, turn))
+        graphs["recache"] = save_graph(recache, *made, folder / "recache.onnx", opset, weights)
     if (sinks := modules.sinks) is not None:
-        graphs["sinks"] = save_graph(sinks, *sinks.example(table.shape[-1]), folder / "sinks.onnx", opset)
+        graphs["sinks"] = save_graph(sinks, *sinks.example(pairs), folder / "sinks.onnx", opset)
     text = torch.zeros(1, c.text_len, c.text_dim)
     told = [*names["prompt_k"], *names["prompt_v"]]
     graphs["prompt"] = save_graph(modules.prompt, (text,), ["text"], told, folder / "prompt.onnx", opset, weights)
@@ -259,6 +275,7 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
             theta=c.theta,
             channels=split_head_dim(c.head_dim)[0],
             mode=r.mode,
+            sink_distance=r.sink_distance,
             jitter_sigma=r.jitter_sigma,
             jitter_seed=r.jitter_seed,
             epsilon=draw_jitter(c.heads, r.jitter_seed).tolist(),

@@ -27,6 +27,7 @@ CONFIG = "config.json"
 
 class RopeConfig(Model):
     mode: Literal["absolute", "relative"] = "absolute"
+    sink_distance: int | None = Field(default=None, ge=1)  # see engines.bundle.RopeSpec
     jitter_sigma: float = Field(ge=0, lt=1)
     jitter_seed: int = Field(ge=0)
 

@@ -64,6 +64,14 @@ Recache = Annotated[
         help="What a smooth prompt change does: window, as LongLive, or chunks, without a second large graph."
     ),
 ]
+SinkDistance = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=4096,
+        help="With --rope relative: latent frames from the first sink frame to the chunk; default: right behind the window.",
+    ),
+]
 JitterSeed = Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")]
 
 
@@ -79,6 +87,7 @@ def checkpoint(
     sink_ema: SinkEma = None,
     steps: Annotated[int | None, typer.Option(min=1, max=50, help="Denoising steps, evenly spaced from 1000.")] = None,
     rope: Annotated[str | None, typer.Option(help="absolute or relative.")] = None,
+    sink_distance: SinkDistance = None,
     jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
     jitter_seed: JitterSeed = None,
     chunks: Compared = 10,
@@ -100,6 +109,7 @@ def checkpoint(
         sink_ema=sink_ema,
         steps=steps,
         rope=rope,
+        sink_distance=sink_distance,
         jitter=jitter,
         jitter_seed=jitter_seed,
         encoder=encoder,
@@ -161,6 +171,7 @@ def wan(  # as long as its options: it does nothing but parse them
     ] = None,
     shift: Annotated[float, typer.Option(help="Shift of the schedule; 1 for steps that are shifted already.")] = 5.0,
     rope: Annotated[str, typer.Option(help="absolute or relative.")] = "absolute",
+    sink_distance: SinkDistance = None,
     jitter: Annotated[float, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = 0.8,
     jitter_seed: JitterSeed = 0,
     precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
@@ -195,7 +206,7 @@ def wan(  # as long as its options: it does nothing but parse them
             "form": form,
         },
         **{"jitter_seed": 0 if jitter_seed is None else jitter_seed, "encoder": encoder, "text_graph": text_graph},
-        **{"recache": recache, "sink_ema": sink_ema},
+        **{"recache": recache, "sink_ema": sink_ema, "sink_distance": sink_distance},
     }
     explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
     if recipe is None:

@@ -49,6 +49,7 @@ class WanSource:
     first_steps: tuple[int, ...] | None = None  # of the first chunk; None: as all others
     shift: float = 5.0
     rope: Literal["absolute", "relative"] = "absolute"
+    sink_distance: int | None = None  # latent frames, see engines.bundle.RopeSpec
     jitter: float = 0.8
     jitter_seed: int = 0
     precision: Literal["fp32", "fp16"] = "fp16"
@@ -143,7 +144,12 @@ def geometry_of(source: WanSource, latent_channels: int) -> Geometry:
 def rope_of(source: WanSource) -> RopeConfig:
     """Raises UserError."""
     try:
-        return RopeConfig(mode=source.rope, jitter_sigma=source.jitter, jitter_seed=source.jitter_seed)
+        return RopeConfig(
+            mode=source.rope,
+            sink_distance=source.sink_distance,
+            jitter_sigma=source.jitter,
+            jitter_seed=source.jitter_seed,
+        )
     except ValidationError as error:
         raise UserError(first_problem(error)) from None
 

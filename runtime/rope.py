@@ -92,9 +92,9 @@ def temporal_tables(
     """Cosines and sines of the temporal angles.
 
     positions [..., F] latent frame indices (any size; float64 is exact to 2^53), frequencies [H, K] ->
-    (cos, sin), float32 [..., H, F, K]. Angles are reduced modulo 2π in float64, so that the cast to float32 loses nothing
-    however far the stream has run.
+    (cos, sin), float32 [..., H, F, K]; or positions [F], frequencies [L, H, K] -> [L, H, F, K]. Angles are reduced
+    modulo 2π in float64, so that the cast to float32 loses nothing however far the stream has run.
     """
-    angle = np.asarray(positions, np.float64)[..., None, :, None] * frequencies[:, None, :]
+    angle = np.asarray(positions, np.float64)[..., None, :, None] * frequencies[..., None, :]
     angle = np.remainder(angle, 2 * np.pi)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

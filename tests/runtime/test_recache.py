@@ -102,8 +102,10 @@ def test_after_a_flush_the_sinks_and_the_newest_chunk(bundle: Bundle, checkpoint
             assert (latent - expected).abs().max() < 2e-5 * expected.abs().max(), c
 
 
-def test_relative_sinks(bundle: Bundle, checkpoint: Path) -> None:
+@pytest.mark.parametrize("form", ["in-place", "portable"])
+def test_relative_sinks(following_paths: dict[str, Path], checkpoint: Path, form: str) -> None:
     """They stand right behind the window when it is run again, and go on standing there; early, they are made anew."""
+    bundle = Bundle.open(following_paths[form])
     texts = texts_of(checkpoint)
     for at in (3, 7):
         reference, made, sink = reference_of(bundle, checkpoint), [], texts[PROMPTS[0]]
