@@ -207,7 +207,9 @@ class RopeSpec(Model):
     sink_distance: Frames | None = None
     jitter_sigma: float = Field(ge=0, lt=1)
     jitter_seed: int = Field(ge=0)
-    epsilon: list[float]  # ε_h of every head, drawn once from jitter_seed
+    # ε_h of every head, drawn once from jitter_seed; or a list a layer, of all its heads: see everframe.runtime.jitter.
+    epsilon: list[float] | list[list[float]]
+    jitter_design: Positive | None = None  # reach of the design, latent frames; None: drawn
 
 
 class Manifest(Model):
@@ -238,8 +240,12 @@ class Manifest(Model):
         missing = {"step", "prompt", "decode"} - set(self.graphs)
         if missing:
             raise ValueError(f"graphs: missing {', '.join(sorted(missing))}")
-        if len(self.rope.epsilon) != self.network.heads:
-            raise ValueError(f"rope.epsilon: {len(self.rope.epsilon)} values for {self.network.heads} heads")
+        by_layer = [one for one in self.rope.epsilon if isinstance(one, list)]
+        for row in by_layer or [self.rope.epsilon]:
+            if len(row) != self.network.heads:
+                raise ValueError(f"rope.epsilon: {len(row)} values for {self.network.heads} heads")
+        if by_layer and len(by_layer) != self.network.layers:
+            raise ValueError(f"rope.epsilon: {len(by_layer)} lists for {self.network.layers} layers")
         check_sink_distance(self.geometry, self.rope.sink_distance)
         if ("recache" in self.graphs) != (self.recache == "window"):
             raise ValueError(f"recache: {self.recache!r}, expected 'window' exactly when there is a graph 'recache'")

@@ -8,8 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ from ..engines.bundle import (
 from ..engines.errors import UserError
 from ..engines.files import check_replaceable, check_writable, new_folder
 from ..engines.progress import QUIET, Report
+from ..runtime.jitter import designed_jitter, stratified_jitter
 from ..runtime.rope import draw_jitter, split_head_dim
 from .checkpoint import RopeConfig
 from .eager import write_reference
@@ -44,7 +47,7 @@ from .taehvgraphs import DecodeGraph
 from .textgraph import write_text_graph
 from .texts import Umt5
 from .verify import compare
-from .wan import Wan
+from .wan import Wan, WanConfig
 from .weightfile import SHARED, WeightFile
 
 Recache = Literal["window", "chunks"]
@@ -194,7 +197,8 @@ def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Gra
     opset = PORTABLE_OPSET if portable else OPSET
     latent = torch.zeros(g.latent_shape)
     pairs = split_head_dim(c.head_dim)[0] // 2
-    table, turn, window = (torch.zeros(c.heads, frames, pairs) for frames in (g.chunk, 1, g.window))
+    own = (c.layers,) if parts.rope.jitter_by == "layer" else ()  # tables of every layer
+    table, turn, window = (torch.zeros(*own, c.heads, frames, pairs) for frames in (g.chunk, 1, g.window))
     held = g.cache_tokens - (g.chunk_tokens if portable else 0)
     ring = torch.zeros(1, c.heads, held, c.head_dim, dtype=kind)
     text_kv = torch.zeros(1, c.heads, c.text_len, c.head_dim, dtype=kind)
@@ -278,7 +282,8 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
             sink_distance=r.sink_distance,
             jitter_sigma=r.jitter_sigma,
             jitter_seed=r.jitter_seed,
-            epsilon=draw_jitter(c.heads, r.jitter_seed).tolist(),
+            epsilon=jitter_of(r, c).tolist(),
+            jitter_design=r.jitter_design,
         ),
         form=parts.form,
         recache=parts.recache,
@@ -297,6 +302,17 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
             "python": platform.python_version(),
         },
     )
+
+
+def jitter_of(rope: RopeConfig, network: WanConfig) -> NDArray[np.float64]:
+    """ε [heads], or [layers, heads]."""
+    if rope.jitter_by == "head":
+        return draw_jitter(network.heads, rope.jitter_seed)
+    shape = network.layers, network.heads
+    if rope.jitter_design is None:
+        return stratified_jitter(*shape, rope.jitter_seed)
+    channels = split_head_dim(network.head_dim)[0]
+    return designed_jitter(network.theta, channels, rope.jitter_sigma, *shape, rope.jitter_design, rope.jitter_seed)
 
 
 def differences(errors: dict[str, float], chunks: int) -> list[str]:

@@ -29,6 +29,8 @@ class Overrides:
     sink_distance: int | None = None
     jitter: float | None = None
     jitter_seed: int | None = None
+    jitter_by: str | None = None
+    jitter_design: int | None = None
     encoder: bool = False
     form: Literal["in-place", "portable"] = "in-place"
     recache: Recache = "window"
@@ -84,6 +86,8 @@ def override(config: CheckpointConfig, given: Overrides) -> CheckpointConfig:
         ("sink_distance", given.sink_distance),
         ("jitter_sigma", given.jitter),
         ("jitter_seed", given.jitter_seed),
+        ("jitter_by", given.jitter_by),
+        ("jitter_design", given.jitter_design),
     )
     rope |= {k: v for k, v in choices if v is not None}
     schedule = config.schedule

@@ -52,6 +52,8 @@ class WanSource:
     sink_distance: int | None = None  # latent frames, see engines.bundle.RopeSpec
     jitter: float = 0.8
     jitter_seed: int = 0
+    jitter_by: Literal["head", "layer"] = "head"
+    jitter_design: int | None = None
     precision: Literal["fp32", "fp16"] = "fp16"
     form: Literal["in-place", "portable"] = "in-place"
     recache: Recache = "window"
@@ -149,6 +151,8 @@ def rope_of(source: WanSource) -> RopeConfig:
             sink_distance=source.sink_distance,
             jitter_sigma=source.jitter,
             jitter_seed=source.jitter_seed,
+            jitter_by=source.jitter_by,
+            jitter_design=source.jitter_design,
         )
     except ValidationError as error:
         raise UserError(first_problem(error)) from None

@@ -32,12 +32,13 @@ def draw_jitter(heads: int, seed: int) -> NDArray[np.float64]:
 
 
 def head_thetas(theta: float, sigma: float, epsilon: ArrayLike) -> NDArray[np.float64]:
-    """θ_h = θ·(1 + σ·ε_h), [heads] (LoL §3)."""
+    """θ_h = θ·(1 + σ·ε_h), in the shape of epsilon (LoL §3)."""
     return theta * (1.0 + sigma * np.asarray(epsilon, np.float64))
 
 
 def head_frequencies(rope: RopeSpec, sigma: float) -> NDArray[np.float64]:
-    """ω of every head of a bundle under a jitter of strength sigma, [heads, channels/2]."""
+    """ω of every head of a bundle under a jitter of strength sigma, [heads, channels/2]; where every layer has bases of its
+    own, [layers, heads, channels/2]."""
     return axis_frequencies(head_thetas(rope.theta, sigma, rope.epsilon), rope.channels)
 
 

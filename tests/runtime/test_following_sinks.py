@@ -36,12 +36,17 @@ def bundle(request: pytest.FixtureRequest, following_paths: dict[str, Path]) -> 
     return Bundle.open(following_paths[request.param])
 
 
+def thetas_of(bundle: Bundle) -> list:
+    """θ of every head, or of all heads of every layer."""
+    return (10000.0 * (1 + 0.8 * np.array(bundle.manifest.rope.epsilon))).tolist()
+
+
 class Following(Reference):
     """The list of all keys and values, the sinks' keys turned by the distance that a direct formula gives: the first sink
     frame stands `distance` before the chunk that is made, and never before where it was made."""
 
     def __init__(self, bundle: Bundle, checkpoint: Path, distance: int, start: int = 0, sink: int = 3):
-        thetas = [10000.0 * (1 + 0.8 * e) for e in bundle.manifest.rope.epsilon]
+        thetas = thetas_of(bundle)
         state = load_file(checkpoint / "transformer.safetensors")
         super().__init__(state, TRANSFORMER, chunk=3, sink=sink, window=12, thetas=thetas)
         self.distance, self.made, self.now = distance, start, start
@@ -56,13 +61,14 @@ class Following(Reference):
         sinks = self.sink // self.chunk
         turn = max(self.made, self.now - self.distance) - self.made
         chunks = super().visible()
-        return [[(self.turned(k, turn), v) for k, v in chunk] for chunk in chunks[:sinks]] + chunks[sinks:]
+        following = [[(self.turned(k, turn, i), v) for i, (k, v) in enumerate(chunk)] for chunk in chunks[:sinks]]
+        return following + chunks[sinks:]
 
-    def turned(self, keys: Tensor, frames: int) -> Tensor:
+    def turned(self, keys: Tensor, frames: int, layer: int) -> Tensor:
         """keys [tokens, heads, D], their pairs as complex numbers, the temporal ones first."""
         channels = keys.shape[2] - 4 * (keys.shape[2] // 6)
         angles = torch.zeros(keys.shape[1], keys.shape[2] // 2, dtype=torch.float64)
-        for h, theta in enumerate(self.thetas):
+        for h, theta in enumerate(self.thetas_of(layer)):
             for j in range(channels // 2):
                 angles[h, j] = frames * theta ** (-2 * j / channels)
         pairs = torch.view_as_complex(keys.reshape(*keys.shape[:2], -1, 2).contiguous())
@@ -77,19 +83,20 @@ def error(latent: np.ndarray, expected: Tensor) -> float:
     return float((torch.from_numpy(latent) - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize(("distance", "start"), [(None, 0), (18, 0), (None, 1_000_002)])
+@pytest.mark.parametrize(("distance", "start"), [(None, 0), (18, 1_000_002)])
 def test_they_stand_where_they_are_to(bundle: Bundle, checkpoint: Path, distance: int | None, start: int) -> None:
-    """Right behind the window, at the end of a trained horizon of 21 latent frames, and far out."""
+    """Right behind the window; at the end of a trained horizon of 21 latent frames, far out."""
     reference = Following(bundle, checkpoint, 9 if distance is None else distance, start)
     with Stream(bundle, seed=2, start=start, sink_distance=distance) as stream:
         assert stream.rope_mode == "relative"
-        for c in range(10):
+        for c in range(9):
             expected = reference.next(2, c, start + 3 * c)
             assert error(stream.next_chunk().latent, expected) < 2e-5, c
 
 
-def test_the_distance_matters(bundle: Bundle, checkpoint: Path) -> None:
+def test_the_distance_matters(following_paths: dict[str, Path], checkpoint: Path) -> None:
     """Another one gives other numbers: the test above would notice."""
+    bundle = Bundle.open(following_paths["portable"])
     near, far = Following(bundle, checkpoint, 9), Following(bundle, checkpoint, 18)
     a = b = torch.zeros(())
     for c in range(6):
@@ -109,7 +116,7 @@ def test_an_anchor_of_two_chunks_in_a_bundle_with_a_distance_of_its_own(
     reference = Following(bundle, checkpoint, 15, sink=6)
     picture = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
     with Stream(bundle, seed=5, anchor=picture) as stream:
-        for c in range(9):
+        for c in range(8):
             chunk = stream.next_chunk()
             if c < 2:
                 reference.commit(torch.from_numpy(chunk.latent).double(), reference.texts[PROMPTS[0]], 3 * c)
@@ -117,19 +124,19 @@ def test_an_anchor_of_two_chunks_in_a_bundle_with_a_distance_of_its_own(
                 assert error(chunk.latent, reference.next(5, c, 3 * c)) < 2e-5, c
 
 
-@pytest.mark.parametrize("transition", ["swap", "flush", "cut"])
+@pytest.mark.parametrize("transition", ["flush", "cut"])
 def test_prompt_changes(bundle: Bundle, checkpoint: Path, transition: Transition) -> None:
     """`smooth` has a test of its own beside that of the pass it runs."""
     reference = Following(bundle, checkpoint, 9)
     with Stream(bundle, seed=5, overlap=False) as stream:
-        for c in range(12):
-            if c == 6:
+        for c in range(10):
+            if c == 5:
                 stream.set_prompt(PROMPTS[2], transition)
                 if transition == "flush":
                     reference.past = [reference.past[0], reference.past[-1]]
                 elif transition == "cut":
                     reference.past, reference.made = [], 3 * c
-            expected = reference.next(5, c, 3 * c, PROMPTS[0 if c < 6 else 2])
+            expected = reference.next(5, c, 3 * c, PROMPTS[0 if c < 5 else 2])
             assert error(stream.next_chunk().latent, expected) < 2e-5, c
 
 
@@ -140,7 +147,7 @@ def test_a_smooth_change_chunk_by_chunk(checkpoint: Path, tmp_path: Path) -> Non
     bundle, made = Bundle.open(path), []
     reference = Following(bundle, checkpoint, 9)
     with Stream(bundle, seed=5, overlap=False) as stream:
-        for c in range(10):
+        for c in range(9):
             prompt = PROMPTS[0 if c < 7 else 1]
             if c == 7:
                 stream.set_prompt(prompt, "smooth")
@@ -162,13 +169,45 @@ def test_told_to_stay_they_stay(following_paths: dict[str, Path], bundle_path: P
                 assert (one.next_chunk().latent == other.next_chunk().latent).all()
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_bases_of_every_layer(checkpoint: Path, tmp_path: Path, form: Literal["in-place", "portable"]) -> None:
+    """Tables [L, H, F, K] for the chunk, for the sinks that follow, and for the pass of a smooth change."""
+    path = tmp_path / "b.everframe"
+    changes = Overrides(form=form, rope="relative", jitter_by="layer")
+    export_checkpoint(checkpoint, path, changes, chunks=8, force=False)
+    bundle = Bundle.open(path)
+    shapes = {s.name: s.shape for s in bundle.manifest.graphs["step"].inputs}
+    layers, heads = np.shape(bundle.manifest.rope.epsilon)
+    assert (layers, heads) == (TRANSFORMER.layers, TRANSFORMER.heads)
+    assert shapes["rope_cos"][:3] == [layers, heads, 3]
+    assert shapes["sink_sin"][:3] == [layers, heads, 1]
+    reference, made = Following(bundle, checkpoint, 9), []
+    with Stream(bundle, seed=2, overlap=False) as stream:
+        for c in range(8):
+            if c == 6:
+                stream.set_prompt(PROMPTS[1], "smooth")
+                reference.now = 3 * (c - 1)
+                recached(reference, torch.cat(made[-3:], 1), reference.texts[PROMPTS[1]], 3 * (c - 3))
+            made.append(reference.next(2, c, 3 * c, PROMPTS[0 if c < 6 else 1]))
+            assert error(stream.next_chunk().latent, made[-1]) < 2e-5, c
+
+
+def recached(reference: Following, window: Tensor, text: Tensor, start: int) -> None:
+    """The window's frames run again in one pass, seeing each other both ways and the sinks as they stood last."""
+    stood = reference.visible()[:1]
+    committed = reference.past[:1]
+    reference.past = stood
+    reference.recache(window, text, start, keep=1)
+    reference.past[:1] = committed
+
+
 def test_the_probe_sees_them_turned(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "probed.everframe"
     export_checkpoint(checkpoint, path, Overrides(rope="relative"), chunks=8, force=False, probe=True)
     bundle = Bundle.open(path)
     reference = Following(bundle, checkpoint, 9)
     with Stream(bundle, seed=11, probe=True) as stream:
-        for c in range(7):
+        for c in range(6):
             reference.sink_mass.clear()
             reference.next(11, c, 3 * c)
             expected = torch.stack(reference.sink_mass[: -TRANSFORMER.layers])  # the commit pass left out
