@@ -133,6 +133,10 @@ def test_a_graph_that_disagrees_is_not_written(
         (Overrides(sink=2), ["sink 2", "whole chunks"]),
         (Overrides(jitter=1.0), ["jitter_sigma", "1.0"]),
         (Overrides(rope="round"), ["mode", "round"]),
+        (Overrides(sink_distance=30), ["--sink-distance 30", "--rope relative"]),
+        (Overrides(sink_distance=8, rope="relative"), ["sink_distance 8", "9 or more", "window of 12"]),
+        (Overrides(jitter_by="pixel"), ["jitter_by", "pixel"]),
+        (Overrides(jitter_design=100), ["jitter_design 100", "jitter_by layer"]),
     ],
 )
 def test_impossible_overrides(checkpoint: Path, tmp_path: Path, overrides: Overrides, words: list[str]) -> None:
