@@ -145,6 +145,7 @@ def build_int8(folder: Path, size: str) -> None:
     from everframe.calibration.quantize import Range, quantise
     from everframe.calibration.ring import int8_ring
     from everframe.engines.bundle import Bundle
+    from everframe.engines.graphfile import describe_graph
 
     measured = json.loads((bundle_of(folder, CALIBRATED, "int8") / "calibration.json").read_text())["ranges"]
     bundle = Bundle.open(bundle_of(folder, size, "portable"))
@@ -154,7 +155,7 @@ def build_int8(folder: Path, size: str) -> None:
     int8_ring(model)
     target = folder / "int8-step"
     target.mkdir(exist_ok=True)
-    graph = write_graph(model, target / "step.onnx")
+    graph = describe_graph(target / "step.onnx", write_graph(model, target / "step.onnx"))
     del model
     print(
         json.dumps(build_all(Bundle(target, bundle.manifest.model_copy(update={"graphs": {"step": graph}})), ["step"]))

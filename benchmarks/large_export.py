@@ -43,7 +43,7 @@ def make(folder: Path, layers: int) -> None:
         file, state = f"diffusion_pytorch_model-{part:05d}.safetensors", {}
         for i, name in enumerate(names):
             count = shapes[name].numel()
-            piece = pool[7919 * i % 65536 :][: min(count, POOL - 65536)]
+            piece = pool[(7919 * i + 104729 * part) % 65536 :][: min(count, POOL - 65536)]
             whole = piece.repeat(-(-count // piece.numel()))[:count].reshape(shapes[name])
             state[name] = whole.clone() if len(shapes[name]) == 2 else whole.to(torch.bfloat16)
         save_file(state, folder / "generator" / file)
@@ -124,8 +124,11 @@ def main() -> None:
         args.work.mkdir(parents=True, exist_ok=True)
         make_texts_and_decoder(args.work)
         found = {name: stage(args.work, name, layers) for name in ("make", "export", "lower", "quantise")}
-        bundle = sum(f.stat().st_size for f in (args.work / "b.everframe").iterdir())
-        result[f"{layers} layers"] = found | {"bundle_gb": round(bundle / 1e9, 2)}
+        sizes = {
+            name: round(sum(f.stat().st_size for f in (args.work / folder).iterdir()) / 1e9, 2)
+            for name, folder in (("bundle_gb", "b.everframe"), ("int8_graphs_gb", "int8"))
+        }
+        result[f"{layers} layers"] = found | sizes
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
         shutil.rmtree(args.work)
 

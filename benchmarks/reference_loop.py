@@ -1,14 +1,15 @@
 """Everframe beside a plain PyTorch loop that works as the published research code does: same weights, one run.
 
-    python benchmarks/reference_loop.py [--chunks 20] [--threads 2] [--loop NAME …] [--json out.json]
+    python benchmarks/reference_loop.py [--chunks 20] [--threads 2] [--loop NAME …] [--int8 BUNDLE] [--json out.json]
 
 The reference is written for itself, from the public parameter names: RoPE as complex float64 multiplication, a KV cache that
 is cloned and rolled to the left at every eviction, keys and values of the window concatenated for every call, the timestep
 embedding computed at every pass, cross-attention keys and values cached, the decoder run once a chunk in eager PyTorch.
 
 The other PyTorch loops: our own eager step and decoder under torch.compile, the reference under autocast to bfloat16, both.
-Ours: by ONNX Runtime, and by OpenVINO in every precision that it has here. Without --loop, all; those in bfloat16 only where
-the CPU has it: elsewhere they take most of a minute a chunk.
+Ours: by ONNX Runtime, and by OpenVINO in every precision that it has here; with --int8, so the demo that everframe calibrate
+quantised. Without --loop, all; those of PyTorch in bfloat16 only where the CPU has it: elsewhere they take most of a minute
+a chunk.
 
 Each loop is a process of its own, so that its peak memory is its own. Measures after the window is full: chunks as frames in
 memory first, then as many written into an H.264 file as they come ("chunk, to file").
@@ -194,12 +195,12 @@ def reference(folder: Path, chunks: int) -> Stages:
     return rows
 
 
-def ours(folder: Path, chunks: int, threads: int, backend: str, precision: str) -> Stages:
+def ours(path: Path | None, chunks: int, threads: int, backend: str, precision: str) -> Stages:
     from everframe.engines.choose import open_backend
     from everframe.runtime import EngineOptions, Stream, open_bundle
 
     rows: Stages = {}
-    bundle = open_bundle()
+    bundle = open_bundle(path)
     engines = open_backend(backend, EngineOptions(threads=threads, precision=precision))
     with scratch_video(bundle) as out, Stream(bundle, backend=engines) as stream:
         warm = stream.layout.chunks + 1
@@ -248,18 +249,22 @@ PYTORCH = {
 }
 
 
-def our_loops() -> dict[str, tuple[str, str]]:
-    """Name of the loop -> backend and precision."""
+def our_loops(int8: Path | None) -> dict[str, tuple[Path | None, str, str]]:
+    """Name of the loop -> bundle, backend and precision."""
     from everframe.engines.openvino import precisions
     from everframe.runtime import EngineOptions
 
-    found = {f"openvino {one}": ("openvino", one) for one in precisions(EngineOptions())}
-    return {"onnxruntime": ("onnxruntime", "auto"), **found}
+    found = {"onnxruntime": ("onnxruntime", "auto")}
+    found |= {f"openvino {one}": ("openvino", one) for one in precisions(EngineOptions())}
+    plain: dict[str, tuple[Path | None, str, str]] = {name: (None, *engines) for name, engines in found.items()}
+    quantised = {f"INT8, {name}": (int8, *engines) for name, engines in found.items() if int8}
+    return plain | quantised
 
 
 def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One loop in a process of its own."""
     words = [sys.executable, __file__, "--only", name, "--chunks", str(args.chunks), "--threads", str(args.threads)]
+    words += ["--int8", str(args.int8)] if args.int8 else []
     said = subprocess.run([*words, "--checkpoint", str(args.checkpoint)], check=True, capture_output=True, text=True)
     return json.loads(said.stdout.splitlines()[-1])
 
@@ -269,20 +274,25 @@ def only(name: str, args: argparse.Namespace) -> None:
     if name in PYTORCH:
         rows = PYTORCH[name](args.checkpoint, args.chunks)
     else:
-        rows = ours(args.checkpoint, args.chunks, args.threads, *our_loops()[name])
+        path, *engines = our_loops(args.int8)[name]
+        rows = ours(path, args.chunks, args.threads, *engines)
     print(json.dumps({"seconds": rows, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
 def main() -> None:
-    names = [*our_loops(), *PYTORCH]
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--chunks", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--loop", choices=names, action="append", help="may be repeated; default: all")
+    parser.add_argument("--loop", action="append", help="may be repeated; default: all")
+    parser.add_argument("--int8", type=Path, help="the demo, quantised")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=names, help="one loop, in this process")
+    parser.add_argument("--only", help="one loop, in this process")
     args = parser.parse_args()
+    names = [*our_loops(args.int8), *PYTORCH]
+    unknown = {*(args.loop or ()), *([args.only] if args.only else ())} - set(names)
+    if unknown:
+        parser.error(f"no loop {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     if args.only:
         only(args.only, args)
         return

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from ..engines.base import EngineOptions
 from ..engines.bundle import Bundle, Graph, describe, write_manifest
@@ -32,6 +32,7 @@ from .ring import int8_ring
 
 HELD_OUT_SEED = 1000  # gate seeds start here: never used for calibration
 RESULT, PLOT = "calibration.json", "calibration.png"
+WEIGHTS = "weights.data"  # of large graphs, whose source has a file of that name too
 
 
 @dataclass(frozen=True)
@@ -153,33 +154,42 @@ def quantised_graphs(
     found: dict[str, Range],
     settings: Settings,
 ) -> dict[str, Graph]:
-    """Write every changed graph into part; empties `models`, for each holds its weights once it is quantised."""
-    graphs = dict(bundle.manifest.graphs)
-    g = bundle.manifest.geometry
+    """Write every changed graph into part; empties `models`, for each holds its weights once it is quantised.
+
+    Weights of large graphs go into one file as they are quantised; so do those of graphs that stay as they are but shared a
+    file with others: else the bundle would carry its source's too."""
+    graphs, g = dict(bundle.manifest.graphs), bundle.manifest.geometry
     turned = g.sink * g.frame_tokens * any(spec.name == "sink_cos" for spec in graphs["step"].inputs)
+    shared, written = DataFile(part / WEIGHTS), {}
+
+    def change(name: str, model: ModelProto, chosen: Sequence[Linear], spans: dict[str, Range]) -> None:
+        data = shared if graphs[name].data else None
+        quantise(model, chosen, bundle.path, settings.precision, spans, data)
+        if name in ("step", "recache") and settings.ring == "int8":
+            int8_ring(model, turned)
+        written[name] = write_graph(model, part / f"{name}.onnx", data)
+
     for name in list(models):
         chosen = [one for one in linears if one.conv == (name == "decode") and one.name not in excluded]
-        model = models.pop(name)
-        data = data_file(graphs[name], part, name)
-        quantise(model, chosen, bundle.path, settings.precision, found, data)
-        if name == "step" and settings.ring == "int8":
-            int8_ring(model, turned)
-        graphs[name] = write_graph(model, part / f"{name}.onnx", data)
-        del model
+        change(name, models.pop(name), chosen, found)
     if "recache" in graphs:  # the same layers of the same weights, at the ranges of the step graph
-        model = onnx.load(bundle.graph_path("recache"), load_external_data=False)
-        pairs = [pair for pair in find_matching(model, linears) if pair[1].name not in excluded]
+        model, step = (onnx.load(bundle.graph_path(n), load_external_data=False) for n in ("recache", "step"))
+        pairs = [pair for pair in find_matching(model, linears, step) if pair[1].name not in excluded]
         spans = {own.key: found[twin.key] for own, twin in pairs if twin.key in found}
-        data = data_file(graphs["recache"], part, "recache")
-        quantise(model, [own for own, _ in pairs], bundle.path, settings.precision, spans, data)
-        if settings.ring == "int8":
-            int8_ring(model, turned)
-        graphs["recache"] = write_graph(model, part / "recache.onnx", data)
+        change("recache", model, [own for own, _ in pairs], spans)
     if "sinks" in graphs and settings.ring == "int8":
         model = onnx.load(bundle.graph_path("sinks"))
         int8_ring(model, turned)
-        graphs["sinks"] = write_graph(model, part / "sinks.onnx")
-    return graphs
+        written["sinks"] = write_graph(model, part / "sinks.onnx")
+    left = {ref.file for name in written for ref in graphs[name].data}
+    for name in [n for n in graphs if n not in written and left & {ref.file for ref in graphs[n].data}]:
+        model = onnx.load(bundle.graph_path(name), load_external_data=False)
+        for tensor in model.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor.CopyFrom(shared.copy(tensor, bundle.path))
+        written[name] = write_graph(model, part / f"{name}.onnx", shared)
+    # Described at the end, when the file that they share is whole.
+    return graphs | {name: describe_graph(part / f"{name}.onnx", data) for name, data in written.items()}
 
 
 def report_ranges(statistics: Statistics, found: dict[str, Range]) -> dict[str, Any]:
@@ -197,19 +207,14 @@ def report_ranges(statistics: Statistics, found: dict[str, Range]) -> dict[str, 
     }
 
 
-def data_file(graph: Graph, part: Path, name: str) -> DataFile | None:
-    """Where the weights of a large graph go as they are quantised; None for one that holds its weights itself."""
-    return DataFile(part / f"{name}.onnx.data") if graph.data else None
-
-
-def write_graph(model: ModelProto, file: Path, written: DataFile | None = None) -> Graph:
-    """Save, check, describe. The model must hold all its weights, but those that are `written` already."""
+def write_graph(model: ModelProto, file: Path, written: DataFile | None = None) -> list[str]:
+    """Save it; returns the files of its weights. The model must hold all of them, but those that are `written` already."""
     if written is not None:
         onnx.save(model, file)
-        return describe_graph(file, [written.file.name])
+        return [written.file.name]
     data = [f"{file.name}.data"] if sum(len(t.raw_data) for t in model.graph.initializer) > EMBED_UP_TO else []
     onnx.save(model, file, save_as_external_data=bool(data), location=data[0] if data else None)
-    return describe_graph(file, data)
+    return data
 
 
 def finish(bundle: Bundle, part: Path, graphs: dict[str, Graph], settings: Settings) -> Bundle:

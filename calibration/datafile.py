@@ -1,7 +1,9 @@
-"""External data of a quantised graph, written tensor by tensor: a large model's weights are never in memory together."""
+"""External data of a quantised bundle's graphs in one file, written tensor by tensor: a large model's weights are never in
+memory together, and what graphs share is there once."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -14,10 +16,11 @@ LEAST = 1024  # bytes; smaller tensors stay in the graph
 
 
 class DataFile:
-    """A file that grows; the tensors that it makes refer to it by its name."""
+    """A file that grows; the tensors that it makes refer to it by its name, those of equal content to one place."""
 
     def __init__(self, file: Path):
         self.file, self._end = file, 0
+        self._places: dict[bytes, int] = {}  # hash of the content -> offset
 
     def add(self, name: str, values: NDArray) -> TensorProto:
         return self._placed(name, values.shape, helper.np_dtype_to_tensor_dtype(values.dtype), _bytes(values))
@@ -35,11 +38,14 @@ class DataFile:
         if len(content) < LEAST:
             tensor.raw_data = content
             return tensor
-        offset = -(-self._end // ALIGN) * ALIGN
-        with open(self.file, "r+b" if self._end else "wb") as f:
-            f.seek(offset)
-            f.write(content)
-        self._end = offset + len(content)
+        key = hashlib.sha256(content).digest()
+        offset = self._places.get(key)
+        if offset is None:
+            offset = self._places[key] = -(-self._end // ALIGN) * ALIGN
+            with open(self.file, "r+b" if self._end else "wb") as f:
+                f.seek(offset)
+                f.write(content)
+            self._end = offset + len(content)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.file.name), ("offset", offset), ("length", len(content))):
             tensor.external_data.add(key=key, value=str(value))

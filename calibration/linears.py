@@ -6,6 +6,7 @@ first and the last layer of either graph are left alone: they are small and deci
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,17 +55,34 @@ def find_linears(model: ModelProto, layers: int) -> list[Linear]:
     return [Linear(name, node.name, node.input[0], path) for name, (node, path) in zip(names, inner, strict=True)]
 
 
-def find_matching(model: ModelProto, known: Sequence[Linear]) -> list[tuple[Linear, Linear]]:
-    """The linear layers of another graph of the same model that have the weights of known ones: (that, the known one)."""
+def find_matching(model: ModelProto, known: Sequence[Linear], source: ModelProto) -> list[tuple[Linear, Linear]]:
+    """The linear layers of another graph of the same model that have the weights of known ones, which are `source`'s: (that,
+    the known one).
+
+    Weights are matched by what they are, not by their names, which differ between the graphs of a large export."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    constants = {tensor.name for tensor in model.graph.initializer}
-    by_weight = {linear.path[0]: linear for linear in known if not linear.conv}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    theirs = {tensor.name: tensor for tensor in source.graph.initializer}
+    by_weight: dict[str, list[Linear]] = {}
+    for linear in known:
+        if not linear.conv:
+            by_weight.setdefault(_content(theirs[linear.path[0]]), []).append(linear)
     found = []
     for node in model.graph.node:
-        path = _constant_path(node.input[1], makers, constants) if node.op_type == "MatMul" else None
-        if path and (twin := by_weight.get(path[0])) is not None:
+        path = _constant_path(node.input[1], makers, set(constants)) if node.op_type == "MatMul" else None
+        twins = by_weight.get(_content(constants[path[0]]), []) if path else []
+        if path and twins:  # layers of equal weights stand in the same order in both graphs
+            twin = twins.pop(0)
             found.append((Linear(twin.name, node.name, node.input[0], path), twin))
     return found
+
+
+def _content(tensor: TensorProto) -> str:
+    """Equal for equal weights of one bundle, whose graphs share the place of those outside."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    if place:
+        return f"{place['location']}:{place.get('offset', 0)}"
+    return f"{list(tensor.dims)} {hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()}"
 
 
 def find_convolutions(model: ModelProto) -> list[Linear]:

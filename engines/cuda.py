@@ -30,6 +30,7 @@ except ImportError:
 CPU_HINT = "--backend onnxruntime runs on the CPU"
 
 
+STAGED = 4 << 20  # bytes: what is larger is seldom written, and goes down through one piece that all share
 DRIVER = Path("/proc/driver/nvidia/version")
 NEEDED = {13: 580, 12: 525}  # the least driver of each CUDA
 
@@ -75,6 +76,8 @@ class Cuda:
             raise UserError(f"no NVIDIA GPU in this machine; {CPU_HINT}")
         # Not blocking: neither waits for the default stream, which an embedding program may use.
         self.stream, self.beside = (self.call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking) for _ in range(2))
+        self._sent = self._arrived = 0  # copies from staging memory, in their order on the main stream
+        self._shared: np.ndarray | None = None
 
     def call(self, name: str, *args: Any) -> Any:
         """A runtime function's result. Raises UserError with CUDA's own name of the error."""
@@ -118,13 +121,32 @@ class Cuda:
 
     def wait(self) -> None:
         self.call("cudaStreamSynchronize", self.stream)
+        self._arrived = self._sent
+
+    def send(self, target: int, staging: np.ndarray) -> int:
+        """Copy pinned memory down. Returns the copy's number: the memory may be written again when it has `arrived`."""
+        self.copy(target, staging.ctypes.data, staging.nbytes, "cudaMemcpyHostToDevice")
+        self._sent += 1
+        return self._sent
+
+    def arrived(self, number: int) -> None:
+        """Wait for a copy that `send` numbered, unless the host has waited since."""
+        if number > self._arrived:
+            self.wait()
+
+    def shared(self) -> np.ndarray:
+        """STAGED bytes of pinned memory for who waits before anybody else asks."""
+        if self._shared is None:
+            self._shared = pinned(self, self, STAGED)
+        return self._shared
 
 
 class CudaBuffer:
     """Device memory of fixed shape. bfloat16 is the host's ml_dtypes.bfloat16.
 
-    Host arrays that are written or read are pageable: CUDA stages them, so they may go away at once. Only `fetch` goes
-    to pinned memory, which a recorded graph can copy to.
+    What the host writes goes down from pinned memory that stays: CUDA does not promise to have read pageable memory when a
+    copy's call returns, and where the card reads it by itself (Thor, GB10) it need not have. Nothing waits for a small
+    buffer's copy but its next one. `fetch` goes to pinned memory too, which a recorded graph can copy to.
     """
 
     def __init__(self, cuda: Cuda, shape: Sequence[int], dtype: str):
@@ -136,6 +158,8 @@ class CudaBuffer:
         _free_with(self, cuda, "cudaFree", self.address)
         cuda.call("cudaMemsetAsync", self.address, 0, self.bytes, cuda.stream)
         self._pinned: np.ndarray | None = None
+        self._staging: np.ndarray | None = None
+        self._number = 0  # of the last copy from there
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -145,8 +169,20 @@ class CudaBuffer:
     def write(self, values: np.ndarray) -> None:
         if values.shape != self.shape or values.dtype != self.dtype:
             raise ValueError(f"cannot write {values.dtype} {values.shape} into {self.dtype} {self.shape}")
-        values = np.ascontiguousarray(values)
-        self.cuda.copy(self.address, values.ctypes.data, self.bytes, "cudaMemcpyHostToDevice")
+        raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        if self.bytes <= STAGED:
+            if self._staging is None:
+                self._staging = pinned(self, self.cuda, self.bytes)
+            self.cuda.arrived(self._number)
+            self._staging[:] = raw
+            self._number = self.cuda.send(self.address, self._staging)
+            return
+        staging = self.cuda.shared()
+        for start in range(0, self.bytes, STAGED):
+            piece = staging[: min(STAGED, self.bytes - start)]
+            piece[:] = raw[start : start + len(piece)]
+            self.cuda.send(self.address + start, piece)
+            self.cuda.wait()
 
     def read(self) -> np.ndarray:
         out = np.empty(self.shape, self.dtype)
@@ -155,9 +191,16 @@ class CudaBuffer:
         return out
 
     def write_tokens(self, start: int, values: np.ndarray) -> None:
-        values = np.ascontiguousarray(values, self.dtype)
-        target, pitch, width, rows = self._span(start, start + values.shape[2])
-        self.cuda.copy_rows(target, pitch, values.ctypes.data, width, width, rows, "cudaMemcpyHostToDevice")
+        values = np.asarray(values, self.dtype)
+        _, heads, tokens, depth = values.shape
+        at_once = max(1, STAGED // (heads * depth * self.dtype.itemsize))
+        for first in range(0, tokens, at_once):
+            part = values[:, :, first : first + at_once]
+            staging = self.cuda.shared()[: part.nbytes]
+            staging.view(self.dtype).reshape(part.shape)[:] = part
+            target, pitch, width, rows = self._span(start + first, start + first + part.shape[2])
+            self.cuda.copy_rows(target, pitch, staging.ctypes.data, width, width, rows, "cudaMemcpyHostToDevice")
+            self.cuda.wait()
 
     def read_tokens(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((1, self.shape[1], stop - start, self.shape[3]), self.dtype)
@@ -181,15 +224,19 @@ class CudaBuffer:
 
     def fetch(self, stream: Any = None) -> None:
         if self._pinned is None:
-            pointer = int(self.cuda.call("cudaHostAlloc", self.bytes, 0))
-            _free_with(self, self.cuda, "cudaFreeHost", pointer)
-            raw = np.ctypeslib.as_array((ctypes.c_uint8 * self.bytes).from_address(pointer))
-            self._pinned = raw.view(self.dtype).reshape(self.shape)
+            self._pinned = pinned(self, self.cuda, self.bytes).view(self.dtype).reshape(self.shape)
         self.cuda.copy(self._pinned.ctypes.data, self.address, self.bytes, "cudaMemcpyDeviceToHost", stream)
 
     def fetched(self) -> np.ndarray:
         assert self._pinned is not None
         return self._pinned.copy()
+
+
+def pinned(owner: object, cuda: Cuda, size: int) -> np.ndarray:
+    """Bytes of page-locked host memory, which go with their owner."""
+    pointer = int(cuda.call("cudaHostAlloc", size, 0))
+    _free_with(owner, cuda, "cudaFreeHost", pointer)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
 
 
 def _free_with(owner: object, cuda: Cuda, how: str, thing: Any) -> None:

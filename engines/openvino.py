@@ -88,6 +88,7 @@ class OvPass:
     def __init__(self, engine: OvEngine, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]):
         self.engine, self.inputs, self.outputs = engine, inputs, outputs
         self.requests: dict[bool, Any] = {}
+        self._chunks: dict[bool, list[tuple[np.ndarray, np.ndarray]]] = {}  # a ring, and what goes into it at its slot
         engine.passes.add(self)
 
     def __call__(self) -> None:
@@ -96,6 +97,9 @@ class OvPass:
         if request is None:
             request = self.requests[filling] = self._request(filling)
         request.infer()
+        for ring, chunk in self._chunks[filling]:
+            at = int(self.inputs["slot"][0])
+            ring[:, :, at : at + chunk.shape[2]] = chunk
 
     def _full(self) -> bool:
         """Whether every slot of the ring counts."""
@@ -107,11 +111,16 @@ class OvPass:
         import openvino
 
         request = self.engine.compiled(filling).create_infer_request()
+        chunks = self._chunks[filling] = []
         for side, arrays in ((request.model_inputs, self.inputs), (request.model_outputs, self.outputs)):
             for port in side:
-                name = next((n for n in port.get_names() if n in arrays), None)
-                if name is not None:
-                    request.set_tensor(port, openvino.Tensor(arrays[name], shared_memory=True))
+                array = next((arrays[n] for n in port.get_names() if n in arrays), None)
+                if array is None:
+                    continue
+                if array.shape != tuple(port.shape):
+                    chunks.append((array, np.empty(tuple(port.shape), array.dtype)))
+                    array = chunks[-1][1]
+                request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
         return request
 
 
@@ -165,11 +174,21 @@ class OvBackend:
 
 
 def read_graph(openvino: Any, file: Path, masked: bool) -> Any:
-    """The graph as OpenVINO's own model. masked: False where the ring is full.
+    """The graph as OpenVINO's own model. masked: False where the ring is full."""
+    core = openvino.Core()
+    for extension in conversions(masked):
+        core.add_extension(extension)
+    model = core.read_model(file)
+    put_out_chunks(model)
+    spread_mask(model, masked)
+    return model
 
-    Its reader lacks TensorScatter and the attention's key-value lengths (2026.4): both are written here in operators that it
-    has. RotaryEmbedding too: made by its reader, it comes back wrong from a compiled model that was kept (keys off by as
-    much as they are large)."""
+
+def conversions(masked: bool) -> list[Any]:
+    """Operators of the bundle's graphs written in OpenVINO's.
+
+    Its reader lacks TensorScatter and the attention's key-value lengths (2026.4). RotaryEmbedding too is written here: made
+    by its reader, it comes back wrong from a compiled model that was kept (keys off by as much as they are large)."""
     from openvino import opset13 as op
     from openvino.frontend.onnx import ConversionExtension
 
@@ -201,19 +220,37 @@ def read_graph(openvino: Any, file: Path, masked: bool) -> Any:
         turned = (op.multiply(a, cos) - op.multiply(b, sin), op.multiply(b, cos) + op.multiply(a, sin))
         return op.concat(turned, 3).outputs()
 
-    core = openvino.Core()
-    for operator, written in (("TensorScatter", scatter), ("Attention", attention), ("RotaryEmbedding", rotary)):
-        core.add_extension(ConversionExtension(operator, written))
-    model = core.read_model(file)
+    written = {"TensorScatter": scatter, "Attention": attention, "RotaryEmbedding": rotary}
+    return [ConversionExtension(operator, conversion) for operator, conversion in written.items()]
+
+
+def put_out_chunks(model: Any) -> None:
+    """Let a graph of the in-place form put out the chunk's own keys and values, under the ring's name, in place of the ring.
+
+    A ring that is input and output is copied whole by every pass (14 MB of the demo's, on one thread), and stays float32;
+    one that is only read is changed within, in what the pass computes in."""
+    from openvino import opset13 as op
+
+    for result in model.get_results():
+        ring = result.input_value(0)
+        if ring.get_node().get_type_name() == "ScatterUpdate":
+            names = ring.get_names()
+            ring.set_names(set())
+            model.remove_result(result)
+            chunk = ring.get_node().input_value(2)
+            chunk.add_names(names)
+            model.add_results([op.result(chunk)])
+
+
+def spread_mask(model: Any, masked: bool) -> None:
+    """The portable form's additive mask [1, 1, 1, S], for every query, or none."""
+    from openvino import opset13 as op
+
     mask = next((port for port in model.inputs if port.any_name == "mask"), None)
-    if mask is not None:  # the portable form's
-        for reader in mask.get_target_inputs():
-            scores = reader.get_node().output(0).get_partial_shape().to_shape()
-            whole = op.broadcast(mask, op.constant(np.array(scores, np.int64)))
-            reader.replace_source_output(
-                (whole if masked else op.constant(np.zeros((1, 1, 1, 1), np.float32))).output(0)
-            )
-    return model
+    for reader in mask.get_target_inputs() if mask is not None else ():
+        scores = reader.get_node().output(0).get_partial_shape().to_shape()
+        whole = op.broadcast(mask, op.constant(np.array(scores, np.int64)))
+        reader.replace_source_output((whole if masked else op.constant(np.zeros((1, 1, 1, 1), np.float32))).output(0))
 
 
 def _host(buffer: Buffer) -> np.ndarray:

@@ -18,7 +18,7 @@ from .errors import UserError
 from .files import cache_place, record_key, write_whole
 from .store import FOLDER
 
-READER = 2  # raised when openvino.read_graph makes another model of the same graph
+READER = 3  # raised when openvino.read_graph makes another model of the same graph
 DIGEST = hashlib.sha256().digest_size
 
 log = logging.getLogger(__name__)

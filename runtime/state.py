@@ -53,7 +53,7 @@ class Facts(Model):
 def identity(bundle: Bundle) -> str:
     """A hash of the graphs that a state belongs to."""
     graphs = bundle.manifest.graphs
-    parts = [graphs[name].model.sha256 for name in ("step", "decode", "recache") if name in graphs]
+    parts = [graphs[name].digest for name in ("step", "decode", "recache") if name in graphs]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

@@ -30,5 +30,5 @@ COMMANDS = {
     "bench": Place(".runtime.cli.measure", "Latency per chunk by stage, cold start, prompt changes, memory, energy."),
     "soak": Place(".runtime.cli.measure", "Stream for long and hold the video and the machine against bounds."),
     "study": Place(".runtime.cli.measure", "Studies of the model's behaviour."),
-    "compare": Place(".runtime.cli.measure", "How far a changed bundle is from its source."),
+    "compare": Place(".runtime.cli.measure", "How far a changed bundle is from its source, or a backend from another."),
 }  # fmt: skip

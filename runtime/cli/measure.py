@@ -199,27 +199,32 @@ def sinks(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="The bundle that is right.")],
-    second: Annotated[Path, typer.Argument(help="The bundle to judge.")],
+    first: Annotated[Path, typer.Argument(help="The bundle that is right; it runs by ONNX Runtime on the CPU.")],
+    second: Annotated[Path, typer.Argument(help="The bundle to judge; the same one judges a backend or a precision.")],
     prompt: Annotated[list[str] | None, typer.Option(help="Prompts; default: the bank's first two.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; default 1000.")] = None,
     chunks: Annotated[int, typer.Option(min=1, max=1_000_000, help="Lock-step chunks of every prompt and seed.")] = 24,
     minutes: Annotated[float, typer.Option(min=0, help="Minutes of free-running video of every prompt.")] = 10,
     output: options.Record = None,
     threads: options.Threads = 0,
+    provider: options.Provider = "cpu",
+    backend: options.Backend = "onnxruntime",
+    device: options.Device = "cpu",
+    precision: options.Precision = "auto",
 ) -> None:
-    """How far a changed bundle is from its source.
+    """How far a changed bundle is from its source, or a backend from another.
 
-    Compared chunk by chunk and running freely; the exit code is 1 below the gate.
+    Compared chunk by chunk and running freely; the exit code is 1 below the gate. The options of backends are the second's.
     """
     from ..measure import compare as comparing
 
     if output is not None:
         check_writable(output)
     a, b = open_bundle(first), open_bundle(second)
-    backend = OrtBackend(EngineOptions(threads=threads))
+    known = OrtBackend(EngineOptions(threads=threads))
+    judged = open_engines(b, backend, EngineOptions(provider, threads, device, precision), say)
     prompts = prompt or a.manifest.prompts[:2]
-    found = comparing.compare(a, b, prompts, seed or [1000], chunks, minutes, (backend, backend), say)
+    found = comparing.compare(a, b, prompts, seed or [1000], chunks, minutes, (known, judged), say)
     if output is not None:
         comparing.write_record(output, found)
     show_quality(found.summary())

@@ -2,8 +2,9 @@
 
 It stands in for `cuda.bindings.runtime`, and its engines are the real ones of ONNX Runtime working on the addresses that
 were "allocated". Work is put off until somebody waits for it, and then only what that wait needs is done, in the order that
-the waits and events promise and no more: a missing event shows as a wrong frame. What CUDA forbids during a capture is
-answered with its error.
+the waits and events promise and no more: a missing event shows as a wrong frame. Host memory is read when the copy is done,
+pageable memory too, which CUDA stages on most machines and promises on none. What CUDA forbids during a capture is answered
+with its error and makes the capture invalid; memory that is freed is filled with a pattern, and its use is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Code(Enum):
     cudaSuccess = 0  # noqa: N815
     cudaErrorMemoryAllocation = 2  # noqa: N815
     cudaErrorStreamCaptureUnsupported = 900  # noqa: N815
+    cudaErrorStreamCaptureInvalidated = 901  # noqa: N815
     cudaErrorStreamCaptureUnjoined = 904  # noqa: N815
+    cudaErrorCapturedEvent = 907  # noqa: N815
 
 
 @dataclass(eq=False)
@@ -66,6 +69,7 @@ class FakeStream:
 @dataclass(eq=False)
 class Event:
     op: Op | None = None
+    captured: bool = False  # recorded inside a capture last, where it has no meaning outside
 
 
 @dataclass(eq=False)
@@ -86,11 +90,18 @@ class SimulatedRuntime:
         cudaMemcpyHostToDevice="h2d", cudaMemcpyDeviceToHost="d2h", cudaMemcpyDeviceToDevice="d2d"
     )
 
+    cudaDeviceAttr = SimpleNamespace(  # noqa: N815
+        cudaDevAttrComputeCapabilityMajor="major", cudaDevAttrComputeCapabilityMinor="minor"
+    )
+
     def __init__(self, eager: bool = False, memory: int = 1 << 40, captures: bool = True):
         self.eager, self.free, self.captures = eager, memory, captures
+        self.total = memory
         self.streams: list[FakeStream] = []
         self.memory: dict[int, np.ndarray] = {}
         self.pinned: set[int] = set()
+        self.freed: dict[int, np.ndarray] = {}  # kept, so that an address never comes again
+        self.invalid = False  # what is being captured
         self.log: list[str] = []
         self.alive: set[Event | Graph] = set()  # events, graphs and what was instantiated of them
         self.capturing: list[Op] | None = None
@@ -121,7 +132,21 @@ class SimulatedRuntime:
         return op
 
     def _unless_capturing(self) -> Code:
-        return Code.cudaSuccess if self.capturing is None else Code.cudaErrorStreamCaptureUnsupported
+        if self.capturing is None:
+            return Code.cudaSuccess
+        self.invalid = True
+        return Code.cudaErrorStreamCaptureUnsupported
+
+    def view(self, address: int, size: int) -> np.ndarray:
+        """So many bytes of memory that is allocated now."""
+        for start, array in self.memory.items():
+            if start <= address and address + size <= start + len(array):
+                return array[address - start : address - start + size]
+        gone = any(start <= address < start + len(array) for start, array in self.freed.items())
+        raise AssertionError(f"{size} bytes at {address}: {'freed' if gone else 'never allocated'}")
+
+    def cudaDeviceGetAttribute(self, attribute, device):  # noqa: N802
+        return Code.cudaSuccess, {"major": 9, "minor": 0}[attribute]
 
     def cudaGetDeviceCount(self):  # noqa: N802
         return Code.cudaSuccess, 1
@@ -135,8 +160,9 @@ class SimulatedRuntime:
         return Code.cudaSuccess, event
 
     def cudaEventRecordWithFlags(self, event, stream, flags):  # noqa: N802
+        assert event in self.alive
         op = self.enqueue(stream, nothing)
-        event.op = op
+        event.op, event.captured = op, self.capturing is not None and flags != self.cudaEventRecordExternal
         if self.capturing is not None and flags == self.cudaEventRecordExternal:
             self.external.append((event, op))
         return (Code.cudaSuccess,)
@@ -151,6 +177,8 @@ class SimulatedRuntime:
         return (self._unless_capturing(),)
 
     def cudaEventSynchronize(self, event):  # noqa: N802
+        if event.captured:
+            return (Code.cudaErrorCapturedEvent,)
         if self.capturing is None:
             event.op.run()
         return (self._unless_capturing(),)
@@ -164,6 +192,7 @@ class SimulatedRuntime:
         if not self.captures:
             return (Code.cudaErrorStreamCaptureUnsupported,)
         self.capturing, self.captured_streams, self.external = [], {stream: stream.last}, []
+        self.invalid = False
         root = Op(nothing, [])
         self.capturing.append(root)
         stream.last = root
@@ -181,6 +210,8 @@ class SimulatedRuntime:
         for captured, before in self.captured_streams.items():
             captured.last = before
         self.capturing = None
+        if self.invalid:
+            return Code.cudaErrorStreamCaptureInvalidated, None
         self.alive.add(graph := Graph(ops, last, events))
         return (Code.cudaSuccess if joined else Code.cudaErrorStreamCaptureUnjoined), graph
 
@@ -215,8 +246,8 @@ class SimulatedRuntime:
     # Memory
 
     def _allocate(self, size: int) -> tuple[Code, int]:
-        if self.capturing is not None:
-            return Code.cudaErrorStreamCaptureUnsupported, 0
+        if (code := self._unless_capturing()) is not Code.cudaSuccess:
+            return code, 0
         if size > self.free:
             return Code.cudaErrorMemoryAllocation, 0
         array = np.full(size, 0x7F, np.uint8)  # nobody may count on zeros
@@ -233,16 +264,24 @@ class SimulatedRuntime:
         return code, address
 
     def cudaFree(self, address):  # noqa: N802
-        self.free += len(self.memory.pop(address))
+        if (code := self._unless_capturing()) is not Code.cudaSuccess:
+            return (code,)
+        for stream in self.streams:  # it waits for the device
+            stream.last.run()
+        array = self.memory.pop(address)
+        self.free += len(array)
+        self.pinned.discard(address)
+        array[:] = 0xEE
+        self.freed[address] = array
         return (Code.cudaSuccess,)
 
     cudaFreeHost = cudaFree  # noqa: N815
 
     def cudaMemGetInfo(self):  # noqa: N802
-        return Code.cudaSuccess, self.free, 1 << 40
+        return Code.cudaSuccess, self.free, self.total
 
     def cudaMemsetAsync(self, address, value, size, stream):  # noqa: N802
-        self.enqueue(stream, lambda: ctypes.memset(address, value, size))
+        self.enqueue(stream, lambda: self.view(address, size).fill(value))
         return (Code.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target, source, size, kind, stream):  # noqa: N802
@@ -250,13 +289,15 @@ class SimulatedRuntime:
 
     def cudaMemcpy2DAsync(self, target, tp, source, sp, width, rows, kind, stream):  # noqa: N802
         if self.capturing is not None and kind != "d2d" and not {target, source} & self.pinned:
+            self.invalid = True
             return (Code.cudaErrorStreamCaptureUnsupported,)
-        # Pageable memory that is read from is staged at once; it may be gone afterwards.
-        staged = [ctypes.string_at(source + r * sp, width) for r in range(rows)] if kind == "h2d" else None
+        device = [(target, tp)] * (kind != "d2h") + [(source, sp)] * (kind != "h2d")
 
         def copy() -> None:
+            for address, pitch in device:
+                self.view(address, (rows - 1) * pitch + width)
             for r in range(rows):
-                ctypes.memmove(target + r * tp, staged[r] if staged else source + r * sp, width)
+                ctypes.memmove(target + r * tp, source + r * sp, width)
 
         self.enqueue(stream, copy)
         return (Code.cudaSuccess,)
@@ -270,8 +311,8 @@ class SimulatedEngine:
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[..., None]:
         run = self.real.bind(*({name: on_host(b) for name, b in side.items()} for side in (inputs, outputs)))
-        runtime, main = self.device.cuda.api, self.device.cuda.stream
-        return lambda stream=None: runtime.enqueue(stream or main, run) and None
+        runtime, main, kept = self.device.cuda.api, self.device.cuda.stream, (inputs, outputs)
+        return lambda stream=None: runtime.enqueue(stream or main, run) and kept and None
 
 
 def on_host(buffer: Buffer) -> OrtBuffer:

@@ -24,6 +24,7 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.export.recipes import PROMPTS, check_options, find, load
 from everframe.export.texts import read_prompts
+from everframe.runtime import Stream
 
 HALF = 12_000_000  # more than the 10 MB that the client takes at a time
 COMMIT = "c0ffee" + 34 * "0"
@@ -157,6 +158,26 @@ def test_one_line_from_a_name_to_a_bundle(hub: Hub, tmp_path: Path) -> None:
     assert manifest.provenance["checkpoint"]["self_forcing_dmd.pt"] == digest
     assert "generator_ema is taken" not in done.stderr  # the recipe said it
     assert set(hub.gets.values()) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["causal-forcing", "causal-forcing++-2step", "causal-forcing++-1step"])
+def test_causal_forcing_from_its_name_to_a_stream(hub: Hub, wan_home: Path, tmp_path: Path, name: str) -> None:
+    recipe, out = find(name), tmp_path / "film.everframe"
+    state = torch.load(wan_home / "self_forcing.pt", weights_only=True)["generator_ema"]
+    torch.save({recipe.options["dictionary"]: state}, tmp_path / "generator.pt")
+    hub.files[f"{recipe.generator.repo}/{recipe.generator.path}"] = (tmp_path / "generator.pt").read_bytes()
+    small = ("--size", "48x32", "--precision", "fp32", "--chunks", "3", "--window", "6")
+    done = run(hub, tmp_path / "hf", *CLI, name, "-o", str(out), *small)
+    assert done.returncode == 0, done.stderr
+    bundle = Bundle.open(out)
+    assert bundle.manifest.geometry.chunk == recipe.options["chunk"]
+    with Stream(bundle, seed=1) as stream:  # held against PyTorch's two chunks first
+        first, *others = [stream.next_chunk() for _ in range(8)]
+    steps, first_steps = recipe.options["steps"], recipe.options.get("first_steps")
+    assert len(first.timings.diffuse) == len(first_steps or steps)
+    assert {len(chunk.timings.diffuse) for chunk in others} == {len(steps)}
+    assert all(chunk.latent.std() > 0.1 for chunk in others)
 
 
 def test_again_without_a_network(hub: Hub, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from everframe.calibration.calibrate import Settings, finish, quantised_graphs
 from everframe.calibration.datafile import DataFile
 from everframe.calibration.linears import find_linears
 from everframe.calibration.quantize import Range, quantise
-from everframe.engines.bundle import Bundle
+from everframe.engines.bundle import Bundle, verify
 from everframe.export import onnxfile, weightfile
 from everframe.export.lazy import Lazy, changed, release, renamed, shape_of
 from everframe.export.wanexport import export_wan
@@ -77,6 +78,40 @@ def test_quantised_tensor_by_tensor(large: Path, tmp_path: Path) -> None:
     for a, b in zip(kept.graph.initializer, whole.graph.initializer, strict=True):
         assert a.name == b.name
         assert (numpy_helper.to_array(a) == numpy_helper.to_array(b)).all(), a.name
+
+
+def test_a_quantised_bundle_carries_its_weights_once(large: Path, tmp_path: Path) -> None:
+    """The prompt graph keeps its own in half precision, and none of those that are quantised."""
+    source = Bundle.open(large)
+    models = {"step": onnx.load(source.graph_path("step"), load_external_data=False)}
+    linears = find_linears(models["step"], 2)
+    settings = Settings(precision="int8-weights")
+    graphs = quantised_graphs(source, tmp_path, models, linears, [], {}, settings)
+    made = finish(source, tmp_path, graphs, settings)
+    opened = Bundle.open(made.path)
+    for ref in opened.manifest.files():
+        verify(opened.path / ref.file, ref)
+    names = {"step", "recache", "prompt"}
+    assert {ref.file for name in names for ref in opened.manifest.graphs[name].data} == {weightfile.SHARED}
+    whole = {name: onnx.load(opened.graph_path(name)) for name in names}
+    places = {
+        (place["offset"], place["length"])
+        for name in names
+        for t in onnx.load(opened.graph_path(name), load_external_data=False).graph.initializer
+        for place in [{entry.key: entry.value for entry in t.external_data}]
+        if place
+    }
+    before = {t.name: numpy_helper.to_array(t) for t in onnx.load(source.graph_path("prompt")).graph.initializer}
+    after = {t.name: numpy_helper.to_array(t) for t in whole["prompt"].graph.initializer}
+    assert all((after[name] == values).all() for name, values in before.items())
+    assert len(after) == len(before)
+    held = sum(int(length) for _, length in places)
+    assert (made.path / weightfile.SHARED).stat().st_size < held + 4096 * len(places)  # nothing that no graph reads
+    matrices = {t.name: t for t in whole["step"].graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    assert len(matrices) == 16
+    twins = [t for t in whole["recache"].graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert len(twins) == 10  # of its last block, keys and values only
+    assert held < 1.1 * sum(len(t.raw_data) for m in (whole["step"], whole["prompt"]) for t in m.graph.initializer)
 
 
 def test_lazy_states_make_a_tensor_when_it_is_asked_for() -> None:

@@ -191,6 +191,46 @@ def test_wrong_engines_never_stream(copied: Path, backend: str, graph: str, faul
         assert stream.next_chunk().frames.size
 
 
+def bfloat16() -> EngineOptions:
+    """Options for OpenVINO in bfloat16, where this machine has it."""
+    pytest.importorskip("openvino")
+    from everframe.engines.openvino import precisions
+
+    found = EngineOptions(threads=1, precision="bf16")
+    if not precisions(found):
+        pytest.skip("no CPU with bfloat16")
+    return found
+
+
+def test_bfloat16_holds(copied: Path) -> None:
+    bundle = Bundle.open(copied)
+    with Stream(bundle, seed=3, backend=open_backend("openvino", bfloat16())) as stream:
+        stream.next_chunk()
+    (record,) = json.loads((copied / "engines" / proof.FILE).read_text()).values()
+    assert record["computing"]["precision"] == "bf16"
+    # Rounded to eight bits at every layer: neither float32's exactness, nor a tenth of what is allowed.
+    assert 1e-4 < max(record["deviation"]["first"], record["deviation"]["late"]) < 0.05
+
+
+def test_the_mask_that_bfloat16_ignores_never_streams(
+    portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO's own fault, while the installed one has it: an additive mask [1, 1, 1, S], not spread over the queries."""
+    engines = open_backend("openvino", bfloat16())
+    copied = shutil.copytree(portable_path, tmp_path / portable_path.name, ignore=shutil.ignore_patterns("engines"))
+    from everframe.engines import openvino as ours
+
+    monkeypatch.setattr(ours, "spread_mask", lambda model, masked: None)
+    bundle = Bundle.open(copied)
+    with Stream(bundle, backend=engines, verify=False) as stream:
+        shown = proof.prove(stream._loop, bundle, stream.bank, engines.computes(bundle))
+    if shown.holds:
+        pytest.skip(f"{shown.computing.backend} has this fault no more")
+    assert shown.deviation.latents > proof.BOUNDS["half"].latents
+    with pytest.raises(UserError, match="do not compute what the bundle means"):
+        Stream(bundle, backend=engines)
+
+
 def test_what_is_not_finite_is_wrong(copied: Path) -> None:
     def fault(model: onnx.ModelProto) -> None:
         weights = [w for w in model.graph.initializer if len(w.dims) >= 2 and np.prod(w.dims) > 500]

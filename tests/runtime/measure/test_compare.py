@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.ort import OrtBackend, OrtEngine
 from everframe.runtime import Stream
+from everframe.runtime.cli.app import app
 from everframe.runtime.measure.compare import BEST, Comparison, FreeRun, LockStep, compare
 from everframe.runtime.measure.statistics import psnr, ssim
 
@@ -118,3 +120,14 @@ def test_other_geometries_are_refused(bundle_path: Path, tmp_path: Path) -> None
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="another geometry"):
         compare(Bundle.open(bundle_path), Bundle.open(other), PROMPTS[:1], [0], 1, 0)
+
+
+def test_a_backend_is_judged_by_the_same_bundle(bundle_path: Path) -> None:
+    pytest.importorskip("openvino")
+    words = ["compare", str(bundle_path), str(bundle_path), "--backend", "openvino", "--chunks", "6", "--minutes", "0"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    psnr = float(next(line for line in result.stderr.splitlines() if line.startswith("psnr_least")).split()[1])
+    assert 60 < psnr < BEST  # other kernels, the same float32 video
+    with pytest.raises(UserError, match="--precision 'int3'"):
+        CliRunner().invoke(app, [*words, "--precision", "int3"], catch_exceptions=False)
