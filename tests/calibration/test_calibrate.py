@@ -67,7 +67,7 @@ def test_peaks_are_those_of_the_tensors(bundle: Bundle, step: onnx.ModelProto, t
         for _ in range(2):
             before = {k: b.read() for k, b in loop.ring.items()}
             stream.next_chunk()
-            place = {"rope_cos": loop.cos, "rope_sin": loop.sin, "slot": loop.slot, "kv_len": loop.valid}
+            place = {**loop.tables, "slot": loop.slot, "kv_len": loop.valid}
             feed = {k: b.read() for k, b in (place | loop.prompt_kv).items()} | before  # type: ignore[operator]
             feed |= {"latent": loop.noise[0].read(), "noise": loop.noise[1].read(), "step": np.array([0], np.int64)}
             peak = np.maximum(

@@ -37,7 +37,7 @@ def bundle(request: pytest.FixtureRequest, bundle_path: Path, portable_path: Pat
 
 
 def reference_of(bundle: Bundle, checkpoint: Path) -> Reference:
-    thetas = [10000.0 * (1 + 0.8 * e) for e in bundle.manifest.rope.epsilon]
+    thetas = (10000.0 * (1 + 0.8 * np.array(bundle.manifest.rope.epsilon))).tolist()
     state = load_file(checkpoint / "transformer.safetensors")
     return Reference(state, TRANSFORMER, chunk=3, sink=3, window=12, thetas=thetas)
 

@@ -34,7 +34,7 @@ SIGMAS = flow_sigmas([1000, 750, 500, 250], 5.0)
 
 def reference_of(bundle: Bundle, checkpoint: Path, sigma: float) -> Reference:
     rope = bundle.manifest.rope
-    thetas = [10000.0 * (1 + sigma * e) for e in rope.epsilon]
+    thetas = (10000.0 * (1 + sigma * np.array(rope.epsilon))).tolist()
     state = load_file(checkpoint / "transformer.safetensors")
     return Reference(state, TRANSFORMER, chunk=3, sink=3, window=12, thetas=thetas)
 
