@@ -24,6 +24,8 @@ def check_distance(bundle: Bundle, mode: str, distance: int | None) -> int | Non
     for, None for the bundle's own. Raises UserError."""
     if mode not in ("absolute", "relative"):
         raise UserError(f"rope {mode!r}: expected absolute or relative")
+    if mode == "absolute" and distance is not None:
+        raise UserError(f"sink_distance {distance}: expected rope relative with it")
     if mode == "absolute" or not bundle.manifest.geometry.sink:
         return None
     if not any(spec.name == "sink_cos" for spec in bundle.manifest.graphs["step"].inputs):

@@ -113,9 +113,8 @@ class Stream:
         self.bundle, self.geometry, self.seed = bundle, manifest.geometry, seed
         self.layout = RingLayout.of(manifest.geometry)
         self.rope_mode = rope_mode or rope.mode
-        self.sink_distance = check_distance(
-            bundle, self.rope_mode, sink_distance
-        )  # None: they stay where they were made
+        # None: they stay where they were made.
+        self.sink_distance = check_distance(bundle, self.rope_mode, sink_distance)
         if frequencies is None:
             frequencies = head_frequencies(rope, sigma)
         self.frequencies = frequencies

@@ -46,8 +46,8 @@ Where DepthToSpace
 """
 
 
-def test_portable_form_keeps_to_what_old_parsers_know(portable_path: Path) -> None:
-    for file in portable_path.glob("*.onnx"):
+def test_portable_form_keeps_to_what_old_parsers_know(portable_path: Path, following_paths: dict[str, Path]) -> None:
+    for file in (*portable_path.glob("*.onnx"), *following_paths["portable"].glob("*.onnx")):
         model = onnx.load(file)
         assert max(o.version for o in model.opset_import if o.domain == "") == 18
         assert {n.op_type for n in model.graph.node} <= set(TENSORRT_10_3.split()), file.name

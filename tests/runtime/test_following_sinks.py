@@ -325,6 +325,8 @@ def test_bundles_of_before_and_distances_that_do_not_fit(bundle: Bundle, bundle_
             assert (old.next_chunk().latent == new.next_chunk().latent).all()
     with pytest.raises(UserError, match="sink_distance 8: expected 9 or more"):
         Stream(bundle, sink_distance=8)
+    with pytest.raises(UserError, match="sink_distance 12: expected rope relative"):
+        Stream(bundle, rope_mode="absolute", sink_distance=12)
     rope = manifest.rope.model_copy(update={"sink_distance": 8})
     write_manifest(path, manifest.model_copy(update={"rope": rope}))
     with pytest.raises(UserError, match="sink_distance 8: expected 9 or more"):
