@@ -55,7 +55,14 @@ def test_portable_form_keeps_to_what_old_parsers_know(portable_path: Path, follo
         assert not model.functions
 
 
-@pytest.mark.parametrize("changes", [{"form": "portable", "window": 3, "sink": 0}, {"form": "portable", "sink": 6}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"form": "portable", "window": 3, "sink": 0},
+        {"form": "portable", "sink": 6},
+        {"form": "portable", "window": 6, "rope": "relative"},  # nothing but sinks in the ring
+    ],
+)
 def test_portable_windows(checkpoint: Path, tmp_path: Path, changes: dict) -> None:
     out = tmp_path / "x.everframe"
     if changes.get("window") == 3:
