@@ -174,6 +174,23 @@ def test_int8_ring(portable_path: Path, bundle_path: Path, tmp_path: Path) -> No
     assert abs(early - late) < 2  # no error builds up
 
 
+def test_int8_ring_of_sinks_that_follow(following_paths: dict[str, Path], tmp_path: Path) -> None:
+    """Their keys stand in float beside it."""
+    out = tmp_path / "ring.everframe"
+    source = Bundle.open(following_paths["portable"])
+    calibrate(source.path, out, changed(QUICK, precision="int8-weights", ring="int8"), False)
+    with Stream(Bundle.open(out), seed=3) as small, Stream(source, seed=3) as floats:
+        a = b = np.zeros(1)
+        for _ in range(8):
+            a, b = small.next_chunk().latent, floats.next_chunk().latent
+        assert small.rope_mode == "relative"
+        kept = small._loop.ring["sink_k_0"].read()
+        true = floats._loop.ring["k_0"].read()[:, :, : small.layout.sink_tokens]
+    assert kept.dtype == np.float32
+    assert np.abs(kept - true).max() < 0.1 * np.abs(true).max()  # the linears before it are INT8
+    assert np.abs(a - b).max() < 0.5 * np.abs(b).max()
+
+
 def test_ring_quantisation_is_exact_to_half_a_step(portable_path: Path) -> None:
     """The graph's own rounding against NumPy."""
     import onnxruntime as ort
