@@ -28,8 +28,15 @@ test-lowest:  # every dependency at its lowest declared version: streams the dem
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[serve]'
 	.venv-lowest/bin/python tests/lowest.py
 
-test-gpu: .venv/ready  # the tests that need an NVIDIA GPU
-	.venv/bin/python -m pytest tests/gpu -rs
+ifdef WHEELS
+test-gpu:  # the tests that need an NVIDIA GPU; WHEELS=FOLDER installs from there alone: no network, no torch
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --disable-pip-version-check --no-index --find-links $(WHEELS) . pytest cuda-python ml-dtypes onnx $(or $(TENSORRT),tensorrt-rtx)
+	cd tests/gpu && ../../.venv-gpu/bin/python -m pytest --rootdir . --confcutdir . -m '' -o addopts= -rs .
+else
+test-gpu: .venv/ready
+	.venv/bin/python -m pytest tests/gpu -m '' -rs
+endif
 
 test-openvino-gpu: .venv/ready  # parity and proof on an Intel GPU (or OPENVINO_DEVICE=npu)
 	EVERFRAME_OPENVINO_DEVICE=$(or $(OPENVINO_DEVICE),gpu) .venv/bin/python -m pytest tests/engines/test_openvino.py tests/runtime/test_proof.py -k "openvino or same or share or kept" -rs

@@ -39,6 +39,10 @@ class Buffer(Protocol):
         """Copy host values of the same shape and dtype in."""
         ...
 
+    def clear(self) -> None:
+        """Zeros everywhere."""
+        ...
+
     def read(self) -> np.ndarray:
         """A host copy of the present contents."""
         ...
@@ -52,8 +56,8 @@ class Buffer(Protocol):
         ...
 
     def copy_tokens(self, start: int, source: Buffer, begin: int = 0, count: int | None = None) -> None:
-        """Copy `count` tokens (default: all that follow) of another ring buffer of the same device, from `begin` on, over
-        tokens start … of this one."""
+        """Copy `count` tokens (default: all that follow) of a ring buffer of the same device, from `begin` on, over tokens
+        start … of this one. It may be this one, where the two do not overlap."""
         ...
 
     def fetch(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import store
 from .bundle import Bundle
+from .machine import find_gpu
 from .progress import QUIET, Report
 from .trtbuild import BuildOptions, build_graph, check_options, options_record
 
@@ -46,6 +47,14 @@ def build_engines(path: Path, options: BuildOptions, report: Report = QUIET) -> 
             }
             yield name, built.engine, facts
 
-    result = store.write(bundle, trt.__version__, options_record(options), compiled)
+    result = store.write(bundle, trt.__version__, built_for(options), compiled)
     report.line(f"{result.folder}: {options.backend} {trt.__version__}, {options.precision}")
     return result
+
+
+def built_for(options: BuildOptions) -> dict[str, Any]:
+    """The options as they are recorded. Classic TensorRT builds for the card that it runs on, which stands for a target."""
+    record = options_record(options)
+    if options.backend == "tensorrt" and not options.hardware_compatible and (card := find_gpu()[0]):
+        record["targets"] = [card.compute_capability]
+    return record

@@ -1,4 +1,4 @@
-"""CUDA through cuda-python: device buffers, pinned frames, two streams, and chunks recorded as CUDA graphs.
+"""CUDA through cuda-python: its errors in one line, two streams, device buffers, pinned memory.
 
 Everything a chunk does on the device is enqueued without waiting; the host waits where it reads. No GPU has run this yet:
 docs/tensorrt.md says what is tested without one.
@@ -9,23 +9,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import re
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from .base import Buffer
 from .errors import UserError
-
-try:
-    import nvtx  # type: ignore[import-not-found]
-except ImportError:
-    nvtx = None
 
 CPU_HINT = "--backend onnxruntime runs on the CPU"
 
@@ -47,10 +41,10 @@ def too_old(error: str, file: Path = DRIVER) -> str:
     return told + (f"; install one, or packages for CUDA {cuda} (cuda-python~=12.9)" if cuda == 12 else "; install one")
 
 
-class Pass(Protocol):
-    """What CUDA can put into a chain: something that enqueues itself on the stream it is given."""
-
-    def __call__(self, stream: Any = None) -> None: ...
+def hidden() -> str:
+    """The choice that hides other cards, if one was made."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if seen is None else f", which sees only card {seen or 'none'} (--gpu or CUDA_VISIBLE_DEVICES)"
 
 
 class Cuda:
@@ -69,7 +63,9 @@ class Cuda:
         try:
             count = self.call("cudaGetDeviceCount")
         except UserError as error:
-            raise UserError(f"no NVIDIA GPU that CUDA can use ({error}{too_old(str(error))}); {CPU_HINT}") from None
+            raise UserError(
+                f"no NVIDIA GPU that CUDA can use ({error}{too_old(str(error))}{hidden()}); {CPU_HINT}"
+            ) from None
         except RuntimeError as error:  # cuda-python could not load the driver's library
             raise UserError(f"no NVIDIA driver ({error}); {CPU_HINT}") from None
         if count < 1:
@@ -78,6 +74,7 @@ class Cuda:
         self.stream, self.beside = (self.call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking) for _ in range(2))
         self._sent = self._arrived = 0  # copies from staging memory, in their order on the main stream
         self._shared: np.ndarray | None = None
+        self._waiting: list[Callable[[], None]] = []
 
     def call(self, name: str, *args: Any) -> Any:
         """A runtime function's result. Raises UserError with CUDA's own name of the error."""
@@ -120,8 +117,15 @@ class Cuda:
         self.call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, way, self.stream)
 
     def wait(self) -> None:
+        """Until everything on the main stream is done; then `once_done` is answered."""
         self.call("cudaStreamSynchronize", self.stream)
         self._arrived = self._sent
+        while self._waiting:
+            self._waiting.pop()()
+
+    def once_done(self, what: Callable[[], None]) -> None:
+        """Call it after the next wait, when what is enqueued now has run."""
+        self._waiting.append(what)
 
     def send(self, target: int, staging: np.ndarray) -> int:
         """Copy pinned memory down. Returns the copy's number: the memory may be written again when it has `arrived`."""
@@ -155,8 +159,8 @@ class CudaBuffer:
         self.cuda, self.shape, self.dtype = cuda, tuple(shape), np.dtype(dtype)
         self.bytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         self.address = cuda.malloc(self.bytes, f"a tensor {self.dtype} {list(self.shape)}")
-        _free_with(self, cuda, "cudaFree", self.address)
-        cuda.call("cudaMemsetAsync", self.address, 0, self.bytes, cuda.stream)
+        free_with(self, cuda, "cudaFree", self.address)
+        self.clear()
         self._pinned: np.ndarray | None = None
         self._staging: np.ndarray | None = None
         self._number = 0  # of the last copy from there
@@ -164,7 +168,14 @@ class CudaBuffer:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """For CuPy, PyTorch and PyCUDA in an embedding program: no copy."""
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.address, False), "version": 3}
+        kind = "<u2" if self.dtype.name == "bfloat16" else self.dtype.str  # the protocol has no name for it: its bits
+        return {
+            "shape": self.shape,
+            "typestr": kind,
+            "data": (self.address, False),
+            "version": 3,
+            "stream": int(self.cuda.stream),  # ours, which does not wait for the reader's
+        }
 
     def write(self, values: np.ndarray) -> None:
         if values.shape != self.shape or values.dtype != self.dtype:
@@ -183,6 +194,9 @@ class CudaBuffer:
             piece[:] = raw[start : start + len(piece)]
             self.cuda.send(self.address + start, piece)
             self.cuda.wait()
+
+    def clear(self) -> None:
+        self.cuda.call("cudaMemsetAsync", self.address, 0, self.bytes, self.cuda.stream)
 
     def read(self) -> np.ndarray:
         out = np.empty(self.shape, self.dtype)
@@ -235,142 +249,10 @@ class CudaBuffer:
 def pinned(owner: object, cuda: Cuda, size: int) -> np.ndarray:
     """Bytes of page-locked host memory, which go with their owner."""
     pointer = int(cuda.call("cudaHostAlloc", size, 0))
-    _free_with(owner, cuda, "cudaFreeHost", pointer)
+    free_with(owner, cuda, "cudaFreeHost", pointer)
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
 
 
-def _free_with(owner: object, cuda: Cuda, how: str, thing: Any) -> None:
+def free_with(owner: object, cuda: Cuda, how: str, thing: Any) -> None:
     """Free memory, an event or a graph when its owner goes; at the end of the process the driver does."""
     weakref.finalize(owner, cuda.call, how, thing).atexit = False
-
-
-class CudaDevice:
-    overlaps = True
-
-    def __init__(self, cuda: Cuda):
-        self.cuda = cuda
-
-    def free(self) -> int | None:
-        return int(self.cuda.call("cudaMemGetInfo")[0])
-
-    def zeros(self, shape: Sequence[int], dtype: str) -> CudaBuffer:
-        return CudaBuffer(self.cuda, shape, dtype)
-
-    def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> CudaLaunch:
-        return CudaLaunch(self.cuda, passes, beside)
-
-
-def new_event(owner: object, cuda: Cuda) -> Any:
-    """An event that goes with its owner."""
-    event = cuda.call("cudaEventCreate")
-    _free_with(owner, cuda, "cudaEventDestroy", event)
-    return event
-
-
-class _Lane:
-    """Passes in a row on one stream, with an event before the first and after each."""
-
-    def __init__(self, cuda: Cuda, stream: Any, passes: Sequence[Any]):
-        self.cuda, self.stream, self.passes = cuda, stream, list(passes)
-        self.events = [new_event(self, cuda) for _ in range(len(self.passes) + 1)]
-
-    def enqueue(self, flags: int) -> None:
-        self.cuda.call("cudaEventRecordWithFlags", self.events[0], self.stream, flags)
-        for one, event in zip(self.passes, self.events[1:], strict=True):
-            one(self.stream)
-            self.cuda.call("cudaEventRecordWithFlags", event, self.stream, flags)
-
-    def seconds(self) -> list[float]:
-        return [self.cuda.call("cudaEventElapsedTime", a, b) / 1000 for a, b in pairwise(self.events)]
-
-
-class CudaLaunch:
-    """One chunk: passes on the main stream and others on the second one.
-
-    Enqueued plainly the first time, because engines finish their set-up then; one CUDA graph from the second time on, so
-    that a chunk is one launch; plainly for ever where capture fails (`why_not` says why).
-    """
-
-    def __init__(self, cuda: Cuda, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()):
-        self.cuda = cuda
-        self._main = _Lane(cuda, cuda.stream, passes)
-        self._side = _Lane(cuda, cuda.beside, beside) if beside else None
-        # Order between the streams, inside a graph too: no timing, no meaning outside.
-        self._fork, self._join = (new_event(self, cuda) for _ in range(2))
-        self.graph: Any = None
-        self.why_not: str | None = None
-        self._runs = 0
-        self._done: list[float] | None = None
-
-    def start(self) -> None:
-        if self._runs == 1 and self.why_not is None:
-            self._record()
-        with named("chunk"):
-            if self.graph is None:
-                self._enqueue(0)
-            else:
-                self.cuda.call("cudaGraphLaunch", self.graph, self.cuda.stream)
-        self._runs += 1
-        self._done = None
-
-    def main(self) -> list[float]:
-        if self._done is None:
-            self.cuda.wait()
-            self._done = self._main.seconds()
-        return self._done
-
-    def side(self) -> list[float]:
-        if self._side is None:
-            return []
-        self.cuda.call("cudaEventSynchronize", self._side.events[-1])  # not the stream: the main lane still works
-        return self._side.seconds()
-
-    def _enqueue(self, flags: int) -> None:
-        cuda = self.cuda
-        if self._side is not None:
-            cuda.call("cudaEventRecordWithFlags", self._fork, cuda.stream, 0)
-            cuda.call("cudaStreamWaitEvent", cuda.beside, self._fork, 0)
-            self._side.enqueue(flags)
-            cuda.call("cudaEventRecordWithFlags", self._join, cuda.beside, 0)
-        self._main.enqueue(flags)
-        if self._side is not None:
-            cuda.call("cudaStreamWaitEvent", cuda.stream, self._join, 0)
-
-    def _record(self) -> None:
-        cuda, api = self.cuda, self.cuda.api
-        for one in (*self._main.passes, *(self._side.passes if self._side else ())):
-            if not getattr(one, "capturable", lambda: True)():
-                self.why_not = "TensorRT: the engine cannot be captured"
-                return
-        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        collecting = gc.isenabled()
-        gc.collect()
-        gc.disable()  # a buffer that the collector frees meanwhile would make the recording invalid
-        try:
-            cuda.call("cudaStreamBeginCapture", cuda.stream, mode)
-            try:
-                self._enqueue(api.cudaEventRecordExternal)
-            except BaseException:
-                with contextlib.suppress(UserError):  # what failed first is the reason
-                    cuda.call("cudaStreamEndCapture", cuda.stream)
-                raise
-            recorded = cuda.call("cudaStreamEndCapture", cuda.stream)
-            try:
-                ready = cuda.call("cudaGraphInstantiate", recorded, 0)
-            finally:
-                cuda.call("cudaGraphDestroy", recorded)
-            _free_with(self, cuda, "cudaGraphExecDestroy", ready)
-            cuda.call(
-                "cudaGraphUpload", ready, cuda.stream
-            )  # what the card has no room for shows here, not in a launch
-            self.graph = ready
-        except UserError as error:
-            self.why_not = str(error)
-        finally:
-            if collecting:
-                gc.enable()
-
-
-def named(name: str) -> AbstractContextManager[Any]:
-    """An NVTX range, for Nsight Systems; nothing where the package nvtx is not installed."""
-    return contextlib.nullcontext() if nvtx is None else nvtx.annotate(name, domain="everframe")

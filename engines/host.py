@@ -32,6 +32,9 @@ class HostBuffer:
             raise ValueError(f"cannot write {values.dtype} {values.shape} into {self.dtype} {self.shape}")
         self.array[...] = values
 
+    def clear(self) -> None:
+        self.array[...] = 0
+
     def read(self) -> np.ndarray:
         return self.array.copy()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -9,18 +10,21 @@ from typing import Any
 from . import store
 from .bundle import Bundle
 
-PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+# The package itself, or one of those for a CUDA that it would install.
+PACKAGES = {
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_cu13", "tensorrt_rtx_cu12"),
+    "tensorrt": ("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
+}
 GRAPH_COLUMNS = ("graph", "MiB", "inputs", "outputs")
 
 
 def installed_backends() -> dict[str, str]:
     """TensorRT backends of this environment and their versions, without importing them."""
     found = {}
-    for backend, package in PACKAGES.items():
-        try:
-            found[backend] = version(package)
-        except PackageNotFoundError:
-            continue
+    for backend, packages in PACKAGES.items():
+        for package in packages:
+            with contextlib.suppress(PackageNotFoundError):
+                found.setdefault(backend, version(package))
     return found
 
 

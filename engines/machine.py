@@ -170,6 +170,24 @@ def find_gpu() -> tuple[Gpu | None, str]:
     return Gpu(name, f"sm_{properties.major}{properties.minor}", total >> 20, free >> 20, *known), ""
 
 
+def choose_gpu(index: int | None) -> None:
+    """Let CUDA see one card alone, as nvidia-smi counts them; among those of CUDA_VISIBLE_DEVICES where that is set. Nothing
+    for None. It must come before CUDA is loaded, and a card that is not there shows when it is."""
+    if index is None:
+        return
+    seen = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    if seen and index >= len(seen):
+        raise UserError(f"--gpu {index}: CUDA_VISIBLE_DEVICES has {len(seen)}, {','.join(seen)}")
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen[index] if seen else str(index)
+
+
+def chosen_gpu() -> int:
+    """The first card that CUDA may see, as NVML counts them."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
+    return int(first) if first.isdecimal() else 0
+
+
 def card_name() -> str:
     """The first GPU and its driver in words, or why there is none."""
     gpu, note = find_gpu()

@@ -47,6 +47,9 @@ class OrtBuffer:
         else:
             self._host[...] = values
 
+    def clear(self) -> None:
+        self.write(np.zeros(self.shape, self.dtype))
+
     def read(self) -> np.ndarray:
         return self.value.numpy() if self._host is None else self._host.copy()
 

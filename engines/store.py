@@ -99,15 +99,16 @@ def write(
     return Stored(key, home / key, record, None)
 
 
-def stored(bundle: Bundle, versions: Mapping[str, str]) -> list[Stored]:
-    """All engines in the bundle, newest first. versions: installed backends and their versions."""
+def stored(bundle: Bundle, versions: Mapping[str, str], whole: bool = True) -> list[Stored]:
+    """All engines in the bundle, newest first. versions: installed backends and their versions. whole: read every engine for
+    its checksum, which may be gigabytes; else `damage` tells it of one folder."""
     home = bundle.path / FOLDER
     folders = sorted(f for f in home.iterdir() if f.is_dir() and not f.name.startswith(".")) if home.is_dir() else []
-    found = [check(bundle, folder, versions) for folder in folders]
+    found = [check(bundle, folder, versions, whole) for folder in folders]
     return sorted(found, key=lambda s: s.record.made if s.record else "", reverse=True)
 
 
-def check(bundle: Bundle, folder: Path, versions: Mapping[str, str]) -> Stored:
+def check(bundle: Bundle, folder: Path, versions: Mapping[str, str], whole: bool = True) -> Stored:
     """Read one folder of engines and say what, if anything, keeps them from being used here."""
     try:
         record = BuildRecord.model_validate_json((folder / RECORD).read_bytes())
@@ -115,7 +116,18 @@ def check(bundle: Bundle, folder: Path, versions: Mapping[str, str]) -> Stored:
         return Stored(folder.name, folder, None, f"{RECORD} is missing")
     except ValidationError as error:
         return Stored(folder.name, folder, None, f"{RECORD}: {first_problem(error)}")
-    return Stored(folder.name, folder, record, problem_of(bundle, folder, record, versions))
+    problem = problem_of(bundle, folder, record, versions) or (damage(folder, record) if whole else None)
+    return Stored(folder.name, folder, record, problem)
+
+
+def damage(folder: Path, record: BuildRecord) -> str | None:
+    """The first engine that is not what its record says."""
+    for engine in record.graphs.values():
+        try:
+            verify(folder / engine.file.file, engine.file)
+        except UserError as error:
+            return str(error)
+    return None
 
 
 def problem_of(bundle: Bundle, folder: Path, record: BuildRecord, versions: Mapping[str, str]) -> str | None:
@@ -126,10 +138,6 @@ def problem_of(bundle: Bundle, folder: Path, record: BuildRecord, versions: Mapp
         graph = bundle.manifest.graphs.get(name)
         if graph is None or graph.model.sha256 != engine.graph_sha256:
             return f"{name}: the graph has changed since"
-        try:
-            verify(folder / engine.file.file, engine.file)
-        except UserError as error:
-            return str(error)
     installed = versions.get(record.backend)
     if installed is None:
         return f"{record.backend} is not installed"

@@ -10,6 +10,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from . import store
 from .base import Buffer, Computing, Shared, check_bindings
 from .bundle import Bundle, Graph
-from .cuda import Cuda, CudaBuffer, CudaDevice, named
+from .cuda import Cuda, CudaBuffer
+from .cudalaunch import CudaDevice, named
 from .errors import UserError
 from .files import cache_place
 from .lower import STORED_LOW, lower
@@ -25,6 +27,7 @@ from .machine import card_name
 from .trtbuild import first_error_logger, load_module
 
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 
 
 class Workspace:
@@ -66,14 +69,19 @@ class TrtEngine:
         self._workspace = workspace
         self._scratch: CudaBuffer | None = None
         workspace.reserve(engine.device_memory_size_v2)
+        # Then a pass waits for the host, which a recording forbids (NvInferRuntime.h on setWeightStreamingBudgetV2).
+        self.streams_weights = streams(engine)
         self._cache: Any = None
         self._config: Any = None
-        self._cache_kept = False
+        self._ran = False
         errors.clear()  # of others, which are not this engine's reason
         self.context = self._context()
         # Whose buffers the context points at. Weakly: a pass holds its engine and a stream's whole ring, and a cycle would
         # keep both on the card until the collector comes.
         self.bound: weakref.ref[TrtPass] | None = None
+
+    def __del__(self) -> None:
+        self.__dict__.pop("context", None)  # before what it was made of: the cache must outlive it
 
     @property
     def cache_file(self) -> Path:
@@ -94,11 +102,8 @@ class TrtEngine:
         return UserError(f"{self.file}: {what}: {self.errors.take() or 'TensorRT gave no reason'}")
 
     def save_cache(self) -> None:
-        """Write the cache of compiled kernels, once: all passes run the same ones. Beside the engine, or in the user's
-        cache folder where the bundle cannot be written."""
-        if self._cache is None or self._cache_kept:
-            return
-        self._cache_kept = True
+        """Write the cache of compiled kernels: beside the engine, or in the user's cache folder where the bundle cannot be
+        written."""
         content = bytes(self._cache.serialize())
         part = self.cache_file.with_suffix(f".{os.getpid()}.part")
         with contextlib.suppress(OSError):
@@ -126,6 +131,9 @@ class TrtEngine:
 
     def prepare(self) -> None:
         """Before the first run, when every engine that shares the scratch memory has said how much it wants."""
+        if not self._ran and self._cache is not None:  # all passes run the same kernels, compiled in the first one
+            self.device.cuda.once_done(self.save_cache)
+        self._ran = True
         if self._scratch is None and self.engine.device_memory_size_v2:
             self._scratch = self._workspace.take()
             self.context.set_device_memory(self._scratch.address, self._scratch.bytes)
@@ -152,11 +160,15 @@ class TrtPass:
             if not engine.context.execute_async_v3(stream):
                 raise engine.fail("could not run")
 
-    def capturable(self) -> bool:
-        """Whether a recording may begin: asked after the first run, when everything is compiled."""
-        self.engine.save_cache()
-        asked = getattr(self.engine.context, "is_stream_capturable", None)
-        return asked is None or asked(int(self.engine.device.cuda.stream))
+    def why_not_recorded(self) -> str | None:
+        """What forbids a recording, if anything: asked after the first run, when everything is compiled."""
+        engine = self.engine
+        if engine.streams_weights:
+            return "TensorRT: an engine that streams its weights cannot be recorded"
+        asked = getattr(engine.context, "is_stream_capturable", None)
+        if asked is None or asked(int(engine.device.cuda.stream)):
+            return None
+        return f"TensorRT: {engine.file.name} cannot be recorded"
 
 
 class TrtBackend:
@@ -207,7 +219,7 @@ class TrtBackend:
         if record.options.get("strip_weights"):
             self._refit(engine, bundle, name, str(record.options["precision"]))
         if record.options.get("weight_streaming"):  # what fits stays on the device, the rest comes when it is needed
-            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+            engine.weight_streaming_budget_v2 = streaming_budget(engine, bundle, self.device.free() or 0)
         graph = stored_types(bundle.manifest.graphs[name], LOW_TYPES[str(record.options["precision"])])
         workspace = self._decoding if name.startswith("decode") else self._scratch
         return TrtEngine(engine, self.trt, graph, self.device, file, self.errors, workspace)
@@ -222,7 +234,7 @@ class TrtBackend:
 
     def _choose(self, bundle: Bundle) -> store.Stored:
         """The newest engines of this backend (and precision, if one was asked for) that are valid here."""
-        everything = store.stored(bundle, {self.backend: self.trt.__version__})
+        everything = store.stored(bundle, {self.backend: self.trt.__version__}, whole=False)
         mine = [
             e
             for e in everything
@@ -230,10 +242,14 @@ class TrtBackend:
             and e.record.backend == self.backend
             and self.precision in (None, e.record.options.get("precision"))
         ]
-        problems = [e.problem or wrong_card(e.record, self.device.cuda.capability()) for e in mine]
-        for found, problem in zip(mine, problems, strict=True):
+        problems = []
+        for found in mine:
+            assert found.record is not None
+            problem = found.problem or wrong_card(found.record, self.device.cuda.capability())
+            problem = problem or store.damage(found.folder, found.record)
             if problem is None:
                 return found
+            problems.append(problem)
         why = f": {problems[0]}" if problems else ""
         raise UserError(
             f"{bundle.path}: holds no {self.backend} engine that can be used here{why}; run everframe build"
@@ -253,6 +269,21 @@ class TrtBackend:
             onnx.save(lower(onnx.load(file, load_external_data=False), precision), lowered)  # type: ignore[arg-type]
             if not parser.refit_from_file(str(lowered)) or not refitter.refit_cuda_engine():
                 raise UserError(f"{file}: its weights do not fit the stripped engine: {self._log.errors}")
+
+
+def streams(engine: Any) -> bool:
+    """Whether some of its weights stay on the host."""
+    size = getattr(engine, "streamable_weights_size", 0)
+    return bool(size) and engine.weight_streaming_budget_v2 < size
+
+
+def streaming_budget(engine: Any, bundle: Bundle, free: int) -> int:
+    """Bytes of weights that stay on the card: what the tensors of all graphs and the scratch memory will not need.
+
+    TensorRT's own automatic budget takes nearly all that is free, before any of them is there."""
+    graphs = bundle.manifest.graphs.values()
+    tensors = sum(prod(s.shape) * SIZES.get(s.dtype, 8) for g in graphs for s in (*g.inputs, *g.outputs))
+    return max(0, min(engine.streamable_weights_size, free - tensors - engine.device_memory_size_v2))
 
 
 def wrong_card(record: store.BuildRecord | None, capability: str) -> str | None:

@@ -246,8 +246,13 @@ class Passes:
     def reset_decoder(self) -> None:
         for states in self._states:
             for buffer in states.values():
-                buffer.write(np.zeros(buffer.shape, buffer.dtype))
+                buffer.clear()
         self.decoded = 0
+
+    @property
+    def why_not_recorded(self) -> str | None:
+        """A GPU's reason for not recording a chunk's passes as one launch; None where it did, and elsewhere."""
+        return next((why for chain in self._chains.values() if (why := getattr(chain, "why_not", None))), None)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of what a stream holds beside its engines."""
@@ -259,7 +264,7 @@ class Passes:
     def clear(self) -> None:
         """Zeros in the ring and in the decoder's states."""
         for buffer in self.ring.values():
-            buffer.write(np.zeros(buffer.shape, buffer.dtype))
+            buffer.clear()
         if self.moving is not None:
             self.moving.clear()
         self._store_at = -1
@@ -268,8 +273,8 @@ class Passes:
     def move_chunk(self, source: int, target: int, tokens: int) -> None:
         """Copy one chunk's part of the ring to another slot of the ring."""
         for buffer in self.ring.values():
-            if target < buffer.shape[2]:
-                buffer.write_tokens(target, buffer.read_tokens(source, source + tokens))
+            if target < buffer.shape[2]:  # the float sinks beside an INT8 ring are not longer
+                buffer.copy_tokens(target, buffer, source, tokens)
 
 
 def load_recache(

@@ -90,7 +90,7 @@ class MovingSinks:
 
     def clear(self) -> None:
         for buffer in self.mean.values():
-            buffer.write(np.zeros(buffer.shape, buffer.dtype))
+            buffer.clear()
 
     def begin(self, position: int) -> None:
         """The ring's first chunk, made there, is the mean to begin with."""

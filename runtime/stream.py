@@ -151,6 +151,11 @@ class Stream:
         return "chunks" if self._loop.recache is None else "window"
 
     @property
+    def not_one_launch(self) -> str | None:
+        """Why a GPU is given the passes of a chunk one by one, where it could not record them as one launch."""
+        return self._loop.why_not_recorded
+
+    @property
     def prompt(self) -> str:
         """The prompt of the next chunk."""
         return self._pending[0] if self._pending else self._prompt

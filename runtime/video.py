@@ -38,6 +38,8 @@ def add_video(
     stream.width, stream.height = size
     stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, fps)
     context = stream.codec_context
+    if encoder.startswith("hevc") and container.format.name in ("mp4", "mov"):
+        context.codec_tag = "hvc1"  # Apple's players open no other
     context.gop_size = keyframe_every
     context.thread_count = 1  # fast enough by far; more of them take cores from the next chunk at times
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG

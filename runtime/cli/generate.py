@@ -50,6 +50,7 @@ def generate(
     backend: options.Backend = "onnxruntime",
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
+    gpu: options.Gpu = None,
     unverified: options.Unverified = False,
     overlap: Annotated[
         bool | None,

@@ -47,6 +47,7 @@ def bench(
     backend: options.Backend = "onnxruntime",
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
+    gpu: options.Gpu = None,
     unverified: options.Unverified = False,
 ) -> None:
     """Latency per chunk by stage, cold start, prompt changes, memory, energy.
@@ -215,6 +216,7 @@ def compare(
     backend: options.Backend = "onnxruntime",
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
+    gpu: options.Gpu = None,
 ) -> None:
     """How far a changed bundle is from its source, or a backend from another.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from typer import Option
 
+from ...engines.machine import choose_gpu
+
 Bundle = Annotated[Path | None, Option("--bundle", "-b", help="Engine bundle; default: the shipped demo.")]
 Prompt = Annotated[str | None, Option(help="A prompt of the bundle's bank; default: its first.")]
 Seed = Annotated[int, Option(help="Same seed, same frames.")]
@@ -29,6 +31,12 @@ Backend = Annotated[
 ]
 Device = Annotated[str, Option(help="Of openvino: cpu, gpu or npu.")]
 Precision = Annotated[str, Option(help="Of openvino: f32, bf16 or f16, where the device has it; auto: f32.")]
+Gpu = Annotated[
+    int | None,
+    Option(
+        min=0, max=1023, callback=choose_gpu, expose_value=False, help="Which NVIDIA card, as nvidia-smi counts them."
+    ),
+]
 Unverified = Annotated[bool, Option("--unverified", help="Stream even if the engines fail their proof.")]
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 Force = Annotated[bool, Option("--force", help="Replace the bundle if it exists.")]

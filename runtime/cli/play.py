@@ -32,6 +32,7 @@ def play(
     backend: options.Backend = "onnxruntime",
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
+    gpu: options.Gpu = None,
     unverified: options.Unverified = False,
 ) -> None:
     """Show the stream in a window.

@@ -29,6 +29,7 @@ def verify(
     backend: options.Backend = "onnxruntime",
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
+    gpu: options.Gpu = None,
     as_json: options.Json = False,
 ) -> None:
     """Hold a backend against the two chunks that PyTorch made at export.

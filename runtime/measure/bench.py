@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ...engines.base import Backend
 from ...engines.bundle import Bundle, Geometry, first_problem
 from ...engines.errors import UserError
-from ...engines.machine import find_gpu, peak_memory, resident_memory
+from ...engines.machine import chosen_gpu, find_gpu, peak_memory, resident_memory
 from ...engines.text import read_text
 from ..proof import proven
 from ..recache import recache_bytes
@@ -84,6 +84,7 @@ class Result(Part):
     prompt_change_ms: dict[str, float]  # from set_prompt to the first frame made under it, by transition
     memory: dict[str, int]  # bytes, by part
     energy: Energy | None
+    not_one_launch: str | None = None  # why a GPU is given a chunk's passes one by one, if it is
     chunk_ms: list[float]  # every measured chunk, for the plot
 
 
@@ -154,6 +155,7 @@ def bench(
             steady=steady_figures(rows, arrivals, {"encode": encodes, f"recache by {stream.recache}": again}, g),
             prompt_change_ms=changes,
             memory=memory(bundle, stream),
+            not_one_launch=stream.not_one_launch,
             energy=Energy(joules_per_chunk=joules / chunks, source=meter[1]) if joules is not None and meter else None,
             chunk_ms=[round(1000 * row["chunk"], 3) for row in rows],
         )
@@ -302,9 +304,9 @@ def energy_meter() -> tuple[Callable[[], float], str] | None:
         import pynvml  # type: ignore[import-not-found]
 
         pynvml.nvmlInit()
-        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        card = pynvml.nvmlDeviceGetHandleByIndex(chosen_gpu())
         pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
-        return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000, "NVML, GPU 0"
+        return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000, f"NVML, GPU {chosen_gpu()}"
     except Exception:  # no package, no driver, no card, or one that does not tell
         pass
     files = sorted(RAPL.glob("intel-rapl:?/energy_uj"))

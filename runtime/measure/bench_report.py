@@ -52,6 +52,8 @@ def summary(result: Result) -> list[tuple[str, str]]:
         rows.append(("cold: process start to first frame", f"{c.process_to_first_frame:.2f} s"))
     rows += [(f"prompt change to first frame, {n}", f"{v:.0f} ms") for n, v in result.prompt_change_ms.items()]
     rows += [(f"memory: {n.replace('_', ' ')}", f"{v / 2**20:.1f} MiB") for n, v in m.items()]
+    if result.not_one_launch is not None:
+        rows.append(("passes one by one, not one launch a chunk", result.not_one_launch))
     if result.energy is not None:
         rows.append(("energy of a chunk", f"{result.energy.joules_per_chunk:.2f} J ({result.energy.source})"))
     return rows

@@ -100,6 +100,7 @@ class StreamSettings(Section):
     backend: str = "onnxruntime"
     device: str = "cpu"  # of openvino
     precision: str = "auto"  # of openvino
+    gpu: int | None = Field(default=None, ge=0, le=1023)  # which NVIDIA card, as nvidia-smi counts them
     verify: bool = True  # hold the engines against the bundle's reference before the first chunk
     save_seconds: float = Field(default=300, ge=0, le=30 * 86400)  # of video between two saved states; 0: only on stop
     stall_seconds: Seconds = 20  # without a chunk for so long, the generator is restarted

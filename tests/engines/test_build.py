@@ -6,9 +6,11 @@ What no test here can show is that an engine runs: that is tests/gpu.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from everframe.engines.lower import lower
 from everframe.engines.tensorrt import error_recorder, wrong_card
 from everframe.engines.trtbuild import BuildOptions, build_graph, options_record
 from everframe.export.wanexport import export_wan
+from everframe.runtime import open_bundle
 
 from wanfiles import source
 
@@ -407,3 +410,16 @@ def test_int8_weights_take_a_byte_each(tmp_path: Path) -> None:
     network = Bundle.open(DEMO_BUNDLE).manifest.network
     weights = network.layers * (6 * network.dim**2 + 2 * network.dim * network.ffn_dim)
     assert half - small == pytest.approx(weights, rel=0.02)  # two bytes each became one
+
+
+def kernels(engine: bytes) -> Counter[str]:
+    """Kernels that TensorRT-RTX has put into an engine, by the operations that they fuse."""
+    return Counter(name.decode() for name in re.findall(rb"__myl_([A-Za-z]+)(?![A-Za-z_0-9])", engine))
+
+
+def test_whole_rings_are_copied_by_every_pass() -> None:
+    """What TensorRT-RTX 1.7 does by itself, in the form that is called in-place too: two kernels an attention that only
+    reshape, keys and values of the whole ring. When this fails it has stopped: docs/tensorrt.md and the plan can say so."""
+    demo = open_bundle()
+    built = build_graph(demo, "step", BuildOptions(targets=("sm_89",)))
+    assert kernels(built.engine)["Resh"] >= 2 * demo.manifest.network.layers

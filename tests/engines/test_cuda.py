@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from everframe.engines.bundle import Bundle
-from everframe.engines.cuda import Cuda, CudaBuffer, CudaDevice, CudaLaunch, too_old
+from everframe.engines.cuda import Cuda, CudaBuffer, too_old
+from everframe.engines.cudalaunch import CudaDevice, CudaLaunch
 from everframe.engines.errors import UserError
 from everframe.engines.tensorrt import TrtPass, Workspace
 from everframe.runtime import Stream

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from everframe.engines import machine
 from everframe.engines.errors import UserError
 from everframe.engines.machine import Cores, cgroup_quota, thread_count
 
@@ -83,3 +84,29 @@ def test_half_a_core_for_real() -> None:
         assert done.stdout.strip() == "1"
     finally:
         group.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("before", "index", "after"),
+    [(None, None, None), (None, 1, "1"), ("2,3", 1, "3"), ("GPU-8f,GPU-9a", 0, "GPU-8f"), ("2", None, "2")],
+)
+def test_the_chosen_gpu(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, index: int | None, after: str | None
+) -> None:
+    for name in ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "x")  # so that it is put back
+        monkeypatch.delenv(name)
+    if before is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    machine.choose_gpu(index)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == after
+    assert (
+        index is None or os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    )  # else CUDA counts by speed, nvidia-smi does not
+    assert machine.chosen_gpu() == (int(after) if after and after.isdecimal() else 0)
+
+
+def test_a_gpu_beyond_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    with pytest.raises(UserError, match="--gpu 2: CUDA_VISIBLE_DEVICES has 2, 4,5"):
+        machine.choose_gpu(2)

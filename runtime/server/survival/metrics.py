@@ -8,6 +8,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from ....engines.machine import chosen_gpu
+
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)
 EVENTS = {
     "nan": "Chunks that were not finite; the stream went back to its last good state.",
@@ -47,14 +49,14 @@ class Metrics:
 
 
 def gpu_gauges(metrics: Metrics) -> bool:
-    """Temperature and power of the first GPU, where NVML (package nvidia-ml-py) finds one."""
+    """Temperature and power of the chosen GPU, where NVML (package nvidia-ml-py) finds one."""
     try:
         import pynvml  # type: ignore[import-not-found]
     except ImportError:
         return False
     with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        card = pynvml.nvmlDeviceGetHandleByIndex(chosen_gpu())
         metrics.gauge(
             "gpu_celsius",
             "GPU temperature.",

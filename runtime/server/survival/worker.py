@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from ....engines.base import EngineOptions
 from ....engines.errors import UserError
 from ....engines.files import reason
-from ....engines.machine import resident_memory
+from ....engines.machine import choose_gpu, resident_memory
 from ....engines.text import first_line
 from ...choice import open_engines
 from ...chunks import Chunk
@@ -80,6 +80,7 @@ class Generator:
         self.free_text = "text" in bundle.manifest.graphs
         self.geometry = g = bundle.manifest.geometry
         resumed = self._usable_state()
+        choose_gpu(settings.gpu)
         options = EngineOptions(settings.provider, settings.threads, settings.device, settings.precision)
         self.stream = Stream(
             bundle,

@@ -20,7 +20,8 @@ import numpy as np
 
 from everframe.engines.base import Buffer, Computing, EngineOptions
 from everframe.engines.bundle import Bundle
-from everframe.engines.cuda import Cuda, CudaBuffer, CudaDevice
+from everframe.engines.cuda import Cuda, CudaBuffer
+from everframe.engines.cudalaunch import CudaDevice
 from everframe.engines.ort import OrtBackend, OrtBuffer, OrtEngine
 
 
@@ -96,7 +97,7 @@ class SimulatedRuntime:
 
     def __init__(self, eager: bool = False, memory: int = 1 << 40, captures: bool = True):
         self.eager, self.free, self.captures = eager, memory, captures
-        self.total = memory
+        self.total, self.capability = memory, (9, 0)
         self.streams: list[FakeStream] = []
         self.memory: dict[int, np.ndarray] = {}
         self.pinned: set[int] = set()
@@ -145,8 +146,17 @@ class SimulatedRuntime:
         gone = any(start <= address < start + len(array) for start, array in self.freed.items())
         raise AssertionError(f"{size} bytes at {address}: {'freed' if gone else 'never allocated'}")
 
+    def cudaGetDeviceProperties(self, device):  # noqa: N802
+        major, minor = self.capability
+        return Code.cudaSuccess, SimpleNamespace(name=b"simulated card", major=major, minor=minor)
+
+    def cudaDriverGetVersion(self):  # noqa: N802
+        return Code.cudaSuccess, 13000
+
+    cudaRuntimeGetVersion = cudaDriverGetVersion  # noqa: N815
+
     def cudaDeviceGetAttribute(self, attribute, device):  # noqa: N802
-        return Code.cudaSuccess, {"major": 9, "minor": 0}[attribute]
+        return Code.cudaSuccess, self.capability[attribute == "minor"]
 
     def cudaGetDeviceCount(self):  # noqa: N802
         return Code.cudaSuccess, 1

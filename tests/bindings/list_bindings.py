@@ -1,6 +1,6 @@
 """What the Python bindings of each TensorRT have: names of the module's classes, functions and enums, and of their members.
 
-    python tests/engines/bindings/list_bindings.py      needs pip's index and gcc; writes the JSON files beside this one
+    python tests/bindings/list_bindings.py      needs pip's index and gcc; writes the JSON files beside this one
 
 The wheels hold bindings alone: a stub of each library that they want, with the few functions they import, is enough to
 import them, without a GPU and without TensorRT. `stand_in.py` gives its module these names and no others.

@@ -1,0 +1,187 @@
+"""The TensorRT road against the names of real bindings (bindings/*.json): what each version has, and what it has not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from everframe.engines import store
+from everframe.engines.build import build_engines
+from everframe.engines.bundle import Bundle
+from everframe.engines.errors import UserError
+from everframe.engines.tensorrt import TrtBackend, TrtEngine
+from everframe.engines.trtbuild import BuildOptions
+from everframe.runtime import Stream
+
+from simulated_cuda import SimulatedRuntime
+from stand_in import BACKEND, LISTS, NAMES, StandIn, copied
+
+
+def listed(name: str) -> dict:
+    return json.loads((LISTS / f"{name}.json").read_text())["names"]
+
+
+def test_the_list_is_what_the_installed_bindings_have() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    names = listed("rtx-1.7")
+    if not trt.__version__.startswith("1.7."):
+        pytest.skip("another version is installed")
+    for name, facts in names.items():
+        thing = getattr(trt, name)
+        if "values" in facts:
+            assert {n: int(v) for n, v in thing.__members__.items()} == facts["values"]
+        elif "has" in facts:
+            assert set(facts["has"]) <= set(dir(thing)), name
+
+
+def test_what_sets_the_versions_apart() -> None:
+    """The three facts that the code decides by."""
+    has = {name: {k: set(v.get("has", v.get("values", ()))) for k, v in listed(name).items()} for name in NAMES}
+    assert {n for n in NAMES if "create_runtime_config" in has[n]["ICudaEngine"]} == {"classic-11.4", "rtx-1.7"}
+    assert {n for n in NAMES if "create_runtime_cache" in has[n].get("IRuntimeConfig", ())} == {"rtx-1.7"}
+    assert {n for n in NAMES if "ATTENTION_INPUT" in has[n]["LayerType"]} == {"classic-11.4", "rtx-1.7"}
+
+
+def test_a_name_that_the_real_one_lacks_is_an_error_here() -> None:
+    old, new = (StandIn(name).module for name in ("classic-10.3", "rtx-1.7"))
+    with pytest.raises(AttributeError):
+        old.ICudaEngine.create_runtime_config  # noqa: B018
+    with pytest.raises(AttributeError):
+        old.IRuntimeConfig  # noqa: B018
+    with pytest.raises(AttributeError):
+        new.ICudaEngine().get_binding_index = 1
+    with pytest.raises(NotImplementedError):
+        new.ICudaEngine().create_engine_inspector()
+
+
+@pytest.mark.parametrize("name", ["classic-10.3", "classic-10.7"])
+def test_the_in_place_form_is_refused_before_11(
+    name: str, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = StandIn(name)
+    stand.install(monkeypatch)
+    with pytest.raises(UserError, match="attentions in the graph, 0 in the parsed network"):
+        build_engines(copied(stand, bundle_path, tmp_path), BuildOptions(backend="tensorrt"))
+
+
+def test_weights_that_do_not_fit_are_streamed_and_not_recorded(
+    portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget leaves room for ring, states and scratch memory, which come later."""
+    for memory, why in (
+        (1 << 40, None),
+        (1 << 16, "TensorRT: an engine that streams its weights cannot be recorded"),
+    ):
+        stand = StandIn("classic-11.4", SimulatedRuntime(memory=4 << 20))
+        stand.install(monkeypatch)
+        folder = copied(stand, portable_path, tmp_path / str(memory))
+        build_engines(folder, BuildOptions(backend="tensorrt", weight_streaming=True))
+        bundle = Bundle.open(folder)
+        backend = TrtBackend("tensorrt")
+        stand.runtime.free = memory  # as it is when engines are loaded
+        step = backend.load(bundle, "step")
+        assert isinstance(step, TrtEngine)
+        stand.runtime.free = 1 << 40
+        with Stream(bundle, seed=1) as cpu, Stream(bundle, seed=1, backend=backend) as gpu:
+            for _ in range(4):
+                assert np.abs(cpu.next_chunk().latent - gpu.next_chunk().latent).max() < 0.1
+            assert gpu.not_one_launch == why
+        assert step.engine.weight_streaming_budget_v2 <= step.engine.streamable_weights_size
+
+
+def test_a_lean_runtime_is_allowed_to_run(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version-compatible plan carries code for the host, which TensorRT refuses unless it is told."""
+    stand = StandIn("classic-11.4")
+    stand.install(monkeypatch)
+    folder = copied(stand, portable_path, tmp_path)
+    build_engines(folder, BuildOptions(backend="tensorrt", version_compatible=True))
+    with Stream(Bundle.open(folder), backend=TrtBackend("tensorrt")) as stream:
+        assert np.isfinite(stream.next_chunk().latent).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hundred_streams_leave_nothing(
+    name: str, portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every event, graph and piece of memory that is made is given back, and contexts before their caches."""
+    stand = StandIn(name)
+    stand.install(monkeypatch)
+    folder = copied(stand, portable_path, tmp_path)
+    build_engines(folder, BuildOptions(backend=BACKEND[name]))
+    bundle, free = Bundle.open(folder), stand.runtime.free
+    Stream(bundle).close()  # ONNX Runtime's proof is not what is counted
+    backend = TrtBackend(BACKEND[name])
+    left = []
+    for _ in range(100 if name == "rtx-1.7" else 10):
+        with Stream(bundle, backend=backend) as stream:
+            for _ in range(3):
+                stream.next_chunk()
+        del stream
+        left.append((stand.runtime.free, len(stand.runtime.alive)))
+    assert len(set(left[1:])) == 1
+    del backend
+    assert stand.runtime.free >= free - (8 << 20)
+    assert not stand.faults
+
+
+def test_engines_of_another_card(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classic TensorRT builds for the card that is there, which is on record; older engines of this card still count."""
+    stand = StandIn("classic-11.4")
+    stand.install(monkeypatch)
+    folder = copied(stand, portable_path, tmp_path)
+    build_engines(folder, BuildOptions(backend="tensorrt"))
+    stand.runtime.capability = (8, 7)
+    with pytest.raises(UserError, match="built for sm_90, this card is sm_87"):
+        Stream(Bundle.open(folder), backend=TrtBackend("tensorrt"))
+    build_engines(folder, BuildOptions(backend="tensorrt"))
+    for capability in ((8, 7), (9, 0)):
+        stand.runtime.capability = capability
+        with Stream(Bundle.open(folder), backend=TrtBackend("tensorrt")) as stream:
+            assert np.isfinite(stream.next_chunk().latent).all()
+
+
+def test_only_the_engines_that_are_used_are_read(
+    portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may be gigabytes; one that is damaged is passed over for an older one that is whole."""
+    stand = StandIn("classic-11.4")
+    stand.install(monkeypatch)
+    folder = copied(stand, portable_path, tmp_path)
+    old, new = (build_engines(folder, BuildOptions(backend="tensorrt", optimization_level=level)) for level in (1, 2))
+    read: list[Path] = []
+    real = store.verify
+    monkeypatch.setattr(store, "verify", lambda file, ref: (read.append(file.parent), real(file, ref))[1])
+    for used in (new, old):
+        read.clear()
+        backend = TrtBackend("tensorrt")
+        Stream(Bundle.open(folder), backend=backend).close()
+        assert backend._found(Bundle.open(folder)).folder == used.folder
+        assert read[-1] == used.folder
+        if used is new:
+            assert set(read) == {new.folder}
+        (new.folder / "step.engine").write_bytes(b"{}")
+
+
+def test_the_decoder_s_own_kernels_and_the_prompt_s_are_awaited_once(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache of compiled kernels is read at the second start, whoever made it."""
+    stand = StandIn("rtx-1.7")
+    stand.install(monkeypatch)
+    folder = copied(stand, bundle_path, tmp_path)
+    build_engines(folder, BuildOptions())
+    seen: list[bytes] = []
+    real = stand.module.IRuntimeCache.deserialize  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        stand.module.IRuntimeCache,  # type: ignore[attr-defined]
+        "deserialize",
+        lambda cache, content: (seen.append(content), real(cache, content))[1],
+    )
+    for expected in (0, 3):
+        with Stream(Bundle.open(folder), backend=TrtBackend("tensorrt-rtx")) as stream:
+            stream.next_chunk()
+        assert len(seen) >= expected
+        assert seen == [b"kernels"] * len(seen)
