@@ -158,14 +158,15 @@ def quantised_graphs(
 
     Weights of large graphs go into one file as they are quantised; so do those of graphs that stay as they are but shared a
     file with others: else the bundle would carry its source's too."""
-    graphs = dict(bundle.manifest.graphs)
+    graphs, g = dict(bundle.manifest.graphs), bundle.manifest.geometry
+    turned = g.sink * g.frame_tokens * any(spec.name == "sink_cos" for spec in graphs["step"].inputs)
     shared, written = DataFile(part / WEIGHTS), {}
 
     def change(name: str, model: ModelProto, chosen: Sequence[Linear], spans: dict[str, Range]) -> None:
         data = shared if graphs[name].data else None
         quantise(model, chosen, bundle.path, settings.precision, spans, data)
         if name in ("step", "recache") and settings.ring == "int8":
-            int8_ring(model)
+            int8_ring(model, turned)
         written[name] = write_graph(model, part / f"{name}.onnx", data)
 
     for name in list(models):
@@ -178,7 +179,7 @@ def quantised_graphs(
         change("recache", model, [own for own, _ in pairs], spans)
     if "sinks" in graphs and settings.ring == "int8":
         model = onnx.load(bundle.graph_path("sinks"))
-        int8_ring(model)
+        int8_ring(model, turned)
         written["sinks"] = write_graph(model, part / "sinks.onnx")
     left = {ref.file for name in written for ref in graphs[name].data}
     for name in [n for n in graphs if n not in written and left & {ref.file for ref in graphs[n].data}]:

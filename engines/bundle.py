@@ -141,6 +141,11 @@ class Geometry(Model):
         return self
 
     @property
+    def behind(self) -> int:
+        """Latent frames from the first sink frame to the first of the chunk, with the sinks right behind the window."""
+        return self.window - self.chunk
+
+    @property
     def frame_tokens(self) -> int:
         return (self.width // (2 * self.space_scale)) * (self.height // (2 * self.space_scale))
 
@@ -166,6 +171,15 @@ class Geometry(Model):
         return self.chunk_frames / self.fps
 
 
+def check_sink_distance(geometry: Geometry, distance: int | None) -> None:
+    """Raises ValueError for sinks that would stand among the frames of the window."""
+    if distance is not None and distance < geometry.behind:
+        raise ValueError(
+            f"sink_distance {distance}: expected {geometry.behind} or more, which is right behind a window of "
+            f"{geometry.window} latent frames"
+        )
+
+
 class ScheduleSpec(Model):
     """The few-step schedule that is baked into the step graph; the runtime only needs its length.
 
@@ -187,10 +201,15 @@ class RopeSpec(Model):
 
     theta: float = Field(gt=0)
     channels: Positive  # temporal channels of a head
+    # Of the sinks: for ever where they were made, or following the window, which the step graph does by tables of its own.
     mode: Literal["absolute", "relative"] = "absolute"
+    # Latent frames from the first sink frame to the first of the chunk, where they follow. None: right behind the window.
+    sink_distance: Frames | None = None
     jitter_sigma: float = Field(ge=0, lt=1)
     jitter_seed: int = Field(ge=0)
-    epsilon: list[float]  # ε_h of every head, drawn once from jitter_seed
+    # ε_h of every head, drawn once from jitter_seed; or a list a layer, of all its heads: see everframe.runtime.jitter.
+    epsilon: list[float] | list[list[float]]
+    jitter_design: Positive | None = None  # reach of the design, latent frames; None: drawn
 
 
 class Manifest(Model):
@@ -221,8 +240,13 @@ class Manifest(Model):
         missing = {"step", "prompt", "decode"} - set(self.graphs)
         if missing:
             raise ValueError(f"graphs: missing {', '.join(sorted(missing))}")
-        if len(self.rope.epsilon) != self.network.heads:
-            raise ValueError(f"rope.epsilon: {len(self.rope.epsilon)} values for {self.network.heads} heads")
+        by_layer = [one for one in self.rope.epsilon if isinstance(one, list)]
+        for row in by_layer or [self.rope.epsilon]:
+            if len(row) != self.network.heads:
+                raise ValueError(f"rope.epsilon: {len(row)} values for {self.network.heads} heads")
+        if by_layer and len(by_layer) != self.network.layers:
+            raise ValueError(f"rope.epsilon: {len(by_layer)} lists for {self.network.layers} layers")
+        check_sink_distance(self.geometry, self.rope.sink_distance)
         if ("recache" in self.graphs) != (self.recache == "window"):
             raise ValueError(f"recache: {self.recache!r}, expected 'window' exactly when there is a graph 'recache'")
         if ("sinks" in self.graphs) != (self.geometry.sink_ema is not None):

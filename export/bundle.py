@@ -8,8 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -23,12 +25,14 @@ from ..engines.bundle import (
     Network,
     RopeSpec,
     ScheduleSpec,
+    check_sink_distance,
     describe,
     write_manifest,
 )
 from ..engines.errors import UserError
 from ..engines.files import check_replaceable, check_writable, new_folder
 from ..engines.progress import QUIET, Report
+from ..runtime.jitter import designed_jitter, stratified_jitter
 from ..runtime.rope import draw_jitter, split_head_dim
 from .checkpoint import RopeConfig
 from .eager import write_reference
@@ -43,7 +47,7 @@ from .taehvgraphs import DecodeGraph
 from .textgraph import write_text_graph
 from .texts import Umt5
 from .verify import compare
-from .wan import Wan
+from .wan import Wan, WanConfig
 from .weightfile import SHARED, WeightFile
 
 Recache = Literal["window", "chunks"]
@@ -156,20 +160,33 @@ def write_bundle(
 def modules_of(parts: Parts, probe: bool) -> GraphSet:
     """Everything that is exported. Raises UserError for what the portable form does not have."""
     g, model = parts.geometry, parts.transformer
+    check_distance(parts)
     ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
     portable = parts.form == "portable"
     if portable and (probe or g.window == g.chunk):
         raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
     step = PortableStepGraph if portable else StepGraph
     names = ("step", "probe") if probe else ("step",)
+    turning = parts.rope.mode == "relative" and g.sink > 0  # else nothing is turned, and nothing paid for it
     return GraphSet(
-        steps={name: step(model, parts.schedule, ring, name == "probe") for name in names},
+        steps={name: step(model, parts.schedule, ring, name == "probe", turning) for name in names},
         prompt=PromptGraph(model),
         decoders=parts.decoders,
         encoder=parts.encoder,
-        recache=RecacheGraph(model, parts.schedule, ring, portable) if parts.recache == "window" else None,
+        recache=RecacheGraph(model, parts.schedule, ring, portable, turning) if parts.recache == "window" else None,
         sinks=None if g.sink_ema is None else SinkGraph(model.config, ring, portable, KINDS[parts.precision]),
     )
+
+
+def check_distance(parts: Parts) -> None:
+    """Raises UserError for a distance without sinks that follow the window, or too small a one."""
+    distance = parts.rope.sink_distance
+    if distance is not None and (parts.rope.mode != "relative" or not parts.geometry.sink):
+        raise UserError(f"--sink-distance {distance}: expected --rope relative and sinks with it")
+    try:
+        check_sink_distance(parts.geometry, distance)
+    except ValueError as error:
+        raise UserError(f"--sink-distance: {error}") from None
 
 
 def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Graph]:
@@ -179,7 +196,9 @@ def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Gra
     portable = parts.form == "portable"
     opset = PORTABLE_OPSET if portable else OPSET
     latent = torch.zeros(g.latent_shape)
-    table = torch.zeros(c.heads, g.chunk, split_head_dim(c.head_dim)[0] // 2)
+    pairs = split_head_dim(c.head_dim)[0] // 2
+    own = (c.layers,) if parts.rope.jitter_by == "layer" else ()  # tables of every layer
+    table, turn, window = (torch.zeros(*own, c.heads, frames, pairs) for frames in (g.chunk, 1, g.window))
     held = g.cache_tokens - (g.chunk_tokens if portable else 0)
     ring = torch.zeros(1, c.heads, held, c.head_dim, dtype=kind)
     text_kv = torch.zeros(1, c.heads, c.text_len, c.head_dim, dtype=kind)
@@ -189,6 +208,8 @@ def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Gra
         place: dict[str, torch.Tensor] = {"mask": torch.zeros(1, 1, 1, g.cache_tokens)}
     else:
         place = {"slot": index.clone(), "kv_len": torch.full((1,), g.chunk_tokens)}
+    if modules.steps["step"].turning:
+        place |= {"sink_cos": turn.clone(), "sink_sin": turn.clone()}
     args = (latent, index, latent.clone(), table, table.clone(), list(place.values()))
     # Every argument is a tensor of its own, or the exporter would make one input of two; expanded, it costs nothing.
     rings = tuple(
@@ -203,11 +224,10 @@ def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Gra
         told = [*outputs, *(["sink_mass"] if step.probe else [])]
         graphs[name] = save_graph(step, (*args, *rings), inputs, told, folder / f"{name}.onnx", opset, weights)
     if (recache := modules.recache) is not None:
-        graphs["recache"] = save_graph(
-            recache, *example(recache, g.latent_shape, kind), folder / "recache.onnx", opset, weights
-        )
+        made = example(recache, g.latent_shape, kind, (window, turn))
+        graphs["recache"] = save_graph(recache, *made, folder / "recache.onnx", opset, weights)
     if (sinks := modules.sinks) is not None:
-        graphs["sinks"] = save_graph(sinks, *sinks.example(table.shape[-1]), folder / "sinks.onnx", opset)
+        graphs["sinks"] = save_graph(sinks, *sinks.example(pairs), folder / "sinks.onnx", opset)
     text = torch.zeros(1, c.text_len, c.text_dim)
     told = [*names["prompt_k"], *names["prompt_v"]]
     graphs["prompt"] = save_graph(modules.prompt, (text,), ["text"], told, folder / "prompt.onnx", opset, weights)
@@ -259,9 +279,11 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
             theta=c.theta,
             channels=split_head_dim(c.head_dim)[0],
             mode=r.mode,
+            sink_distance=r.sink_distance,
             jitter_sigma=r.jitter_sigma,
             jitter_seed=r.jitter_seed,
-            epsilon=draw_jitter(c.heads, r.jitter_seed).tolist(),
+            epsilon=jitter_of(r, c).tolist(),
+            jitter_design=r.jitter_design,
         ),
         form=parts.form,
         recache=parts.recache,
@@ -280,6 +302,17 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
             "python": platform.python_version(),
         },
     )
+
+
+def jitter_of(rope: RopeConfig, network: WanConfig) -> NDArray[np.float64]:
+    """ε [heads], or [layers, heads]."""
+    if rope.jitter_by == "head":
+        return draw_jitter(network.heads, rope.jitter_seed)
+    shape = network.layers, network.heads
+    if rope.jitter_design is None:
+        return stratified_jitter(*shape, rope.jitter_seed)
+    channels = split_head_dim(network.head_dim)[0]
+    return designed_jitter(network.theta, channels, rope.jitter_sigma, *shape, rope.jitter_design, rope.jitter_seed)
 
 
 def differences(errors: dict[str, float], chunks: int) -> list[str]:

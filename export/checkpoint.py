@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from ..engines.bundle import Geometry, Model, first_problem
@@ -27,8 +27,17 @@ CONFIG = "config.json"
 
 class RopeConfig(Model):
     mode: Literal["absolute", "relative"] = "absolute"
+    sink_distance: int | None = Field(default=None, ge=1)  # see engines.bundle.RopeSpec
     jitter_sigma: float = Field(ge=0, lt=1)
     jitter_seed: int = Field(ge=0)
+    jitter_by: Literal["head", "layer"] = "head"  # a base for every head, or for every head of every layer
+    jitter_design: int | None = Field(default=None, ge=60)  # searched up to this distance, latent frames; None: drawn
+
+    @model_validator(mode="after")
+    def _by_layer(self) -> RopeConfig:
+        if self.jitter_design is not None and self.jitter_by != "layer":
+            raise ValueError(f"jitter_design {self.jitter_design}: expected jitter_by layer with it")
+        return self
 
 
 class CheckpointConfig(Model):

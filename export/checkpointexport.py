@@ -26,8 +26,11 @@ class Overrides:
     sink_ema: float | None = None
     steps: int | None = None  # how many, evenly spaced from 1000
     rope: str | None = None
+    sink_distance: int | None = None
     jitter: float | None = None
     jitter_seed: int | None = None
+    jitter_by: str | None = None
+    jitter_design: int | None = None
     encoder: bool = False
     form: Literal["in-place", "portable"] = "in-place"
     recache: Recache = "window"
@@ -78,7 +81,14 @@ def override(config: CheckpointConfig, given: Overrides) -> CheckpointConfig:
         width, height = parse_size(given.size)
         geometry |= {"width": width, "height": height}
     geometry |= {k: v for k, v in _ring(given) if v is not None}
-    choices = (("mode", given.rope), ("jitter_sigma", given.jitter), ("jitter_seed", given.jitter_seed))
+    choices = (
+        ("mode", given.rope),
+        ("sink_distance", given.sink_distance),
+        ("jitter_sigma", given.jitter),
+        ("jitter_seed", given.jitter_seed),
+        ("jitter_by", given.jitter_by),
+        ("jitter_design", given.jitter_design),
+    )
     rope |= {k: v for k, v in choices if v is not None}
     schedule = config.schedule
     if given.steps is not None:

@@ -64,6 +64,23 @@ Recache = Annotated[
         help="What a smooth prompt change does: window, as LongLive, or chunks, without a second large graph."
     ),
 ]
+SinkDistance = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=4096,
+        help="With --rope relative: latent frames from the first sink frame to the chunk; default: right behind the window.",
+    ),
+]
+JITTER_BY = "head: a base for every head, as the paper; layer: for every head of every layer; a design is by layer."
+JitterDesign = Annotated[
+    int | None,
+    typer.Option(
+        min=60,
+        max=20_000,
+        help="Search the bases, of every head of every layer, that keep the mean cosine low up to so many latent frames.",
+    ),
+]
 JitterSeed = Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")]
 
 
@@ -79,8 +96,11 @@ def checkpoint(
     sink_ema: SinkEma = None,
     steps: Annotated[int | None, typer.Option(min=1, max=50, help="Denoising steps, evenly spaced from 1000.")] = None,
     rope: Annotated[str | None, typer.Option(help="absolute or relative.")] = None,
+    sink_distance: SinkDistance = None,
     jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
     jitter_seed: JitterSeed = None,
+    jitter_by: Annotated[str | None, typer.Option(help=JITTER_BY)] = None,
+    jitter_design: JitterDesign = None,
     chunks: Compared = 10,
     probe: Probe = False,
     encoder: Encoder = False,
@@ -100,8 +120,11 @@ def checkpoint(
         sink_ema=sink_ema,
         steps=steps,
         rope=rope,
+        sink_distance=sink_distance,
         jitter=jitter,
         jitter_seed=jitter_seed,
+        jitter_by=jitter_by if jitter_design is None else "layer",
+        jitter_design=jitter_design,
         encoder=encoder,
         form=form,  # type: ignore[arg-type] - checked above
         recache=recache,  # type: ignore[arg-type] - checked above
@@ -161,8 +184,11 @@ def wan(  # as long as its options: it does nothing but parse them
     ] = None,
     shift: Annotated[float, typer.Option(help="Shift of the schedule; 1 for steps that are shifted already.")] = 5.0,
     rope: Annotated[str, typer.Option(help="absolute or relative.")] = "absolute",
+    sink_distance: SinkDistance = None,
     jitter: Annotated[float, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = 0.8,
     jitter_seed: JitterSeed = 0,
+    jitter_by: Annotated[str, typer.Option(help=JITTER_BY)] = "head",
+    jitter_design: JitterDesign = None,
     precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     text_graph: Annotated[
         bool, typer.Option("--text-graph", help="Add the text encoder with INT8 weights, for new prompts offline.")
@@ -195,7 +221,8 @@ def wan(  # as long as its options: it does nothing but parse them
             "form": form,
         },
         **{"jitter_seed": 0 if jitter_seed is None else jitter_seed, "encoder": encoder, "text_graph": text_graph},
-        **{"recache": recache, "sink_ema": sink_ema},
+        **{"recache": recache, "sink_ema": sink_ema, "sink_distance": sink_distance},
+        **{"jitter_by": jitter_by if jitter_design is None else "layer", "jitter_design": jitter_design},
     }
     explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
     if recipe is None:

@@ -64,7 +64,7 @@ class EagerBackend:
 def step_forward(step: StepGraph, given: dict[str, Tensor]) -> Sequence[Tensor]:
     """A pass of the step module on the graph's inputs by name."""
     layers = range(len(step.model.blocks))
-    place = [given[name] for name in ("mask", "slot", "kv_len") if name in given]
+    place = [given[name] for name in ("mask", "slot", "kv_len", "sink_cos", "sink_sin") if name in given]
     lists = ([given[f"{s}_{i}"] for i in layers] for s in ("k", "v", "prompt_k", "prompt_v"))
     return step(*(given[n] for n in ("latent", "step", "noise", "rope_cos", "rope_sin")), place, *lists)
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .schedule import Schedule
-from .wan import Attend, Attention3, Rotate, Wan, eager_attention, join_tables, rotate, spatial_tables
+from .wan import Attend, Attention3, Rotate, Wan, eager_attention, rope_tables, rotate, spatial_tables
 
 OPSET = 24
 PORTABLE_OPSET = 18
@@ -101,6 +101,37 @@ def plain_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     return (scores if mask is None else scores + mask).softmax(-1).to(values.dtype) @ values
 
 
+class SinkTurn:
+    """Sinks that follow the window: their keys stand in the ring as they were committed, and attention sees them turned.
+
+    A key committed at latent frame p and turned by (p′ − p)·ω is the key at p′, so that the stored one serves for ever and
+    no error accumulates. tables: none (they are seen where they stand), or cosines and sines of that distance, (H, 1, Dt/2)
+    or every layer's own (L, H, 1, Dt/2).
+    """
+
+    def __init__(self, tables: list[Tensor], ring: Ring, head_dim: int):
+        self.tokens = ring.sink * ring.frame_tokens
+        # Written out for every token, once for all layers: ONNX Runtime broadcasts over them twice as slowly.
+        self.tables = [
+            time_alone(table, head_dim // 2, still).unsqueeze(-4).expand(*[-1] * (table.dim() - 1), self.tokens, -1)
+            for table, still in zip(tables, (1.0, 0.0), strict=False)
+        ]
+
+    def __call__(self, layer: int, keys: Tensor, *more: Tensor) -> Tensor:
+        """keys [1, H, …, D] that begin with the sinks, and what comes after them."""
+        if not self.tables:
+            return torch.cat([keys, *more], 2) if more else keys
+        cos, sin = (t if t.dim() == 4 else t[layer] for t in self.tables)
+        others = keys.shape[2] - self.tokens
+        sinks, *rest = keys.split([self.tokens, others] if others else self.tokens, 2)
+        return torch.cat([rotate(sinks, cos, sin), *rest, *more], 2)
+
+
+def time_alone(table: Tensor, pairs: int, still: float) -> Tensor:
+    """A temporal table (…, 1, Dt/2) for all channel pairs of a head (…, 1, pairs): rows and columns stand still."""
+    return torch.cat([table, torch.full((*table.shape[:-1], pairs - table.shape[-1]), still)], -1)
+
+
 def sink_mass(q: Tensor, keys: Tensor, valid: Tensor, sink_tokens: int) -> Tensor:
     """Share of the attention that goes to the first `sink_tokens` of the `valid` ring tokens, mean over queries [H].
 
@@ -127,9 +158,10 @@ class StepGraph(nn.Module):
     spatial_sin: Tensor
     operators: tuple[Attention3, Rotate] = (prompt_attention, rotary)  # of the cross-attention, and of RoPE
 
-    def __init__(self, model: Wan, schedule: Schedule, ring: Ring, probe: bool = False):
+    def __init__(self, model: Wan, schedule: Schedule, ring: Ring, probe: bool = False, turning: bool = False):
+        """turning: the sinks follow the window."""
         super().__init__()
-        self.model, self.ring, self.probe = model, ring, probe
+        self.model, self.ring, self.probe, self.turning = model, ring, probe, turning
         self.eta = schedule.eta
         lists = schedule.timesteps(), np.array([schedule.context_noise]), schedule.first_timesteps()
         timesteps = torch.from_numpy(np.concatenate(lists).astype(np.float64))
@@ -154,7 +186,7 @@ class StepGraph(nn.Module):
         latent: Tensor,  # (1, C, F, 2h, 2w)
         step: Tensor,  # (1,) int64
         noise: Tensor,  # (1, C, F, 2h, 2w)
-        rope_cos: Tensor,  # (H, F, Dt/2)
+        rope_cos: Tensor,  # (H, F, Dt/2), or every layer's own (L, H, F, Dt/2)
         rope_sin: Tensor,
         place: list[Tensor],  # where the chunk stands in the ring: of this form, see `attention`
         keys: list[Tensor],  # L × (1, H, ring tokens, D)
@@ -171,11 +203,13 @@ class StepGraph(nn.Module):
     def attention(
         self, place: list[Tensor], keys: list[Tensor], values: list[Tensor]
     ) -> tuple[Attend, Callable[[], list[Tensor]]]:
-        """Attention over the ring [1, H, S, D], updated in place. place: slot (1,) int64, kv_len (1,) int64.
+        """Attention over the ring [1, H, S, D], updated in place. place: slot (1,) int64, kv_len (1,) int64, and where
+        sinks follow the window sink_cos, sink_sin.
 
         Left behind: k_0_next … k_{L−1}_next, v_0_next … v_{L−1}_next (the updated ring), with probe sink_mass.
         """
-        slot, kv_len = place
+        slot, kv_len, *tables = place
+        turned = SinkTurn(tables, self.ring, self.model.config.head_dim)
         new_keys: list[Tensor] = []
         new_values: list[Tensor] = []
         masses: list[Tensor] = []
@@ -183,9 +217,10 @@ class StepGraph(nn.Module):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             new_keys.append(scatter_tokens(keys[layer], k, slot))
             new_values.append(scatter_tokens(values[layer], v, slot))
+            seen = turned(layer, new_keys[layer])
             if self.probe:
-                masses.append(sink_mass(q, new_keys[layer], kv_len, self.ring.sink * self.ring.frame_tokens))
-            return ring_attention(q, new_keys[layer], new_values[layer], kv_len)
+                masses.append(sink_mass(q, seen, kv_len, self.ring.sink * self.ring.frame_tokens))
+            return ring_attention(q, seen, new_values[layer], kv_len)
 
         return attend, lambda: [*new_keys, *new_values, *([torch.stack(masses)] if self.probe else [])]
 
@@ -201,10 +236,7 @@ class StepGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The model and the sampler's arithmetic around it -> x0, next."""
         modulation = (self.block_modulation.index_select(0, step), self.head_modulation.index_select(0, step))
-        rope = (
-            join_tables(rope_cos.unsqueeze(0), self.spatial_cos),
-            join_tables(rope_sin.unsqueeze(0), self.spatial_sin),
-        )
+        rope = rope_tables(rope_cos, rope_sin, (self.spatial_cos, self.spatial_sin))
         x = latent.to(self.model.head.head.weight.dtype)
         flow = self.model(x, modulation, rope, context, attend, *self.operators).float()
         sigma, after = (t.index_select(0, step).view(1, 1, 1, 1, 1) for t in (self.sigma, self.sigma_next))
@@ -224,16 +256,17 @@ class PortableStepGraph(StepGraph):
     def attention(
         self, place: list[Tensor], keys: list[Tensor], values: list[Tensor]
     ) -> tuple[Attend, Callable[[], list[Tensor]]]:
-        """place: mask (1, 1, 1, S): 0 for keys that are there, −inf (or far below 0) for others.
+        """place: mask (1, 1, 1, S): 0 for keys that are there, −inf (or far below 0) for others; sink_cos, sink_sin.
 
         Left behind: k_0_new … k_{L−1}_new, v_0_new … v_{L−1}_new (this chunk's own [1, H, N, D]).
         """
-        (mask,) = place
+        mask, *tables = place
+        turned = SinkTurn(tables, self.ring, self.model.config.head_dim)
         own: list[tuple[Tensor, Tensor]] = []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             own.append((k, v))
-            return plain_attention(q, torch.cat([keys[layer], k], 2), torch.cat([values[layer], v], 2), mask)
+            return plain_attention(q, turned(layer, keys[layer], k), torch.cat([values[layer], v], 2), mask)
 
         return attend, lambda: [*(k for k, _ in own), *(v for _, v in own)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -116,6 +116,8 @@ def compare_step(
             mask = torch.where(torch.arange(geometry.cache_tokens) < slot.valid, 0.0, HIDDEN)
             mask[-geometry.chunk_tokens :] = 0
             place = (mask.view(1, 1, 1, -1),)
+        if module.turning:
+            place = (*place, *angles(_shape(bundle, name, "sink_cos"), generator))
         latent = torch.randn(geometry.latent_shape, generator=generator)
         denoising = first if c == 0 and first else usual
         for i in [*denoising, commit]:
@@ -156,13 +158,16 @@ def compare_recache(
         given: dict[str, Tensor] = {
             s.name: torch.randn(s.shape, generator=generator).to(getattr(torch, s.dtype)) for s in engine.graph.inputs
         }
-        angle = torch.rand(given["rope_cos"].shape, generator=generator)
-        given |= {"rope_cos": angle.cos(), "rope_sin": angle.sin()}
+        for name in ("rope", "sink"):
+            if f"{name}_cos" in given:
+                tables = angles(given[f"{name}_cos"].shape, generator)
+                given |= zip((f"{name}_cos", f"{name}_sin"), tables, strict=True)
         if module.portable:
             seen = torch.arange(ring.cache_tokens) < there
-            place = given["mask"] = torch.where(seen, 0.0, HIDDEN).view(1, 1, 1, -1)
+            given["mask"] = torch.where(seen, 0.0, HIDDEN).view(1, 1, 1, -1)
         else:
-            place = given["kv_len"] = torch.tensor([there])
+            given["kv_len"] = torch.tensor([there])
+        place = [given[n] for n in ("mask", "kv_len", "sink_cos", "sink_sin") if n in given]
         given["keep"] = torch.tensor([keep])
         given |= {
             n: t for n, t in zip(_names("prompt_k", "prompt_v", layers=layers), context, strict=True) if n in given
@@ -180,7 +185,7 @@ def compare_recache(
 
 
 def compare_sinks(bundle: Bundle, module: SinkGraph, check: Callable[[str, Buffer, Tensor], None]) -> None:
-    """One layer's mean: a chunk that becomes it, one that flows in, a turn."""
+    """One layer's mean: a chunk that becomes it, one that flows in, none."""
     engine = OrtBackend(EngineOptions()).load(bundle, "sinks")
     buffers = _buffers(engine)
     generator = torch.Generator().manual_seed(4)
@@ -188,14 +193,18 @@ def compare_sinks(bundle: Bundle, module: SinkGraph, check: Callable[[str, Buffe
         given = {s.name: torch.randn(s.shape, generator=generator) for s in engine.graph.inputs}
         given = {s.name: given[s.name].to(getattr(torch, s.dtype)) for s in engine.graph.inputs}
         given |= {"keep": torch.tensor([keep]), "leaving": torch.tensor([leaving])}
-        for name in ("back", "there"):
-            angle = torch.rand(given[f"{name}_cos"].shape, generator=generator)
-            given |= {f"{name}_cos": angle.cos(), f"{name}_sin": angle.sin()}
+        given |= zip(("back_cos", "back_sin"), angles(given["back_cos"].shape, generator), strict=True)
         for name, value in given.items():
             buffers[name].write(value.numpy())
         _run(engine, buffers)
         for spec, expected in zip(engine.graph.outputs, module(*given.values()), strict=True):
             check("sinks", buffers[spec.name], expected)
+
+
+def angles(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of any angles."""
+    angle = 6.3 * torch.rand(shape, generator=generator)
+    return angle.cos(), angle.sin()
 
 
 def _names(*sides: str, layers: int) -> list[str]:

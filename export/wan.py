@@ -15,7 +15,7 @@ and is the KV ring in the step graph, a gather over whole sequences in training,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from .lazy import Lazy, changed
 
 Attention3 = Callable[[Tensor, Tensor, Tensor], Tensor]  # (q, k, v) -> [B, H, N, D]
 Rotate = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, cos, sin), see rotate
+Rope = tuple[Tensor, Tensor]  # cosines and sines [B, H, N, D/2]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) each [B, H, N, D] -> [B, H, N, D]
 
 
@@ -73,6 +74,13 @@ def join_tables(temporal: Tensor, spatial: Tensor) -> Tensor:
     time = temporal.unsqueeze(3).expand(b, heads, frames, places, kt)
     space = spatial.expand(b, heads, frames, places, ks)
     return torch.cat([time, space], -1).flatten(2, 3)
+
+
+def rope_tables(cos: Tensor, sin: Tensor, spatial: tuple[Tensor, Tensor]) -> Rope | list[Rope]:
+    """A chunk's tables from its temporal ones [H, F, Kt], the same for all layers, or [L, H, F, Kt], a pair a layer."""
+    if cos.dim() == 3:
+        return join_tables(cos.unsqueeze(0), spatial[0]), join_tables(sin.unsqueeze(0), spatial[1])
+    return [rope_tables(*one, spatial) for one in zip(cos, sin, strict=True)]  # type: ignore[misc] - of three dimensions
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -131,9 +139,7 @@ class Block(nn.Module):
 
     # In two halves around the self-attention: what the past is and how it is attended to stays outside.
 
-    def project(
-        self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor], turn: Rotate
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, modulation: Tensor, rope: Rope, turn: Rotate) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, d), modulation (B, 6, d), rope (B, H, N, D/2) each -> rotated q and k, and v, (B, H, N, D)"""
         shift, scale = modulation[:, 0:1], modulation[:, 1:2]
         y = self.modulated(x, scale, shift)
@@ -219,7 +225,7 @@ class Wan(nn.Module):
         self,
         latent: Tensor,  # (B, C, F, 2h, 2w)
         modulation: tuple[Tensor, Tensor],  # from time()
-        rope: tuple[Tensor, Tensor],  # (B, H, N, D/2)
+        rope: Rope | Sequence[Rope],  # (B, H, N, D/2) each; a sequence: every layer's own
         context: list[tuple[Tensor, Tensor]],  # from context()
         attend: Attend,
         attention: Attention3 = eager_attention,
@@ -230,7 +236,8 @@ class Wan(nn.Module):
         x = self.patchify(latent)
         for i, block in enumerate(self.blocks):
             own = modulation[0][:, i]  # (B, 6, d)
-            y = attend(i, *block.project(x, own, rope, turn))  # type: ignore[operator]
+            turned = rope if isinstance(rope, tuple) else rope[i]
+            y = attend(i, *block.project(x, own, turned, turn))  # type: ignore[operator]
             x = block.finish(x, y, own, context[i], attention)  # type: ignore[operator]
         return self.unpatchify(self.head(x, modulation[1]), frames, hh // 2, ww // 2)
 

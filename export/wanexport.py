@@ -49,8 +49,11 @@ class WanSource:
     first_steps: tuple[int, ...] | None = None  # of the first chunk; None: as all others
     shift: float = 5.0
     rope: Literal["absolute", "relative"] = "absolute"
+    sink_distance: int | None = None  # latent frames, see engines.bundle.RopeSpec
     jitter: float = 0.8
     jitter_seed: int = 0
+    jitter_by: Literal["head", "layer"] = "head"
+    jitter_design: int | None = None
     precision: Literal["fp32", "fp16"] = "fp16"
     form: Literal["in-place", "portable"] = "in-place"
     recache: Recache = "window"
@@ -143,7 +146,14 @@ def geometry_of(source: WanSource, latent_channels: int) -> Geometry:
 def rope_of(source: WanSource) -> RopeConfig:
     """Raises UserError."""
     try:
-        return RopeConfig(mode=source.rope, jitter_sigma=source.jitter, jitter_seed=source.jitter_seed)
+        return RopeConfig(
+            mode=source.rope,
+            sink_distance=source.sink_distance,
+            jitter_sigma=source.jitter,
+            jitter_seed=source.jitter_seed,
+            jitter_by=source.jitter_by,
+            jitter_design=source.jitter_design,
+        )
     except ValidationError as error:
         raise UserError(first_problem(error)) from None
 

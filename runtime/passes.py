@@ -15,6 +15,7 @@ from ..engines.base import HIDDEN, Backend, Buffer, Device, Engine, Launch
 from ..engines.bundle import Bundle
 from .recache import Recache, recache_bytes
 from .ring import Slot
+from .rope import temporal_tables
 from .sinks import Leaving, MovingSinks
 
 
@@ -55,8 +56,9 @@ class Passes:
         self.x0, spare = zeros(g.latent_shape, "float32"), zeros(g.latent_shape, "float32")
         # What the decoder reads: with two lanes a copy, because x0 is being overwritten meanwhile.
         self._shown = zeros(g.latent_shape, "float32") if lanes == 2 else self.x0
-        table = (net.heads, g.chunk, manifest.rope.channels // 2)
-        self.cos, self.sin = zeros(table, "float32"), zeros(table, "float32")
+        # Tables of the chunk, and of the sinks where the graph turns them to follow the window.
+        tables = ("rope_cos", "rope_sin", "sink_cos", "sink_sin")
+        self.tables = {s.name: zeros(s.shape, s.dtype) for s in step.graph.inputs if s.name in tables}
         self.slot, self.valid = zeros((1,), "int64"), zeros((1,), "int64")
         self.mask = zeros((1, 1, 1, g.cache_tokens), "float32")
         self._store_at = -1  # where the portable form's chunk goes when it is committed
@@ -114,7 +116,7 @@ class Passes:
         """The passes of every kind of chunk; also the one that commits a given latent again."""
         latents = self._latents
         place = {"mask": self.mask} if self.portable else {"slot": self.slot, "kv_len": self.valid}
-        shared = {"rope_cos": self.cos, "rope_sin": self.sin, **place, **self.ring, **self.prompt_kv}
+        shared = {**self.tables, **place, **self.ring, **self.prompt_kv}
 
         def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
             inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}
@@ -189,7 +191,8 @@ class Passes:
     def _store(self) -> None:
         if self._store_at >= 0:
             for name, own in self.own.items():
-                self.ring[name].copy_tokens(self._store_at, own)
+                if self._store_at < self.ring[name].shape[2]:  # the float sinks beside an INT8 ring are not longer
+                    self.ring[name].copy_tokens(self._store_at, own)
             self._store_at = -1
 
     def _kept(self, decoded: int) -> dict[str, Buffer]:
@@ -212,9 +215,15 @@ class Passes:
         """Which chunk no other will see once the one that is to be made is there: moving sinks take it in."""
         self._leaves = None if chunk is None else (chunk, frequencies)
 
-    def write_place(self, cos: NDArray[np.float32], sin: NDArray[np.float32], slot: Slot) -> None:
-        self.cos.write(cos)
-        self.sin.write(sin)
+    def write_place(self, position: int, frequencies: NDArray[np.float64], slot: Slot, turn: int = 0) -> None:
+        """Point the step passes at the chunk whose first frame is latent frame `position`. frequencies: radians per latent
+        frame, [heads, channels/2] or every layer's own [layers, heads, channels/2]; turn: latent frames from where the
+        sinks were made to where they stand."""
+        frames = np.arange(self.tables["rope_cos"].shape[-2]) + float(position)
+        for name, places in (("rope", frames), ("sink", [turn])):
+            for part, table in zip(("cos", "sin"), temporal_tables(places, frequencies), strict=True):
+                if (buffer := self.tables.get(f"{name}_{part}")) is not None:
+                    buffer.write(np.ascontiguousarray(np.broadcast_to(table, buffer.shape)))
         if self.portable:
             own = self.mask.shape[-1] - self.keys[0].shape[2]  # the chunk's own tokens stand behind the ring's
             seen = np.arange(self.mask.shape[-1]) < slot.valid
@@ -264,7 +273,8 @@ class Passes:
     def move_chunk(self, source: int, target: int, tokens: int) -> None:
         """Copy one chunk's part of the ring to another slot of the ring."""
         for buffer in self.ring.values():
-            buffer.copy_tokens(target, buffer, source, tokens)
+            if target < buffer.shape[2]:  # the float sinks beside an INT8 ring are not longer
+                buffer.copy_tokens(target, buffer, source, tokens)
 
 
 def load_recache(

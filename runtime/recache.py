@@ -39,9 +39,16 @@ class Recache:
         self.own = {name: buffer for name, buffer in inputs.items() if name not in prompt}
         self._run = engine.bind(inputs, {f"{name}_next": buffer for name, buffer in ring.items()})
 
-    def run(self, standing: Sequence[Standing | None], frequencies: NDArray[np.float64], keep_sinks: bool) -> None:
+    def run(
+        self,
+        standing: Sequence[Standing | None],
+        frequencies: NDArray[np.float64],
+        keep_sinks: bool,
+        turn: int = 0,
+    ) -> None:
         """Make the ring anew. standing: by slot, None where none stands (or a sink that stays), as `RingLayout.standing`
-        orders them; frequencies [heads, channels/2] of the temporal tables."""
+        orders them; frequencies [heads, channels/2] of the temporal tables, or every layer's own; turn: latent frames from
+        where the sinks were made to where the frames are to see them."""
         own, chunk, layout = self.own, self.chunk, self.layout
         latents = np.zeros(own["latents"].shape, np.float32)
         positions = np.zeros(len(standing) * chunk)
@@ -50,8 +57,10 @@ class Recache:
                 latents[0, :, i * chunk : (i + 1) * chunk] = one.latent
                 positions[i * chunk : (i + 1) * chunk] = one.position + np.arange(chunk)
         own["latents"].write(latents)
-        for name, table in zip(("rope_cos", "rope_sin"), temporal_tables(positions, frequencies), strict=True):
-            own[name].write(table)
+        for name, places in (("rope", positions), ("sink", [turn])):
+            for part, table in zip(("cos", "sin"), temporal_tables(places, frequencies), strict=True):
+                if (buffer := own.get(f"{name}_{part}")) is not None:  # not every bundle turns its sinks
+                    buffer.write(np.ascontiguousarray(np.broadcast_to(table, buffer.shape)))
         there = np.array([one is not None or (keep_sinks and i < layout.sink_chunks) for i, one in enumerate(standing)])
         if self.portable:
             mask = np.where(np.repeat(there, layout.chunk_tokens), 0.0, HIDDEN).astype(np.float32)
@@ -61,8 +70,9 @@ class Recache:
         if "keep" in own:
             own["keep"].write(np.array([int(keep_sinks)], np.int64))
         for name, buffer in own.items():
-            if name.startswith("sink_"):
-                buffer.copy_tokens(0, self.ring[name.removeprefix("sink_")], count=layout.sink_tokens)
+            if name.startswith(("sink_k_", "sink_v_")):  # float beside an INT8 ring, else the ring's own
+                source = self.ring[name if name in self.ring else name.removeprefix("sink_")]
+                buffer.copy_tokens(0, source, count=layout.sink_tokens)
         self._run()
 
 

@@ -23,7 +23,8 @@ from .noise import chunk_noise
 from .passes import Passes
 from .prompts import PromptBank
 from .ring import RingLayout
-from .rope import head_frequencies, temporal_tables
+from .rope import head_frequencies
+from .sinks import sink_distance, sink_turn
 
 FILE = "reference.safetensors"
 SEED = 0
@@ -103,8 +104,9 @@ def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[n
     loop.set_prompt(bank.embedding(bank.prompts[0]))
 
     def place(written: int) -> None:
-        positions = np.arange(g.chunk) + float(written * g.chunk)
-        loop.write_place(*temporal_tables(positions, frequencies), layout.place(written, loop.portable))
+        position = written * g.chunk
+        turn = sink_turn(position, 0, sink_distance(bundle)) if rope.mode == "relative" else 0
+        loop.write_place(position, frequencies, layout.place(written, loop.portable), turn)
 
     def make(written: int) -> NDArray[np.float32]:
         place(written)

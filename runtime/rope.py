@@ -32,12 +32,13 @@ def draw_jitter(heads: int, seed: int) -> NDArray[np.float64]:
 
 
 def head_thetas(theta: float, sigma: float, epsilon: ArrayLike) -> NDArray[np.float64]:
-    """θ_h = θ·(1 + σ·ε_h), [heads] (LoL §3)."""
+    """θ_h = θ·(1 + σ·ε_h), in the shape of epsilon (LoL §3)."""
     return theta * (1.0 + sigma * np.asarray(epsilon, np.float64))
 
 
 def head_frequencies(rope: RopeSpec, sigma: float) -> NDArray[np.float64]:
-    """ω of every head of a bundle under a jitter of strength sigma, [heads, channels/2]."""
+    """ω of every head of a bundle under a jitter of strength sigma, [heads, channels/2]; where every layer has bases of its
+    own, [layers, heads, channels/2]."""
     return axis_frequencies(head_thetas(rope.theta, sigma, rope.epsilon), rope.channels)
 
 
@@ -92,9 +93,9 @@ def temporal_tables(
     """Cosines and sines of the temporal angles.
 
     positions [..., F] latent frame indices (any size; float64 is exact to 2^53), frequencies [H, K] ->
-    (cos, sin), float32 [..., H, F, K]. Angles are reduced modulo 2π in float64, so that the cast to float32 loses nothing
-    however far the stream has run.
+    (cos, sin), float32 [..., H, F, K]; or positions [F], frequencies [L, H, K] -> [L, H, F, K]. Angles are reduced
+    modulo 2π in float64, so that the cast to float32 loses nothing however far the stream has run.
     """
-    angle = np.asarray(positions, np.float64)[..., None, :, None] * frequencies[:, None, :]
+    angle = np.asarray(positions, np.float64)[..., None, :, None] * frequencies[..., None, :]
     angle = np.remainder(angle, 2 * np.pi)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

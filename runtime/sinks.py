@@ -1,4 +1,4 @@
-"""Sinks whose keys and values do not stay as they were committed: turned to follow the window, or a mean that moves."""
+"""Sinks that do not stay as they were committed: where they stand when they follow the window, and a mean that moves."""
 
 from __future__ import annotations
 
@@ -8,50 +8,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import Backend, Buffer
-from ..engines.bundle import Bundle
+from ..engines.bundle import Bundle, check_sink_distance
+from ..engines.errors import UserError
 from .rope import temporal_tables
 
 
-class SinkKeys:
-    """The sinks' keys as they were committed, for `relative` mode: rewritten each chunk, turned to a fixed distance.
+def sink_distance(bundle: Bundle) -> int:
+    """Latent frames from the first sink frame to the first of the chunk, where a bundle's sinks follow the window."""
+    rope, geometry = bundle.manifest.rope, bundle.manifest.geometry
+    return geometry.behind if rope.sink_distance is None else rope.sink_distance
 
-    A key committed at latent frame p and turned by (p′ − p)·ω is the key at p′, so the first copy serves for ever and no
-    error accumulates.
-    """
 
-    def __init__(self, tokens: int):
-        self.tokens = tokens
-        self.forget()
+def check_distance(bundle: Bundle, mode: str, distance: int | None) -> int | None:
+    """At what distance a stream's sinks follow the window; None: they do not. mode, distance: what the stream is asked
+    for, None for the bundle's own. Raises UserError."""
+    if mode not in ("absolute", "relative"):
+        raise UserError(f"rope {mode!r}: expected absolute or relative")
+    if mode == "absolute" and distance is not None:
+        raise UserError(f"sink_distance {distance}: expected rope relative with it")
+    if mode == "absolute" or not bundle.manifest.geometry.sink:
+        return None
+    if not any(spec.name == "sink_cos" for spec in bundle.manifest.graphs["step"].inputs):
+        raise UserError(
+            f"{bundle.path}: rope relative: its step graph does not turn sinks; export it anew with --rope relative"
+        )
+    try:
+        check_sink_distance(bundle.manifest.geometry, distance)
+    except ValueError as error:
+        raise UserError(f"{bundle.path}: {error}") from None
+    return sink_distance(bundle) if distance is None else distance
 
-    def forget(self) -> None:
-        self.start: int | None = None  # where they were made
-        self.at: int | None = None  # where they stand; None: nowhere else
-        self.keys: list[NDArray] = []
 
-    def remember(self, position: int, written: int, ring: list[Buffer]) -> None:
-        if written == 0:
-            self.start = position
-        self.keys = [buffer.read_tokens(0, self.tokens) for buffer in ring]
-
-    def remember_again(self, ring: list[Buffer]) -> None:
-        """They were made anew where they are."""
-        if self.start is not None:
-            self.keys = [buffer.read_tokens(0, self.tokens) for buffer in ring]
-
-    def follow(self, position: int, frequencies: NDArray[np.float64], ring: list[Buffer]) -> None:
-        """Write the sink keys as if the first sink frame stood at `position` (never before where it was made)."""
-        if self.start is None or position <= self.start or not self.tokens:
-            return
-        self.at = position
-        cos, sin = temporal_tables(np.array([position - self.start]), frequencies)  # [H, 1, K]
-        k = cos.shape[-1]
-        for kept, buffer in zip(self.keys, ring, strict=True):
-            half = kept.shape[-1] // 2
-            a, b = kept[..., :k], kept[..., half : half + k]  # the temporal pairs come first in each half
-            turned = kept.copy()
-            turned[..., :k] = a * cos - b * sin
-            turned[..., half : half + k] = b * cos + a * sin
-            buffer.write_tokens(0, turned)
+def sink_turn(position: int, made: int, distance: int) -> int:
+    """By how many latent frames sinks are turned that were made at latent frame `made` and stand `distance` before the
+    chunk at `position`: never before where they were made."""
+    return max(0, position - distance - made)
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ class MovingSinks:
     """The sinks as a running mean of all chunks that have left the ring (Reward Forcing's EMA sink), on the device.
 
     A chunk is folded in as soon as no chunk to come will see it. mean: what the sinks are, float32, with keys as they would
-    be where the first sink frame was made; the ring holds them turned to where they stand now. Used in place of SinkKeys.
+    be where the first sink frame was made; the ring holds them rounded to its own type.
     """
 
     def __init__(self, backend: Backend, bundle: Bundle, ring: dict[str, Buffer]):
@@ -74,66 +65,54 @@ class MovingSinks:
         engine = backend.load(bundle, "sinks")
         zeros, layers = engine.device.zeros, range(manifest.network.layers)
         assert manifest.geometry.sink_ema is not None
-        self.share, self.ring, self.layers = manifest.geometry.sink_ema, ring, layers
+        self.share, self.layers = manifest.geometry.sink_ema, layers
         specs = {spec.name: spec for spec in engine.graph.inputs}
         shape = specs["mean_k"].shape
         self.mean = {f"mean_{side}_{i}": zeros(shape, "float32") for i in layers for side in "kv"}
         small = {n: zeros(s.shape, s.dtype) for n, s in specs.items() if n[:2] not in ("k_", "v_") and n[:4] != "mean"}
+        for table in small.keys() & {"there_cos"}:  # bundles of before could turn what goes into the ring
+            small[table].write(np.ones(small[table].shape, np.float32))
         self._small = small
         self._made = {s.name: zeros(s.shape, s.dtype) for s in engine.graph.outputs}  # of one layer after the other
-        held = [name for name in specs if name[:2] in ("k_", "v_")]  # k_0, with an INT8 ring k_0_scale too
-        self._into = {name: [ring[name.replace("_0", f"_{i}", 1)] for i in layers] for name in held}
+
+        def of_layer(name: str, layer: int) -> Buffer:
+            """k_0 of the ring; with an INT8 ring k_0_scale too, and sink_k_0."""
+            return ring[name.replace("_0", f"_{layer}", 1)]
+
+        made = [name.removesuffix("_new") for name in self._made if name.endswith("_new")]
+        self._into = {name: [of_layer(name, i) for i in layers] for name in made}
+        read = [name for name in specs if name[:2] in ("k_", "v_")]
         self._passes = []
         for i in layers:
-            mine = {name: buffers[i] for name, buffers in self._into.items()}
             means = {f"mean_{side}": self.mean[f"mean_{side}_{i}"] for side in "kv"}
-            self._passes.append(engine.bind(small | mine | means, self._made))
-        self.keys: list[NDArray] = []  # none on the host
-        self.forget()
-
-    def forget(self) -> None:
-        self.start: int | None = None  # where the sinks were made
-        self.at: int | None = None  # where they stand
+            self._passes.append(engine.bind(small | {n: of_layer(n, i) for n in read} | means, self._made))
+        self.made: int | None = None  # latent frame index of the first sink frame
 
     def clear(self) -> None:
         for buffer in self.mean.values():
             buffer.clear()
 
-    def remember(self, position: int, written: int, ring: list[Buffer]) -> None:
-        """The ring's first chunk is the mean to begin with."""
-        self.start = self.at = position
-        self._run(0.0, 0, 0, 0)
-
-    def remember_again(self, ring: list[Buffer]) -> None:
-        """They were made anew, where they first were."""
-        if self.start is not None:
-            self.remember(self.start, 0, ring)
-
-    def follow(self, position: int, frequencies: NDArray[np.float64], ring: list[Buffer]) -> None:
-        """Let the sinks stand as if their first frame was at `position` (never before where it was made)."""
-        if self.start is None or self.at == max(position, self.start):
-            return
-        self.at = max(position, self.start)
-        self._run(1.0, 0, 0, self.at - self.start, frequencies)
+    def begin(self, position: int) -> None:
+        """The ring's first chunk, made there, is the mean to begin with."""
+        self.made = position
+        self._run(0.0, 0)
 
     def fold(self, chunk: Leaving, frequencies: NDArray[np.float64]) -> None:
-        assert self.start is not None
-        assert self.at is not None
-        self._run(self.share, chunk.start, self.start - chunk.position, self.at - self.start, frequencies)
+        """frequencies [heads, channels/2], or every layer's own."""
+        assert self.made is not None
+        self._run(self.share, chunk.start, temporal_tables([self.made - chunk.position], frequencies))
 
-    def _run(
-        self, keep: float, leaving: int, back: int, there: int, frequencies: NDArray[np.float64] | None = None
-    ) -> None:
-        """back, there: by how many latent frames keys are turned. Without frequencies they are not."""
+    def _run(self, keep: float, leaving: int, back: tuple[NDArray, NDArray] | None = None) -> None:
+        """back: tables that turn keys to where the sinks were made; without, they stand there."""
         small = self._small
         small["keep"].write(np.array([keep], np.float32))
         small["leaving"].write(np.array([leaving], np.int64))
-        for name, distance in (("back", back), ("there", there)):
-            heads, _, pairs = small[f"{name}_cos"].shape
-            spectrum = np.zeros((heads, pairs)) if frequencies is None else frequencies
-            for part, table in zip(("cos", "sin"), temporal_tables([distance], spectrum), strict=True):
-                small[f"{name}_{part}"].write(table)
+        shape = small["back_cos"].shape
+        cos, sin = (np.ones(shape, np.float32), np.zeros(shape, np.float32)) if back is None else back
         for i, run in zip(self.layers, self._passes, strict=True):
+            if i == 0 or cos.ndim > 3:
+                small["back_cos"].write(cos[i] if cos.ndim > 3 else cos)
+                small["back_sin"].write(sin[i] if sin.ndim > 3 else sin)
             run()
             for side in "kv":
                 self.mean[f"mean_{side}_{i}"].copy_tokens(0, self._made[f"mean_{side}_next"])

@@ -40,8 +40,9 @@ class Facts(Model):
     pending: list[str] | None
     recent: list[int]
     sink_start: int | None
-    sink_at: int | None = None
-    sinks: int
+    sink_distance: int | None = None
+    sink_at: int | None = None  # of states of before, as the tensors sink_0 …: what the host once turned
+    sinks: int = 0
     anchors: int
     decoded: int = Field(ge=0)
     overlap: bool
@@ -104,8 +105,8 @@ def load_state(stream: Stream, file: Path) -> dict[str, Any]:
                 f"{file}: belongs to another {name.replace('_', ' ')} ({getattr(facts, name)}, here {value})"
             )
     ours_now = stream.snapshot()[0]
-    for name, values in tensors.items():  # bfloat16 was written as its bits; keys of the sinks are the ring's
-        kind = ours_now["k_0"].dtype if name.startswith("sink_") else getattr(ours_now.get(name), "dtype", values.dtype)
+    for name, values in tensors.items():  # bfloat16 was written as its bits
+        kind = getattr(ours_now.get(name), "dtype", values.dtype)
         if kind.kind == "V" and values.dtype == np.uint16:
             tensors[name] = values.view(kind)
     expected = {k: (v.shape, v.dtype) for k, v in ours_now.items() if not k.startswith(_COUNTED)}
@@ -113,7 +114,7 @@ def load_state(stream: Stream, file: Path) -> dict[str, Any]:
         found = (tensors[name].shape, tensors[name].dtype) if name in tensors else None
         if found != (shape, dtype):
             raise UserError(f"{file}: tensor {name}: found {found}, expected {shape} {dtype}")
-    for prefix, count in (("recent_", len(facts.recent)), ("sink_", facts.sinks), ("anchor_", facts.anchors)):
+    for prefix, count in (("recent_", len(facts.recent)), ("anchor_", facts.anchors)):
         if any(f"{prefix}{i}" not in tensors for i in range(count)):
             raise UserError(f"{file}: fewer than {count} tensors {prefix}…")
     if facts.begun and "begun" not in tensors:
@@ -127,9 +128,10 @@ def _plain(values: np.ndarray) -> np.ndarray:
     return values.view(np.uint16) if values.dtype.kind == "V" else values
 
 
-_COUNTED = ("recent_", "sink_", "anchor_", "begun")  # how many there are depends on how far the stream is
+_COUNTED = ("recent_", "anchor_", "begun")  # how many there are depends on how far the stream is
 
 
 def _settings(stream: Stream) -> dict[str, Any]:
     digest = hashlib.sha256(np.ascontiguousarray(stream.frequencies).tobytes()).hexdigest()[:16]
-    return {"rope_mode": stream.rope_mode, "frequencies": digest, "overlap": stream.overlap}
+    distance = {"rope_mode": stream.rope_mode, "sink_distance": stream.sink_distance}
+    return {**distance, "frequencies": digest, "overlap": stream.overlap}

@@ -31,8 +31,8 @@ from .prompts import PromptBank
 from .proof import require
 from .recache import Recache, Standing
 from .ring import RingLayout, Slot
-from .rope import head_frequencies, temporal_tables
-from .sinks import Leaving, MovingSinks, SinkKeys
+from .rope import head_frequencies
+from .sinks import Leaving, check_distance, sink_turn
 
 Transition = Literal["swap", "smooth", "flush", "cut"]
 TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")
@@ -63,7 +63,10 @@ class Stream:
         prompt: a prompt of the bank; default its first.
         seed: 0 … 2^64−1. The same seed gives the same frames on one machine and backend.
         start: latent frame index of the first chunk, as far out as you like.
-        rope_mode: "absolute" or "relative"; default the manifest's.
+        rope_mode: "absolute": sinks stand where they were made; "relative": they follow the window, at the same distance
+            for ever, by a bundle that was exported with it. Default the manifest's.
+        sink_distance: latent frames between the first sink frame and the first of the chunk, where they follow; default the
+            manifest's, and else right behind the window.
         jitter_sigma: strength of the multi-head RoPE jitter in [0, 1); default the manifest's.
         frequencies: temporal spectrum of every head, radians per latent frame [heads, channels/2], in place of the one
             that theta and jitter make; for studies.
@@ -86,6 +89,7 @@ class Stream:
         seed: int = 0,
         start: int = 0,
         rope_mode: Literal["absolute", "relative"] | None = None,
+        sink_distance: int | None = None,
         jitter_sigma: float | None = None,
         frequencies: NDArray[np.float64] | None = None,
         anchor: NDArray[np.uint8] | None = None,
@@ -104,13 +108,13 @@ class Stream:
         self.jitter_sigma = sigma = rope.jitter_sigma if jitter_sigma is None else jitter_sigma
         if not 0 <= sigma < 1:
             raise UserError(f"jitter sigma {sigma}: expected 0 <= sigma < 1")
-        if rope_mode not in (None, "absolute", "relative"):
-            raise UserError(f"rope {rope_mode!r}: expected absolute or relative")
         backend = backend or OrtBackend(options or EngineOptions())
         self.bank = PromptBank(bundle, backend)
         self.bundle, self.geometry, self.seed = bundle, manifest.geometry, seed
         self.layout = RingLayout.of(manifest.geometry)
         self.rope_mode = rope_mode or rope.mode
+        # None: they stay where they were made.
+        self.sink_distance = check_distance(bundle, self.rope_mode, sink_distance)
         if frequencies is None:
             frequencies = head_frequencies(rope, sigma)
         self.frequencies = frequencies
@@ -123,9 +127,7 @@ class Stream:
         self._loop = Passes(backend, bundle, "probe" if probe else "step", lanes=2 if self.overlap else 1)
         if verify and not probe:
             require(self._loop, bundle, self.bank, backend)
-        self._sinks: SinkKeys | MovingSinks = self._loop.moving or SinkKeys(self.layout.sink_tokens)
-        if self.rope_mode == "relative" and self._loop.moving is None and self._loop.keys[0].dtype.kind == "i":
-            raise UserError("rope relative: it turns keys on the host, which an INT8 ring does not allow")
+        self._sinks_made: int | None = None  # latent frame index of the first sink frame
         # What whoever runs this should be told.
         self.notices = [note for note in (self._loop.recache_note,) if note is not None]
         self._anchors = deque([] if anchor is None else encode_anchor(backend, bundle, anchor))
@@ -217,8 +219,8 @@ class Stream:
         seconds = loop.made()
         clock = _Clock()
         latent = loop.x0.read()[0]
-        if this.written < self.layout.sink_chunks:
-            self._sinks.remember(this.position, this.written, loop.keys)
+        if this.written == 0 and loop.moving is not None:
+            loop.moving.begin(this.position)
         self._recent.append(Standing(this.position, latent))
         host = this.host + clock.lap()
         if self.overlap:
@@ -250,6 +252,8 @@ class Stream:
         fresh = self._apply_prompt()
         prompt_time = clock.lap()
         begun = _Begun(self._index, self._position, self._written, self._prompt, fresh, prompt_time)
+        if self._written == 0:
+            self._sinks_made = self._position
         self._place(self._position)
         if self._anchors:
             kind = "keep"
@@ -270,7 +274,7 @@ class Stream:
         return begun
 
     def snapshot(self) -> tuple[dict[str, NDArray], dict[str, Any]]:
-        """Everything that the chunks to come depend on: tensors (ring, decoder states, recent latents, sink keys) and plain
+        """Everything that the chunks to come depend on: tensors (ring, decoder states, recent latents) and plain
         facts. `restore` on a stream of the same bundle, seed and settings goes on bit for bit."""
         if self._begun is not None:
             self._loop.made()
@@ -279,8 +283,6 @@ class Stream:
             tensors["begun"] = self._loop.x0.read()
         for i, chunk in enumerate(self._recent):
             tensors[f"recent_{i}"] = chunk.latent
-        for i, keys in enumerate(self._sinks.keys):
-            tensors[f"sink_{i}"] = keys
         for i, latent in enumerate(self._anchors):
             tensors[f"anchor_{i}"] = latent
         facts = {
@@ -291,9 +293,7 @@ class Stream:
             "prompt": self._prompt,
             "pending": self._pending,
             "recent": [chunk.position for chunk in self._recent],
-            "sink_start": self._sinks.start,
-            "sink_at": self._sinks.at,
-            "sinks": len(self._sinks.keys),
+            "sink_start": self._sinks_made,
             "anchors": len(self._anchors),
             "decoded": self._loop.decoded,
             "begun": self._begun and [getattr(self._begun, name) for name in _BEGUN_FACTS],
@@ -307,8 +307,9 @@ class Stream:
         self._pending = tuple(facts["pending"]) if facts["pending"] else None  # type: ignore[assignment]
         self._recent.clear()
         self._recent.extend(Standing(p, tensors[f"recent_{i}"]) for i, p in enumerate(facts["recent"]))
-        self._sinks.start, self._sinks.at = facts["sink_start"], facts["sink_at"]
-        self._sinks.keys = [tensors[f"sink_{i}"] for i in range(facts["sinks"])]
+        self._sinks_made = facts["sink_start"]
+        if self._loop.moving is not None:
+            self._loop.moving.made = self._sinks_made
         self._anchors = deque(tensors[f"anchor_{i}"] for i in range(facts["anchors"]))
         self._loop.load(tensors, facts["decoded"])
         self._begun = _Begun(*facts["begun"]) if facts["begun"] else None
@@ -318,13 +319,14 @@ class Stream:
 
     def _place(self, position: int) -> None:
         """Point the step passes at the next slot, with the tables of the chunk at `position`."""
-        slot = self._slot(self._written)
-        cos, sin = temporal_tables(np.arange(self.geometry.chunk) + float(position), self.frequencies)
-        self._loop.write_place(cos, sin, slot)
+        self._loop.write_place(position, self.frequencies, self._slot(self._written), self._turn(position))
         self._loop.let_go(self._leaving(position), self.frequencies)
-        if self.rope_mode == "relative":
-            behind = self.layout.past_chunks * self.geometry.chunk + self.geometry.sink
-            self._sinks.follow(position - behind, self.frequencies, self._loop.keys)
+
+    def _turn(self, position: int) -> int:
+        """By how many latent frames the sinks are turned for the chunk at `position`."""
+        if self.sink_distance is None or self._sinks_made is None:
+            return 0
+        return sink_turn(position, self._sinks_made, self.sink_distance)
 
     def _leaving(self, position: int) -> Leaving | None:
         """The chunk that no other sees once the one at `position` is there; None while the ring has room for all."""
@@ -348,7 +350,6 @@ class Stream:
         if transition == "cut":
             self._written, self._first = 0, True
             self._recent.clear()
-            self._sinks.forget()
             return True
         if transition == "smooth" and self._loop.recache is not None:
             self._recache(self._loop.recache)
@@ -379,9 +380,9 @@ class Stream:
                 standing.append(None)
             else:
                 standing.append(recent[chunk if chunk < sinks else chunk - self._written])
-        recache.run(standing, self.frequencies, keep_sinks=not anew)
-        if anew:
-            self._sinks.remember_again(self._loop.keys)
+        recache.run(standing, self.frequencies, keep_sinks=not anew, turn=self._turn(recent[-1].position))
+        if anew and self._loop.moving is not None and self._sinks_made is not None:
+            self._loop.moving.begin(self._sinks_made)
 
 
 def check_transition(transition: str) -> None:

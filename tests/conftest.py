@@ -48,6 +48,15 @@ def wan_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def following_paths(checkpoint: Path) -> dict[str, Path]:
+    """Bundles whose sinks follow the window, by their form."""
+    paths = {form: checkpoint.parent / f"following-{form}.everframe" for form in ("in-place", "portable")}
+    for form, path in paths.items():
+        export_checkpoint(checkpoint, path, Overrides(form=form, rope="relative"), chunks=10, force=False)  # type: ignore[arg-type]
+    return paths
+
+
+@pytest.fixture(scope="session")
 def portable_path(checkpoint: Path) -> Path:
     path = checkpoint.parent / "portable.everframe"
     changes = Overrides(form="portable")

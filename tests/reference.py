@@ -66,12 +66,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Reference:
     """One stream. All tensors are float64 and unbatched."""
 
-    def __init__(self, state: State, config: WanConfig, *, chunk: int, sink: int, window: int, thetas: list[float]):
+    def __init__(self, state: State, config: WanConfig, *, chunk: int, sink: int, window: int, thetas: list):
         self.state = {k: v.double() for k, v in state.items()}
         self.c, self.chunk, self.sink, self.window, self.thetas = config, chunk, sink, window, thetas
         self.past: list[list[tuple[Tensor, Tensor]]] = []  # [latent chunk][layer] -> keys (rotated), values
         self.eta = 1.0  # share of fresh noise when x0 is noised again
         self.sink_mass: list[Tensor] = []  # [heads] of every self-attention ever made, layer after layer
+
+    def thetas_of(self, layer: int) -> list[float]:
+        """Of its heads: thetas are the same for all layers, or a list a layer."""
+        return self.thetas[layer] if isinstance(self.thetas[0], list) else self.thetas
 
     def forward(self, latent: Tensor, timestep: float, text: Tensor, start: int) -> tuple[Tensor, list]:
         """latent [C, F, 2h, 2w] -> flow of the same shape, and this chunk's keys and values by layer."""
@@ -103,7 +107,7 @@ class Reference:
             q = heads(rms(linear(s, f"{b}.self_attn.q", y), s[f"{b}.self_attn.norm_q.weight"], c.eps))
             k = heads(rms(linear(s, f"{b}.self_attn.k", y), s[f"{b}.self_attn.norm_k.weight"], c.eps))
             v = heads(linear(s, f"{b}.self_attn.v", y))
-            q, k = (rope(t, frames, rows, columns, self.thetas, c.theta) for t in (q, k))
+            q, k = (rope(t, frames, rows, columns, self.thetas_of(i), c.theta) for t in (q, k))
             own.append((k, v))
             seen = [*(kv[i] for kv in self.visible()), (k, v)]
             y = attention(q, torch.cat([kv[0] for kv in seen]), torch.cat([kv[1] for kv in seen]))

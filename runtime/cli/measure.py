@@ -170,7 +170,11 @@ def sinks(
     ] = 21,
     sigma: Annotated[list[float] | None, typer.Option(help="Jitter strengths; default 0, 0.2, 0.5, 0.8.")] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="Others: pi, ntk, yarn, riflex, relative; default: all.")
+        list[str] | None,
+        typer.Option(
+            help="Others: pi, ntk, yarn, riflex, relative, relative-jitter, horizon, heads, layers, designed; default: all "
+            "that the bundle has tables for."
+        ),
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Prompts; default: the bank's first.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; default 0 and 1.")] = None,

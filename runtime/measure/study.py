@@ -17,26 +17,43 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...engines.base import EngineOptions
-from ...engines.bundle import Bundle, RopeSpec
+from ...engines.bundle import Bundle, Geometry, RopeSpec
 from ...engines.errors import UserError
 from ...engines.files import reason, write_whole
 from ...engines.ort import OrtBackend
 from ..prompts import PromptBank
-from ..rope import head_frequencies, mean_cosine, phase_concentration, stretched_frequencies
+from ..rope import (
+    axis_frequencies,
+    head_frequencies,
+    head_thetas,
+    mean_cosine,
+    phase_concentration,
+    stretched_frequencies,
+)
 from ..stream import Stream
 from .plots import pyplot
+from .spectra import LONGEST, epsilon_of, spectra_lines, spectra_table
 from .statistics import clip_stats, latent_distance
 
 SIGMAS = (0.0, 0.2, 0.5, 0.8)  # jitter strengths
-OTHERS = ("pi", "ntk", "yarn", "riflex", "relative")
+STRETCHED = ("pi", "ntk", "yarn", "riflex")
+FOLLOWING = ("relative", "relative-jitter", "horizon")  # by a bundle exported with --rope relative
+JITTERED = ("heads", "layers", "designed")  # by a bundle with tables of every layer, --jitter-by layer
+OTHERS = (*STRETCHED, *FOLLOWING, *JITTERED)
 NEIGHBOURHOOD = 10  # chunks on either side that a chunk is compared with
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to fill the temporal tables."""
+    """One way to fill the temporal tables.
 
-    method: str  # jitter, pi, ntk, yarn, riflex, relative
+    jitter: the bundle's own ε at strength sigma. heads: the paper's draw, a base a head; layers: the stratified draw, a base
+    for every head of every layer; designed: searched up to the length of the stream; these at the bundle's strength.
+    relative: sinks right behind the window, without jitter; relative-jitter: with the bundle's; horizon: without, at the end
+    of what the model was trained to reach. pi, ntk, yarn, riflex: the spectrum stretched.
+    """
+
+    method: str
     sigma: float = 0.0  # of the jitter
 
     @property
@@ -44,11 +61,21 @@ class Variant:
         return f"jitter {self.sigma:g}" if self.method == "jitter" else self.method
 
     def frequencies(self, rope: RopeSpec, trained: int, reach: int) -> NDArray[np.float64]:
-        """ω of every head, [heads, channels/2]."""
-        if self.method in ("jitter", "relative"):
+        """ω of every head, [heads, channels/2], or of every head of every layer, [layers, heads, channels/2]."""
+        if self.method in STRETCHED:
+            stretched = stretched_frequencies(self.method, rope.theta, rope.channels, trained, reach)
+            return np.repeat(stretched[None], np.shape(rope.epsilon)[-1], 0)
+        if self.method in ("jitter", "relative", "horizon"):
             return head_frequencies(rope, self.sigma)
-        stretched = stretched_frequencies(self.method, rope.theta, rope.channels, trained, reach)
-        return np.repeat(stretched[None], len(rope.epsilon), 0)
+        if self.method == "relative-jitter":
+            return head_frequencies(rope, rope.jitter_sigma)
+        layers, heads = np.shape(rope.epsilon)
+        epsilon = epsilon_of(self.method, rope, layers, heads, reach)
+        return axis_frequencies(head_thetas(rope.theta, rope.jitter_sigma, epsilon), rope.channels)
+
+    def distance(self, geometry: Geometry, trained: int) -> int | None:
+        """Of sinks that follow the window; None: right behind it."""
+        return max(geometry.behind, trained - geometry.chunk) if self.method == "horizon" else None
 
 
 def variants(sigmas: Sequence[float], others: Sequence[str]) -> list[Variant]:
@@ -87,9 +114,9 @@ class Collapse:
 
 def collapse_indices(frequencies: NDArray[np.float64], reach: int, neighbourhood: int = 30) -> list[tuple[int, float]]:
     """Distances Δ < reach at which the mean over heads of R(Δ) is largest within ± neighbourhood frames, with R(Δ),
-    highest first. frequencies [heads, K]."""
+    highest first. frequencies [heads, K], or of every layer."""
     distances = np.arange(reach)
-    value = mean_cosine(frequencies, distances).mean(0)
+    value = mean_cosine(frequencies.reshape(-1, frequencies.shape[-1]), distances).mean(0)
     peaks = [
         int(d)
         for d in distances[neighbourhood:-neighbourhood]
@@ -125,7 +152,8 @@ def run(
         bundle,
         prompt=prompt,
         seed=seed,
-        rope_mode="relative" if variant.method == "relative" else "absolute",
+        rope_mode="relative" if variant.method in FOLLOWING else "absolute",
+        sink_distance=variant.distance(g, trained),
         frequencies=variant.frequencies(rope, trained, frames),
         probe=probe,
         options=options,
@@ -183,8 +211,17 @@ def study_sinks(
 ) -> list[Path]:
     """Every variant on every prompt (default: the bank's first) and seed; what was found stands in `output` after each.
 
-    frames: latent frames of a stream; trained: latent frames that the model was trained to reach. Raises UserError.
+    methods: default all that the bundle has tables for. frames: latent frames of a stream; trained: latent frames that the
+    model was trained to reach. Raises UserError.
     """
+    methods = fitting(bundle, OTHERS) if methods is OTHERS else methods
+    if missing := [method for method in methods if method in OTHERS and method not in fitting(bundle, methods)]:
+        raise UserError(
+            f"method {missing[0]}: {bundle.path} has no tables for it; export it with "
+            f"{'--rope relative' if missing[0] in FOLLOWING else '--jitter-by layer'}"
+        )
+    for line in spectra_lines(bundle, min(frames, LONGEST)):
+        tell(line)
     bank = PromptBank(bundle, OrtBackend(EngineOptions()))
     found = [bank.find(text) for text in prompts or bank.prompts[:1]]  # fail now, not in another process
     wanted = [(variant, text, seed) for variant in variants(sigmas, methods) for text in found for seed in seeds]
@@ -200,6 +237,13 @@ def study_sinks(
         )
 
     return write_report(output, bundle, run_all(bundle, wanted, frames, trained, jobs, keep), frames, trained)
+
+
+def fitting(bundle: Bundle, methods: Sequence[str]) -> list[str]:
+    """The methods that the bundle's step graph has tables for."""
+    inputs = {spec.name: spec.shape for spec in bundle.manifest.graphs["step"].inputs}
+    without = (() if "sink_cos" in inputs else FOLLOWING) + (() if len(inputs["rope_cos"]) == 4 else JITTERED)
+    return [method for method in methods if method not in without]
 
 
 def heads_together(mass: ArrayLike, heads: int) -> float:
@@ -237,15 +281,16 @@ def table(runs: Sequence[Run], frames_per_chunk: int, heads: int) -> list[dict[s
 
 def write_record(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int, trained: int) -> None:
     """Write sinks.json (every run so far, the table, the predictions), whole. Raises UserError."""
-    chunk, rope = bundle.manifest.geometry.chunk, bundle.manifest.rope
+    chunk = bundle.manifest.geometry.chunk
     spectra = spectra_of(bundle, runs, frames, trained)
     record = {
         "bundle": bundle.manifest.name,
         "step_sha256": bundle.manifest.graphs["step"].model.sha256,
         "latent_frames": frames,
         "trained": trained,
+        "spectra": spectra_table(bundle, min(frames, LONGEST)),
         "predicted": {label: collapse_indices(spectrum, frames)[:5] for label, spectrum in spectra.items()},
-        "table": table(runs, chunk, len(rope.epsilon)),
+        "table": table(runs, chunk, bundle.manifest.network.heads),
         "runs": [asdict(r) for r in runs],
     }
     try:
@@ -282,7 +327,8 @@ def plot(file: Path, spectra: dict[str, NDArray[np.float64]], runs: Sequence[Run
     if probed := all(r.sink_mass is not None for r in runs):
         titles.append("attention on the sinks, mean over heads and layers")
     figure, axes = plt.subplots(len(titles), 1, figsize=(11, 3 * len(titles)), sharex=True)
-    for label, spectrum in spectra.items():
+    for label, of_heads in spectra.items():
+        spectrum = of_heads.reshape(-1, of_heads.shape[-1])
         axes[0].plot(distances, phase_concentration(spectrum, distances).mean(0), label=label)
         axes[1].plot(distances, mean_cosine(spectrum, distances).mean(0), label=label)
         mine = [r for r in runs if r.variant.label == label]

@@ -67,7 +67,7 @@ def test_peaks_are_those_of_the_tensors(bundle: Bundle, step: onnx.ModelProto, t
         for _ in range(2):
             before = {k: b.read() for k, b in loop.ring.items()}
             stream.next_chunk()
-            place = {"rope_cos": loop.cos, "rope_sin": loop.sin, "slot": loop.slot, "kv_len": loop.valid}
+            place = {**loop.tables, "slot": loop.slot, "kv_len": loop.valid}
             feed = {k: b.read() for k, b in (place | loop.prompt_kv).items()} | before  # type: ignore[operator]
             feed |= {"latent": loop.noise[0].read(), "noise": loop.noise[1].read(), "step": np.array([0], np.int64)}
             peak = np.maximum(
@@ -167,13 +167,28 @@ def test_int8_ring(portable_path: Path, bundle_path: Path, tmp_path: Path) -> No
             assert stored.dtype == np.int8
             back = stored * b._loop.ring[f"{name}_scale"].read()
             assert back[:, :, :24] == pytest.approx(true[:, :, :24], abs=float(0.35 * np.abs(true).max()))
-        with pytest.raises(UserError, match="INT8 ring"):
-            Stream(small, rope_mode="relative")
     found = compare(floats, small, PROMPTS[1:2], [1], 200, 0)
     assert len(found.lockstep[0].psnr) == 200
     assert min(found.lockstep[0].psnr) > 25
     early, late = np.mean(found.lockstep[0].psnr[10:60]), np.mean(found.lockstep[0].psnr[-50:])
     assert abs(early - late) < 2  # no error builds up
+
+
+def test_int8_ring_of_sinks_that_follow(following_paths: dict[str, Path], tmp_path: Path) -> None:
+    """Their keys stand in float beside it."""
+    out = tmp_path / "ring.everframe"
+    source = Bundle.open(following_paths["portable"])
+    calibrate(source.path, out, changed(QUICK, precision="int8-weights", ring="int8"), False)
+    with Stream(Bundle.open(out), seed=3) as small, Stream(source, seed=3) as floats:
+        a = b = np.zeros(1)
+        for _ in range(8):
+            a, b = small.next_chunk().latent, floats.next_chunk().latent
+        assert small.rope_mode == "relative"
+        kept = small._loop.ring["sink_k_0"].read()
+        true = floats._loop.ring["k_0"].read()[:, :, : small.layout.sink_tokens]
+    assert kept.dtype == np.float32
+    assert np.abs(kept - true).max() < 0.1 * np.abs(true).max()  # the linears before it are INT8
+    assert np.abs(a - b).max() < 0.5 * np.abs(b).max()
 
 
 def test_ring_quantisation_is_exact_to_half_a_step(portable_path: Path) -> None:

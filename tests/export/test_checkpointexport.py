@@ -46,8 +46,8 @@ Where DepthToSpace
 """
 
 
-def test_portable_form_keeps_to_what_old_parsers_know(portable_path: Path) -> None:
-    for file in portable_path.glob("*.onnx"):
+def test_portable_form_keeps_to_what_old_parsers_know(portable_path: Path, following_paths: dict[str, Path]) -> None:
+    for file in (*portable_path.glob("*.onnx"), *following_paths["portable"].glob("*.onnx")):
         model = onnx.load(file)
         assert max(o.version for o in model.opset_import if o.domain == "") == 18
         assert {n.op_type for n in model.graph.node} <= set(TENSORRT_10_3.split()), file.name
@@ -55,7 +55,14 @@ def test_portable_form_keeps_to_what_old_parsers_know(portable_path: Path) -> No
         assert not model.functions
 
 
-@pytest.mark.parametrize("changes", [{"form": "portable", "window": 3, "sink": 0}, {"form": "portable", "sink": 6}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"form": "portable", "window": 3, "sink": 0},
+        {"form": "portable", "sink": 6},
+        {"form": "portable", "window": 6, "rope": "relative"},  # nothing but sinks in the ring
+    ],
+)
 def test_portable_windows(checkpoint: Path, tmp_path: Path, changes: dict) -> None:
     out = tmp_path / "x.everframe"
     if changes.get("window") == 3:
@@ -133,6 +140,10 @@ def test_a_graph_that_disagrees_is_not_written(
         (Overrides(sink=2), ["sink 2", "whole chunks"]),
         (Overrides(jitter=1.0), ["jitter_sigma", "1.0"]),
         (Overrides(rope="round"), ["mode", "round"]),
+        (Overrides(sink_distance=30), ["--sink-distance 30", "--rope relative"]),
+        (Overrides(sink_distance=8, rope="relative"), ["sink_distance 8", "9 or more", "window of 12"]),
+        (Overrides(jitter_by="pixel"), ["jitter_by", "pixel"]),
+        (Overrides(jitter_design=100), ["jitter_design 100", "jitter_by layer"]),
     ],
 )
 def test_impossible_overrides(checkpoint: Path, tmp_path: Path, overrides: Overrides, words: list[str]) -> None:

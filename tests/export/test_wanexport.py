@@ -42,7 +42,7 @@ def test_stream_of_a_wan_bundle(wan_home: Path, exported: Bundle) -> None:
     """Latents against the slow reference with the tokens encoded here; frames against diffusers' whole-clip decode."""
     state = load_file(wan_home / "diffusion_pytorch_model.safetensors")
     config = load_transformer(source(wan_home), single).config
-    thetas = [10000.0 * (1 + 0.8 * e) for e in exported.manifest.rope.epsilon]
+    thetas = (10000.0 * (1 + 0.8 * np.array(exported.manifest.rope.epsilon))).tolist()
     reference = Reference(state, config, chunk=3, sink=3, window=12, thetas=thetas)
     text = Umt5(wan_home / "text").encode(WAN_PROMPTS[0], 512).half().double()
     shape = exported.manifest.geometry.latent_shape

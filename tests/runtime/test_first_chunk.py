@@ -48,7 +48,7 @@ class Expected:
     """The reference, given the first list for the first chunk that it denoises and the common one for all others."""
 
     def __init__(self, checkpoint: Path, bundle: Bundle):
-        thetas = [10000.0 * (1 + 0.8 * e) for e in bundle.manifest.rope.epsilon]
+        thetas = (10000.0 * (1 + 0.8 * np.array(bundle.manifest.rope.epsilon))).tolist()
         state = load_file(checkpoint / "transformer.safetensors")
         self.reference = Reference(state, TRANSFORMER, chunk=1, sink=1, window=4, thetas=thetas)
         self.texts = {k: v.double() for k, v in load_file(checkpoint / "prompts.safetensors").items()}

@@ -33,8 +33,8 @@ SIGMAS = flow_sigmas([1000, 750, 500, 250], 5.0)
 Form = Literal["in-place", "portable"]
 
 
-def exported(checkpoint: Path, path: Path, form: Form, window: int) -> Path:
-    changes = Overrides(form=form, window=window, sink_ema=ALPHA, rope="relative")
+def exported(checkpoint: Path, path: Path, form: Form, window: int, by: str = "head") -> Path:
+    changes = Overrides(form=form, window=window, sink_ema=ALPHA, rope="relative", jitter_by=by)
     export_checkpoint(checkpoint, path, changes, chunks=8, force=False)
     return path
 
@@ -55,21 +55,21 @@ class Rolled(Reference):
     first. Positions count within the window (relative), or the sinks keep their own (absolute)."""
 
     def __init__(self, bundle: Bundle, checkpoint: Path, mode: str = "relative"):
-        thetas = [10000.0 * (1 + 0.8 * e) for e in bundle.manifest.rope.epsilon]
+        thetas = (10000.0 * (1 + 0.8 * np.array(bundle.manifest.rope.epsilon))).tolist()
         state = load_file(checkpoint / "transformer.safetensors")
         super().__init__(state, TRANSFORMER, chunk=3, sink=3, window=bundle.manifest.geometry.window, thetas=thetas)
         self.mode, self.made = mode, 0
         self.texts = {k: v.double() for k, v in load_file(checkpoint / "prompts.safetensors").items()}
         self.shape = bundle.manifest.geometry.latent_shape
 
-    def turn(self, keys: Tensor, frames: int) -> Tensor:
+    def turn(self, keys: Tensor, frames: int, layer: int = 0) -> Tensor:
         """keys [tokens, heads, D] turned on by so many latent frames; the temporal pairs come first."""
         _, heads, dim = keys.shape
         channels = dim - 4 * (dim // 6)
         angles = torch.zeros(heads, dim // 2, dtype=torch.float64)
         for h in range(heads):
             for j in range(channels // 2):
-                angles[h, j] = frames * self.thetas[h] ** (-2 * j / channels)
+                angles[h, j] = frames * self.thetas_of(layer)[h] ** (-2 * j / channels)
         pairs = torch.view_as_complex(keys.reshape(*keys.shape[:2], -1, 2).contiguous())
         return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).reshape(keys.shape)
 
@@ -82,12 +82,13 @@ class Rolled(Reference):
 
     def visible(self) -> list[list[tuple[Tensor, Tensor]]]:
         return [
-            [(self.turn(k, place), v) for k, v in chunk] for chunk, place in zip(self.past, self.places(), strict=False)
+            [(self.turn(k, place, i), v) for i, (k, v) in enumerate(chunk)]
+            for chunk, place in zip(self.past, self.places(), strict=False)
         ]
 
     def commit(self, x0: Tensor, text: Tensor, start: int) -> None:
         _, own = self.forward(x0, 0.0, text, start)
-        self.past.append([(self.turn(k, -start), v) for k, v in own])
+        self.past.append([(self.turn(k, -start, i), v) for i, (k, v) in enumerate(own)])
 
     def next(self, seed: int, prompt: str = PROMPTS[0]) -> Tensor:
         if len(self.past) == self.window // 3:
@@ -114,6 +115,14 @@ def test_folded_as_the_original_does(paths: dict, checkpoint: Path, name: str, m
     assert bundle.manifest.geometry.sink_ema == ALPHA
     with Stream(bundle, seed=4, rope_mode=mode) as stream:
         for c in range(10):
+            assert error(stream.next_chunk().latent, reference.next(4)) < 2e-5, c
+
+
+def test_folded_with_bases_of_every_layer(checkpoint: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(exported(checkpoint, tmp_path / "b.everframe", "portable", 9, "layer"))
+    reference = Rolled(bundle, checkpoint)
+    with Stream(bundle, seed=4) as stream:
+        for c in range(6):
             assert error(stream.next_chunk().latent, reference.next(4)) < 2e-5, c
 
 
@@ -222,7 +231,7 @@ def test_an_int8_ring(paths: dict, tmp_path: Path) -> None:
     graphs = dict(manifest.graphs)
     for name in ("step", "recache", "sinks"):
         model = onnx.load(path / f"{name}.onnx")
-        int8_ring(model)
+        int8_ring(model, 3 * manifest.geometry.frame_tokens)
         onnx.save(model, path / f"{name}.onnx")
         graphs[name] = describe_graph(path / f"{name}.onnx")
     write_manifest(path, manifest.model_copy(update={"graphs": graphs}))
@@ -242,6 +251,7 @@ def test_an_int8_ring(paths: dict, tmp_path: Path) -> None:
             else:  # the ring has one chunk beside the sinks: it goes when the next one is stored
                 expected = ALPHA * before["mean_v_1"] + (1 - ALPHA) * leaving
             assert np.abs(got - expected).max() < 1e-6 * np.abs(expected).max(), c
+            assert (ring["sink_k_1"].read() == mean["mean_k_1"].read()).all()  # in float beside the ring
             stands = ring["v_1"].read()[:, :, :tokens] * ring["v_1_scale"].read()[:, :, :tokens]
             assert np.abs(stands - got).max() <= 0.51 * ring["v_1_scale"].read()[:, :, :tokens].max()
 

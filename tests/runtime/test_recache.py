@@ -37,7 +37,7 @@ def bundle(request: pytest.FixtureRequest, bundle_path: Path, portable_path: Pat
 
 
 def reference_of(bundle: Bundle, checkpoint: Path) -> Reference:
-    thetas = [10000.0 * (1 + 0.8 * e) for e in bundle.manifest.rope.epsilon]
+    thetas = (10000.0 * (1 + 0.8 * np.array(bundle.manifest.rope.epsilon))).tolist()
     state = load_file(checkpoint / "transformer.safetensors")
     return Reference(state, TRANSFORMER, chunk=3, sink=3, window=12, thetas=thetas)
 
@@ -102,8 +102,10 @@ def test_after_a_flush_the_sinks_and_the_newest_chunk(bundle: Bundle, checkpoint
             assert (latent - expected).abs().max() < 2e-5 * expected.abs().max(), c
 
 
-def test_relative_sinks(bundle: Bundle, checkpoint: Path) -> None:
+@pytest.mark.parametrize("form", ["in-place", "portable"])
+def test_relative_sinks(following_paths: dict[str, Path], checkpoint: Path, form: str) -> None:
     """They stand right behind the window when it is run again, and go on standing there; early, they are made anew."""
+    bundle = Bundle.open(following_paths[form])
     texts = texts_of(checkpoint)
     for at in (3, 7):
         reference, made, sink = reference_of(bundle, checkpoint), [], texts[PROMPTS[0]]

@@ -31,7 +31,9 @@ def bundle(request: pytest.FixtureRequest, bundle_path: Path, portable_path: Pat
 
 @pytest.mark.parametrize(("mode", "overlap"), [("absolute", False), ("relative", False), ("absolute", True)])
 @pytest.mark.parametrize("at", [0, 1, 3, 7])
-def test_bit_for_bit(bundle: Bundle, tmp_path: Path, at: int, mode: str, overlap: bool) -> None:
+def test_bit_for_bit(
+    bundle: Bundle, following_paths: dict[str, Path], tmp_path: Path, at: int, mode: str, overlap: bool
+) -> None:
     """At every fill level, with a prompt change waiting, and another one after it."""
 
     def change(stream: Stream, c: int) -> None:
@@ -40,6 +42,8 @@ def test_bit_for_bit(bundle: Bundle, tmp_path: Path, at: int, mode: str, overlap
         if c == at + 3:
             stream.set_prompt(PROMPTS[2], "flush")
 
+    if mode == "relative":
+        bundle = Bundle.open(following_paths[bundle.manifest.form])
     kw = {"seed": 4, "prompt": PROMPTS[0], "rope_mode": mode, "overlap": overlap}
     with Stream(bundle, **kw) as whole:  # type: ignore[arg-type]
         expected = []
@@ -100,14 +104,15 @@ def test_killed_again_and_again(bundle_path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out.rgb").read_bytes() == expected
 
 
-def test_states_of_something_else(bundle: Bundle, tmp_path: Path) -> None:
-    file = tmp_path / "s.safetensors"
+def test_states_of_something_else(following_paths: dict[str, Path], tmp_path: Path) -> None:
+    file, bundle = tmp_path / "s.safetensors", Bundle.open(following_paths["in-place"])
     with Stream(bundle, seed=1) as stream:
         stream.next_chunk()
         save_state(stream, file)
     for settings, words in (
         ({"seed": 2}, "another seed"),
-        ({"seed": 1, "rope_mode": "relative"}, "another rope mode"),
+        ({"seed": 1, "rope_mode": "absolute"}, "another rope mode"),
+        ({"seed": 1, "sink_distance": 30}, "another sink distance"),
         ({"seed": 1, "jitter_sigma": 0.1}, "another frequencies"),
         ({"seed": 1, "overlap": False}, "another overlap"),
     ):

@@ -9,9 +9,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
+from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime.cli.app import app
-from everframe.runtime.measure.study import OTHERS, collapse, collapse_indices, heads_together, variants
+from everframe.runtime.measure.study import (
+    OTHERS,
+    STRETCHED,
+    collapse,
+    collapse_indices,
+    heads_together,
+    study_sinks,
+    variants,
+)
 from everframe.runtime.rope import axis_frequencies
 
 from helpers import PROMPTS
@@ -56,7 +66,7 @@ def test_a_short_real_study(bundle_path: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--prompt", PROMPTS[1]], catch_exceptions=False)
     assert result.exit_code == 0
     record = json.loads((tmp_path / "r" / "sinks.json").read_text())
-    assert len(record["runs"]) == 4 + len(OTHERS)
+    assert len(record["runs"]) == 4 + len(STRETCHED)  # this bundle has tables for no others
     assert all(len(r["distance"]) == 19 and r["prompt"] == PROMPTS[1] for r in record["runs"])
     by_label = {row["variant"]: row for row in record["table"]}
     for run in record["runs"]:  # the table follows from the runs
@@ -67,3 +77,25 @@ def test_a_short_real_study(bundle_path: Path, tmp_path: Path) -> None:
         assert by_label[label]["motion"] == run["motion"]
     plain, jittered = (next(r["distance"] for r in record["runs"] if r["variant"]["sigma"] == s) for s in (0.0, 0.8))
     assert plain != jittered
+
+
+def test_every_variant_of_a_bundle_that_can_do_all(checkpoint: Path, tmp_path: Path) -> None:
+    """Each fills the tables in its own way, so each makes a stream of its own; what spectra gain stands in the record."""
+    path = tmp_path / "all.everframe"
+    export_checkpoint(checkpoint, path, Overrides(rope="relative", jitter_by="layer"), chunks=0, force=False)
+    told: list[str] = []
+    study_sinks(Bundle.open(path), tmp_path / "r", seeds=[3], sigmas=[0.0], frames=60, tell=told.append)
+    record = json.loads((tmp_path / "r" / "sinks.json").read_text())
+    assert [r["variant"]["method"] for r in record["runs"]] == ["jitter", *OTHERS]
+    streams = [tuple(r["distance"]) for r in record["runs"]]
+    assert len(set(streams)) == len(streams)
+    for kinds in record["spectra"].values():
+        assert kinds["designed"][1] < kinds["layers"][1] < kinds["none"][1]
+    assert "wan2.1-1.3b" in record["spectra"]
+    assert sum("highest mean cosine" in line for line in told) == 2
+
+
+@pytest.mark.parametrize(("method", "flag"), [("horizon", "--rope relative"), ("designed", "--jitter-by layer")])
+def test_a_bundle_without_the_tables_says_what_to_do(bundle: Bundle, tmp_path: Path, method: str, flag: str) -> None:
+    with pytest.raises(UserError, match=f"method {method}: .*{flag}"):
+        study_sinks(bundle, tmp_path / "r", methods=[method])

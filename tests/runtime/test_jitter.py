@@ -1,0 +1,59 @@
+"""Bases of every head of every layer: how they are spread, and what a design reaches, by direct formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from everframe.runtime.jitter import NEAR, designed_jitter, far_cosine, highest_return, stratified_jitter
+from everframe.runtime.rope import axis_frequencies, draw_jitter, head_thetas
+
+
+def curve(epsilon: np.ndarray, channels: int, reach: int) -> list[float]:
+    """Mean over all bases and channel pairs of cos(ω·Δ), ω = (10000·(1 + 0.8·ε))^(−2j/channels), for Δ = NEAR … reach."""
+    thetas = [10000.0 * (1 + 0.8 * e) for e in np.ravel(epsilon)]
+    waves = [theta ** (-2 * j / channels) for theta in thetas for j in range(channels // 2)]
+    return [math.fsum(math.cos(w * d) for w in waves) / len(waves) for d in range(NEAR, reach + 1)]
+
+
+def comes_back(values: list[float]) -> float:
+    return max(values[i] - min(values[: i + 1]) for i in range(len(values)))
+
+
+def test_one_in_each_part_and_every_layer_spans_the_range() -> None:
+    epsilon = stratified_jitter(30, 12, seed=3)
+    assert epsilon.shape == (30, 12)
+    parts = np.floor((epsilon + 1) / 2 * 360).astype(int)
+    assert sorted(parts.ravel()) == list(range(360))
+    for layer in epsilon:
+        assert sorted(np.floor((layer + 1) / 2 * 12).astype(int)) == list(range(12))
+    assert (epsilon == stratified_jitter(30, 12, seed=3)).all()
+    assert (epsilon != stratified_jitter(30, 12, seed=4)).any()
+    places = np.argsort(epsilon, 1)[:, 0]  # which head has the layer's smallest: not always the same
+    assert len(set(places)) > 5
+
+
+def test_the_curve_and_its_return() -> None:
+    epsilon = stratified_jitter(2, 3, seed=0)
+    found = far_cosine(axis_frequencies(head_thetas(10000.0, 0.8, epsilon), 24), 200)
+    assert found == pytest.approx(curve(epsilon, 24, 200), abs=1e-12)
+    assert highest_return(found) == pytest.approx(comes_back(curve(epsilon, 24, 200)), abs=1e-12)
+
+
+@pytest.mark.parametrize(("layers", "heads", "channels"), [(4, 4, 24), (6, 12, 44)])
+def test_a_design_is_below_every_draw(layers: int, heads: int, channels: int) -> None:
+    """Its highest mean cosine and how far it comes back, against the paper's draws and stratified ones of ten seeds."""
+    reach = 400
+    made = designed_jitter(10000.0, channels, 0.8, layers, heads, reach, seed=0)
+    assert made.shape == (layers, heads)
+    assert np.abs(made).max() <= 1
+    assert np.diff(np.sort(made.ravel())).min() > 1e-3
+    assert (made == designed_jitter(10000.0, channels, 0.8, layers, heads, reach, seed=0)).all()
+    values = curve(made, channels, reach)
+    for seed in range(10):
+        stratified = curve(stratified_jitter(layers, heads, seed), channels, reach)
+        assert comes_back(values) < comes_back(stratified)
+        assert max(values) + comes_back(values) < max(stratified) + comes_back(stratified)
+        assert comes_back(values) < comes_back(curve(draw_jitter(heads, seed), channels, reach))
