@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,3 +40,15 @@ class Chunk:
         """Share of attention on the sinks [steps, L, H]; None without the probe graph of `export --probe`."""
         told = [values["sink_mass"] for values in self.observed[:-2] if "sink_mass" in values]
         return np.stack(told) if told else None
+
+
+class Clock:
+    """Seconds from lap to lap."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        spent, self._last = now - self._last, now
+        return spent

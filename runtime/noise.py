@@ -14,3 +14,22 @@ def chunk_noise(seed: int, chunk: int, passes: int, shape: tuple[int, ...]) -> N
     """
     generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, chunk]))
     return generator.standard_normal((passes, *shape), dtype=np.float32)
+
+
+class NoiseAhead:
+    """The noise of one stream's chunks, each the same as `chunk_noise`, drawn before it is asked for where there is time."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape = shape
+        self._drawn: tuple[tuple[int, int, int], NDArray[np.float32]] | None = None
+
+    def draw(self, seed: int, chunk: int, passes: int) -> None:
+        """Have it ready."""
+        self._drawn = (seed, chunk, passes), chunk_noise(seed, chunk, passes, self._shape)
+
+    def take(self, seed: int, chunk: int, passes: int) -> NDArray[np.float32]:
+        """float32 [passes, *shape], the one that is ready or a new one."""
+        ready, self._drawn = self._drawn, None
+        if ready is not None and ready[0] == (seed, chunk, passes):
+            return ready[1]
+        return chunk_noise(seed, chunk, passes, self._shape)

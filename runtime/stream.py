@@ -24,8 +24,8 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.ort import OrtBackend
 from .anchor import encode_anchor
-from .chunks import Chunk, Timings
-from .noise import chunk_noise
+from .chunks import Chunk, Clock, Timings
+from .noise import NoiseAhead
 from .passes import Passes
 from .prompts import PromptBank
 from .proof import require
@@ -127,6 +127,7 @@ class Stream:
         self._loop = Passes(backend, bundle, "probe" if probe else "step", lanes=2 if self.overlap else 1)
         if verify and not probe:
             require(self._loop, bundle, self.bank, backend)
+        self._noise = NoiseAhead(self.geometry.latent_shape)
         self._sinks_made: int | None = None  # latent frame index of the first sink frame
         # What whoever runs this should be told.
         self.notices = [note for note in (self._loop.recache_note,) if note is not None]
@@ -216,8 +217,10 @@ class Stream:
         loop = self._loop
         this = self._begun or self._begin(None)
         self._begun = None
+        if self.overlap:  # the next chunk's, while this one is being made
+            self._noise.draw(self.seed, self._index, len(loop.schedules["make"]))
         seconds = loop.made()
-        clock = _Clock()
+        clock = Clock()
         latent = loop.x0.read()[0]
         if this.written == 0 and loop.moving is not None:
             loop.moving.begin(this.position)
@@ -247,7 +250,7 @@ class Stream:
 
         shown: its latent, and whether the decoder starts anew with it.
         """
-        clock = _Clock()
+        clock = Clock()
         loop, geometry = self._loop, self.geometry
         fresh = self._apply_prompt()
         prompt_time = clock.lap()
@@ -262,7 +265,7 @@ class Stream:
             kind = "first" if self._first and "first" in loop.schedules else "make"
             self._first = False
             draws = len(loop.schedules[kind])
-            loop.write_noise(chunk_noise(self.seed, self._index, draws, geometry.latent_shape))
+            loop.write_noise(self._noise.take(self.seed, self._index, draws))
         latent, anew = (None, fresh and not self.overlap) if shown is None else (shown[0][None], shown[1])
         if anew:
             loop.reset_decoder()
@@ -389,13 +392,3 @@ def check_transition(transition: str) -> None:
     """Raises UserError."""
     if transition not in TRANSITIONS:
         raise UserError(f"transition {transition!r}: expected one of {', '.join(TRANSITIONS)}")
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        spent, self._last = now - self._last, now
-        return spent

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from everframe.runtime.noise import chunk_noise
+from everframe.runtime.noise import NoiseAhead, chunk_noise
 
 SHAPE = (1, 16, 3, 18, 32)
 
@@ -27,3 +27,15 @@ def test_is_standard_normal() -> None:
 
 def test_takes_the_largest_seed() -> None:
     assert np.isfinite(chunk_noise(2**64 - 1, 2**50, 1, (3,))).all()
+
+
+def test_noise_that_was_drawn_ahead_is_the_same() -> None:
+    """And what was drawn for another seed, chunk or number of passes is not taken."""
+    shape = (2, 3, 4)
+    expected = {key: chunk_noise(*key, shape) for key in ((7, 3, 4), (8, 3, 4), (7, 4, 4), (7, 3, 2))}
+    ahead = NoiseAhead(shape)
+    for drawn in expected:
+        for key, noise in expected.items():
+            ahead.draw(*drawn)
+            assert (ahead.take(*key) == noise).all()
+            assert (ahead.take(*key) == noise).all()  # it is gone, and drawn again
