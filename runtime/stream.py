@@ -63,10 +63,8 @@ class Stream:
         prompt: a prompt of the bank; default its first.
         seed: 0 … 2^64−1. The same seed gives the same frames on one machine and backend.
         start: latent frame index of the first chunk, as far out as you like.
-        rope_mode: "absolute": sinks stand where they were made; "relative": they follow the window, at the same distance
-            for ever, by a bundle that was exported with it. Default the manifest's.
-        sink_distance: latent frames between the first sink frame and the first of the chunk, where they follow; default the
-            manifest's, and else right behind the window.
+        rope_mode: "absolute": sinks stay where they were made; "relative": they follow the window. Default the manifest's.
+        sink_distance: latent frames from the first sink frame to the chunk's first; default the manifest's.
         jitter_sigma: strength of the multi-head RoPE jitter in [0, 1); default the manifest's.
         frequencies: temporal spectrum of every head, radians per latent frame [heads, channels/2], in place of the one
             that theta and jitter make; for studies.
