@@ -175,6 +175,8 @@ def quantised_graphs(
     if "recache" in graphs:  # the same layers of the same weights, at the ranges of the step graph
         model, step = (onnx.load(bundle.graph_path(n), load_external_data=False) for n in ("recache", "step"))
         pairs = [pair for pair in find_matching(model, linears, step) if pair[1].name not in excluded]
+        if not pairs and len(excluded) < len(linears):
+            raise UserError(f"{bundle.path}: its recache graph has none of the step graph's weights: export it anew")
         spans = {own.key: found[twin.key] for own, twin in pairs if twin.key in found}
         change("recache", model, [own for own, _ in pairs], spans)
     if "sinks" in graphs and settings.ring == "int8":

@@ -40,6 +40,7 @@ def build(
     weight_streaming: Annotated[
         bool, typer.Option("--weight-streaming", help="Allow weights to stay in host memory.")
     ] = False,
+    gpu: options.Gpu = None,
 ) -> None:
     """Compile a bundle's graphs into engines.
 

@@ -70,10 +70,11 @@ class Cuda:
             raise UserError(f"no NVIDIA driver ({error}); {CPU_HINT}") from None
         if count < 1:
             raise UserError(f"no NVIDIA GPU in this machine; {CPU_HINT}")
-        with contextlib.suppress(UserError):  # an embedding program has chosen already
-            self.call(
-                "cudaSetDeviceFlags", api.cudaDeviceScheduleBlockingSync
-            )  # a waiting thread sleeps, it does not spin
+        chosen = self.call("cudaGetDeviceFlags")
+        if (
+            not chosen & api.cudaDeviceScheduleMask
+        ):  # else an embedding program has chosen already; who waits now sleeps
+            self.call("cudaSetDeviceFlags", chosen | api.cudaDeviceScheduleBlockingSync)
         # Not blocking: neither waits for the default stream, which an embedding program may use. Decoding comes first: its
         # frames are due, and its many small kernels would stand behind the large ones of the next chunk.
         least, greatest = self.call("cudaDeviceGetStreamPriorityRange")
@@ -81,6 +82,8 @@ class Cuda:
             self.call("cudaStreamCreateWithPriority", api.cudaStreamNonBlocking, priority)
             for priority in (least, greatest)
         )
+        for stream in (self.stream, self.beside):
+            free_with(self, self, "cudaStreamDestroy", stream)
         self._sent = self._arrived = 0  # copies from staging memory, in their order on the main stream
         self._shared: np.ndarray | None = None
         self._waiting: list[Callable[[], None]] = []
@@ -263,5 +266,7 @@ def pinned(owner: object, cuda: Cuda, size: int) -> np.ndarray:
 
 
 def free_with(owner: object, cuda: Cuda, how: str, thing: Any) -> None:
-    """Free memory, an event or a graph when its owner goes; at the end of the process the driver does."""
-    weakref.finalize(owner, cuda.call, how, thing).atexit = False
+    """Free memory, a stream, an event or a graph when its owner goes; at the end of the process the driver does.
+
+    What it answers is not looked at: after an error of the device every one of these calls would repeat it."""
+    weakref.finalize(owner, getattr(cuda.api, how), thing).atexit = False

@@ -42,7 +42,7 @@ class CudaDevice:
 
 def new_event(owner: object, cuda: Cuda) -> Any:
     """An event that goes with its owner."""
-    event = cuda.call("cudaEventCreate")
+    event = cuda.call("cudaEventCreateWithFlags", cuda.api.cudaEventBlockingSync)  # who waits for it sleeps
     free_with(owner, cuda, "cudaEventDestroy", event)
     return event
 

@@ -175,11 +175,15 @@ def choose_gpu(index: int | None) -> None:
     for None. It must come before CUDA is loaded, and a card that is not there shows when it is."""
     if index is None:
         return
-    seen = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
-    if seen and index >= len(seen):
-        raise UserError(f"--gpu {index}: CUDA_VISIBLE_DEVICES has {len(seen)}, {','.join(seen)}")
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    os.environ["CUDA_VISIBLE_DEVICES"] = seen[index] if seen else str(index)
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is None:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # else CUDA counts by speed, which nvidia-smi does not
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(index)
+        return
+    seen = [word for word in told.split(",") if word]
+    if index >= len(seen):
+        raise UserError(f"--gpu {index}: CUDA_VISIBLE_DEVICES has {len(seen)}{', ' + told if told else ''}")
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen[index]
 
 
 def chosen_gpu() -> int:

@@ -55,6 +55,8 @@ class OvEngine:
         names = {spec.name for spec in graph.inputs}
         self.fills = bool(names & {"kv_len", "mask"})
         self.passes: weakref.WeakSet[OvPass] = weakref.WeakSet()
+        # What a pass puts into a ring: one array a ring, whichever pass and compilation, for a stream has one at a time.
+        self._chunks: weakref.WeakKeyDictionary[HostBuffer, np.ndarray] = weakref.WeakKeyDictionary()
         self._compile = compile_graph
         self._filling = (
             compile_graph(True) if self.fills and "step" in names else None
@@ -81,11 +83,17 @@ class OvEngine:
         check_bindings(self.graph, inputs, outputs, self.file)
         return OvPass(self, {n: _host(b) for n, b in inputs.items()}, {n: _host(b) for n, b in outputs.items()})
 
+    def chunk_of(self, ring: HostBuffer, shape: tuple[int, ...]) -> np.ndarray:
+        """Where the chunk's part of a ring waits to be written into its slot."""
+        if ring not in self._chunks:
+            self._chunks[ring] = np.empty(shape, ring.dtype)
+        return self._chunks[ring]
+
 
 class OvPass:
     """A pass over buffers in host memory, which OpenVINO reads and writes where they are."""
 
-    def __init__(self, engine: OvEngine, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]):
+    def __init__(self, engine: OvEngine, inputs: dict[str, HostBuffer], outputs: dict[str, HostBuffer]):
         self.engine, self.inputs, self.outputs = engine, inputs, outputs
         self.requests: dict[bool, Any] = {}
         self._chunks: dict[bool, list[tuple[np.ndarray, np.ndarray]]] = {}  # a ring, and what goes into it at its slot
@@ -98,27 +106,28 @@ class OvPass:
             request = self.requests[filling] = self._request(filling)
         request.infer()
         for ring, chunk in self._chunks[filling]:
-            at = int(self.inputs["slot"][0])
+            at = int(self.inputs["slot"].array[0])
             ring[:, :, at : at + chunk.shape[2]] = chunk
 
     def _full(self) -> bool:
         """Whether every slot of the ring counts."""
         if "mask" in self.inputs:
-            return not self.inputs["mask"].any()
-        return int(self.inputs["kv_len"][0]) >= self.outputs["k_0_next"].shape[2]
+            return not self.inputs["mask"].array.any()
+        return int(self.inputs["kv_len"].array[0]) >= self.outputs["k_0_next"].shape[2]
 
     def _request(self, filling: bool) -> Any:
         import openvino
 
         request = self.engine.compiled(filling).create_infer_request()
         chunks = self._chunks[filling] = []
-        for side, arrays in ((request.model_inputs, self.inputs), (request.model_outputs, self.outputs)):
+        for side, buffers in ((request.model_inputs, self.inputs), (request.model_outputs, self.outputs)):
             for port in side:
-                array = next((arrays[n] for n in port.get_names() if n in arrays), None)
-                if array is None:
+                buffer = next((buffers[n] for n in port.get_names() if n in buffers), None)
+                if buffer is None:
                     continue
-                if array.shape != tuple(port.shape):
-                    chunks.append((array, np.empty(tuple(port.shape), array.dtype)))
+                array = buffer.array
+                if buffer.shape != tuple(port.shape):
+                    chunks.append((buffer.array, self.engine.chunk_of(buffer, tuple(port.shape))))
                     array = chunks[-1][1]
                 request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
         return request
@@ -253,10 +262,10 @@ def spread_mask(model: Any, masked: bool) -> None:
         reader.replace_source_output((whole if masked else op.constant(np.zeros((1, 1, 1, 1), np.float32))).output(0))
 
 
-def _host(buffer: Buffer) -> np.ndarray:
+def _host(buffer: Buffer) -> HostBuffer:
     if not isinstance(buffer, HostBuffer):
         raise ValueError(f"an OpenVINO engine needs host buffers, not {type(buffer).__name__}")
-    return buffer.array
+    return buffer
 
 
 def precisions(options: EngineOptions) -> list[str]:

@@ -27,6 +27,7 @@ from .machine import card_name
 from .trtbuild import first_error_logger, load_module
 
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
+LOADED = ("prompt", "step", "decode", "decode_first", "recache", "sinks", "encode")  # in this order, by the loop
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 
 
@@ -104,7 +105,10 @@ class TrtEngine:
     def save_cache(self) -> None:
         """Write the cache of compiled kernels: beside the engine, or in the user's cache folder where the bundle cannot be
         written."""
-        content = bytes(self._cache.serialize())
+        serialized = self._cache.serialize()
+        if serialized is None:  # the next start compiles again
+            return
+        content = bytes(serialized)
         part = self.cache_file.with_suffix(f".{os.getpid()}.part")
         with contextlib.suppress(OSError):
             self.cache_file.parent.mkdir(parents=True, exist_ok=True)
@@ -219,10 +223,20 @@ class TrtBackend:
         if record.options.get("strip_weights"):
             self._refit(engine, bundle, name, str(record.options["precision"]))
         if record.options.get("weight_streaming"):  # what fits stays on the device, the rest comes when it is needed
-            engine.weight_streaming_budget_v2 = streaming_budget(engine, bundle, self.device.free() or 0)
+            engine.weight_streaming_budget_v2 = streaming_budget(
+                engine, bundle, self.device.free() or 0, self._ahead(name, found)
+            )
         graph = stored_types(bundle.manifest.graphs[name], LOW_TYPES[str(record.options["precision"])])
         workspace = self._decoding if name.startswith("decode") else self._scratch
         return TrtEngine(engine, self.trt, graph, self.device, file, self.errors, workspace)
+
+    def _ahead(self, name: str, found: store.Stored) -> int:
+        """Bytes that the engines which are loaded after this one will want: their weights and their scratch memory."""
+        assert found.record is not None
+        order = sorted(found.record.graphs, key=lambda one: LOADED.index(one) if one in LOADED else len(LOADED))
+        later = order[order.index(name) + 1 :]
+        records = [found.record.graphs[one] for one in later]
+        return sum(r.file.bytes + r.memory.get("scratch_bytes", 0) for r in records)
 
     def _validity(self, content: bytes) -> str:
         """What TensorRT-RTX itself has against an engine on this card; nothing where it cannot tell."""
@@ -277,13 +291,16 @@ def streams(engine: Any) -> bool:
     return bool(size) and engine.weight_streaming_budget_v2 < size
 
 
-def streaming_budget(engine: Any, bundle: Bundle, free: int) -> int:
-    """Bytes of weights that stay on the card: what the tensors of all graphs and the scratch memory will not need.
+def streaming_budget(engine: Any, bundle: Bundle, free: int, ahead: int) -> int:
+    """Bytes of weights that stay on the card: what the tensors of all graphs, the scratch memory and the engines ahead will
+    not need.
 
     TensorRT's own automatic budget takes nearly all that is free, before any of them is there."""
-    graphs = bundle.manifest.graphs.values()
-    tensors = sum(prod(s.shape) * SIZES.get(s.dtype, 8) for g in graphs for s in (*g.inputs, *g.outputs))
-    return max(0, min(engine.streamable_weights_size, free - tensors - engine.device_memory_size_v2))
+    specs = [s for g in bundle.manifest.graphs.values() for s in (*g.inputs, *g.outputs)]
+    tensors = {s.name.removesuffix("_next"): prod(s.shape) * SIZES.get(s.dtype, 8) for s in specs}  # each is there once
+    return max(
+        0, min(engine.streamable_weights_size, free - sum(tensors.values()) - engine.device_memory_size_v2 - ahead)
+    )
 
 
 def wrong_card(record: store.BuildRecord | None, capability: str) -> str | None:

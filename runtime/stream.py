@@ -357,7 +357,7 @@ class Stream:
         elif self._written > self.layout.sink_chunks:
             if transition == "flush":
                 newest = self._slot(self._written - 1).start
-                if newest >= 0:
+                if newest not in (-1, self.layout.sink_tokens):  # it stands there already
                     self._loop.move_chunk(newest, self.layout.sink_tokens, self.layout.chunk_tokens)
                 self._written = self.layout.sink_chunks + 1
             else:

@@ -89,6 +89,8 @@ class SimulatedRuntime:
     cudaStreamNonBlocking = 1  # noqa: N815
     cudaEventRecordExternal = 1  # noqa: N815
     cudaDeviceScheduleBlockingSync = 4  # noqa: N815
+    cudaDeviceScheduleMask = 7  # noqa: N815
+    cudaEventBlockingSync = 1  # noqa: N815
     cudaGraphInstantiateFlags = SimpleNamespace(cudaGraphInstantiateFlagUseNodePriority=8)  # noqa: N815
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
     cudaMemcpyKind = SimpleNamespace(  # noqa: N815
@@ -108,7 +110,8 @@ class SimulatedRuntime:
         self.freed: dict[int, np.ndarray] = {}  # kept, so that an address never comes again
         self.invalid = False  # what is being captured
         self.log: list[str] = []
-        self.alive: set[Event | Graph] = set()  # events, graphs and what was instantiated of them
+        self.flags = 0
+        self.alive: set[Event | Graph | FakeStream] = set()  # events, streams, graphs and what was instantiated of them
         self.capturing: list[Op] | None = None
         self.captured_streams: dict[FakeStream, Op] = {}  # and what each stood at before
         self.external: list[tuple[Event, Op]] = []
@@ -169,14 +172,23 @@ class SimulatedRuntime:
         self.flags = flags
         return (Code.cudaSuccess,)
 
+    def cudaGetDeviceFlags(self):  # noqa: N802
+        return Code.cudaSuccess, self.flags
+
+    def cudaStreamDestroy(self, stream):  # noqa: N802
+        self.alive.remove(stream)
+        return (Code.cudaSuccess,)
+
     def cudaDeviceGetStreamPriorityRange(self):  # noqa: N802
         return Code.cudaSuccess, 0, -5
 
     def cudaStreamCreateWithPriority(self, flags, priority):  # noqa: N802
         self.streams.append(FakeStream(len(self.streams), priority))
+        self.alive.add(self.streams[-1])
         return Code.cudaSuccess, self.streams[-1]
 
-    def cudaEventCreate(self):  # noqa: N802
+    def cudaEventCreateWithFlags(self, flags):  # noqa: N802
+        assert flags == self.cudaEventBlockingSync
         self.alive.add(event := Event())
         return Code.cudaSuccess, event
 
@@ -312,6 +324,9 @@ class SimulatedRuntime:
         if self.capturing is not None and kind != "d2d" and not {target, source} & self.pinned:
             self.invalid = True
             return (Code.cudaErrorStreamCaptureUnsupported,)
+        if kind == "d2d" and target < source + (rows - 1) * sp + width and source < target + (rows - 1) * tp + width:
+            assert abs(target - source) % tp >= width, "source and target overlap"
+            assert tp - abs(target - source) % tp >= width, "source and target overlap"
         device = [(target, tp)] * (kind != "d2h") + [(source, sp)] * (kind != "h2d")
 
         def copy() -> None:

@@ -221,5 +221,5 @@ class Service:
         m.gauge("memory_bytes", "Resident memory of the web process.", resident_memory)
         m.gauge("generator_memory_bytes", "Resident memory of the generator.", lambda: self.facts.get("memory", 0))
         m.gauge("push_dropped_frames", "Frames that push targets lost.", lambda: sum(p.dropped for p in self.pushes))
-        gpu_gauges(m)
+        gpu_gauges(m, self.config.stream.gpu)
         return m

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -125,7 +126,8 @@ def test_a_hundred_streams_leave_nothing(
         left.append((stand.runtime.free, len(stand.runtime.alive)))
     assert len(set(left[1:])) == 1
     del backend
-    assert stand.runtime.free >= free - (8 << 20)
+    gc.collect()
+    assert (stand.runtime.free, len(stand.runtime.alive)) == (free, 0)
     assert not stand.faults
 
 
@@ -153,6 +155,8 @@ def test_only_the_engines_that_are_used_are_read(
     stand.install(monkeypatch)
     folder = copied(stand, portable_path, tmp_path)
     old, new = (build_engines(folder, BuildOptions(backend="tensorrt", optimization_level=level)) for level in (1, 2))
+    record = old.folder / "record.json"  # a second tells builds apart, and these two may be of one
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"made": "2026-01-01T00:00:00Z"}))
     read: list[Path] = []
     real = store.verify
     monkeypatch.setattr(store, "verify", lambda file, ref: (read.append(file.parent), real(file, ref))[1])

@@ -16,7 +16,9 @@ from everframe.engines.cuda import CudaBuffer
 from everframe.runtime import Stream
 from everframe.runtime.state import load_state, save_state
 
-CLOSE = 0.01  # of x0's deviation: what half precision is far below and wrong engines far above (test_thresholds.py)
+# Of x0's deviation: what half precision is far below and wrong engines far above (test_thresholds.py). The small bundles
+# of the stand-ins, with random weights, tell less of an error than the demo.
+CLOSE = 0.01 if CARD else 0.003
 
 
 def test_twelve_chunks_against_the_cpu(built: Bundle, card: Card, report: dict[str, Any]) -> None:

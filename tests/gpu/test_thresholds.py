@@ -12,11 +12,12 @@ import onnx
 import pytest
 from conftest import CARD, Card, error_of  # type: ignore[attr-defined]
 from onnx import helper, numpy_helper
-from test_tensorrt import CLOSE
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.runtime import Stream, open_bundle
+
+CLOSE = 0.01  # as beside a card
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CARD, reason="about the bounds, not about a card")]
 

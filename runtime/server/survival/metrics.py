@@ -48,15 +48,15 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def gpu_gauges(metrics: Metrics) -> bool:
-    """Temperature and power of the chosen GPU, where NVML (package nvidia-ml-py) finds one."""
+def gpu_gauges(metrics: Metrics, gpu: int | None = None) -> bool:
+    """Temperature and power of the card that the generator was given, where NVML (package nvidia-ml-py) finds it."""
     try:
         import pynvml  # type: ignore[import-not-found]
     except ImportError:
         return False
     with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-        card = pynvml.nvmlDeviceGetHandleByIndex(chosen_gpu())
+        card = pynvml.nvmlDeviceGetHandleByIndex(chosen_gpu() if gpu is None else gpu)
         metrics.gauge(
             "gpu_celsius",
             "GPU temperature.",
