@@ -20,8 +20,8 @@ def sink_distance(bundle: Bundle) -> int:
 
 
 def check_distance(bundle: Bundle, mode: str, distance: int | None) -> int | None:
-    """At what distance a stream's sinks follow the window; None: they do not. mode, distance: what the stream is asked
-    for, None for the bundle's own. Raises UserError."""
+    """At what distance a stream's sinks follow the window; None: they do not. mode: absolute or relative; distance:
+    what the stream is asked for, None for the bundle's own. Raises UserError."""
     if mode not in ("absolute", "relative"):
         raise UserError(f"rope {mode!r}: expected absolute or relative")
     if mode == "absolute" and distance is not None:

@@ -66,8 +66,8 @@ class Stream:
         rope_mode: "absolute": sinks stay where they were made; "relative": they follow the window. Default the manifest's.
         sink_distance: latent frames from the first sink frame to the chunk's first; default the manifest's.
         jitter_sigma: strength of the multi-head RoPE jitter in [0, 1); default the manifest's.
-        frequencies: temporal spectrum of every head, radians per latent frame [heads, channels/2], in place of the one
-            that theta and jitter make; for studies.
+        frequencies: temporal spectrum of every head, radians per latent frame [heads, channels/2], or every layer's own
+            [layers, heads, channels/2], in place of the one that theta and jitter make; for studies.
         anchor: a picture uint8 [H, W, 3] or a clip [T, H, W, 3] that becomes the sinks: the stream starts with it and stays
             anchored to it. A clip that is too short stands still at its end, one that is too long is cut. Needs a
             bundle with its encoder.
