@@ -158,6 +158,9 @@ class Shared(Generic[Key, Loaded]):
     def __len__(self) -> int:
         return len(self._loaded)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._loaded
+
     def get(self, key: Key, load: Callable[[], Loaded]) -> Loaded:
         found = self._loaded.get(key)
         if found is None:

@@ -71,9 +71,7 @@ class Cuda:
         if count < 1:
             raise UserError(f"no NVIDIA GPU in this machine; {CPU_HINT}")
         chosen = self.call("cudaGetDeviceFlags")
-        if (
-            not chosen & api.cudaDeviceScheduleMask
-        ):  # else an embedding program has chosen already; who waits now sleeps
+        if not chosen & api.cudaDeviceScheduleMask:  # an embedding program has not chosen: who waits sleeps
             self.call("cudaSetDeviceFlags", chosen | api.cudaDeviceScheduleBlockingSync)
         # Not blocking: neither waits for the default stream, which an embedding program may use. Decoding comes first: its
         # frames are due, and its many small kernels would stand behind the large ones of the next chunk.

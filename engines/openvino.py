@@ -96,7 +96,7 @@ class OvPass:
     def __init__(self, engine: OvEngine, inputs: dict[str, HostBuffer], outputs: dict[str, HostBuffer]):
         self.engine, self.inputs, self.outputs = engine, inputs, outputs
         self.requests: dict[bool, Any] = {}
-        self._chunks: dict[bool, list[tuple[np.ndarray, np.ndarray]]] = {}  # a ring, and what goes into it at its slot
+        self._puts: list[tuple[np.ndarray, np.ndarray]] = []  # a ring, and what goes into it at its slot
         engine.passes.add(self)
 
     def __call__(self) -> None:
@@ -105,8 +105,8 @@ class OvPass:
         if request is None:
             request = self.requests[filling] = self._request(filling)
         request.infer()
-        for ring, chunk in self._chunks[filling]:
-            at = int(self.inputs["slot"].array[0])
+        at = int(self.inputs["slot"].array[0]) if self._puts else 0
+        for ring, chunk in self._puts:
             ring[:, :, at : at + chunk.shape[2]] = chunk
 
     def _full(self) -> bool:
@@ -119,7 +119,7 @@ class OvPass:
         import openvino
 
         request = self.engine.compiled(filling).create_infer_request()
-        chunks = self._chunks[filling] = []
+        self._puts = []
         for side, buffers in ((request.model_inputs, self.inputs), (request.model_outputs, self.outputs)):
             for port in side:
                 buffer = next((buffers[n] for n in port.get_names() if n in buffers), None)
@@ -127,8 +127,8 @@ class OvPass:
                     continue
                 array = buffer.array
                 if buffer.shape != tuple(port.shape):
-                    chunks.append((buffer.array, self.engine.chunk_of(buffer, tuple(port.shape))))
-                    array = chunks[-1][1]
+                    array = self.engine.chunk_of(buffer, tuple(port.shape))
+                    self._puts.append((buffer.array, array))
                 request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
         return request
 

@@ -27,7 +27,6 @@ from .machine import card_name
 from .trtbuild import first_error_logger, load_module
 
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
-LOADED = ("prompt", "step", "decode", "decode_first", "recache", "sinks", "encode")  # in this order, by the loop
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 
 
@@ -224,19 +223,18 @@ class TrtBackend:
             self._refit(engine, bundle, name, str(record.options["precision"]))
         if record.options.get("weight_streaming"):  # what fits stays on the device, the rest comes when it is needed
             engine.weight_streaming_budget_v2 = streaming_budget(
-                engine, bundle, self.device.free() or 0, self._ahead(name, found)
+                engine, bundle, self.device.free() or 0, self._ahead(bundle, name)
             )
         graph = stored_types(bundle.manifest.graphs[name], LOW_TYPES[str(record.options["precision"])])
         workspace = self._decoding if name.startswith("decode") else self._scratch
         return TrtEngine(engine, self.trt, graph, self.device, file, self.errors, workspace)
 
-    def _ahead(self, name: str, found: store.Stored) -> int:
-        """Bytes that the engines which are loaded after this one will want: their weights and their scratch memory."""
-        assert found.record is not None
-        order = sorted(found.record.graphs, key=lambda one: LOADED.index(one) if one in LOADED else len(LOADED))
-        later = order[order.index(name) + 1 :]
-        records = [found.record.graphs[one] for one in later]
-        return sum(r.file.bytes + r.memory.get("scratch_bytes", 0) for r in records)
+    def _ahead(self, bundle: Bundle, name: str) -> int:
+        """Bytes that the engines which are not loaded yet will want: their weights and their scratch memory."""
+        record = self._found(bundle).record
+        assert record is not None
+        others = [r for n, r in record.graphs.items() if n != name and (bundle.path, n) not in self._engines]
+        return sum(r.file.bytes + r.memory.get("scratch_bytes", 0) for r in others)
 
     def _validity(self, content: bytes) -> str:
         """What TensorRT-RTX itself has against an engine on this card; nothing where it cannot tell."""

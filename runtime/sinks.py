@@ -47,10 +47,11 @@ def sink_turn(position: int, made: int, distance: int) -> int:
 
 @dataclass(frozen=True)
 class Leaving:
-    """A chunk that the ring lets go: where its tokens begin, and the latent frame index of its first frame."""
+    """A chunk that the ring lets go: where its tokens begin, and by how many latent frames its keys are turned to where the
+    sinks were made."""
 
     start: int
-    position: int
+    back: int
 
 
 class MovingSinks:
@@ -86,21 +87,18 @@ class MovingSinks:
         for i in layers:
             means = {f"mean_{side}": self.mean[f"mean_{side}_{i}"] for side in "kv"}
             self._passes.append(engine.bind(small | {n: of_layer(n, i) for n in read} | means, self._made))
-        self.made: int | None = None  # latent frame index of the first sink frame
 
     def clear(self) -> None:
         for buffer in self.mean.values():
             buffer.clear()
 
-    def begin(self, position: int) -> None:
-        """The ring's first chunk, made there, is the mean to begin with."""
-        self.made = position
+    def begin(self) -> None:
+        """The ring's first chunk is the mean to begin with."""
         self._run(0.0, 0)
 
     def fold(self, chunk: Leaving, frequencies: NDArray[np.float64]) -> None:
         """frequencies [heads, channels/2], or every layer's own."""
-        assert self.made is not None
-        self._run(self.share, chunk.start, temporal_tables([self.made - chunk.position], frequencies))
+        self._run(self.share, chunk.start, temporal_tables([chunk.back], frequencies))
 
     def _run(self, keep: float, leaving: int, back: tuple[NDArray, NDArray] | None = None) -> None:
         """back: tables that turn keys to where the sinks were made; without, they stand there."""

@@ -221,7 +221,7 @@ class Stream:
         clock = Clock()
         latent = loop.x0.read()[0]
         if this.written == 0 and loop.moving is not None:
-            loop.moving.begin(this.position)
+            loop.moving.begin()
         self._recent.append(Standing(this.position, latent))
         host = this.host + clock.lap()
         if self.overlap:
@@ -309,8 +309,6 @@ class Stream:
         self._recent.clear()
         self._recent.extend(Standing(p, tensors[f"recent_{i}"]) for i, p in enumerate(facts["recent"]))
         self._sinks_made = facts["sink_start"]
-        if self._loop.moving is not None:
-            self._loop.moving.made = self._sinks_made
         self._anchors = deque(tensors[f"anchor_{i}"] for i in range(facts["anchors"]))
         self._loop.load(tensors, facts["decoded"])
         self._begun = _Begun(*facts["begun"]) if facts["begun"] else None
@@ -330,12 +328,15 @@ class Stream:
         return sink_turn(position, self._sinks_made, self.sink_distance)
 
     def _leaving(self, position: int) -> Leaving | None:
-        """The chunk that no other sees once the one at `position` is there; None while the ring has room for all."""
-        if self._written + 1 < self.layout.chunks:
+        """The chunk that no other sees once the one at `position` is there, for sinks that move; None while the ring has
+        room for all."""
+        if self._loop.moving is None or self._written + 1 < self.layout.chunks:
             return None
         portable = self._loop.portable  # there the new one is stored where that one stands
         slot = self.layout.past_slot(self._written) if portable else self.layout.slot(self._written + 1)
-        return Leaving(slot.start, position - (self.layout.ring_chunks - 1) * self.geometry.chunk)
+        assert self._sinks_made is not None
+        leaves = position - (self.layout.ring_chunks - 1) * self.geometry.chunk
+        return Leaving(slot.start, self._sinks_made - leaves)
 
     def _slot(self, written: int) -> Slot:
         return self.layout.place(written, self._loop.portable)
@@ -382,8 +383,8 @@ class Stream:
             else:
                 standing.append(recent[chunk if chunk < sinks else chunk - self._written])
         recache.run(standing, self.frequencies, keep_sinks=not anew, turn=self._turn(recent[-1].position))
-        if anew and self._loop.moving is not None and self._sinks_made is not None:
-            self._loop.moving.begin(self._sinks_made)
+        if anew and self._loop.moving is not None:
+            self._loop.moving.begin()
 
 
 def check_transition(transition: str) -> None:
