@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto
 
 from ..engines.base import EngineOptions
 from ..engines.bundle import Bundle, Graph, describe, write_manifest
+from ..engines.datafile import SHARED
 from ..engines.errors import UserError
 from ..engines.files import link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
@@ -24,15 +25,14 @@ from ..engines.progress import QUIET, Report
 from ..engines.text import few, quoted
 from ..runtime.measure.compare import compare
 from . import sensitivity
-from .datafile import DataFile
 from .linears import Linear, find_convolutions, find_linears, find_matching
 from .observe import Statistics, observe
+from .quantisedfile import QuantisedFile
 from .quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
 from .ring import int8_ring
 
 HELD_OUT_SEED = 1000  # gate seeds start here: never used for calibration
 RESULT, PLOT = "calibration.json", "calibration.png"
-WEIGHTS = "weights.data"  # of large graphs, whose source has a file of that name too
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def quantised_graphs(
     file with others: else the bundle would carry its source's too."""
     graphs, g = dict(bundle.manifest.graphs), bundle.manifest.geometry
     turned = g.sink * g.frame_tokens * any(spec.name == "sink_cos" for spec in graphs["step"].inputs)
-    shared, written = DataFile(part / WEIGHTS), {}
+    shared, written = QuantisedFile(part / SHARED), {}
 
     def change(name: str, model: ModelProto, chosen: Sequence[Linear], spans: dict[str, Range]) -> None:
         data = shared if graphs[name].data else None
@@ -209,7 +209,7 @@ def report_ranges(statistics: Statistics, found: dict[str, Range]) -> dict[str, 
     }
 
 
-def write_graph(model: ModelProto, file: Path, written: DataFile | None = None) -> list[str]:
+def write_graph(model: ModelProto, file: Path, written: QuantisedFile | None = None) -> list[str]:
     """Save it; returns the files of its weights. The model must hold all of them, but those that are `written` already."""
     if written is not None:
         onnx.save(model, file)

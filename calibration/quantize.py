@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..engines.errors import UserError
-from .datafile import DataFile
 from .linears import Linear, tensor_values, weight_of
 from .observe import Statistics
+from .quantisedfile import QuantisedFile
 
 PRECISIONS = ("int8", "fp8", "int8-weights", "int4-weights")
 METHODS = ("minmax", "entropy", "percentile", "smoothquant")
@@ -80,7 +80,7 @@ def quantise(
     folder: Path,
     precision: str,
     found: Mapping[str, Range],
-    data: DataFile | None = None,
+    data: QuantisedFile | None = None,
 ) -> None:
     """Quantise these layers of the graph, in place. folder: where external data lies; none is referred to afterwards.
 

@@ -29,6 +29,7 @@ from ..engines.bundle import (
     describe,
     write_manifest,
 )
+from ..engines.datafile import SHARED
 from ..engines.errors import UserError
 from ..engines.files import check_replaceable, check_writable, new_folder
 from ..engines.progress import QUIET, Report
@@ -48,7 +49,7 @@ from .textgraph import write_text_graph
 from .texts import Umt5
 from .verify import compare
 from .wan import Wan, WanConfig
-from .weightfile import SHARED, WeightFile
+from .weightfile import WeightFile
 
 Recache = Literal["window", "chunks"]
 KINDS = {"fp32": torch.float32, "fp16": torch.float16}

@@ -84,6 +84,11 @@ JitterDesign = Annotated[
 JitterSeed = Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")]
 
 
+def bases(jitter_by: str | None, design: int | None) -> str | None:
+    """--jitter-by, which a design decides."""
+    return jitter_by if design is None else "layer"
+
+
 @export.command("checkpoint")
 def checkpoint(
     folder: Annotated[
@@ -123,7 +128,7 @@ def checkpoint(
         sink_distance=sink_distance,
         jitter=jitter,
         jitter_seed=jitter_seed,
-        jitter_by=jitter_by if jitter_design is None else "layer",
+        jitter_by=bases(jitter_by, jitter_design),
         jitter_design=jitter_design,
         encoder=encoder,
         form=form,  # type: ignore[arg-type] - checked above
@@ -222,7 +227,7 @@ def wan(  # as long as its options: it does nothing but parse them
         },
         **{"jitter_seed": 0 if jitter_seed is None else jitter_seed, "encoder": encoder, "text_graph": text_graph},
         **{"recache": recache, "sink_ema": sink_ema, "sink_distance": sink_distance},
-        **{"jitter_by": jitter_by if jitter_design is None else "layer", "jitter_design": jitter_design},
+        **{"jitter_by": bases(jitter_by, jitter_design), "jitter_design": jitter_design},
     }
     explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
     if recipe is None:

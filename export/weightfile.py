@@ -6,7 +6,6 @@ view of the file, and a graph that is exported of such views finds its constants
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,23 +16,19 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ..engines.datafile import LEAST, SHARED, DataFile
 from ..engines.errors import UserError
 from ..engines.files import reason
 
-ALIGN = 4096  # so that a runtime can map a tensor where it lies
-LEAST = 1024  # bytes; smaller tensors stay in the graph
-SHARED = "weights.data"  # its name in a bundle
 LARGE = 1 << 20  # bytes; smaller weights stay in memory
 
 
-class WeightFile:
-    """A file that grows. Tensors of equal content share one place."""
+class WeightFile(DataFile):
+    """With views of the file as tensors, and the graphs that refer to it."""
 
     def __init__(self, file: Path):
-        self.file = file
-        self._places: dict[bytes, int] = {}  # hash of the content -> offset
+        super().__init__(file)
         self._mapped: list[tuple[int, int, int]] = []  # address of a view of the file, bytes, offset
-        self._end = 0
         self.users: set[str] = set()  # files of the graphs that refer to it
 
     def put(self, weight: Tensor) -> Tensor:
@@ -44,7 +39,7 @@ class WeightFile:
         if weight.ndim != 2 or weight.nbytes < LARGE:
             return weight
         values = weight.t().contiguous().numpy()
-        offset = self._append(values.tobytes())
+        offset = self.append(values.tobytes())
         view = np.memmap(self.file, values.dtype, "c", offset, values.shape)
         self._mapped.append((view.ctypes.data, view.nbytes, offset))
         return torch.from_numpy(view).t()
@@ -68,11 +63,7 @@ class WeightFile:
         """A reference to where the tensor lies; it is written if it is not here yet."""
         offset = self._place_of(tensor)
         if offset is None:
-            content = tensor.tobytes()
-            key = hashlib.sha256(content).digest()
-            if key not in self._places:
-                self._places[key] = self._append(content)
-            offset = self._places[key]
+            offset = self.place(tensor.tobytes())
         kind, shape = ir.DataType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         place = {"shape": shape, "name": tensor.name or "", "base_dir": self.file.parent}
         return ir.ExternalTensor(self.file.name, offset, tensor.nbytes, kind, **place)
@@ -85,14 +76,6 @@ class WeightFile:
             if address == start and values.nbytes == size and values.flags.c_contiguous:
                 return offset
         return None
-
-    def _append(self, content: bytes) -> int:
-        offset = -(-self._end // ALIGN) * ALIGN
-        with open(self.file, "r+b" if self._end else "wb") as f:
-            f.seek(offset)
-            f.write(content)
-        self._end = offset + len(content)
-        return offset
 
 
 @contextmanager

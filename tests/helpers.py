@@ -9,8 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from everframe.engines.bundle import Bundle
 from everframe.export.taehv import Taehv, TaehvConfig
 from everframe.export.wan import Attention, Wan, WanConfig, unfold
+from everframe.runtime import Stream
+from everframe.runtime.state import load_state, save_state
 
 PROMPTS = ["a quiet sea", "a lava lamp", "Snow, falling [slowly]"]
 TRANSFORMER = WanConfig(dim=64, ffn_dim=96, heads=2, layers=2, latent_channels=8, text_dim=24, text_len=8, freq_dim=32)
@@ -68,3 +71,16 @@ def write_checkpoint(folder: Path, **changes) -> Path:
     texts = {p: torch.randn(3 + i, TRANSFORMER.text_dim, generator=generator).half() for i, p in enumerate(PROMPTS)}
     save_file(texts, folder / "prompts.safetensors")
     return folder
+
+
+def resumes_with_a_smooth_change(bundle: Bundle, at: int, file: Path, chunks: int) -> None:
+    """A stream that was saved after `at` chunks goes on bit for bit, through a prompt change that comes next."""
+    with Stream(bundle, seed=5) as whole, Stream(bundle, seed=5) as resumed:
+        for _ in range(at):
+            whole.next_chunk()
+        save_state(whole, file)
+        load_state(resumed, file)
+        for stream in (whole, resumed):
+            stream.set_prompt(PROMPTS[1], "smooth")
+        for _ in range(chunks):
+            assert (whole.next_chunk().frames == resumed.next_chunk().frames).all()

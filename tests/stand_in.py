@@ -26,6 +26,9 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
+from everframe.engines.build import build_engines
+from everframe.engines.trtbuild import BuildOptions
+
 from simulated_cuda import SimulatedRuntime
 
 LISTS = Path(__file__).parent / "bindings"
@@ -283,6 +286,15 @@ def session(file: Path, change: Callable[[Any], None] | None) -> ort.InferenceSe
     model = onnx.load(file)
     change(model)
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def built(name: str, source: Path, folder: Path, patch: pytest.MonkeyPatch, **options: Any) -> tuple[StandIn, Path]:
+    """The stand-in of one list, in place, and a copy of the bundle with engines that it has built."""
+    stand = StandIn(name)
+    stand.install(patch)
+    copy = copied(stand, source, folder)
+    build_engines(copy, BuildOptions(backend=BACKEND[name], **options))
+    return stand, copy
 
 
 def copied(stand: StandIn, source: Path, folder: Path) -> Path:

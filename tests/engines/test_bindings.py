@@ -19,7 +19,7 @@ from everframe.export.wanexport import export_wan
 from everframe.runtime import Stream
 
 from simulated_cuda import SimulatedRuntime
-from stand_in import BACKEND, LISTS, NAMES, StandIn, copied
+from stand_in import BACKEND, LISTS, NAMES, StandIn, built, copied
 from wanfiles import source
 
 
@@ -97,10 +97,7 @@ def test_weights_that_do_not_fit_are_streamed_and_not_recorded(
 
 def test_a_lean_runtime_is_allowed_to_run(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A version-compatible plan carries code for the host, which TensorRT refuses unless it is told."""
-    stand = StandIn("classic-11.4")
-    stand.install(monkeypatch)
-    folder = copied(stand, portable_path, tmp_path)
-    build_engines(folder, BuildOptions(backend="tensorrt", version_compatible=True))
+    _stand, folder = built("classic-11.4", portable_path, tmp_path, monkeypatch, version_compatible=True)
     with Stream(Bundle.open(folder), backend=TrtBackend("tensorrt")) as stream:
         assert np.isfinite(stream.next_chunk().latent).all()
 
@@ -110,10 +107,7 @@ def test_a_hundred_streams_leave_nothing(
     name: str, portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every event, graph and piece of memory that is made is given back, and contexts before their caches."""
-    stand = StandIn(name)
-    stand.install(monkeypatch)
-    folder = copied(stand, portable_path, tmp_path)
-    build_engines(folder, BuildOptions(backend=BACKEND[name]))
+    stand, folder = built(name, portable_path, tmp_path, monkeypatch)
     bundle, free = Bundle.open(folder), stand.runtime.free
     Stream(bundle).close()  # ONNX Runtime's proof is not what is counted
     backend = TrtBackend(BACKEND[name])
@@ -133,10 +127,7 @@ def test_a_hundred_streams_leave_nothing(
 
 def test_engines_of_another_card(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classic TensorRT builds for the card that is there, which is on record; older engines of this card still count."""
-    stand = StandIn("classic-11.4")
-    stand.install(monkeypatch)
-    folder = copied(stand, portable_path, tmp_path)
-    build_engines(folder, BuildOptions(backend="tensorrt"))
+    stand, folder = built("classic-11.4", portable_path, tmp_path, monkeypatch)
     stand.runtime.capability = (8, 7)
     with pytest.raises(UserError, match="built for sm_90, this card is sm_87"):
         Stream(Bundle.open(folder), backend=TrtBackend("tensorrt"))
@@ -175,10 +166,7 @@ def test_the_decoder_s_own_kernels_and_the_prompt_s_are_awaited_once(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cache of compiled kernels is read at the second start, whoever made it."""
-    stand = StandIn("rtx-1.7")
-    stand.install(monkeypatch)
-    folder = copied(stand, bundle_path, tmp_path)
-    build_engines(folder, BuildOptions())
+    stand, folder = built("rtx-1.7", bundle_path, tmp_path, monkeypatch)
     seen: list[bytes] = []
     real = stand.module.IRuntimeCache.deserialize  # type: ignore[attr-defined]
     monkeypatch.setattr(
@@ -204,10 +192,7 @@ def wan_path(wan_home: Path) -> Path:
 def test_a_wan_bundle_with_everything(wan_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt that is not in the bank, an anchor, and a decoder of the first chunk's own, beside compiled engines."""
     pytest.importorskip("tokenizers")
-    stand = StandIn("rtx-1.7")
-    stand.install(monkeypatch)
-    folder = copied(stand, wan_path, tmp_path)
-    build_engines(folder, BuildOptions())
+    _stand, folder = built("rtx-1.7", wan_path, tmp_path, monkeypatch)
     bundle, g = Bundle.open(folder), Bundle.open(folder).manifest.geometry
     assert {"text", "encode", "decode_first"} <= set(bundle.manifest.graphs)
     picture = np.random.default_rng(0).integers(0, 256, (g.height, g.width, 3), np.uint8)

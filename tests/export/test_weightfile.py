@@ -11,8 +11,8 @@ import torch
 from onnx import numpy_helper
 
 from everframe.calibration.calibrate import Settings, finish, quantised_graphs
-from everframe.calibration.datafile import DataFile
 from everframe.calibration.linears import find_linears
+from everframe.calibration.quantisedfile import QuantisedFile
 from everframe.calibration.quantize import Range, quantise
 from everframe.engines.bundle import Bundle, verify
 from everframe.export import onnxfile, weightfile
@@ -69,7 +69,7 @@ def test_quantised_tensor_by_tensor(large: Path, tmp_path: Path) -> None:
     linears = find_linears(kept, 2)
     found = {linear.key: Range(4.0, None) for linear in linears}
     quantise(kept, linears, large, "int8", found)
-    data = DataFile(tmp_path / "step.onnx.data")
+    data = QuantisedFile(tmp_path / "step.onnx.data")
     quantise(written, linears, large, "int8", found, data)
     onnx.save(written, tmp_path / "step.onnx")
     assert (tmp_path / "step.onnx").stat().st_size < 0.5 * data.file.stat().st_size

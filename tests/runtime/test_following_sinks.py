@@ -22,9 +22,8 @@ from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime import Stream, Transition
 from everframe.runtime.noise import chunk_noise
 from everframe.runtime.sinks import sink_turn
-from everframe.runtime.state import load_state, save_state
 
-from helpers import PROMPTS, TRANSFORMER
+from helpers import PROMPTS, TRANSFORMER, resumes_with_a_smooth_change
 from reference import Reference, flow_sigmas
 
 SIGMAS = flow_sigmas([1000, 750, 500, 250], 5.0)
@@ -262,17 +261,8 @@ def test_beside_an_int8_ring_they_stand_in_float(int8_path: Path, following_path
 
 
 def test_an_int8_ring_is_resumed_bit_for_bit(int8_path: Path, tmp_path: Path) -> None:
-    bundle = Bundle.open(int8_path)
     for at in (1, 6):
-        with Stream(bundle, seed=5) as whole, Stream(bundle, seed=5) as resumed:
-            for _ in range(at):
-                whole.next_chunk()
-            save_state(whole, tmp_path / "s")
-            load_state(resumed, tmp_path / "s")
-            for stream in (whole, resumed):
-                stream.set_prompt(PROMPTS[1], "smooth")
-            for _ in range(5):
-                assert (whole.next_chunk().frames == resumed.next_chunk().frames).all()
+        resumes_with_a_smooth_change(Bundle.open(int8_path), at, tmp_path / "s", chunks=5)
 
 
 @pytest.mark.parametrize("name", [*FORMS, "int8"])

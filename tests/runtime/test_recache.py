@@ -23,9 +23,8 @@ from everframe.runtime.noise import chunk_noise
 from everframe.runtime.passes import load_recache
 from everframe.runtime.recache import Recache, Standing, recache_bytes
 from everframe.runtime.ring import RingLayout
-from everframe.runtime.state import load_state, save_state
 
-from helpers import PROMPTS, TRANSFORMER
+from helpers import PROMPTS, TRANSFORMER, resumes_with_a_smooth_change
 from reference import Reference, flow_sigmas
 
 SIGMAS = flow_sigmas([1000, 750, 500, 250], 5.0)
@@ -193,15 +192,7 @@ def test_a_device_without_room_says_so(bundle: Bundle) -> None:
 
 def test_resumed_bit_for_bit_with_a_smooth_change_to_come(bundle: Bundle, tmp_path: Path) -> None:
     for at in (4, 5):
-        with Stream(bundle, seed=5) as whole, Stream(bundle, seed=5) as resumed:
-            for _ in range(at):
-                whole.next_chunk()
-            save_state(whole, tmp_path / "s")
-            load_state(resumed, tmp_path / "s")
-            for stream in (whole, resumed):
-                stream.set_prompt(PROMPTS[1], "smooth")
-            for _ in range(4):
-                assert (whole.next_chunk().frames == resumed.next_chunk().frames).all()
+        resumes_with_a_smooth_change(bundle, at, tmp_path / "s", chunks=4)
 
 
 @pytest.fixture(scope="module")

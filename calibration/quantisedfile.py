@@ -3,7 +3,6 @@ memory together, and what graphs share is there once."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -11,16 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-ALIGN = 4096  # so that a runtime can map a tensor where it lies
-LEAST = 1024  # bytes; smaller tensors stay in the graph
+from ..engines.datafile import LEAST, DataFile
 
 
-class DataFile:
-    """A file that grows; the tensors that it makes refer to it by its name, those of equal content to one place."""
-
-    def __init__(self, file: Path):
-        self.file, self._end = file, 0
-        self._places: dict[bytes, int] = {}  # hash of the content -> offset
+class QuantisedFile(DataFile):
+    """The tensors that it makes refer to it by its name."""
 
     def add(self, name: str, values: NDArray) -> TensorProto:
         return self._placed(name, values.shape, helper.np_dtype_to_tensor_dtype(values.dtype), _bytes(values))
@@ -38,14 +32,7 @@ class DataFile:
         if len(content) < LEAST:
             tensor.raw_data = content
             return tensor
-        key = hashlib.sha256(content).digest()
-        offset = self._places.get(key)
-        if offset is None:
-            offset = self._places[key] = -(-self._end // ALIGN) * ALIGN
-            with open(self.file, "r+b" if self._end else "wb") as f:
-                f.seek(offset)
-                f.write(content)
-            self._end = offset + len(content)
+        offset = self.place(content)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.file.name), ("offset", offset), ("length", len(content))):
             tensor.external_data.add(key=key, value=str(value))
