@@ -12,7 +12,7 @@ graph). Everywhere else input and output buffers must differ.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -60,6 +60,15 @@ class Buffer(Protocol):
         start … of this one. It may be this one, where the two do not overlap."""
         ...
 
+    def copy(self, source: Buffer) -> None:
+        """Copy a buffer of the same shape, dtype and device over this one, after all that was asked of both before."""
+        ...
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """The contents as bytes: uint8 arrays, each of which holds until the next is asked for. Also for another thread than
+        the loop's, of a buffer that nobody writes meanwhile."""
+        ...
+
     def fetch(self) -> None:
         """A pass: bring the present contents to the host."""
         ...
@@ -91,6 +100,10 @@ class Device(Protocol):
         ...
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Buffer: ...
+
+    def wait(self) -> None:
+        """Until everything that was asked of its buffers is done."""
+        ...
 
     def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> Launch:
         """All passes as one thing to start, in order, and others that run beside them. A device may record them once and

@@ -12,7 +12,7 @@ import gc
 import os
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +50,26 @@ def hidden() -> str:
 class Cuda:
     """The CUDA runtime of one device, every error code turned into one line.
 
-    api: `cuda.bindings.runtime`, or something that looks like it.
+    api: `cuda.bindings.runtime`, or something that looks like it; otherwise: what runs where there is no such device.
     """
 
-    def __init__(self, api: Any = None):
+    def __init__(self, api: Any = None, otherwise: str = CPU_HINT):
         if api is None:
             try:
                 from cuda.bindings import runtime as api  # type: ignore[attr-defined]
             except ImportError:
-                raise UserError("TensorRT engines need cuda-python: pip install 'everframe[rtx]'") from None
+                raise UserError(f"a GPU needs cuda-python: pip install 'cuda-python>=12.6'; {otherwise}") from None
         self.api = api
         try:
             count = self.call("cudaGetDeviceCount")
         except UserError as error:
             raise UserError(
-                f"no NVIDIA GPU that CUDA can use ({error}{too_old(str(error))}{hidden()}); {CPU_HINT}"
+                f"no NVIDIA GPU that CUDA can use ({error}{too_old(str(error))}{hidden()}); {otherwise}"
             ) from None
         except RuntimeError as error:  # cuda-python could not load the driver's library
-            raise UserError(f"no NVIDIA driver ({error}); {CPU_HINT}") from None
+            raise UserError(f"no NVIDIA driver ({error}); {otherwise}") from None
         if count < 1:
-            raise UserError(f"no NVIDIA GPU in this machine; {CPU_HINT}")
+            raise UserError(f"no NVIDIA GPU in this machine; {otherwise}")
         chosen = self.call("cudaGetDeviceFlags")
         if not chosen & api.cudaDeviceScheduleMask:  # an embedding program has not chosen: who waits sleeps
             self.call("cudaSetDeviceFlags", chosen | api.cudaDeviceScheduleBlockingSync)
@@ -85,6 +85,7 @@ class Cuda:
         self._sent = self._arrived = 0  # copies from staging memory, in their order on the main stream
         self._shared: np.ndarray | None = None
         self._waiting: list[Callable[[], None]] = []
+        self._aside: tuple[Any, np.ndarray] | None = None  # stream and pinned memory of `carry_up`
 
     def call(self, name: str, *args: Any) -> Any:
         """A runtime function's result. Raises UserError with CUDA's own name of the error."""
@@ -147,6 +148,21 @@ class Cuda:
         """Wait for a copy that `send` numbered, unless the host has waited since."""
         if number > self._arrived:
             self.wait()
+
+    def carry_up(self, source: int, size: int) -> Iterator[np.ndarray]:
+        """Device memory that nobody writes, piece by piece beside whatever the other streams do. In one thread at a time,
+        which need not be the loop's."""
+        if self._aside is None:
+            least, _ = self.call("cudaDeviceGetStreamPriorityRange")
+            stream = self.call("cudaStreamCreateWithPriority", self.api.cudaStreamNonBlocking, least)
+            free_with(self, self, "cudaStreamDestroy", stream)
+            self._aside = stream, pinned(self, self, STAGED)
+        stream, staging = self._aside
+        for start in range(0, size, STAGED):
+            piece = staging[: min(STAGED, size - start)]
+            self.copy(piece.ctypes.data, source + start, piece.nbytes, "cudaMemcpyDeviceToHost", stream)
+            self.call("cudaStreamSynchronize", stream)
+            yield piece
 
     def shared(self) -> np.ndarray:
         """STAGED bytes of pinned memory for who waits before anybody else asks."""
@@ -239,6 +255,13 @@ class CudaBuffer:
         target, pitch, width, rows = self._span(start, start + count)
         there, other, _, _ = source._span(begin, begin + count)
         self.cuda.copy_rows(target, pitch, there, other, width, rows, "cudaMemcpyDeviceToDevice")
+
+    def copy(self, source: Buffer) -> None:
+        assert isinstance(source, CudaBuffer)
+        self.cuda.copy(self.address, source.address, self.bytes, "cudaMemcpyDeviceToDevice")
+
+    def parts(self) -> Iterator[np.ndarray]:
+        yield from self.cuda.carry_up(self.address, self.bytes)
 
     def _span(self, start: int, stop: int) -> tuple[int, int, int, int]:
         """Address, pitch, bytes of a row, and rows (one per head) of tokens start … stop − 1 of a ring [1, H, S, D]."""

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any, Protocol
 
+from .base import Launch
 from .cuda import Cuda, CudaBuffer, free_with
 from .errors import UserError
 
@@ -36,7 +37,10 @@ class CudaDevice:
     def zeros(self, shape: Sequence[int], dtype: str) -> CudaBuffer:
         return CudaBuffer(self.cuda, shape, dtype)
 
-    def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> CudaLaunch:
+    def wait(self) -> None:
+        self.cuda.wait()
+
+    def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> Launch:
         return CudaLaunch(self.cuda, passes, beside)
 
 

@@ -87,7 +87,7 @@ def roads_of(
     if both:  # they write over each other's files: which one runs depends on the order in which they were installed
         word += " and onnxruntime-gpu side by side: pip uninstall both, then install the one you want"
     roads = [Road("onnxruntime on the CPU", not both, word)]
-    cuda = "CUDAExecutionProvider" in providers
+    cuda = "CUDAExecutionProvider" in providers and "cuda-python" in packages
     lacking = [] if gpu else [f"no GPU ({note})"]
     roads.append(
         Road(

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,17 @@ def check_writable(target: Path) -> None:
         raise UserError(f"{target}: cannot write in {folder}: {reason(error)}") from None
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside its place, sync and rename it; the old one stays until then.
+def write_whole(file: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
+    """Write a file, or one part after the other, under a temporary name beside its place, sync and rename it; the old one
+    stays until then.
 
     Raises UserError when it cannot be written; nothing is left behind.
     """
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as f:
-            f.write(content)
+            for part_of_it in [content] if isinstance(content, bytes) else content:
+                f.write(part_of_it)
             f.flush()
             os.fsync(f.fileno())
         part.replace(file)

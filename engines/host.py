@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 
@@ -48,6 +48,13 @@ class HostBuffer:
         assert isinstance(source, HostBuffer)
         self.write_tokens(start, source.array[:, :, begin:][:, :, :count])
 
+    def copy(self, source: Buffer) -> None:
+        assert isinstance(source, HostBuffer)
+        self.array[...] = source.array
+
+    def parts(self) -> Iterator[np.ndarray]:
+        yield self.array.reshape(-1).view(np.uint8)
+
     def fetch(self) -> None:
         self._fetched = self.read()
 
@@ -71,6 +78,8 @@ class HostDevice:
 
     def zeros(self, shape: Sequence[int], dtype: str) -> HostBuffer:
         return HostBuffer(shape, dtype)
+
+    def wait(self) -> None: ...
 
     def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> HostLaunch:
         return HostLaunch(passes, beside, threaded=bool(beside) and self.threads > 1)

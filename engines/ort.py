@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from .base import Buffer, Computing, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
+from .cuda import Cuda, CudaBuffer
+from .cudalaunch import CudaDevice
 from .errors import UserError
-from .host import HostLaunch, share
+from .host import HostBuffer, HostDevice, HostLaunch, share
 from .machine import card_name, find_cores, processor_name, thread_count
 from .machine import usable_cores as usable_cores  # where it used to live
 from .text import first_line
@@ -24,94 +25,90 @@ PROVIDERS = {
     "nvtensorrtrtx": "NvTensorRTRTXExecutionProvider",
 }
 SLOWER_ON_CPU = ["SkipLayerNormFusion"]  # takes several times as long as the addition and the norm that it fuses
+OTHERWISE = "--provider cpu runs without a GPU"
 PARSED = ("tensorrt", "nvtensorrtrtx")  # providers that read the graph with TensorRT's parser
 
 
-class OrtBuffer:
-    """An OrtValue of fixed shape. On the CPU it shares its memory with a NumPy array."""
+class OrtBuffer(HostBuffer):
+    """Host memory that an OrtValue shares."""
 
-    def __init__(self, shape: Sequence[int], dtype: str, device: str):
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self._host = np.zeros(self.shape, self.dtype) if device == "cpu" else None
-        values = np.zeros(self.shape, self.dtype) if self._host is None else self._host
-        try:
-            self.value = ort.OrtValue.ortvalue_from_numpy(values, device, 0)
-        except RuntimeError as error:  # the device's libraries are not there, or its memory is full
-            raise UserError(f"a tensor {self.dtype} {list(self.shape)} on {device}: {first_line(error)}") from None
-
-    def write(self, values: np.ndarray) -> None:
-        if values.shape != self.shape or values.dtype != self.dtype:
-            raise ValueError(f"cannot write {values.dtype} {values.shape} into {self.dtype} {self.shape}")
-        if self._host is None:
-            self.value.update_inplace(np.ascontiguousarray(values))
-        else:
-            self._host[...] = values
-
-    def clear(self) -> None:
-        self.write(np.zeros(self.shape, self.dtype))
-
-    def read(self) -> np.ndarray:
-        return self.value.numpy() if self._host is None else self._host.copy()
-
-    def write_tokens(self, start: int, values: np.ndarray) -> None:
-        whole = self.value.numpy() if self._host is None else self._host
-        whole[:, :, start : start + values.shape[2]] = values
-        if self._host is None:
-            self.value.update_inplace(whole)
-
-    def read_tokens(self, start: int, stop: int) -> np.ndarray:
-        whole = self.value.numpy() if self._host is None else self._host
-        return whole[:, :, start:stop].copy()
-
-    def copy_tokens(self, start: int, source: Buffer, begin: int = 0, count: int | None = None) -> None:
-        assert isinstance(source, OrtBuffer)
-        whole = source.value.numpy() if source._host is None else source._host
-        self.write_tokens(start, whole[:, :, begin:][:, :, :count])
-
-    def fetch(self) -> None:
-        self._fetched = self.read()
-
-    def fetched(self) -> np.ndarray:
-        return self._fetched
+    def __init__(self, shape: Sequence[int], dtype: str):
+        super().__init__(shape, dtype)
+        self.value = ort.OrtValue.ortvalue_from_numpy(self.array, "cpu", 0)
 
 
-class OrtDevice:
-    """threads: what passes may use together. With one, passes side by side take turns."""
-
-    def __init__(self, name: str, threads: int):
-        self.name, self.threads = name, threads
-        # On a CPU two passes with half of the cores each are faster than one after the other with all: no operator keeps
-        # every core busy. On a GPU the provider's stream is one.
-        self.overlaps = name == "cpu"
-
-    def free(self) -> int | None:
-        return None
+class OrtDevice(HostDevice):
+    """A CPU."""
 
     def zeros(self, shape: Sequence[int], dtype: str) -> OrtBuffer:
-        return OrtBuffer(shape, dtype, self.name)
+        return OrtBuffer(shape, dtype)
+
+
+class GpuBuffer(CudaBuffer):
+    """Device memory between passes that wait for themselves."""
+
+    def fetch(self, stream: Any = None) -> None:
+        super().fetch(stream)
+        self.cuda.wait()
+
+
+class GpuDevice(CudaDevice):
+    """A card whose passes are the provider's own: they begin and end on its stream, which is one.
+
+    What the loop moves between passes (the portable form's keys and values, a flush, moving sinks) stays on the card.
+    place: ONNX Runtime's name of its memory.
+    """
+
+    overlaps = False
+
+    def __init__(self, cuda: Cuda, place: str = "cuda"):
+        super().__init__(cuda)
+        self.place = place
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> GpuBuffer:
+        return GpuBuffer(self.cuda, shape, dtype)
 
     def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> HostLaunch:
-        return HostLaunch(passes, beside, threaded=bool(beside) and (self.threads > 1 or self.name != "cpu"))
+        return HostLaunch(passes, beside, threaded=bool(beside))
 
 
 class OrtEngine:
     """One graph in an inference session."""
 
-    def __init__(self, session: ort.InferenceSession, graph: Graph, device: OrtDevice, file: Path):
+    def __init__(self, session: ort.InferenceSession, graph: Graph, device: OrtDevice | GpuDevice, file: Path):
         self.session, self.graph, self.device, self.file = session, graph, device, file
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
         check_bindings(self.graph, inputs, outputs, self.file)
         binding = self.session.io_binding()
+        # Before 1.30 an OrtValue does not keep the array whose memory it uses: whoever runs the pass does.
+        held = [*inputs.values(), *outputs.values()]
+        if isinstance(self.device, GpuDevice):
+            return self._bind_on_card(binding, inputs, outputs, held)
         for name, buffer in inputs.items():
             binding.bind_ortvalue_input(name, _value(buffer))
         for name, buffer in outputs.items():
             binding.bind_ortvalue_output(name, _value(buffer))
-        # Before 1.30 an OrtValue does not keep the array whose memory it uses: whoever runs the pass does.
-        held = [*inputs.values(), *outputs.values()]
 
         def run(held: list[Buffer] = held) -> None:
             self.session.run_with_iobinding(binding)
+
+        return run
+
+    def _bind_on_card(
+        self, binding: Any, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], held: list[Buffer]
+    ) -> Callable[[], None]:
+        device = self.device
+        assert isinstance(device, GpuDevice)
+        for side, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
+            for name, buffer in side.items():
+                if not isinstance(buffer, CudaBuffer):
+                    raise ValueError(f"an engine on a GPU needs buffers there, not {type(buffer).__name__}")
+                bind(name, device.place, 0, buffer.dtype, buffer.shape, buffer.address)
+
+        def run(held: list[Buffer] = held) -> None:
+            device.cuda.wait()  # what was written and moved; the provider's own stream does not wait for ours
+            self.session.run_with_iobinding(binding)  # returns when its outputs are there
 
         return run
 
@@ -134,11 +131,12 @@ class OrtBackend:
                 )
             self.plugged = plugged_devices(self.provider)
         self.threads = thread_count(options.threads)
-        self.device = OrtDevice("cpu" if options.provider == "cpu" else "cuda", self.threads)
+        on_cpu = options.provider == "cpu"
+        self.device = OrtDevice(self.threads) if on_cpu else GpuDevice(Cuda(otherwise=OTHERWISE))
         self._engines: Shared[tuple[str, str, int], OrtEngine] = Shared()  # streams of one bundle share its weights
 
     def computes(self, bundle: Bundle) -> Computing:
-        if self.device.name == "cpu":
+        if self.option == "cpu":
             return Computing(f"onnxruntime {ort.__version__}", f"CPU {processor_name()}", "f32")
         return Computing(f"onnxruntime {ort.__version__} {self.option}", card_name(), "tf32")
 
@@ -176,7 +174,7 @@ class OrtBackend:
             # It names its reason on the terminal at most, and would run on the CPU, through copies of everything.
             raise UserError(
                 f"provider {self.option!r}: ONNX Runtime fell back to the CPU: its CUDA libraries are missing or of another "
-                "version (everframe doctor); --provider cpu runs without a GPU"
+                f"version (everframe doctor); {OTHERWISE}"
             )
         return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
 
@@ -192,10 +190,10 @@ def plugged_devices(provider: str) -> list[Any]:
             ort.register_execution_provider_library(provider, plugin.get_library_path())
     except Exception as error:  # among others where there is no driver
         reason = first_line(error).split("with error: ")[-1]
-        raise UserError(f"provider 'nvtensorrtrtx': {reason}; --provider cpu runs without a GPU") from None
+        raise UserError(f"provider 'nvtensorrtrtx': {reason}; {OTHERWISE}") from None
     devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
     if not devices:
-        raise UserError("provider 'nvtensorrtrtx': finds no GPU it can use; --provider cpu runs without one")
+        raise UserError(f"provider 'nvtensorrtrtx': finds no GPU it can use; {OTHERWISE}")
     return devices
 
 

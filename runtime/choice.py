@@ -74,7 +74,9 @@ def open_engines(
     key = _key(bundle, found)
     record: Any = kept_records(file).get(key)
     if not complete(record, found):
-        record = {str(one): timed(bundle, one, verify) for one in found}
+        record = {}
+        for one in found:
+            record |= timed(bundle, one, verify)
         if complete(record, found) and verify:  # what failed may work the next time
             keep_record(file, key, record)
     assert isinstance(record, dict)
@@ -97,18 +99,20 @@ def fastest(found: list[Candidate], record: dict[str, float | str]) -> Candidate
     return found[min(working)[1]]
 
 
-def timed(bundle: Bundle, one: Candidate, verify: bool) -> float | str:
-    """Median milliseconds of a chunk, or why there are none."""
-    spent = []
+def timed(bundle: Bundle, one: Candidate, verify: bool) -> dict[str, float | str]:
+    """Median milliseconds of a chunk, or why there are none; and why a GPU is given its passes one by one, if it is."""
+    spent, why = [], None
     try:
         with Stream(bundle, verify=verify, backend=open_backend(one.backend, one.options)) as stream:
             for _ in range(stream.layout.chunks + 1 + TIMED):
                 began = time.perf_counter()
                 stream.next_chunk()
                 spent.append(1000 * (time.perf_counter() - began))
+            why = stream.not_one_launch
     except UserError as error:
-        return str(error)
-    return round(median(spent[-TIMED:]), 1)
+        return {str(one): str(error)}
+    found: dict[str, float | str] = {str(one): round(median(spent[-TIMED:]), 1)}
+    return found | ({f"{one}, whose passes are given one by one": why} if why else {})
 
 
 def _key(bundle: Bundle, found: list[Candidate]) -> str:

@@ -6,6 +6,7 @@ a device may record it once and replay it. In two lanes, the decoding of a chunk
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..engines.base import HIDDEN, Backend, Buffer, Device, Engine, Launch
 from ..engines.bundle import Bundle
+from ..engines.errors import UserError
 from .recache import Recache, recache_bytes
 from .ring import Slot
 from .rope import temporal_tables
@@ -39,7 +41,7 @@ class Passes:
         self.layers = range(net.layers)
         prompt = backend.load(bundle, "prompt")
         step, decode = (backend.load(bundle, name, beside=lanes == 2) for name in (step_graph, "decode"))
-        zeros = step.device.zeros
+        self.device, zeros = step.device, step.device.zeros
         # The ring is every input that comes out again: in place it is input and output at once, in the portable form the
         # outputs are the chunk's own part. Keys, values, and with an INT8 ring their scales: tokens on axis 2.
         suffix = "_new" if self.portable else "_next"
@@ -84,6 +86,7 @@ class Passes:
         self._running: Launch | None = None
         self._kind = "keep"
         self._turn: int | None = None
+        self._shows = False
         self.decoded = 0  # chunks since the decoder's states were zero
 
     def _chained(
@@ -155,17 +158,22 @@ class Passes:
         inputs = {name: buffer for name, buffer in ({"latent": self._shown} | old).items() if name in read}
         return [engine.bind(inputs, outputs), frames.fetch], frames
 
-    def start(self, kind: str, shown: NDArray[np.float32] | None = None) -> None:
+    def show(self) -> None:
+        """With two lanes: what stands in x0 is decoded beside the chunk that is started next."""
+        if self.lanes == 2:
+            self._shown.copy(self.x0)
+            self._shows = True
+
+    def start(self, kind: str) -> None:
         """Start a chunk: "make" denoises and commits one, "first" does so by the first chunk's own schedule (only where
-        the bundle has one), "keep" commits the latent in x0. With one lane its decoding follows; with two, the latent
-        `shown` is decoded beside it, if there is one."""
-        if self.lanes == 1 or shown is not None:
+        the bundle has one), "keep" commits the latent in x0. With one lane its decoding follows; with two, what `show` was
+        called for is decoded beside it."""
+        if self.lanes == 1 or self._shows:
             self._turn = self.decoded % 2 if self.decoded else 2
             self.decoded += 1
         else:
             self._turn = None
-        if self.lanes == 2 and shown is not None:
-            self._shown.write(shown)
+        self._shows = False
         self._kind, self._running = kind, self._chains[kind, self._turn]
         self._running.start()
 
@@ -201,6 +209,20 @@ class Passes:
 
     def tensors(self) -> dict[str, NDArray]:
         return {name: buffer.read() for name, buffer in self._kept(self.decoded).items()}
+
+    def tensors_into(self, twins: dict[str, Buffer]) -> dict[str, Buffer]:
+        """The same as copies on the device, in buffers that `twins` keeps for the next time. Raises UserError where they
+        would take more than half of what is free there."""
+        kept = self._kept(self.decoded)
+        free, wanted = self.device.free(), sum(_bytes(buffer) for name, buffer in kept.items() if name not in twins)
+        if free is not None and 2 * wanted > free:
+            raise UserError(f"copies of the stream's state want {wanted} bytes, {free} are free on the device")
+        for name, buffer in kept.items():
+            if name not in twins:
+                twins[name] = self.device.zeros(buffer.shape, str(buffer.dtype))
+            twins[name].copy(buffer)
+        self.device.wait()
+        return {name: twins[name] for name in kept}
 
     def load(self, tensors: dict[str, NDArray], decoded: int) -> None:
         self.decoded = decoded
@@ -259,7 +281,7 @@ class Passes:
         states = [buffer for turn in self._states for buffer in turn.values()]
         ring = [*self.ring.values(), *(self.moving.mean.values() if self.moving is not None else ())]
         parts = {"ring": ring, "prompt": self.prompt_kv.values(), "states": states}
-        return {k: sum(int(np.prod(b.shape)) * b.dtype.itemsize for b in v) for k, v in parts.items()}
+        return {k: sum(_bytes(buffer) for buffer in v) for k, v in parts.items()}
 
     def clear(self) -> None:
         """Zeros in the ring and in the decoder's states."""
@@ -291,6 +313,10 @@ def load_recache(
             f"{wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on the device"
         )
     return Recache(backend, bundle, ring, prompt), None
+
+
+def _bytes(buffer: Buffer) -> int:
+    return math.prod(buffer.shape) * buffer.dtype.itemsize
 
 
 def _dtype(engine: Engine, name: str) -> str:

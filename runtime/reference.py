@@ -117,7 +117,8 @@ def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[n
 
     def decode(latent: NDArray[np.float32]) -> NDArray[np.uint8]:
         loop.x0.write(latent[None])
-        loop.start("keep", latent[None])
+        loop.show()
+        loop.start("keep")
         loop.made()
         return loop.shown()[0]
 

@@ -2,26 +2,43 @@
 
 One safetensors file: the tensors of `Stream.snapshot`, and its facts as JSON in the file's metadata. It is written under a
 temporary name, synced and renamed, so that there is always a whole one. Nothing in it is ever executed.
+
+`Saver` writes it while the stream goes on: the stream stands still for copies on its own device only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
+from ..engines.base import Buffer
 from ..engines.bundle import Bundle, Model, first_problem
 from ..engines.errors import UserError
 from ..engines.files import write_whole
 from .stream import Stream
 
 FORMAT = 1
+Array = np.ndarray | Buffer
+# safetensors' names. bfloat16 is written as its bits: its NumPy side does not know it.
+_TYPES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "U16",
+    "int8": "I8",
+    "uint8": "U8",
+    "int64": "I64",
+    "int32": "I32",
+    "bool": "BOOL",
+}
 
 
 class Facts(Model):
@@ -61,6 +78,49 @@ def save_state(stream: Stream, file: Path, extra: dict[str, Any] | None = None) 
     """Write the stream's state, and with it what the caller wants back from `load_state`, anything that JSON holds. The file
     is replaced as a whole. Raises UserError when it cannot be written."""
     tensors, facts = stream.snapshot()
+    write_whole(file, _content(tensors, _checked(stream, file, facts, extra)))
+
+
+class Saver:
+    """Saves a stream's states to one file, in a thread, one at a time."""
+
+    def __init__(self, stream: Stream, file: Path):
+        self.stream, self.file = stream, file
+        self._twins: dict[str, Buffer] | None = {}  # None: the device has no room for them
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._running: Future[None] | None = None
+
+    def begin(self, extra: dict[str, Any] | None = None) -> None:
+        """Take the stream's state as it is now, between two chunks, and go on writing it. Waits for one that is still being
+        written. Raises UserError as `save_state` does, for what can be known now, and for that one."""
+        self.wait()
+        try:
+            tensors, facts = self.stream.snapshot(self._twins)
+        except UserError:
+            if self._twins is None:
+                raise
+            self._twins = None
+            tensors, facts = self.stream.snapshot()
+        facts = _checked(self.stream, self.file, facts, extra)
+        self._running = self._thread.submit(write_whole, self.file, _content(tensors, facts))
+
+    @property
+    def busy(self) -> bool:
+        return self._running is not None and not self._running.done()
+
+    def wait(self) -> bool:
+        """Until the file is there. Returns whether one was being written. Raises UserError when it could not be."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+        return running is not None
+
+    def close(self) -> None:
+        """Wait for the file, whatever became of it."""
+        self._thread.shutdown()
+
+
+def _checked(stream: Stream, file: Path, facts: dict[str, Any], extra: dict[str, Any] | None) -> dict[str, Any]:
     facts |= {"format": FORMAT, "bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
     facts["extra"] = extra or {}
     try:  # what is saved can be read again: else the state before it stays
@@ -68,8 +128,24 @@ def save_state(stream: Stream, file: Path, extra: dict[str, Any] | None = None) 
     except (ValidationError, ValueError, TypeError) as error:
         problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise UserError(f"{file}: not saved, for it could not be read again: {problem}") from None
-    content = save({k: _plain(np.ascontiguousarray(v)) for k, v in tensors.items()}, {"state": json.dumps(facts)})
-    write_whole(file, content)
+    return facts
+
+
+def _content(tensors: Mapping[str, Array], facts: dict[str, Any]) -> Iterator[bytes | memoryview]:
+    """A safetensors file part by part: its own writer wants every tensor as bytes beside the tensor."""
+    end, header = 0, {}
+    for name, tensor in tensors.items():
+        begin, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        header[name] = {"dtype": _TYPES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    words = json.dumps({"__metadata__": {"state": json.dumps(facts)}, **header}).encode()
+    words += b" " * (-len(words) % 8)
+    yield len(words).to_bytes(8, "little") + words
+    for tensor in tensors.values():
+        if isinstance(tensor, np.ndarray):
+            yield np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+        else:
+            for part in tensor.parts():
+                yield part.data
 
 
 def read_facts(file: Path) -> Facts:
@@ -121,11 +197,6 @@ def load_state(stream: Stream, file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: no tensor begun")
     stream.restore(tensors, facts.model_dump())
     return facts.extra
-
-
-def _plain(values: np.ndarray) -> np.ndarray:
-    """bfloat16 as its bits: safetensors' NumPy side does not know it."""
-    return values.view(np.uint16) if values.dtype.kind == "V" else values
 
 
 _COUNTED = ("recent_", "anchor_", "begun")  # how many there are depends on how far the stream is

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.base import Backend, EngineOptions
+from ..engines.base import Backend, Buffer, EngineOptions
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.ort import OrtBackend
@@ -213,7 +213,7 @@ class Stream:
         """Make the next chunk."""
         began = time.perf_counter()
         loop = self._loop
-        this = self._begun or self._begin(None)
+        this = self._begun or self._begin(anew=False)
         self._begun = None
         if self.overlap:  # the next chunk's, while this one is being made
             self._noise.draw(self.seed, self._index, len(loop.schedules["make"]))
@@ -225,7 +225,8 @@ class Stream:
         self._recent.append(Standing(this.position, latent))
         host = this.host + clock.lap()
         if self.overlap:
-            self._begun = self._begin((latent, this.fresh))
+            loop.show()
+            self._begun = self._begin(this.fresh)
         frames, beside = loop.shown()
         # With overlap the next chunk's passes are already writing there.
         watched = [] if self.overlap else loop.observed
@@ -243,10 +244,9 @@ class Stream:
         self._first = False  # it was made, elsewhere
         return self.next_chunk()
 
-    def _begin(self, shown: tuple[NDArray[np.float32], bool] | None) -> _Begun:
-        """Start the passes of the next chunk, and beside them, with overlap, the decoding of the one before.
-
-        shown: its latent, and whether the decoder starts anew with it.
+    def _begin(self, anew: bool) -> _Begun:
+        """Start the passes of the next chunk, and beside them, with overlap, the decoding of the one before, if it is to be
+        shown. anew: whether the decoder starts anew with that one.
         """
         clock = Clock()
         loop, geometry = self._loop, self.geometry
@@ -264,22 +264,25 @@ class Stream:
             self._first = False
             draws = len(loop.schedules[kind])
             loop.write_noise(self._noise.take(self.seed, self._index, draws))
-        latent, anew = (None, fresh and not self.overlap) if shown is None else (shown[0][None], shown[1])
-        if anew:
+        if anew if self.overlap else fresh:
             loop.reset_decoder()
         begun.host = clock.lap()
-        loop.start(kind, latent)
+        loop.start(kind)
         self._index += 1
         self._written += 1
         self._position += geometry.chunk
         return begun
 
-    def snapshot(self) -> tuple[dict[str, NDArray], dict[str, Any]]:
+    def snapshot(self, twins: dict[str, Buffer] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything that the chunks to come depend on: tensors (ring, decoder states, recent latents) and plain
-        facts. `restore` on a stream of the same bundle, seed and settings goes on bit for bit."""
+        facts. `restore` on a stream of the same bundle, seed and settings goes on bit for bit.
+
+        twins: the large ones become copies on the device, in these buffers, which are made where they are missing and are
+        for the next time too; else they are arrays. Raises UserError where the device has no room for twins.
+        """
         if self._begun is not None:
             self._loop.made()
-        tensors = self._loop.tensors()
+        tensors: dict[str, Any] = dict(self._loop.tensors() if twins is None else self._loop.tensors_into(twins))
         if self._begun is not None:
             tensors["begun"] = self._loop.x0.read()
         for i, chunk in enumerate(self._recent):

@@ -10,6 +10,7 @@ with its error and makes the capture invalid; memory that is freed is filled wit
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
 from everframe.engines.base import Buffer, Computing, EngineOptions
 from everframe.engines.bundle import Bundle
@@ -109,6 +111,8 @@ class SimulatedRuntime:
         self.pinned: set[int] = set()
         self.freed: dict[int, np.ndarray] = {}  # kept, so that an address never comes again
         self.invalid = False  # what is being captured
+        self.captures_for = 0  # its thread
+        self.lock = threading.RLock()
         self.log: list[str] = []
         self.flags = 0
         self.alive: set[Event | Graph | FakeStream] = set()  # events, streams, graphs and what was instantiated of them
@@ -120,7 +124,30 @@ class SimulatedRuntime:
         found = super().__getattribute__(name)
         if name.startswith("cuda") and callable(found) and name != "cudaError_t":
             self.log.append(name)
+            if self.capturing is not None and threading.get_ident() != self.captures_for:
+                return self.outside(found)
+            return self.one_at_a_time(found)
         return found
+
+    def one_at_a_time(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def locked(*args: Any) -> Any:
+            with self.lock:
+                return call(*args)
+
+        return locked
+
+    def outside(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """A call of another thread while one captures, which in the thread-local mode is none of the capture's business."""
+
+        def locked(*args: Any) -> Any:
+            with self.lock:
+                held, self.capturing = self.capturing, None
+                try:
+                    return call(*args)
+                finally:
+                    self.capturing = held
+
+        return locked
 
     # Order
 
@@ -225,7 +252,7 @@ class SimulatedRuntime:
         if not self.captures:
             return (Code.cudaErrorStreamCaptureUnsupported,)
         self.capturing, self.captured_streams, self.external = [], {stream: stream.last}, []
-        self.invalid = False
+        self.invalid, self.captures_for = False, threading.get_ident()
         root = Op(nothing, [])
         self.capturing.append(root)
         stream.last = root
@@ -292,7 +319,9 @@ class SimulatedRuntime:
         return self._allocate(size)
 
     def cudaHostAlloc(self, size, flags):  # noqa: N802
+        free, self.free = self.free, size  # it is the host's
         code, address = self._allocate(size)
+        self.free = free
         self.pinned.add(address)
         return code, address
 
@@ -302,7 +331,7 @@ class SimulatedRuntime:
         for stream in self.streams:  # it waits for the device
             stream.last.run()
         array = self.memory.pop(address)
-        self.free += len(array)
+        self.free += 0 if address in self.pinned else len(array)
         self.pinned.discard(address)
         array[:] = 0xEE
         self.freed[address] = array
@@ -356,11 +385,8 @@ def on_host(buffer: Buffer) -> OrtBuffer:
     assert isinstance(buffer, CudaBuffer)
     raw = buffer.cuda.api.memory[buffer.address]
     view = OrtBuffer.__new__(OrtBuffer)
-    view.shape, view.dtype = buffer.shape, buffer.dtype
-    view._host = raw.view(buffer.dtype).reshape(buffer.shape)
-    import onnxruntime as ort
-
-    view.value = ort.OrtValue.ortvalue_from_numpy(view._host, "cpu", 0)
+    view.array = raw.view(buffer.dtype).reshape(buffer.shape)
+    view.value = ort.OrtValue.ortvalue_from_numpy(view.array, "cpu", 0)
     return view
 
 

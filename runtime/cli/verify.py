@@ -44,8 +44,10 @@ def verify(
         update("making the reference's two chunks …")
         proof = prove(loop, opened, PromptBank(opened, engines), engines.computes(opened))
     if as_json:
-        tell_json(asdict(proof) | {"holds": proof.holds})
+        tell_json(asdict(proof) | {"holds": proof.holds, "not_one_launch": loop.why_not_recorded})
     else:
         tell(f"{'right' if proof.holds else 'WRONG'}: {proof}")
+        if loop.why_not_recorded:
+            tell(f"passes one by one, not one launch a chunk: {loop.why_not_recorded}")
     if not proof.holds:
         raise typer.Exit(1)

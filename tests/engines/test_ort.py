@@ -10,8 +10,12 @@ import pytest
 
 from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
+from everframe.engines.cuda import Cuda
 from everframe.engines.errors import UserError
-from everframe.engines.ort import OrtBackend, OrtEngine
+from everframe.engines.ort import GpuDevice, OrtBackend, OrtEngine
+from everframe.runtime import Stream
+
+from simulated_cuda import SimulatedRuntime
 
 
 @pytest.fixture
@@ -113,3 +117,34 @@ def test_threads_of_passes_side_by_side(bundle: Bundle, threads: int, step: int,
     found = {name: e.session.get_session_options().intra_op_num_threads for name, e in engines.items()}
     assert found == {"step": step, "decode": decode}
     assert backend.load(bundle, "decode").session.get_session_options().intra_op_num_threads == threads
+
+
+class Counting(SimulatedRuntime):
+    """Counts the bytes that cross the bus."""
+
+    crossed = 0
+
+    def cudaMemcpy2DAsync(self, target, tp, source, sp, width, rows, kind, stream):  # noqa: N802
+        self.crossed += width * rows * (kind != "d2d")
+        return super().cudaMemcpy2DAsync(target, tp, source, sp, width, rows, kind, stream)
+
+
+@pytest.mark.parametrize("path", ["bundle_path", "portable_path"])
+def test_on_a_card_the_ring_stays_there(path: str, request: pytest.FixtureRequest) -> None:
+    """The buffers of a GPU provider and the order of its passes, by CUDA's rules and the CPU's sessions: the same frames,
+    through a flush too, and what goes up and down in a chunk is what the host writes and shows."""
+    bundle = Bundle.open(request.getfixturevalue(path))
+    runtime, backend = Counting(), OrtBackend(EngineOptions())
+    backend.device = GpuDevice(Cuda(runtime), place="cpu")
+    with Stream(bundle, seed=1, overlap=False) as cpu, Stream(bundle, seed=1, backend=backend) as gpu:
+        assert not gpu.overlap
+        loop = gpu._loop
+        small = [*loop.noise, *loop.tables.values(), loop.mask, loop.slot, loop.valid, loop.text]
+        written = sum(buffer.read().nbytes for buffer in small)
+        for c in range(12):
+            for stream in (cpu, gpu) if c == 8 else ():
+                stream.set_prompt(bundle.manifest.prompts[1], "flush")
+            runtime.crossed = 0
+            a, b = cpu.next_chunk(), gpu.next_chunk()
+            assert (a.frames == b.frames).all()
+            assert runtime.crossed <= written + a.frames.nbytes + a.latent.nbytes

@@ -31,7 +31,7 @@ from ...choice import open_engines
 from ...chunks import Chunk
 from ...demo import open_bundle
 from ...picture import read_picture
-from ...state import load_state, read_facts, save_state
+from ...state import Saver, load_state, read_facts
 from ...stream import Stream
 from ..config import StreamSettings
 from ..orders.playlist import Change, Director, Playlist
@@ -97,6 +97,7 @@ class Generator:
         self.director.follow(job.playlist)
         self.fader = Fader(g.fps)
         self.paused = job.paused
+        self.saver, self.stood = Saver(self.stream, self.job.state), 0.0
         self.resumed = resumed is not None and self._load()
         self.saved_at = self._seconds()
         self.good_prompt, self.bad = (
@@ -126,6 +127,8 @@ class Generator:
                 self._advance()
         finally:
             self._save()
+            self._saved()
+            self.saver.close()
 
     def _advance(self) -> None:
         change = self.director.next()
@@ -141,6 +144,9 @@ class Generator:
         self.connection.send(("chunk", self._facts() | _figures(chunk, self.geometry.chunk_seconds)))
         self.connection.send_bytes(np.ascontiguousarray(frames).ravel().data)
         every = self.job.stream.save_seconds
+        if self.saver.busy:
+            return
+        self._saved()
         if every and self._seconds() - self.saved_at >= every:
             self._save()
 
@@ -224,11 +230,20 @@ class Generator:
         return self.stream.position / self.geometry.chunk * self.geometry.chunk_seconds
 
     def _save(self) -> None:
+        """Begin to save; the stream goes on."""
         began, self.saved_at = time.monotonic(), self._seconds()
         try:
-            save_state(self.stream, self.job.state, {"director": self.director.facts()})
-            self.connection.send(("event", "saved", f"{1000 * (time.monotonic() - began):.0f} ms"))
+            self.saver.begin({"director": self.director.facts()})
+            self.stood = 1000 * (time.monotonic() - began)
         except UserError as error:  # a full disk must not stop the picture
+            self.connection.send(("event", "unsaved", str(error)))
+
+    def _saved(self) -> None:
+        """Tell what became of the last one."""
+        try:
+            if self.saver.wait():
+                self.connection.send(("event", "saved", f"the stream stood still for {self.stood:.0f} ms"))
+        except UserError as error:
             self.connection.send(("event", "unsaved", str(error)))
 
     def _usable_state(self) -> int | None:
@@ -242,6 +257,7 @@ class Generator:
             return None
 
     def _load(self) -> bool:
+        self._saved()  # what is being written is what was good last
         try:
             seed = read_facts(self.job.state).seed
             self.stream.set_seed(seed)
