@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import onnx
 import torch
 from safetensors.torch import save_file
 
-from everframe.engines.bundle import Bundle
+from everframe.calibration.ring import int8_ring
+from everframe.engines.bundle import Bundle, write_manifest
+from everframe.engines.graphfile import describe_graph
 from everframe.export.taehv import Taehv, TaehvConfig
 from everframe.export.wan import Attention, Wan, WanConfig, unfold
 from everframe.runtime import Stream
@@ -18,6 +22,20 @@ from everframe.runtime.state import load_state, save_state
 PROMPTS = ["a quiet sea", "a lava lamp", "Snow, falling [slowly]"]
 TRANSFORMER = WanConfig(dim=64, ffn_dim=96, heads=2, layers=2, latent_channels=8, text_dim=24, text_len=8, freq_dim=32)
 AUTOENCODER = TaehvConfig(latent_channels=8, encoder_widths=(8, 8, 8), decoder_widths=(16, 8, 8, 8), depth=1, lead=0)
+
+
+def with_int8_ring(source: Path, target: Path, sink_tokens: int | None = None) -> Path:
+    """A copy of a portable bundle with an INT8 ring and nothing else changed."""
+    shutil.copytree(source, target)
+    manifest = Bundle.open(target).manifest
+    graphs = dict(manifest.graphs)
+    for name in graphs.keys() & {"step", "recache", "sinks"}:
+        model = onnx.load(target / f"{name}.onnx")
+        int8_ring(model, *([] if sink_tokens is None else [sink_tokens]))
+        onnx.save(model, target / f"{name}.onnx")
+        graphs[name] = describe_graph(target / f"{name}.onnx")
+    write_manifest(target, manifest.model_copy(update={"graphs": graphs}))
+    return target
 
 
 def random_transformer(config: WanConfig, seed: int = 0) -> Wan:

@@ -13,7 +13,7 @@ from conftest import CARD, Card, error_of  # type: ignore[attr-defined]
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.cuda import CudaBuffer
-from everframe.runtime import Stream
+from everframe.runtime import Stream, open_bundle
 from everframe.runtime.state import load_state, save_state
 
 # Of x0's deviation: what half precision is far below and wrong engines far above (test_thresholds.py). The small bundles
@@ -103,6 +103,68 @@ def test_a_saved_stream_goes_on_in_another_backend(built: Bundle, card: Card, tm
     with Stream(built, seed=5, backend=card.open()) as stream:
         load_state(stream, tmp_path / "s")
         assert all((stream.next_chunk().frames == frames).all() for frames in expected)
+
+
+def test_frames_are_never_those_of_before(built: Bundle, card: Card) -> None:
+    """The host waits for an event that is recorded inside the graph: what it reads then is what this launch brought, for a
+    pattern stands there before."""
+    with (
+        Stream(built, seed=2, overlap=False, backend=card.open()) as plain,
+        Stream(built, seed=2, backend=card.open()) as stream,
+    ):
+        loop = stream._loop
+        start = loop.start
+
+        def spoil(kind: str) -> None:
+            frames: Any = loop._frames[loop.decoded % 2 if loop.decoded else 2]
+            if loop._shows and frames._pinned is not None:
+                frames._pinned[:] = 0x55
+            start(kind)
+
+        loop.start = spoil
+        for c in range(200 if CARD else 8):
+            assert (stream.next_chunk().frames == plain.next_chunk().frames).all(), c
+
+
+def test_an_anchor_of_the_demo(card: Card, tmp_path: Path) -> None:
+    if card.portable_only or not (CARD or card.backend == "tensorrt-rtx"):
+        pytest.skip("the demo is in the in-place form; one stand-in is enough")
+    built = card.built(open_bundle().path, tmp_path)
+    g = built.manifest.geometry
+    picture = np.linspace(0, 255, g.height * g.width * 3).astype(np.uint8).reshape(g.height, g.width, 3)
+    with (
+        Stream(built, seed=1, anchor=picture) as cpu,
+        Stream(built, seed=1, anchor=picture, backend=card.open()) as gpu,
+    ):
+        for _ in range(2):
+            assert error_of(cpu.next_chunk().latent, gpu.next_chunk().latent) < 0.01
+
+
+@pytest.mark.skipif(CARD, reason="a card's bundles are named in EVERFRAME_GPU_BUNDLES")
+@pytest.mark.parametrize("kind", ["following", "int8 ring", "following, int8 ring"])
+def test_other_rings(kind: str, card: Card, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Sinks that follow the window, and INT8 keys and values, through all that moves them and a restart."""
+    from helpers import with_int8_ring
+
+    follows: dict[str, Path] = request.getfixturevalue("following_paths")
+    path = follows["portable"] if "following" in kind else request.getfixturevalue("portable_path")
+    if kind == "following" and not card.portable_only:
+        path = follows["in-place"]
+    if "int8" in kind:
+        g = Bundle.open(path).manifest.geometry
+        path = with_int8_ring(path, tmp_path / "small.everframe", g.sink * g.frame_tokens)
+    built = card.built(path, tmp_path / "built")
+    with Stream(built, seed=4) as cpu, Stream(built, seed=4, backend=card.open()) as gpu:
+        for c in range(9):
+            for stream in (cpu, gpu) if c in (4, 6) else ():
+                stream.set_prompt(built.manifest.prompts[c // 4], "flush" if c == 4 else "smooth")
+            found, expected = gpu.next_chunk().latent, cpu.next_chunk().latent
+            assert error_of(expected, found) < (0.05 if "int8" in kind else CLOSE), c
+        save_state(gpu, tmp_path / "state")
+        rest = [gpu.next_chunk().frames for _ in range(2)]
+    with Stream(built, seed=4, backend=card.open()) as gpu:
+        load_state(gpu, tmp_path / "state")
+        assert all((gpu.next_chunk().frames == frames).all() for frames in rest)
 
 
 def test_the_ring_is_updated_in_place(built: Bundle, card: Card) -> None:

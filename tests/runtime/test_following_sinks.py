@@ -7,23 +7,20 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from everframe.calibration.ring import int8_ring
 from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle, write_manifest
 from everframe.engines.errors import UserError
-from everframe.engines.graphfile import describe_graph
 from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime import Stream, Transition
 from everframe.runtime.noise import chunk_noise
 from everframe.runtime.sinks import sink_turn
 
-from helpers import PROMPTS, TRANSFORMER, resumes_with_a_smooth_change
+from helpers import PROMPTS, TRANSFORMER, resumes_with_a_smooth_change, with_int8_ring
 from reference import Reference, flow_sigmas
 
 SIGMAS = flow_sigmas([1000, 750, 500, 250], 5.0)
@@ -218,17 +215,9 @@ def test_the_probe_sees_them_turned(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def int8_path(following_paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The portable bundle with an INT8 ring and nothing else changed."""
-    path = tmp_path_factory.mktemp("int8") / "b.everframe"
-    shutil.copytree(following_paths["portable"], path)
-    manifest = Bundle.open(path).manifest
-    graphs, g = dict(manifest.graphs), manifest.geometry
-    for name in ("step", "recache"):
-        model = onnx.load(path / f"{name}.onnx")
-        int8_ring(model, g.sink * g.frame_tokens)
-        onnx.save(model, path / f"{name}.onnx")
-        graphs[name] = describe_graph(path / f"{name}.onnx")
-    write_manifest(path, manifest.model_copy(update={"graphs": graphs}))
-    return path
+    g = Bundle.open(following_paths["portable"]).manifest.geometry
+    target = tmp_path_factory.mktemp("int8") / "b.everframe"
+    return with_int8_ring(following_paths["portable"], target, g.sink * g.frame_tokens)
 
 
 def test_beside_an_int8_ring_they_stand_in_float(int8_path: Path, following_paths: dict[str, Path]) -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from everframe.calibration.ring import int8_ring
 from everframe.engines.base import EngineOptions
-from everframe.engines.bundle import Bundle, Geometry, write_manifest
+from everframe.engines.bundle import Bundle, Geometry
 from everframe.engines.errors import UserError
-from everframe.engines.graphfile import describe_graph
 from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.export.recipes import check_options, find
 from everframe.export.wanexport import WanSource
@@ -25,7 +21,7 @@ from everframe.runtime import Stream, Transition
 from everframe.runtime.noise import chunk_noise
 from everframe.runtime.state import load_state, save_state
 
-from helpers import PROMPTS, TRANSFORMER
+from helpers import PROMPTS, TRANSFORMER, with_int8_ring
 from reference import Reference, flow_sigmas
 
 ALPHA = 0.8  # far from 1, so that every fold shows
@@ -225,16 +221,8 @@ def test_overlap_changes_nothing(paths: dict) -> None:
 
 def test_an_int8_ring(paths: dict, tmp_path: Path) -> None:
     """The mean in float32 of what the INT8 ring lets go, turned on the device; as near to the float ring as INT8 is."""
-    path = tmp_path / "b.everframe"
-    shutil.copytree(paths["portable"], path)
-    manifest = Bundle.open(path).manifest
-    graphs = dict(manifest.graphs)
-    for name in ("step", "recache", "sinks"):
-        model = onnx.load(path / f"{name}.onnx")
-        int8_ring(model, 3 * manifest.geometry.frame_tokens)
-        onnx.save(model, path / f"{name}.onnx")
-        graphs[name] = describe_graph(path / f"{name}.onnx")
-    write_manifest(path, manifest.model_copy(update={"graphs": graphs}))
+    sinks = 3 * Bundle.open(paths["portable"]).manifest.geometry.frame_tokens
+    path = with_int8_ring(paths["portable"], tmp_path / "b.everframe", sinks)
     with Stream(Bundle.open(path), seed=4, overlap=False) as stream:
         ring, mean = stream._loop.ring, stream._loop.moving.mean  # type: ignore[union-attr]
         assert ring["v_0"].dtype == np.int8

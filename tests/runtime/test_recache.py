@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from everframe.calibration.ring import int8_ring
-from everframe.engines.bundle import MANIFEST, Bundle, describe, write_manifest
+from everframe.engines.bundle import MANIFEST, Bundle, describe
 from everframe.engines.errors import UserError
-from everframe.engines.graphfile import describe_graph
 from everframe.engines.ort import OrtBackend
 from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime import EngineOptions, Stream
@@ -24,7 +20,7 @@ from everframe.runtime.passes import load_recache
 from everframe.runtime.recache import Recache, Standing, recache_bytes
 from everframe.runtime.ring import RingLayout
 
-from helpers import PROMPTS, TRANSFORMER, resumes_with_a_smooth_change
+from helpers import PROMPTS, TRANSFORMER, resumes_with_a_smooth_change, with_int8_ring
 from reference import Reference, flow_sigmas
 
 SIGMAS = flow_sigmas([1000, 750, 500, 250], 5.0)
@@ -198,17 +194,9 @@ def test_resumed_bit_for_bit_with_a_smooth_change_to_come(bundle: Bundle, tmp_pa
 @pytest.fixture(scope="module")
 def int8_path(portable_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The portable bundle with an INT8 ring and nothing else changed."""
-    path = tmp_path_factory.mktemp("int8") / "b.everframe"
-    shutil.copytree(portable_path, path)
-    manifest = Bundle.open(path).manifest
-    graphs = dict(manifest.graphs)
+    path = with_int8_ring(portable_path, tmp_path_factory.mktemp("int8") / "b.everframe")
     for name in ("step", "recache"):
-        model = onnx.load(path / f"{name}.onnx")
-        int8_ring(model)
-        onnx.save(model, path / f"{name}.onnx")
-        graphs[name] = describe_graph(path / f"{name}.onnx")
-        assert graphs[name].model == describe(path / f"{name}.onnx")
-    write_manifest(path, manifest.model_copy(update={"graphs": graphs}))
+        assert Bundle.open(path).manifest.graphs[name].model == describe(path / f"{name}.onnx")
     return path
 
 
