@@ -21,7 +21,7 @@ from ..engines.files import cache_place, keep_record, kept_records, record_key
 from ..engines.store import FOLDER
 from .passes import Passes
 from .prompts import PromptBank
-from .reference import Deviation, Reference, deviation, observe
+from .reference import Deviation, Reference, deviation, no_reference, observe
 
 FILE = "verified.json"
 log = logging.getLogger(__name__)
@@ -81,13 +81,13 @@ def prove(loop: Passes, bundle: Bundle, bank: PromptBank, computing: Computing) 
 
 def proven(bundle: Bundle, backend: Backend) -> bool:
     """Whether it is on record here that the backend computes what the bundle means, or nothing could show it."""
-    return bundle.manifest.reference is None or _key(bundle, backend.computes(bundle)) in kept_records(_place(bundle))
+    return no_reference(bundle) is not None or _key(bundle, backend.computes(bundle)) in kept_records(_place(bundle))
 
 
 def require(loop: Passes, bundle: Bundle, bank: PromptBank, backend: Backend) -> None:
     """Prove them, unless that is on record here. Raises UserError for engines that compute something else."""
-    if bundle.manifest.reference is None:
-        log.info("%s: has no reference (an earlier export): its engines are not verified", bundle.path)
+    if (why := no_reference(bundle)) is not None:
+        log.info("%s: has no reference%s: its engines are not verified", bundle.path, why)
         return
     if proven(bundle, backend):
         return

@@ -24,7 +24,7 @@ from .passes import Passes
 from .prompts import PromptBank
 from .ring import RingLayout
 from .rope import head_frequencies
-from .sinks import sink_distance, sink_turn
+from .sinks import own_mode, sink_distance, sink_turn
 
 FILE = "reference.safetensors"
 SEED = 0
@@ -45,8 +45,8 @@ class Reference:
     def read(cls, bundle: Bundle) -> Self:
         """Raises UserError, also for a bundle that has none."""
         ref = bundle.manifest.reference
-        if ref is None:
-            raise UserError(f"{bundle.path}: has no reference: an earlier version exported it, or one with --chunks 0")
+        if (why := no_reference(bundle)) is not None or ref is None:
+            raise UserError(f"{bundle.path}: has no reference{why}")
         file = bundle.path / ref.file
         try:
             tensors = load_file(file)
@@ -86,6 +86,15 @@ class Deviation:
         return float(np.max([self.first_frames, self.late_frames]))
 
 
+def no_reference(bundle: Bundle) -> str | None:
+    """Why there is nothing to hold engines against; None where there is."""
+    if bundle.manifest.reference is None:
+        return ": an earlier version exported it, or one with --chunks 0"
+    if own_mode(bundle)[1] is not None:
+        return " for sinks that stay: an earlier version exported it, which turned them outside the graphs"
+    return None
+
+
 def sampled(values: NDArray) -> NDArray:
     """At most SAMPLES of the values in one row, spread over all channels, rows and columns: steps of a large prime."""
     flat = values.reshape(-1)
@@ -105,7 +114,7 @@ def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[n
 
     def place(written: int) -> None:
         position = written * g.chunk
-        turn = sink_turn(position, 0, sink_distance(bundle)) if rope.mode == "relative" else 0
+        turn = sink_turn(position, 0, sink_distance(bundle)) if own_mode(bundle)[0] == "relative" else 0
         loop.write_place(position, frequencies, layout.place(written, loop.portable), turn)
 
     def make(written: int) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,22 @@ def sink_distance(bundle: Bundle) -> int:
     return geometry.behind if rope.sink_distance is None else rope.sink_distance
 
 
+def turns_sinks(bundle: Bundle) -> bool:
+    """Whether its step graph turns sinks, so that they can follow the window. Before, the host did."""
+    return any(spec.name == "sink_cos" for spec in bundle.manifest.graphs["step"].inputs)
+
+
+def own_mode(bundle: Bundle) -> tuple[Literal["absolute", "relative"], str | None]:
+    """How a bundle's sinks stand where nobody says, and what to tell if that is not what it was exported for."""
+    mode = bundle.manifest.rope.mode
+    if mode == "relative" and bundle.manifest.geometry.sink and not turns_sinks(bundle):
+        return "absolute", (
+            f"{bundle.path}: an earlier export, whose graphs do not turn sinks: they stay where they were made (rope "
+            "absolute); export it anew for sinks that follow"
+        )
+    return mode, None
+
+
 def check_distance(bundle: Bundle, mode: str, distance: int | None) -> int | None:
     """At what distance a stream's sinks follow the window; None: they do not. mode: absolute or relative; distance:
     what the stream is asked for, None for the bundle's own. Raises UserError."""
@@ -28,7 +45,7 @@ def check_distance(bundle: Bundle, mode: str, distance: int | None) -> int | Non
         raise UserError(f"sink_distance {distance}: expected rope relative with it")
     if mode == "absolute" or not bundle.manifest.geometry.sink:
         return None
-    if not any(spec.name == "sink_cos" for spec in bundle.manifest.graphs["step"].inputs):
+    if not turns_sinks(bundle):
         raise UserError(
             f"{bundle.path}: rope relative: its step graph does not turn sinks; export it anew with --rope relative"
         )

@@ -32,7 +32,7 @@ from .proof import require
 from .recache import Recache, Standing
 from .ring import RingLayout, Slot
 from .rope import head_frequencies
-from .sinks import Leaving, check_distance, sink_turn
+from .sinks import Leaving, check_distance, own_mode, sink_turn
 
 Transition = Literal["swap", "smooth", "flush", "cut"]
 TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")
@@ -110,7 +110,8 @@ class Stream:
         self.bank = PromptBank(bundle, backend)
         self.bundle, self.geometry, self.seed = bundle, manifest.geometry, seed
         self.layout = RingLayout.of(manifest.geometry)
-        self.rope_mode = rope_mode or rope.mode
+        mode, note = own_mode(bundle) if rope_mode is None else (rope_mode, None)
+        self.rope_mode = mode
         # None: they stay where they were made.
         self.sink_distance = check_distance(bundle, self.rope_mode, sink_distance)
         if frequencies is None:
@@ -128,7 +129,7 @@ class Stream:
         self._noise = NoiseAhead(self.geometry.latent_shape)
         self._sinks_made: int | None = None  # latent frame index of the first sink frame
         # What whoever runs this should be told.
-        self.notices = [note for note in (self._loop.recache_note,) if note is not None]
+        self.notices = [told for told in (note, self._loop.recache_note) if told is not None]
         self._anchors = deque([] if anchor is None else encode_anchor(backend, bundle, anchor))
         self._index = 0  # chunks made
         self._written = 0  # chunks committed since the ring was last emptied

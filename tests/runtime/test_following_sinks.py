@@ -16,7 +16,7 @@ from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle, write_manifest
 from everframe.engines.errors import UserError
 from everframe.export.checkpointexport import Overrides, export_checkpoint
-from everframe.runtime import Stream, Transition
+from everframe.runtime import Stream, Transition, reference
 from everframe.runtime.noise import chunk_noise
 from everframe.runtime.sinks import sink_turn
 
@@ -288,25 +288,31 @@ def test_by_how_much_they_are_turned() -> None:
     assert [sink_turn(p, 30, 9) for p in (30, 33, 36, 39, 42, 45)] == [0, 0, 0, 0, 3, 6]
 
 
-def test_bundles_of_before_and_distances_that_do_not_fit(bundle: Bundle, bundle_path: Path, tmp_path: Path) -> None:
-    """One that says relative without the graph's tables streams when it is told to stay, and else says what to do."""
-    path = tmp_path / "old.everframe"
-    shutil.copytree(bundle_path, path)
-    manifest = Bundle.open(path).manifest
-    write_manifest(path, manifest.model_copy(update={"rope": manifest.rope.model_copy(update={"mode": "relative"})}))
-    with pytest.raises(UserError, match="export it anew with --rope relative"):
-        Stream(Bundle.open(path))
-    with (
-        Stream(Bundle.open(path), seed=3, rope_mode="absolute") as old,
-        Stream(Bundle.open(bundle_path), seed=3) as new,
-    ):
-        for _ in range(3):
-            assert (old.next_chunk().latent == new.next_chunk().latent).all()
+def test_distances_that_do_not_fit(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sink_distance 8: expected 9 or more"):
         Stream(bundle, sink_distance=8)
     with pytest.raises(UserError, match="sink_distance 12: expected rope relative"):
         Stream(bundle, rope_mode="absolute", sink_distance=12)
-    rope = manifest.rope.model_copy(update={"sink_distance": 8})
-    write_manifest(path, manifest.model_copy(update={"rope": rope}))
+    path = shutil.copytree(bundle.path, tmp_path / "wrong.everframe")
+    rope = bundle.manifest.rope.model_copy(update={"sink_distance": 8})
+    write_manifest(path, bundle.manifest.model_copy(update={"rope": rope}))
     with pytest.raises(UserError, match="sink_distance 8: expected 9 or more"):
         Bundle.open(path)
+
+
+def test_a_relative_bundle_of_before_streams_with_its_sinks_where_they_were(bundle_path: Path, tmp_path: Path) -> None:
+    """Earlier versions turned them outside the graphs, which are those of any bundle: also the reference is of no use."""
+    old = shutil.copytree(bundle_path, tmp_path / "old.everframe", ignore=shutil.ignore_patterns("engines"))
+    manifest = Bundle.open(old).manifest
+    assert manifest.reference is not None
+    write_manifest(old, manifest.model_copy(update={"rope": manifest.rope.model_copy(update={"mode": "relative"})}))
+    with Stream(Bundle.open(old), seed=2) as stream, Stream(Bundle.open(bundle_path), seed=2) as plain:
+        assert [note.startswith(f"{old}: an earlier export") for note in stream.notices] == [True]
+        assert stream.rope_mode == "absolute"
+        for _ in range(6):
+            assert (stream.next_chunk().frames == plain.next_chunk().frames).all()
+    assert not (old / "engines").exists()
+    with pytest.raises(UserError, match="rope relative: its step graph does not turn sinks"):
+        Stream(Bundle.open(old), rope_mode="relative")
+    with pytest.raises(UserError, match="has no reference for sinks that stay"):
+        reference.Reference.read(Bundle.open(old))
