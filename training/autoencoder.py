@@ -41,7 +41,7 @@ COLD_WEIGHT = 0.3
 TEXTURE, MOTION = 0.06, 0.03
 HELD_OUT = 24
 FINE = ("sea", "fire", "reef", "snow")  # lost most of their detail in the first autoencoder: drawn twice as often
-STEPS, PEAK = 6_000, 5e-4
+STEPS, PEAK = 4_000, 5e-4
 
 
 class Trained(nn.Module):
