@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,9 @@ class OrtBackend:
                     f"(it has {', '.join(available)}){hint}"
                 )
             self.plugged = plugged_devices(self.provider)
+        if options.provider in ("cuda", "tensorrt"):
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                ort.preload_dlls()  # CUDA's libraries that pip installed
         self.threads = thread_count(options.threads)
         on_cpu = options.provider == "cpu"
         self.device = OrtDevice(self.threads) if on_cpu else GpuDevice(Cuda(otherwise=OTHERWISE))

@@ -44,6 +44,7 @@ def generate(
     anchor: options.Anchor = None,
     ground: options.Ground = None,
     rope: options.Rope = None,
+    sink_distance: options.SinkDistance = None,
     jitter: options.Jitter = None,
     threads: options.Threads = 0,
     provider: options.Provider = "cpu",
@@ -78,6 +79,7 @@ def generate(
             changes=changes,
             anchor=picture,
             rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
+            sink_distance=sink_distance,
             jitter_sigma=jitter,
             overlap=overlap,
             encoder=encoder,

@@ -126,6 +126,7 @@ def soak(
     seed: options.Seed = 0,
     start: options.Start = 0,
     rope: options.Rope = None,
+    sink_distance: options.SinkDistance = None,
     jitter: options.Jitter = None,
     threads: options.Threads = 0,
 ) -> None:
@@ -142,6 +143,7 @@ def soak(
         seed=seed,
         start=start,
         rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
+        sink_distance=sink_distance,
         jitter_sigma=jitter,
         options=EngineOptions(threads=threads),
     ) as stream:

@@ -20,6 +20,10 @@ Ground = Annotated[
     str | None, Option(help="Colour under what is transparent in the anchor; default: its border's, or black.")
 ]
 Rope = Annotated[str | None, Option(help="absolute or relative; default: the bundle's.")]
+SinkDistance = Annotated[
+    int | None,
+    Option(help="Latent frames from the first sink frame to the chunk, with --rope relative; default: the bundle's."),
+]
 Jitter = Annotated[float | None, Option(help="Sigma of the multi-head RoPE jitter; default: the bundle's.")]
 Threads = Annotated[int, Option(help="CPU threads; 0 = one per core.")]
 Provider = Annotated[str, Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nvtensorrtrtx.")]

@@ -81,6 +81,7 @@ def soak(
         "seed": stream.seed,
         "start": stream.position,
         "rope": stream.rope_mode,
+        "sink_distance": stream.sink_distance,
         "jitter_sigma": stream.jitter_sigma,
         "size": [g.width, g.height],
         "fps": g.fps,

@@ -93,6 +93,8 @@ class StreamSettings(Section):
     prompt: str | None = None
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     jitter: float | None = Field(default=None, ge=0, lt=1)
+    rope: Literal["absolute", "relative"] | None = None  # default: the bundle's
+    sink_distance: int | None = Field(default=None, ge=0, le=1_000_000)  # latent frames, with rope relative
     anchor: Path | None = None
     ground: str | None = None  # colour under what is transparent in the anchor; default: its border's, or black
     threads: int = Field(default=0, ge=0, le=1024)

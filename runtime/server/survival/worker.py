@@ -87,6 +87,8 @@ class Generator:
             prompt=settings.prompt,
             seed=resumed if resumed is not None else settings.seed,
             jitter_sigma=settings.jitter,
+            rope_mode=settings.rope,
+            sink_distance=settings.sink_distance,
             anchor=None if settings.anchor is None else self._anchor(settings.anchor, settings.ground),
             verify=settings.verify,
             backend=open_engines(bundle, settings.backend, options, self._tell_choice, settings.verify),
