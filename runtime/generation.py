@@ -7,6 +7,7 @@ generate(open_bundle(), "sea.mp4", seconds=60, prompt="a calm sea under an orang
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from .chunks import Chunk
 from .outputs import open_output
+from .overlay.layer import Layer
 from .stream import Stream, Transition, check_transition
 from .video import choose_encoder
 
@@ -69,6 +71,7 @@ def generate(
     jitter_sigma: float | None = None,
     overlap: bool | None = None,
     verify: bool = True,
+    overlay: Layer | None = None,
     encoder: str = "auto",
     replace: bool = False,
     backend: Backend | None = None,
@@ -83,6 +86,7 @@ def generate(
         seconds: length of the video, at least one frame; None: until `stop` says so.
         changes: other prompts and when they come; each takes effect with the first chunk not yet begun at its moment (the
             second at the earliest).
+        overlay: what is burned into every frame; its clock begins at the present time.
         encoder: "auto" or one of `video.ENCODERS`; one that does not open here is replaced, and `notice` told.
         replace: allow a name that exists already.
         progress: called after every chunk that was written.
@@ -116,11 +120,14 @@ def generate(
         if told:
             notice(told)
         ahead = g.chunk * g.time_scale if stream.overlap else 0  # the chunk that is being made already
-        made = 0
+        made, began = 0, dt.datetime.now(dt.UTC)
         with open_output(output, g.width, g.height, g.fps, chosen, replace) as out:
             while made != total and not stop():
                 chunk = stream.next_chunk()
                 frames = chunk.frames if total is None else chunk.frames[: total - made]
+                if overlay is not None:
+                    moments = (began + dt.timedelta(seconds=(made + i) / g.fps) for i in range(len(frames)))
+                    frames = np.stack([overlay.burned(f, at) for f, at in zip(frames, moments, strict=True)])
                 out.write(frames)
                 made += len(frames)
                 progress(Progress(made, total, g.fps, chunk))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from ..choice import open_engines
 from ..demo import open_bundle
 from ..generation import Progress, parse_change
 from ..generation import generate as make
+from ..overlay.layer import Layer
 from ..picture import read_picture
 from ..stream import check_transition
 from . import options
@@ -57,6 +59,9 @@ def generate(
         bool | None,
         typer.Option(help="Decode a chunk beside the denoising of the next; default: where the device gains by it."),
     ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="TOML file with an [overlay] as the server's: what is burned into the picture.")
+    ] = None,
     encoder: Annotated[str, typer.Option(help="auto, libx264, h264_nvenc or hevc_nvenc.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
 ) -> None:
@@ -65,6 +70,7 @@ def generate(
         raise UserError("--seconds and --endless exclude each other")
     check_transition(transition)
     changes = [parse_change(text, transition) for text in then or []]  # type: ignore[arg-type] - checked
+    layer = None if overlay is None else layer_of(overlay)
     opened = open_bundle(bundle)
     g = opened.manifest.geometry
     picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
@@ -82,6 +88,7 @@ def generate(
             sink_distance=sink_distance,
             jitter_sigma=jitter,
             overlap=overlap,
+            overlay=layer,
             encoder=encoder,
             replace=force,
             verify=not unverified,
@@ -96,6 +103,20 @@ def generate(
         raise KeyboardInterrupt
     if output != "-":
         say(f"{output}: {video.frames} frames, {video.seconds:.2f} s at {video.fps} fps")
+
+
+def layer_of(file: Path) -> Layer:
+    """The overlay of a configuration file, in its timetable's zone. Raises UserError."""
+    from ..server.config import read_config
+    from ..server.orders.timetable import zone_of
+
+    config = read_config(file)
+    if config.overlay.empty:
+        raise UserError(
+            f"{file}: overlay: nothing in it, expected a logo, texts, a ticker, a clock, a code or a message"
+        )
+    zone = zone_of(config.schedule.timezone)
+    return Layer(config.overlay, lambda: zone)
 
 
 def line_of_progress(update: Callable[[str], None]) -> Callable[[Progress], None]:

@@ -16,6 +16,8 @@ from fastapi.responses import FileResponse
 
 from .guard import FRESH, Guard, Problem, changing_routes
 from .orders.api import order_routes
+from .orders.overlay_api import overlay_routes
+from .pictures.screens_api import screen_routes
 from .pictures.transports import Live, transport_routes
 from .service import Service
 from .survival.health import health_routes, tell_systemd
@@ -29,6 +31,8 @@ FILES = {
     "/sw.js": ("sw.js", "text/javascript"),
     "/static/player.js": ("player.js", "text/javascript"),
     "/static/screen.js": ("screen.js", "text/javascript"),
+    "/static/overlay.js": ("overlay.js", "text/javascript"),
+    "/static/old.js": ("old.js", "text/javascript"),
     "/static/operator.js": ("operator.js", "text/javascript"),
     "/static/style.css": ("style.css", "text/css"),
 }
@@ -63,8 +67,10 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
     changing = changing_routes(app, token, server.rate)
     for routes in (
         order_routes(service, tail, changing),
+        overlay_routes(service, changing),
         health_routes(service),
         transport_routes(service),
+        screen_routes(service, changing),
         page_routes(),
     ):
         app.include_router(routes)

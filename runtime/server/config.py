@@ -13,16 +13,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ...engines.bundle import first_problem
 from ...engines.errors import UserError
 from ...engines.text import read_text
+from ..overlay.parts import Overlay
 from ..stream import MAX_SEED
 from .addresses import host_name, origin
 from .discretion import redacted
 from .orders.playlist import Item, Playlist
 from .orders.timetable import Timetable
 from .pictures.push import FORMATS
+from .pictures.screens import View
 
 Read = TypeVar("Read", bound=BaseModel)
 Stream = TypeVar("Stream", bound="StreamSettings")
 Port = Annotated[int, Field(ge=1, le=65535)]
+ScreenName = Annotated[str, Field(pattern=r"^[^\x00-\x1f/?#]{1,64}$")]
 Seconds = Annotated[float, Field(ge=0.05, le=86400)]
 
 SHORTEST_TOKEN = 16
@@ -74,6 +77,7 @@ class Server(Section):
     hosts: list[str] = []  # names under which browsers may ask for it, beside the loopback ones; "*" for any
     embed: list[str] = []  # origins whose pages may show the player in a frame; "*" for any
     rate: float = Field(default=10, gt=0, le=1e6)  # changes a second that one address may ask for
+    missing_seconds: float = Field(default=600, ge=0, le=30 * 86400)  # after which a screen of [screens] is; 0: never
 
     @field_validator("hosts")
     @classmethod
@@ -147,6 +151,8 @@ class Config(Section):
     playlist: PlaylistSection = PlaylistSection()
     schedule: Timetable = Field(default_factory=Timetable)
     osc: Osc = Osc()
+    overlay: Overlay = Overlay()
+    screens: dict[ScreenName, View] = {}
     logging: Logging = Logging()
 
     @property
@@ -197,4 +203,15 @@ def read_config(file: Path) -> Config:
     config, here = read_toml(file, Config), file.absolute().parent
     logging = config.logging.model_copy(update={"file": here / config.logging.file} if config.logging.file else {})
     changes = {"state_dir": here / config.state_dir, "stream": beside(file, config.stream), "logging": logging}
-    return config.model_copy(update=changes)
+    return config.model_copy(update=changes | {"overlay": overlay_beside(file, config.overlay)})
+
+
+def overlay_beside(file: Path, overlay: Overlay) -> Overlay:
+    """The overlay with paths relative to the file it stands in made whole."""
+    here, logo = file.absolute().parent, overlay.logo
+    return overlay.model_copy(
+        update={
+            "font": overlay.font and here / overlay.font,
+            "logo": logo and logo.model_copy(update={"file": logo.file and here / logo.file}),
+        }
+    )

@@ -18,10 +18,12 @@ from ..video import choose_encoder
 from .config import Config
 from .discretion import shortened
 from .orders.control import Control
+from .orders.overlays import Overlays
 from .pictures.channel import Channel
 from .pictures.fmp4 import Encoder
 from .pictures.hls import Numbers
 from .pictures.push import Push, check_protocols
+from .pictures.screens import Screens
 from .pictures.viewers import Viewers
 from .survival.metrics import Metrics, gpu_gauges
 from .survival.seen import Replacement, Seen
@@ -76,10 +78,14 @@ class Service:
             self._hopeless,
         )
         self.control = Control(config, seen.bundle, self._order)
+        self.overlays = Overlays(config.overlay, config.state_dir, self.control)
+        self.channel.burn = lambda frame: self.overlays.layer.burned(frame, dt.datetime.now(dt.UTC))
         self.channel.held = self.control.kept.paused
         self.pushes = [Push(target, g.width, g.height, g.fps, video.push_audio == "silence") for target in video.push]
         self.channel.frames += self.pushes
         self.viewers = Viewers()
+        kept = config.state_dir / "screens.json"
+        self.screens = Screens(self.viewers, config.screens, config.server.missing_seconds, kept)
         self.facts: dict[str, Any] = {}  # of the newest chunk
         self.history: deque[tuple[float, float]] = deque(maxlen=HISTORY)  # latency in seconds, real-time factor
         self.last_chunk: float | None = None  # monotonic
@@ -110,7 +116,7 @@ class Service:
             dead.append(f"channel: no frame for {now - self.channel.beat:.0f} s")
         if not self.supervisor.is_alive():
             dead.append("supervisor: its thread has ended")
-        notes = self.viewers.problems(now)
+        notes = self.viewers.problems(now) + self.screens.problems()
         if not self.ready():
             why = shortened(self.supervisor.why, LONGEST)
             notes.append(": ".join(filter(None, ("generator", self.supervisor.state, why))))
@@ -193,6 +199,7 @@ class Service:
 
     def _tick(self) -> None:
         while not self._stop.wait(TICK):
+            self.screens.write()
             try:
                 self.control.tick(dt.datetime.now(dt.UTC))
             except Exception:  # a timetable that fails must not end the thread

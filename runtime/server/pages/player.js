@@ -11,6 +11,9 @@ const SILENCE = 6000; // ms without data after which the connection is given up
 const BEHIND = 2.5; // seconds behind the live edge at which it jumps
 const EDGE = 0.4; // seconds of buffer that it jumps to
 const KEPT = 10; // seconds of the past that stay in the buffer
+const STEP = 200; // ms between corrections of a screen that keeps in step with others
+const DELAY = 0.9; // seconds that all screens of a wall are behind the server
+const LEAP = 0.4; // seconds out of step at which it jumps instead of playing faster or slower
 const STILL = 20000; // ms without progress after which the browser's own player is given the stream again
 const Source = window.MediaSource || window.ManagedMediaSource;
 
@@ -18,8 +21,10 @@ const Source = window.MediaSource || window.ManagedMediaSource;
 const place = (path) => new URL(path, document.baseURI);
 
 export class Player {
-  constructor(video, still, { screen, preview = false }) {
-    Object.assign(this, { video, still, screen, preview });
+  constructor(video, still, { screen, preview = false, overlay = null, frame = null }) {
+    Object.assign(this, { video, still, screen, preview, overlay, frame });
+    this.sync = false;
+    this.marks = []; // [media time at the browser's time 0 in ms, round trip in ms] of the last answers to a ping
     this.tries = 0;
     this.heard = performance.now();
     this.frames = 0; // frames that were put on the screen
@@ -31,6 +36,7 @@ export class Player {
     this.connect();
     setInterval(() => this.watch(), 500);
     setInterval(() => this.report(), REPORT);
+    setInterval(() => this.keepStep(), STEP);
     video.addEventListener("error", () => this.restart());
   }
 
@@ -113,6 +119,9 @@ export class Player {
 
   async told(message) {
     if (message.type === "init") this.begin(message);
+    if (message.type === "picture") this.sendPicture();
+    if (message.type === "pong") this.mark(message);
+    if (message.type === "overlay" && this.overlay) this.overlay.told(message);
     if (message.type === "reload") {
       // Only when there is a page to load: the browser's own error page would stay for ever.
       const alive = await fetch(place("./"), { cache: "no-store" }).then((answer) => answer.ok, () => false);
@@ -120,7 +129,10 @@ export class Player {
     }
   }
 
-  begin({ mime, width, height }) {
+  begin({ mime, width, height, view = {} }) {
+    if (this.frame) this.frame(view);
+    this.sync = Boolean(view.sync);
+    this.marks = [];
     this.keepStill(width, height);
     this.tries = 0;
     this.queue = [];
@@ -207,13 +219,52 @@ export class Player {
     if (!ranges || !ranges.length) return;
     const first = ranges.start(ranges.length - 1);
     const end = ranges.end(ranges.length - 1);
-    if (video.currentTime < first || end - video.currentTime > BEHIND) video.currentTime = Math.max(first, end - EDGE);
+    if (video.currentTime < first || (!this.sync && end - video.currentTime > BEHIND)) video.currentTime = Math.max(first, end - EDGE);
     if (video.paused) this.play();
   }
 
   report() {
     if (!this.socket || this.socket.readyState !== WebSocket.OPEN) return;
     const visible = document.visibilityState === "visible";
-    this.socket.send(JSON.stringify({ shown: this.shown(), buffered: this.ahead(), visible }));
+    const said = { shown: this.shown(), buffered: this.ahead(), visible };
+    if (this.sync) Object.assign(said, { skew: this.skew === undefined ? null : 1000 * this.skew, ping: performance.now() });
+    this.socket.send(JSON.stringify(said));
+  }
+
+  // A wall in step: where the server's frame is now, by the answer with the shortest way; every screen shows what was there
+  // DELAY before.
+  mark({ ping, media }) {
+    const now = performance.now();
+    this.marks.push([media - (now + ping) / 2000, now - ping]);
+    if (this.marks.length > 10) this.marks.shift();
+  }
+
+  keepStep() {
+    const { video, marks } = this;
+    if (!this.sync || !marks.length || video.readyState < 2) {
+      if (!this.sync && video.playbackRate !== 1) video.playbackRate = 1;
+      return;
+    }
+    const [base] = marks.reduce((best, one) => (one[1] < best[1] ? one : best));
+    this.skew = video.currentTime - (base + performance.now() / 1000 - DELAY);
+    if (Math.abs(this.skew) > LEAP && this.ahead() - this.skew > 0) video.currentTime -= this.skew;
+    else video.playbackRate = 1 - Math.max(-0.1, Math.min(0.1, this.skew));
+  }
+
+  // What the screen shows, small, for the operator's list of screens.
+  sendPicture() {
+    const { video, overlay } = this;
+    if (!this.socket || this.socket.readyState !== WebSocket.OPEN || video.readyState < 2) return;
+    const small = document.createElement("canvas");
+    small.width = 320;
+    small.height = Math.max(1, Math.round((320 * video.videoHeight) / video.videoWidth));
+    const pen = small.getContext("2d");
+    try {
+      pen.drawImage(video, 0, 0, small.width, small.height);
+      if (overlay && !overlay.canvas.hidden) pen.drawImage(overlay.canvas, 0, 0, small.width, small.height);
+      this.socket.send(JSON.stringify({ picture: small.toDataURL("image/jpeg", 0.6) }));
+    } catch {
+      // in a sandboxed frame the overlay's pictures come from elsewhere, and a canvas with them is not read
+    }
   }
 }

@@ -1,4 +1,5 @@
 // The fullscreen page: nothing to touch, nothing to read, never an error.
+import { Overlay } from "./overlay.js";
 import { Player } from "./player.js";
 
 const asked = new URLSearchParams(location.search);
@@ -17,11 +18,31 @@ const kept = allowed(() => localStorage.getItem("screen"));
 const name = asked.get("screen") || kept || `screen-${Math.random().toString(36).slice(2, 8)}`;
 allowed(() => localStorage.setItem("screen", name));
 
-// How the picture fills a screen of another shape, or one that hangs on its side: /?fit=contain, /?rotate=90
-if (asked.get("fit") === "contain") document.body.classList.add("contain");
-if (["90", "180", "270"].includes(asked.get("rotate"))) document.body.classList.add(`rotate-${asked.get("rotate")}`);
+// How the picture fills a screen of another shape, or one that hangs on its side, and which part of a wall this screen is, in
+// percent of the whole picture: /?fit=contain, /?rotate=90, /?x=0&w=48, /?shift=6. What the server has under the screen's
+// name in its configuration holds where the address says nothing.
+function frame(view) {
+  const { classList, style } = document.body;
+  const chosen = (key) => asked.get(key) ?? view[key] ?? null;
+  const number = (key, least, most) => {
+    const found = chosen(key) === null || chosen(key) === "" ? NaN : Number(chosen(key));
+    return found >= least && found <= most ? found : null;
+  };
+  for (const fit of ["contain", "fill"]) classList.toggle(fit, chosen("fit") === fit);
+  for (const turn of ["90", "180", "270"]) classList.toggle(`rotate-${turn}`, String(chosen("rotate")) === turn);
+  for (const key of ["x", "y", "w", "h"]) {
+    const value = number(key, key === "w" || key === "h" ? 1 : 0, 100);
+    if (value === null) style.removeProperty(`--${key}`);
+    else style.setProperty(`--${key}`, value);
+  }
+  const shift = number("shift", 1, 50);
+  classList.toggle("shift", shift !== null);
+  style.setProperty("--shift", `${shift ?? 0}px`);
+}
+frame({});
 
-window.player = new Player(document.getElementById("video"), document.getElementById("still"), { screen: name });
+const $ = (id) => document.getElementById(id);
+window.player = new Player($("video"), $("still"), { screen: name, overlay: new Overlay($("overlay")), frame });
 
 // With the page in its cache, a restart of the server finds a player and not the browser's error page.
 allowed(() => navigator.serviceWorker && navigator.serviceWorker.register("sw.js").catch(() => {}));

@@ -51,19 +51,28 @@ class Channel(threading.Thread):
         self.epoch = 0  # counts encoders: a viewer of an older one has to begin anew
         self.fragments: list[Callable[[int, Fragment], None]] = []  # takers, called from this thread
         self.frames: list[Callable[[NDArray[np.uint8]], None]] = []
+        # What lies above the picture, for whoever is not a page that shows it itself; the frame itself where nothing does.
+        self.burn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda frame: frame
         self._make_encoder, self.hls = encoder, HlsWindow(hls_segments, fps, numbers)
         self.pace = 1.0  # new frames a beat: less than 1 where the generator is too slow
         self._credit, self._starved = 0.0, False
         self._queue: deque[NDArray[np.uint8]] = deque()
-        self._frame = calm_picture(width, height)
+        self._frame = self._burned = calm_picture(width, height)
+        self._burning: Encoder | None = None  # HLS's own, while something is burned in
         self._jpeg: tuple[int, bytes] = (-1, b"")
         self._ending = threading.Event()
         self._renew()
 
     def _renew(self) -> None:
-        self.encoder = self._make_encoder()
+        self.encoder, self._burning = self._make_encoder(), None
         self.hls.begin(self.encoder.init)
         self.epoch += 1
+        self._frames_encoded = 0
+        self._at = 0.0, time.monotonic()
+
+    def media(self) -> tuple[float, float]:
+        """Media time of the frame that is shown now, in seconds of the pages' encoder, and since when (monotonic)."""
+        return self._at
 
     def wants_more(self) -> bool:
         return len(self._queue) <= self.room
@@ -77,18 +86,18 @@ class Channel(threading.Thread):
 
     @property
     def frame(self) -> NDArray[np.uint8]:
-        """What is shown now [H, W, 3]."""
-        return self._frame
+        """What is shown now [H, W, 3], with what lies above it."""
+        return self._burned
 
     def png(self) -> bytes:
         """What is shown now, as a file."""
-        return _image(self._frame, "PNG")
+        return _image(self._burned, "PNG")
 
     def jpeg(self) -> bytes:
         """The same as JPEG, made once for all who ask."""
         number = self.shown
         if self._jpeg[0] != number:
-            self._jpeg = (number, _image(self._frame, "JPEG"))
+            self._jpeg = (number, _image(self._burned, "JPEG"))
         return self._jpeg[1]
 
     def stop(self) -> None:
@@ -122,13 +131,30 @@ class Channel(threading.Thread):
         else:
             self.repeated += 1
             self._starved = self._starved or not self._queue
+        self._burned = self.burn(self._frame)
+        plain = self._burned is self._frame
+        if plain != (self._burning is None):
+            self._change_hls(plain)
         for fragment in self.encoder.encode(self._frame):
-            self.hls.add(fragment)
+            if plain:
+                self.hls.add(fragment)
             for take in self.fragments:
                 take(self.epoch, fragment)
+        if self._burning is not None:
+            for fragment in self._burning.encode(self._burned):
+                self.hls.add(fragment)
+        self._at = self._frames_encoded / self.fps, self.beat
+        self._frames_encoded += 1
         self.shown += 1
         for show in self.frames:
-            show(self._frame)
+            show(self._burned)
+
+    def _change_hls(self, plain: bool) -> None:
+        """Its segments come from the pages' encoder, or, while something lies above the picture, from one of their own."""
+        if self._burning is not None:
+            self._burning.close()
+        self._burning = None if plain else self._make_encoder()
+        self.hls.begin((self._burning or self.encoder).init)
 
 
 def calm_picture(width: int, height: int) -> NDArray[np.uint8]:

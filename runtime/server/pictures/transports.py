@@ -8,15 +8,15 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, HTTPException, Request, WebSocket
 from fastapi.responses import Response, StreamingResponse
 
 from ..guard import FRESH, Problem, same_origin
 from ..service import Service
 from .channel import Queue
+from .connection import Connection
 from .fmp4 import Fragment
 from .hls import kind_of
-from .viewers import Viewer
 
 MAX_VIEWERS, MAX_JPEGS = 200, 50
 
@@ -73,7 +73,7 @@ def transport_routes(service: Service) -> APIRouter:
         await socket.accept()
         viewer = service.viewers.join(screen[:64] or "unnamed", not preview, time.monotonic())
         try:
-            await serve_viewer(socket, viewer, service, socket.app.state.live)
+            await Connection(socket, viewer, service, socket.app.state.live).serve()
         finally:
             service.viewers.leave(viewer)
 
@@ -98,64 +98,6 @@ def transport_routes(service: Service) -> APIRouter:
         return Response(data, media_type=kind_of(name), headers=fresh)
 
     return routes
-
-
-async def serve_viewer(socket: WebSocket, viewer: Viewer, service: Service, live: Live) -> None:
-    """Until the viewer leaves, says nothing any more, or has to begin anew."""
-    channel = service.channel
-    queue, news, epoch = Queue(4 * channel.fps), asyncio.Event(), channel.epoch
-    width, height = channel.size
-    encoder = channel.encoder
-
-    async def send() -> None:
-        greeting = {"type": "init", "mime": encoder.mime, "fps": channel.fps, "width": width, "height": height}
-        await socket.send_json(greeting)
-        await socket.send_bytes(encoder.init)
-        live.queues[queue] = news
-        while live.epoch == epoch:
-            await news.wait()
-            news.clear()
-            for data in queue.take():
-                await socket.send_bytes(data)
-
-    async def listen() -> None:
-        while True:
-            told = await socket.receive_json()
-            if isinstance(told, dict):
-                shown, buffered = (_number(told.get(name)) for name in ("shown", "buffered"))
-                viewer.report(int(shown), min(buffered, 30.0), bool(told.get("visible", True)), time.monotonic())
-
-    async def judge() -> None:
-        while True:
-            await asyncio.sleep(1)
-            word = viewer.word(time.monotonic())
-            if word == "gone":
-                service.metrics.silent.inc()
-                return
-            if word == "reload":
-                service.metrics.reloads.inc()
-                service.viewers.reload(viewer, time.monotonic())
-                await asyncio.wait_for(socket.send_json({"type": "reload"}), 5)
-
-    tasks = [asyncio.create_task(work()) for work in (send, listen, judge)]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            with contextlib.suppress(WebSocketDisconnect, RuntimeError, ValueError, KeyError, TimeoutError):
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        live.queues.pop(queue, None)
-        service.metrics.dropped.inc(queue.dropped)
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(socket.close(1012), 2)
-
-
-def _number(value: Any) -> float:
-    """A number of a page's report; 0 for anything else."""
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if plain and 0 <= value < 1e15 else 0.0
 
 
 async def jpegs(live: Live) -> AsyncIterator[bytes]:

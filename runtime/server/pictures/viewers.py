@@ -6,9 +6,10 @@ for longer than its buffer explains is frozen: the server tells its page to relo
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 GRACE = 6.0  # seconds beyond the buffer before a still picture counts as frozen
 SILENCE = 20.0  # seconds without a report after which a connection is given up
@@ -26,10 +27,13 @@ class Screen:
     name: str
     reloads: deque[float] = field(default_factory=deque)
 
-    def frozen_often(self, now: float) -> bool:
+    def reloads_within_the_hour(self, now: float) -> int:
         while self.reloads and now - self.reloads[0] > HOUR:
             self.reloads.popleft()
-        return len(self.reloads) >= MANY
+        return len(self.reloads)
+
+    def frozen_often(self, now: float) -> bool:
+        return self.reloads_within_the_hour(now) >= MANY
 
 
 @dataclass(eq=False)
@@ -43,8 +47,14 @@ class Viewer:
     shown: int = -1
     buffered: float = 0.0
     visible: bool = True
+    skew: float | None = None  # milliseconds that a screen in step with others is late
+    fps: float | None = None  # frames that were put on the screen in a second, between the last two reports
+    orders: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)  # what the page is to be told
 
-    def report(self, shown: int, buffered: float, visible: bool, now: float) -> None:
+    def report(self, shown: int, buffered: float, visible: bool, now: float, skew: float | None = None) -> None:
+        if self.shown >= 0 and now > self.heard and shown >= self.shown:
+            self.fps = round((shown - self.shown) / (now - self.heard), 1)
+        self.skew = skew
         if shown != self.shown or not visible or not self.visible:
             self.moved, self.shown = now, shown
         self.heard, self.buffered, self.visible = now, buffered, visible

@@ -52,7 +52,7 @@ def test_a_screen_that_hangs_on_its_side(framed: Site, browser: Browser, angle: 
         box = page.evaluate(BOX)
         assert '"x":0,"y":0,"width":540,"height":960' in box
         assert page.evaluate(FIT) == "contain"
-        matrix = page.evaluate("getComputedStyle(document.querySelector('video')).transform")
+        matrix = page.evaluate("getComputedStyle(document.querySelector('#stage')).transform")
         turned = {"90": "matrix(0, 1, -1, 0", "180": "matrix(-1, 0, 0, -1", "270": "matrix(0, -1, 1, 0"}
         assert matrix.startswith(turned[angle])
 

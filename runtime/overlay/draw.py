@@ -1,0 +1,272 @@
+"""An overlay drawn for a picture of some size, by Pillow: the one place where it becomes pixels, so that what lies above the
+video in a page and what is burned into frames are the same."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+from ...engines.errors import UserError
+from ...engines.files import reason
+from .parts import Clock, Code, Logo, Message, Overlay, Placed, Text, Ticker
+
+FONTS = Path("/usr/share/fonts")
+USUAL = (
+    "truetype/dejavu/DejaVuSans.ttf",
+    "truetype/noto/NotoSans-Regular.ttf",
+    "truetype/liberation/LiberationSans-Regular.ttf",
+    "dejavu-sans-fonts/DejaVuSans.ttf",
+    "TTF/DejaVuSans.ttf",
+)
+PAD = 0.25  # of a line's height, between words and the edge of their ground
+FULL = 0.96  # of the picture's width that words may take
+LARGEST_LOGO = 32_000_000  # pixels
+QUIET = 2  # modules of ground around a code
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Pixels uint8 [h, w, 4], straight alpha, and where their left upper corner stands, inside the picture."""
+
+    x: int
+    y: int
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A ticker's words [h, w, 4], which come in at the right edge at second 0 and again once they have gone."""
+
+    y: int
+    pixels: NDArray[np.uint8]
+    speed: float  # pixels a second
+    width: int  # the picture's
+
+    def place(self, seconds: float) -> int:
+        """Left edge of the words; negative where they have begun to leave."""
+        return self.width - int(seconds * self.speed) % (self.width + self.pixels.shape[1])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pieces from the lowest to the highest; above them the strip."""
+
+    size: tuple[int, int]  # width, height
+    pieces: tuple[Piece, ...]
+    strip: Strip | None = None
+
+    def still(self) -> Image.Image:
+        """All pieces in one transparent picture of the whole size."""
+        canvas = Image.new("RGBA", self.size)
+        for piece in self.pieces:
+            canvas.alpha_composite(Image.fromarray(piece.pixels, "RGBA"), (piece.x, piece.y))
+        return canvas
+
+
+def draw(overlay: Overlay, size: tuple[int, int], now: dt.datetime, logo: bytes | None = None) -> Drawn:
+    """size: width and height in pixels; now: what the clock shows; logo: the content of its file. Raises UserError naming
+    the part that cannot be drawn."""
+    if overlay.message is not None:
+        return Drawn(size, (_message(overlay.message, size, overlay.font),))
+    pieces = []
+    if overlay.ticker is not None and overlay.ticker.ground:
+        pieces.append(_bar(overlay.ticker, size))
+    if overlay.logo is not None and logo is not None:
+        pieces.append(_logo(overlay.logo, logo, size))
+    if overlay.code is not None:
+        pieces.append(_code(overlay.code, size))
+    pieces += [_text(one, one.text, size, overlay.font) for one in overlay.texts]
+    if overlay.clock is not None:
+        pieces.append(_text(overlay.clock, now.strftime(overlay.clock.format), size, overlay.font))
+    strip = None if overlay.ticker is None else _strip(overlay.ticker, size, overlay.font)
+    return Drawn(size, tuple(pieces), strip)
+
+
+@lru_cache(64)
+def font(file: Path | None, pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Raises UserError for a file that is no font."""
+    found = file or next((FONTS / name for name in USUAL if (FONTS / name).is_file()), None)
+    try:
+        return ImageFont.load_default(pixels) if found is None else ImageFont.truetype(found, pixels)
+    except OSError as error:
+        raise UserError(f"overlay.font {found}: not a font: {reason(error)}") from None
+
+
+def _height(percent: float, size: tuple[int, int]) -> int:
+    return max(1, round(percent / 100 * size[1]))
+
+
+def _words(text: str, pixels: int, colour: str, file: Path | None, widest: float) -> Image.Image:
+    """Lines of text on nothing, as wide as they are, in a smaller font where they would be wider than `widest`."""
+    measure = ImageDraw.Draw(Image.new("RGBA", (1, 1)))
+    while True:
+        letters = font(file, pixels)
+        left, top, right, bottom = measure.multiline_textbbox((0, 0), text, letters)
+        if right - left <= widest or pixels <= 2:
+            break
+        pixels = max(2, min(pixels - 1, int(pixels * widest / (right - left))))
+    image = Image.new("RGBA", (max(1, int(right - left) + 1), max(1, int(bottom - top) + 1)))
+    ImageDraw.Draw(image).multiline_text((-left, -top), text, colour, letters, align="center")
+    return image
+
+
+def _grounded(words: Image.Image, ground: str | None, pad: int) -> Image.Image:
+    board = Image.new("RGBA", (words.width + 2 * pad, words.height + 2 * pad), ground or (0, 0, 0, 0))
+    board.alpha_composite(words, (pad, pad))
+    return board
+
+
+def _text(part: Text | Clock, text: str, size: tuple[int, int], file: Path | None) -> Piece:
+    pixels = _height(part.size, size)
+    pad = round(PAD * pixels)
+    return _placed(
+        part, _grounded(_words(text, pixels, part.colour, file, FULL * size[0] - 2 * pad), part.ground, pad), size
+    )
+
+
+def _placed(part: Placed, image: Image.Image, size: tuple[int, int]) -> Piece:
+    """Where it stands; what would stand outside is cut off."""
+    margin, (width, height) = _height(part.margin, size) if part.margin else 0, size
+    across = "left" if "left" in part.at else "right" if "right" in part.at else "middle"
+    down = "top" if "top" in part.at else "bottom" if "bottom" in part.at else "middle"
+    x = {"left": margin, "right": width - margin - image.width, "middle": (width - image.width) // 2}[across]
+    y = {"top": margin, "bottom": height - margin - image.height, "middle": (height - image.height) // 2}[down]
+    x = x if part.x is None else round(part.x / 100 * width)
+    y = y if part.y is None else round(part.y / 100 * height)
+    return _inside(x, y, image, size)
+
+
+def _inside(x: int, y: int, image: Image.Image, size: tuple[int, int]) -> Piece:
+    left, top = max(0, -x), max(0, -y)
+    right, bottom = min(image.width, size[0] - x), min(image.height, size[1] - y)
+    pixels = np.asarray(image)[top : max(top, bottom), left : max(left, right)]
+    return Piece(x + left, y + top, pixels)
+
+
+def _message(part: Message, size: tuple[int, int], file: Path | None) -> Piece:
+    """As large as it fits, broken between words."""
+    width, height = size
+    words, pixels = part.text.split(), max(4, _height(18, size))
+    while True:
+        lines = _broken(part.text, pixels, 0.9 * width, file)
+        image = _words("\n".join(lines), pixels, part.colour, file, 0.9 * width)
+        if image.height <= 0.85 * height or pixels <= 4 or not words:
+            break
+        pixels = int(0.9 * pixels)
+    board = Image.new("RGB", size, part.ground[:7]).convert("RGBA")  # whatever its opacity: nothing shines through
+    board.alpha_composite(image, (max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)))
+    return Piece(0, 0, np.asarray(board))
+
+
+def _broken(text: str, pixels: int, widest: float, file: Path | None) -> list[str]:
+    letters, lines = font(file, pixels), []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in _pieces(paragraph, letters, widest):
+            longer = f"{line} {word}".strip()
+            if line and letters.getlength(longer) > widest:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return lines
+
+
+def _pieces(paragraph: str, letters: ImageFont.FreeTypeFont | ImageFont.ImageFont, widest: float) -> Iterator[str]:
+    """Its words, those that no line could hold cut to lines."""
+    for word in paragraph.split():
+        while len(word) > 1 and letters.getlength(word) > widest:
+            most = bisect_right(range(len(word)), widest, key=lambda n: letters.getlength(word[: n + 1]))
+            yield word[: max(1, most)]
+            word = word[max(1, most) :]
+        if word:
+            yield word
+
+
+def _bar(part: Ticker, size: tuple[int, int]) -> Piece:
+    high = round((1 + 2 * PAD) * _height(part.size, size))
+    high = min(size[1], high)
+    bar = Image.new("RGBA", (size[0], high), part.ground)
+    return Piece(0, 0 if part.at == "top" else size[1] - high, np.asarray(bar))
+
+
+def _strip(part: Ticker, size: tuple[int, int], file: Path | None) -> Strip:
+    pixels = _height(part.size, size)
+    words = _words(" ".join(part.text.split()), pixels, part.colour, file, 400 * size[0])
+    high = min(size[1], round((1 + 2 * PAD) * pixels))
+    line = Image.new("RGBA", (words.width, high))
+    line.alpha_composite(
+        words.crop((0, 0, words.width, min(high, words.height))), (0, max(0, (high - words.height) // 2))
+    )
+    return Strip(0 if part.at == "top" else size[1] - high, np.asarray(line), part.speed / 100 * size[0], size[0])
+
+
+def _code(part: Code, size: tuple[int, int]) -> Piece:
+    """Every module the same whole number of pixels, so that it can be read; as large as fits into its size."""
+    try:
+        import segno
+    except ImportError:
+        raise UserError("overlay.code: needs segno: pip install 'everframe[overlay]'") from None
+    try:
+        modules = np.array([list(row) for row in segno.make(part.text, micro=False, error="m").matrix], bool)
+    except (segno.DataOverflowError, ValueError) as error:
+        raise UserError(f"overlay.code.text: {error}") from None
+    modules = np.pad(modules, QUIET)
+    scale = max(1, _height(part.size, size) // len(modules))
+    dark, light = (np.array(_rgba(colour), np.uint8) for colour in (part.colour, part.ground))
+    pixels = np.where(modules.repeat(scale, 0).repeat(scale, 1)[..., None], dark, light)
+    return _placed(part, Image.fromarray(pixels, "RGBA"), size)
+
+
+def _rgba(colour: str) -> list[int]:
+    return [int((colour + "ff")[i : i + 2], 16) for i in (1, 3, 5, 7)]
+
+
+def _logo(part: Logo, content: bytes, size: tuple[int, int]) -> Piece:
+    high = _height(part.size, size)
+    image = picture_of(content, high)
+    wide = max(1, round(image.width * high / image.height))
+    image = image.resize((min(wide, 4 * size[0]), high), Image.Resampling.LANCZOS)
+    if part.opacity < 100:
+        image.putalpha(image.getchannel("A").point([round(a * part.opacity / 100) for a in range(256)]))
+    return _placed(part, image, size)
+
+
+def picture_of(content: bytes, high: int) -> Image.Image:
+    """A logo's file as RGBA; an SVG drawn `high` pixels high. Raises UserError."""
+    if content.lstrip()[:1] == b"<":
+        content = _of_svg(content, high)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > LARGEST_LOGO:
+                raise UserError(f"overlay.logo: {image.width}×{image.height} pixels, at most {LARGEST_LOGO:,}")
+            return image.convert("RGBA")
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        raise UserError("overlay.logo: neither a PNG, JPEG or WebP picture nor an SVG") from None
+
+
+def _of_svg(content: bytes, high: int) -> bytes:
+    """PNG. An SVG that names another file or address is refused: none is read."""
+    try:
+        import resvg_py
+    except ImportError:
+        raise UserError("overlay.logo: an SVG needs resvg: pip install 'everframe[overlay]'") from None
+    text = content.decode("utf-8", "replace")
+    if re.search(
+        r"""href\s*=\s*["']?\s*(?!["'#]|data:)|<!ENTITY|@import|url\(\s*["']?\s*(?!#|data:)""", text, re.IGNORECASE
+    ):
+        raise UserError("overlay.logo: an SVG that refers to another file or address")
+    try:
+        return bytes(resvg_py.svg_to_bytes(svg_string=text, height=high))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"overlay.logo: not an SVG: {str(error).splitlines()[0][:200]}") from None

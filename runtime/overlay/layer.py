@@ -1,0 +1,90 @@
+"""An overlay above a running picture: drawn anew when something in it changes, burned into frames."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engines.errors import UserError
+from ...engines.files import reason
+from .draw import Drawn, draw
+from .parts import Overlay
+
+KEPT = 6  # drawings, of the sizes that are asked for
+LARGEST_FILE = 8 << 20  # bytes of a logo
+
+
+class Layer:
+    """Any thread. zone: asked for the clock's zone; logo: the content of its file, if not the one that the overlay names.
+    Raises UserError for what cannot be drawn."""
+
+    def __init__(self, overlay: Overlay, zone: Callable[[], dt.tzinfo], logo: bytes | None = None):
+        self.overlay, self.zone = overlay, zone
+        if logo is None and overlay.logo is not None and overlay.logo.file is not None:
+            logo = read_logo(overlay.logo.file)
+        self.logo = logo
+        self._drawn: OrderedDict[tuple[tuple[int, int], str], Drawn] = OrderedDict()
+        self._lock = threading.Lock()
+        draw(overlay, (320, 180), self._local(dt.datetime.now(dt.UTC)), logo)
+
+    @property
+    def empty(self) -> bool:
+        return self.overlay.empty
+
+    def face(self, now: dt.datetime) -> str:
+        """What its clock shows: as long as it stays, so does everything but the ticker's place."""
+        clock = self.overlay.clock
+        return "" if clock is None or self.overlay.message is not None else self._local(now).strftime(clock.format)
+
+    def drawn(self, size: tuple[int, int], now: dt.datetime) -> Drawn:
+        """For pictures of so many pixels, width and height."""
+        key = size, self.face(now)
+        with self._lock:
+            if key not in self._drawn:
+                self._drawn[key] = draw(self.overlay, size, self._local(now), self.logo)
+                while len(self._drawn) > KEPT:
+                    self._drawn.popitem(last=False)
+            self._drawn.move_to_end(key)
+            return self._drawn[key]
+
+    def burned(self, frame: NDArray[np.uint8], now: dt.datetime) -> NDArray[np.uint8]:
+        """A copy of frame [H, W, 3] with the overlay in it; the frame itself where there is none."""
+        if self.empty:
+            return frame
+        drawn = self.drawn((frame.shape[1], frame.shape[0]), now)
+        out = frame.copy()
+        for piece in drawn.pieces:
+            blend(out, piece.x, piece.y, piece.pixels)
+        if drawn.strip is not None:
+            blend(out, drawn.strip.place(now.timestamp()), drawn.strip.y, drawn.strip.pixels)
+        return out
+
+    def _local(self, now: dt.datetime) -> dt.datetime:
+        return now.astimezone(self.zone())
+
+
+def blend(frame: NDArray[np.uint8], x: int, y: int, pixels: NDArray[np.uint8]) -> None:
+    """pixels [h, w, 4], straight alpha, over the frame [H, W, 3] in place; what is outside is left out."""
+    left, right = max(0, -x), min(pixels.shape[1], frame.shape[1] - x)
+    if right <= left:
+        return
+    part = pixels[:, left:right].astype(np.uint32)
+    region = frame[y : y + len(part), x + left : x + right]
+    alpha = part[..., 3:]
+    region[:] = (region * (255 - alpha) + part[..., :3] * alpha + 127) // 255
+
+
+def read_logo(file: Path) -> bytes:
+    """Raises UserError."""
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise UserError(f"overlay.logo {file}: larger than {LARGEST_FILE >> 20} MiB")
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"overlay.logo {file}: {reason(error)}") from None

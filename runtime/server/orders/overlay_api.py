@@ -1,0 +1,121 @@
+"""The overlay over HTTP: as pictures for the pages, and orders."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import io
+from typing import Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from PIL import Image
+
+from ...overlay.draw import Drawn
+from ...overlay.parts import Message, Overlay
+from ..guard import FRESH
+from ..service import Service
+from .overlays import Overlays
+
+HEIGHTS = (360, 720, 1080, 2160)  # that it is drawn at for pages
+PNG: dict[str, Any] = {"response_class": Response, "responses": {200: {"content": {"image/png": {}}}}}
+
+
+def overlay_routes(service: Service, changing: dict[str, Any]) -> APIRouter:
+    """Routes. changing: what routes that change something are declared with."""
+    routes = APIRouter()
+    add_pictures(routes, service)
+    add_orders(routes, service.overlays, changing)
+    return routes
+
+
+def add_pictures(routes: APIRouter, service: Service) -> None:
+    """What pages lay above the video."""
+
+    def drawn(height: int) -> Drawn:
+        g = service.geometry
+        tall = next((one for one in HEIGHTS if one >= height), HEIGHTS[-1])
+        return service.overlays.layer.drawn((round(tall * g.width / g.height), tall), dt.datetime.now(dt.UTC))
+
+    def still(height: int) -> bytes:
+        return _png(drawn(height).still())
+
+    def strip(height: int) -> bytes:
+        found = drawn(height).strip
+        return _png(Image.new("RGBA", (1, 1)) if found is None else Image.fromarray(found.pixels, "RGBA"))
+
+    @routes.get("/overlay.png", **PNG)
+    async def overlay_picture(height: int = Query(default=1080, ge=1, le=10_000)) -> Response:
+        """What lies above the picture, transparent elsewhere, all but the ticker's words."""
+        return Response(await asyncio.to_thread(still, height), media_type="image/png", headers=FRESH)
+
+    @routes.get("/overlay-ticker.png", **PNG)
+    async def ticker_picture(height: int = Query(default=1080, ge=1, le=10_000)) -> Response:
+        """The ticker's words in one line."""
+        return Response(await asyncio.to_thread(strip, height), media_type="image/png", headers=FRESH)
+
+
+def add_orders(routes: APIRouter, overlays: Overlays, changing: dict[str, Any]) -> None:
+    """What is shown, and what changes it."""
+
+    @routes.get("/api/overlay")
+    async def overlay() -> Overlay:
+        """What lies above the picture."""
+        return overlays.shown()
+
+    @routes.put("/api/overlay", **changing)
+    def put_overlay(overlay: Overlay) -> Overlay:
+        """Replace it."""
+        overlays.put(overlay)
+        return overlays.shown()
+
+    @routes.delete("/api/overlay", status_code=204, **changing)
+    def reset_overlay() -> None:
+        """The configuration's again."""
+        overlays.put(None)
+
+    @routes.post("/api/overlay/message", status_code=204, **changing)
+    def cover(message: Message) -> None:
+        """Cover everything with a message."""
+        overlays.tell(message)
+
+    @routes.delete("/api/overlay/message", status_code=204, **changing)
+    def uncover() -> None:
+        """Show again what the message covers."""
+        overlays.tell(None)
+
+    image = {
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/png", "image/svg+xml")}
+    }
+
+    @routes.put("/api/overlay/logo", status_code=204, openapi_extra={"requestBody": image}, **changing)
+    async def put_logo(request: Request) -> None:
+        """Keep a logo, PNG, JPEG, WebP or SVG, and show it."""
+        content = await request.body()
+        await asyncio.to_thread(overlays.put_logo, content)
+
+
+def overlay_news(service: Service, now: dt.datetime) -> dict[str, Any]:
+    """What a page has to know to show the overlay: `version` changes whenever its pictures do; of the ticker where its
+    words stand, as a share of the height, and how fast they run, in widths a second."""
+    overlays = service.overlays
+    layer = overlays.layer
+    ticker = None if layer.overlay.message else layer.overlay.ticker
+    strip = None if ticker is None else layer.drawn(PAGE, now).strip
+    return {
+        "type": "overlay",
+        "version": f"{overlays.version} {layer.face(now)}",
+        "shown": not layer.empty,
+        "ticker": ticker
+        and strip
+        and {"top": strip.y / PAGE[1], "height": strip.pixels.shape[0] / PAGE[1], "speed": ticker.speed / 100},
+    }
+
+
+PAGE = (1920, 1080)
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=1)
+    return out.getvalue()

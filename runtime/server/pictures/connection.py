@@ -1,0 +1,129 @@
+"""One page's connection: what it is sent, and what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from ..orders.overlay_api import overlay_news
+from ..service import Service
+from .channel import Queue
+from .viewers import Viewer
+
+if TYPE_CHECKING:
+    from .transports import Live
+
+PICTURE = 60.0  # seconds between a screen's pictures of what it shows, by which a dark one is found
+LOOK = 0.5  # seconds between looks at what lies above the picture
+
+
+class Connection:
+    """A page and the tasks that serve it, until it leaves, says nothing any more, or has to begin anew."""
+
+    def __init__(self, socket: WebSocket, viewer: Viewer, service: Service, live: Live):
+        self.socket, self.viewer, self.service, self.live = socket, viewer, service, live
+        self.queue, self.news = Queue(4 * service.channel.fps), asyncio.Event()
+        self.epoch, self.encoder = service.channel.epoch, service.channel.encoder
+
+    async def serve(self) -> None:
+        works = (self.send, self.listen, self.judge, self.lay, self.relay, self.look)
+        tasks = [asyncio.create_task(work()) for work in works]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                with contextlib.suppress(WebSocketDisconnect, RuntimeError, ValueError, KeyError, TimeoutError):
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            self.live.queues.pop(self.queue, None)
+            self.service.metrics.dropped.inc(self.queue.dropped)
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self.socket.close(1012), 2)
+
+    async def send(self) -> None:
+        """A greeting, the initialisation segment, then the fragments as they come."""
+        channel, viewer = self.service.channel, self.viewer
+        width, height = channel.size
+        view = self.service.screens.views.get(viewer.screen.name) if viewer.judged else None
+        greeting = {"type": "init", "mime": self.encoder.mime, "fps": channel.fps, "width": width, "height": height}
+        await self.socket.send_json(greeting | {"view": view.model_dump(exclude_defaults=True) if view else {}})
+        await self.socket.send_bytes(self.encoder.init)
+        self.live.queues[self.queue] = self.news
+        while self.live.epoch == self.epoch:
+            await self.news.wait()
+            self.news.clear()
+            for data in self.queue.take():
+                await self.socket.send_bytes(data)
+
+    async def listen(self) -> None:
+        """Reports, questions after the clock, pictures of what the screen shows."""
+        while True:
+            told = await self.socket.receive_json()
+            if not isinstance(told, dict):
+                continue
+            if "picture" in told:
+                await asyncio.to_thread(self.service.screens.take_picture, self.viewer.screen.name, told["picture"])
+                continue
+            hear(told, self.viewer, self.service)
+            if "ping" in told:
+                media, at = self.service.channel.media()
+                pong = {"type": "pong", "ping": _number(told["ping"]), "media": media + time.monotonic() - at}
+                await self.socket.send_json(pong)
+
+    async def judge(self) -> None:
+        """A page whose picture stands still is told to load anew."""
+        while True:
+            await asyncio.sleep(1)
+            word = self.viewer.word(time.monotonic())
+            if word == "gone":
+                self.service.metrics.silent.inc()
+                return
+            if word == "reload":
+                self.service.metrics.reloads.inc()
+                self.service.viewers.reload(self.viewer, time.monotonic())
+                await asyncio.wait_for(self.socket.send_json({"type": "reload"}), 5)
+
+    async def lay(self) -> None:
+        """What lies above the picture, whenever it changes."""
+        told = None
+        while True:
+            found = overlay_news(self.service, dt.datetime.now(dt.UTC))
+            if found != told:
+                await self.socket.send_json(found)
+            told = found
+            await asyncio.sleep(LOOK)
+
+    async def relay(self) -> None:
+        """What the operator has for this screen."""
+        while True:
+            await self.socket.send_json(await self.viewer.orders.get())
+
+    async def look(self) -> None:
+        """Ask a screen for a picture of what it shows, now and then."""
+        while True:
+            await asyncio.sleep(PICTURE)
+            if self.viewer.judged and self.viewer.visible:
+                await self.socket.send_json({"type": "picture"})
+
+
+def hear(told: dict[str, Any], viewer: Viewer, service: Service) -> None:
+    """A page's report."""
+    shown, buffered = (_number(told.get(name)) for name in ("shown", "buffered"))
+    skew = told.get("skew")
+    late = round(max(-1e6, min(skew, 1e6)), 1) if isinstance(skew, int | float) and math.isfinite(skew) else None
+    viewer.report(int(shown), min(buffered, 30.0), bool(told.get("visible", True)), time.monotonic(), late)
+    if viewer.judged:
+        service.screens.heard(viewer.screen.name)
+
+
+def _number(value: Any) -> float:
+    """A number of a page's report; 0 for anything else."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if plain and 0 <= value < 1e15 else 0.0

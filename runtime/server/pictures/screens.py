@@ -1,0 +1,175 @@
+"""The screens by their names: what each shows, when it was last there, and which one is missing.
+
+Kept over restarts are the names and when each was last heard of. Used on the event loop's thread, `problems` from any.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from ....engines.errors import UserError
+from ....engines.files import write_whole
+from .viewers import Viewer, Viewers
+
+log = logging.getLogger(__name__)
+
+WIDEST, LARGEST = 640, 48_000  # of a screen's own picture: pixels, characters as it comes
+DARK = 4.0  # mean grey level below which a picture is dark
+FORGOTTEN = 7 * 86400.0  # seconds after which an unnamed screen that is gone is forgotten
+MOST = 500  # names that are kept
+WRITE = 30.0  # seconds between writings of the list
+
+
+class View(BaseModel):
+    """How a screen shows the picture. x, y, w, h: its part of a wall in percent of the whole picture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    fit: Literal["cover", "contain", "fill"] = "cover"
+    rotate: Literal[0, 90, 180, 270] = 0
+    x: float = Field(default=0, ge=0, le=99)
+    y: float = Field(default=0, ge=0, le=99)
+    w: float = Field(default=100, ge=1, le=100)
+    h: float = Field(default=100, ge=1, le=100)
+    shift: int = Field(default=0, ge=0, le=50)  # pixels that the picture wanders around, against burn-in
+    sync: bool = False  # in step with the other screens of a wall
+
+
+@dataclass
+class Known:
+    """A screen that was here once. Times are Unix seconds."""
+
+    seen: float
+    picture: bytes = b""  # JPEG
+    pictured: float = 0.0
+    dark: bool = False
+
+
+class Screens:
+    """views: the configured ones. missing: seconds after which one of these that is not there is a problem; 0: never."""
+
+    def __init__(self, viewers: Viewers, views: dict[str, View], missing: float, file: Path | None = None):
+        self.viewers, self.views, self.missing, self._file = viewers, views, missing, file
+        self.known = _read(file)
+        self.began, self._written, self._changed = time.time(), 0.0, False
+
+    def heard(self, name: str) -> Known:
+        """A screen has come, has reported, or has gone."""
+        known = self.known.pop(name, None) or Known(time.time())
+        known.seen = time.time()
+        self.known[name] = known  # newest last
+        if len(self.known) > MOST:
+            spare = next((one for one in self.known if one not in self.views), None)
+            if spare is not None:
+                del self.known[spare]
+        self._changed = True
+        return known
+
+    def take_picture(self, name: str, told: Any) -> None:
+        """A picture that a screen sent of itself, as a data URL; what is no small JPEG is dropped."""
+        start = "data:image/jpeg;base64,"
+        if not isinstance(told, str) or not told.startswith(start) or len(told) > LARGEST:
+            return
+        try:
+            data = base64.b64decode(told.removeprefix(start), validate=True)
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                if max(image.size) > WIDEST:
+                    return
+                grey = float(np.asarray(image.convert("L"), np.float32).mean())
+        except (binascii.Error, OSError, SyntaxError, ValueError):
+            return
+        known = self.heard(name)
+        known.picture, known.pictured, known.dark = data, time.time(), grey < DARK
+
+    def forget(self, name: str) -> bool:
+        """Whether there was such a screen."""
+        self._changed = True
+        return self.known.pop(name, None) is not None
+
+    def viewer(self, name: str) -> Viewer | None:
+        """The newest connection of a screen."""
+        found = [v for v in self.viewers.watching if v.judged and v.screen.name == name]
+        return max(found, key=lambda v: v.heard, default=None)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Every screen, the configured ones first."""
+        names = [*self.views, *(n for n in sorted(self.known) if n not in self.views)]
+        return [self.facts(name) for name in names]
+
+    def facts(self, name: str) -> dict[str, Any]:
+        known, viewer, now = self.known.get(name), self.viewer(name), time.monotonic()
+        view = self.views.get(name)
+        found: dict[str, Any] = {
+            "name": name,
+            "configured": view is not None,
+            "state": self.state(name),
+            "last_report_seconds": None if known is None else round(max(0.0, time.time() - known.seen), 1),
+            "picture_seconds": round(time.time() - known.pictured, 1) if known and known.picture else None,
+            "view": None if view is None else view.model_dump(exclude_defaults=True),
+        }
+        if viewer is None:
+            return found
+        return found | {
+            "frames_shown": max(0, viewer.shown),
+            "fps": viewer.fps,
+            "delay_seconds": round(viewer.buffered, 2),
+            "skew_ms": viewer.skew,
+            "visible": viewer.visible,
+            "reloads_in_the_hour": viewer.screen.reloads_within_the_hour(now),
+        }
+
+    def state(self, name: str) -> str:
+        """ok, dark, hidden, frozen, missing (a configured one that is not there) or gone."""
+        viewer, known = self.viewer(name), self.known.get(name)
+        if viewer is None:
+            return "missing" if name in self.views else "gone"
+        if viewer.word(time.monotonic()) != "ok":
+            return "frozen"
+        if not viewer.visible:
+            return "hidden"
+        return "dark" if known is not None and known.dark else "ok"
+
+    def problems(self) -> list[str]:
+        """Configured screens that have been away for too long, or are dark."""
+        now, found = time.time(), []
+        for name in self.views if self.missing else ():
+            known = self.known.get(name)
+            away = now - max(self.began, known.seen if known else 0.0)
+            if away > self.missing and self.viewer(name) is None:
+                found.append(f"screen {name!r}: missing for {away:.0f} s")
+        return found + [f"screen {name!r}: dark" for name in self.views if self.state(name) == "dark"]
+
+    def write(self) -> None:
+        """Keep the list, if it has changed and some time has gone by; in a thread of its own, not the loop's."""
+        now = time.time()
+        if self._file is None or not self._changed or now - self._written < WRITE:
+            return
+        self._written, self._changed = now, False
+        lately = {n: k.seen for n, k in list(self.known.items()) if n in self.views or now - k.seen < FORGOTTEN}
+        try:
+            write_whole(self._file, json.dumps({"screens": lately}, indent=1).encode() + b"\n")
+        except UserError as error:  # a full disk must not stop the pictures
+            log.warning("the list of screens is not kept: %s", error)
+
+
+def _read(file: Path | None) -> dict[str, Known]:
+    try:
+        found = json.loads(file.read_bytes())["screens"] if file else {}
+        return {str(n)[:64]: Known(float(seen)) for n, seen in list(found.items())[:MOST]}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        log.warning("%s: not readable; screens are listed as they come", file)
+        return {}

@@ -1,0 +1,153 @@
+"""The overlay of a real server: ordered, seen in every way out, kept over a restart."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving import Site, serve, wait_for
+
+RED = {"text": "x", "colour": "#ff0000", "ground": "#ff0000"}
+GREEN = {"text": "x", "colour": "#00ff00", "ground": "#00ff00"}
+
+
+def png(colour: tuple[int, int, int, int]) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGBA", (40, 40), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def picture(site: Site, path: str) -> Any:
+    status, data = site.ask(path)
+    assert status == 200, data
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGBA"))
+
+
+def close(found: Any, colour: tuple[int, int, int]) -> bool:
+    return bool(np.abs(found[..., :3].astype(int) - colour).max() < 12)
+
+
+def of_hls(site: Site) -> Any:
+    """The newest frame that HLS has, decoded."""
+    names = [line for line in site.ask("/hls/live.m3u8")[1].decode().splitlines() if line]
+    init = [line.split('"')[1] for line in names if line.startswith("#EXT-X-MAP")][-1]
+    data = site.ask(f"/hls/{init}")[1] + site.ask(f"/hls/{names[-1]}")[1]
+    with av.open(io.BytesIO(data), "r") as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][-1]
+
+
+def of_jpeg(site: Site) -> Any:
+    import urllib.request
+
+    with urllib.request.urlopen(f"{site.url}/video.mjpeg", timeout=10) as stream:
+        data = stream.read(1 << 16)
+    start = data.index(b"\xff\xd8")
+    with Image.open(io.BytesIO(data[start : data.index(b"\xff\xd9", start) + 2])) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "way", [lambda s: picture(s, "/api/snapshot.png"), of_jpeg, of_hls], ids=["still", "jpeg", "hls"]
+)
+def test_a_message_covers_every_way_out_and_goes_again(site: Site, way: Callable[[Site], Any]) -> None:
+    wait_for(lambda: site.ask("/hls/live.m3u8")[0] == 200)
+    assert not close(way(site), (255, 0, 0))
+    assert site.ask("/api/overlay/message", "POST", RED)[0] == 204
+    wait_for(lambda: close(way(site), (255, 0, 0)), 20)
+    assert close(picture(site, "/overlay.png"), (255, 0, 0))
+    assert site.ask("/api/overlay/message", "DELETE")[0] == 204
+    wait_for(lambda: not close(way(site), (255, 0, 0)), 20)
+    assert not picture(site, "/overlay.png").any()
+
+
+def test_what_the_message_covered_comes_back(site: Site) -> None:
+    body = {"clock": {"format": "%H"}, "texts": [{"text": "hello"}]}
+    assert site.ask("/api/overlay", "PUT", body)[0] == 200
+    for text in ("x", "another"):
+        assert site.ask("/api/overlay/message", "POST", RED | {"text": text})[0] == 204
+    assert site.ask("/api/overlay")[1]["message"]["text"] == "another"
+    assert site.ask("/api/overlay/message", "DELETE")[0] == 204
+    found = site.ask("/api/overlay")[1]
+    assert (found["message"], found["clock"]["format"], found["texts"][0]["text"]) == (None, "%H", "hello")
+    assert site.ask("/api/overlay", "DELETE")[0] == 204
+    assert site.ask("/api/overlay")[1] == {
+        "logo": None, "texts": [], "ticker": None, "clock": None, "code": None, "message": None, "font": None
+    }  # fmt: skip
+
+
+def test_the_page_s_picture_is_the_burned_one(site: Site) -> None:
+    """Drawn larger for a page, shrunk here, and laid over the frame by Pillow."""
+    body = {"texts": [{"text": "WIDE", "size": 40, "at": "middle", "ground": "#ffff00"}]}
+    assert site.ask("/api/overlay", "PUT", body)[0] == 200
+    page = picture(site, "/overlay.png?height=720")
+    assert page.shape == (720, 1440, 4)
+    small = np.asarray(Image.fromarray(page).resize((64, 32), Image.Resampling.BOX)).astype(float)
+    inside = small[..., 3] == 255
+    assert inside.mean() > 0.15
+
+    def apart() -> float:
+        return float(np.abs(small[..., :3] - picture(site, "/api/snapshot.png")[..., :3])[inside].mean())
+
+    wait_for(lambda: apart() < 30, 5)
+    site.ask("/api/overlay", "DELETE")
+
+
+def test_a_logo_is_uploaded(site: Site) -> None:
+    assert site.ask("/api/overlay/logo", "PUT", png((0, 0, 255, 255)))[0] == 204
+    assert site.ask("/api/overlay")[1]["logo"]["at"] == "top-right"
+    body = {"logo": {"at": "middle", "size": 100, "margin": 0}}
+    assert site.ask("/api/overlay", "PUT", body)[0] == 200
+    found = picture(site, "/overlay.png")
+    assert (found[540, 1080] == (0, 0, 255, 255)).all()
+    site.ask("/api/overlay", "DELETE")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "words"),
+    [
+        ("PUT", "/api/overlay", {"logo": {"file": "/etc/passwd"}}, "in the configuration only"),
+        ("PUT", "/api/overlay", {"font": "/etc/passwd"}, "in the configuration only"),
+        ("PUT", "/api/overlay", {"texts": [{"text": "x", "colour": "blue"}]}, "expected a colour"),
+        ("PUT", "/api/overlay", {"html": "<b>"}, "Extra inputs"),
+        ("POST", "/api/overlay/message", {"text": ""}, "at least 1"),
+        ("PUT", "/api/overlay/logo", b"GIF89a", "neither a PNG"),
+        ("PUT", "/api/overlay/logo", b"", "neither a PNG"),
+        ("PUT", "/api/overlay", {"code": {"text": "x" * 400, "size": 1}}, ""),
+    ],
+)
+def test_what_is_refused_changes_nothing(site: Site, method: str, path: str, body: Any, words: str) -> None:
+    before = site.ask("/api/overlay")[1]
+    status, answer = site.ask(path, method, body)
+    if not words:
+        assert status == 200  # small, but there
+        site.ask("/api/overlay", "DELETE")
+        return
+    assert (status, words in str(answer)) == (422, True), answer
+    assert site.ask("/api/overlay")[1] == before
+    assert site.ask(path, method, body, token=None)[0] == 401
+
+
+def test_kept_over_a_restart_until_the_configuration_changes(bundle_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "logo.png").write_bytes(png((0, 0, 255, 255)))
+    config = '[overlay]\nlogo = {file = "logo.png", at = "middle", size = 100}\n'
+    with serve(tmp_path, bundle_path, config) as site:
+        assert (picture(site, "/overlay.png")[540, 1080] == (0, 0, 255, 255)).all()
+        assert site.ask("/api/overlay")[1]["logo"]["file"] is None
+        assert site.ask("/api/overlay/message", "POST", GREEN)[0] == 204
+    with serve(tmp_path, bundle_path, config) as site:
+        assert close(picture(site, "/overlay.png"), (0, 255, 0))
+        assert site.ask("/api/overlay/message", "DELETE")[0] == 204
+        assert (picture(site, "/overlay.png")[540, 1080] == (0, 0, 255, 255)).all()
+        site.ask("/api/overlay/message", "POST", GREEN)
+    with serve(tmp_path, bundle_path, config.replace("100", "50")) as site:
+        assert site.ask("/api/overlay")[1]["message"] is None
+        time.sleep(0.1)
