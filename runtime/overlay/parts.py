@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST_TEXTS = 8
 
@@ -38,6 +38,7 @@ def _format(text: str) -> str:
 
 
 Colour = Annotated[str, AfterValidator(_colour)]
+Ground = Annotated[Colour | None, BeforeValidator(lambda found: None if found == "" else found)]  # TOML has no null
 Words = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_words)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Size = Annotated[float, Field(gt=0, le=100)]
@@ -72,7 +73,7 @@ class Text(Placed):
     text: Words
     size: Size = 6
     colour: Colour = "#ffffff"
-    ground: Colour | None = "#00000080"
+    ground: Ground = "#00000080"
 
 
 class Ticker(Part):
@@ -83,7 +84,7 @@ class Ticker(Part):
     size: Size = 6
     speed: Annotated[float, Field(gt=0, le=200)] = 12  # percent of the picture's width a second
     colour: Colour = "#ffffff"
-    ground: Colour | None = "#000000a0"
+    ground: Ground = "#000000a0"
 
 
 class Clock(Placed):
@@ -93,7 +94,7 @@ class Clock(Placed):
     format: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_format)] = "%H:%M"
     size: Size = 8
     colour: Colour = "#ffffff"
-    ground: Colour | None = "#00000080"
+    ground: Ground = "#00000080"
 
 
 class Code(Placed):

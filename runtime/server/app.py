@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse
 
 from .guard import FRESH, Guard, Problem, changing_routes
 from .orders.api import order_routes
+from .orders.guest_api import guest_routes
 from .orders.overlay_api import overlay_routes
 from .pictures.screens_api import screen_routes
 from .pictures.transports import Live, transport_routes
@@ -34,8 +35,12 @@ FILES = {
     "/static/overlay.js": ("overlay.js", "text/javascript"),
     "/static/old.js": ("old.js", "text/javascript"),
     "/static/operator.js": ("operator.js", "text/javascript"),
+    "/static/desk.js": ("desk.js", "text/javascript"),
+    "/static/above.js": ("above.js", "text/javascript"),
+    "/static/screens.js": ("screens.js", "text/javascript"),
     "/static/style.css": ("style.css", "text/css"),
 }
+GUEST = {"/guest": ("guest.html", "text/html"), "/static/guest.js": ("guest.js", "text/javascript")}
 
 
 def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
@@ -71,14 +76,15 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
         health_routes(service),
         transport_routes(service),
         screen_routes(service, changing),
-        page_routes(),
+        page_routes(FILES | GUEST if service.guests else FILES),
+        *([guest_routes(service.guests, service, changing)] if service.guests else []),
     ):
         app.include_router(routes)
     return app
 
 
-def page_routes() -> APIRouter:
-    """The player, the operator's page, and what they load."""
+def page_routes(files: dict[str, tuple[str, str]]) -> APIRouter:
+    """The player, the operator's and the visitors' page, and what they load."""
     routes = APIRouter()
 
     def page(name: str, kind: str) -> Callable[[], Any]:
@@ -88,6 +94,6 @@ def page_routes() -> APIRouter:
         return get
 
     # Scripts of a page in a sandboxed frame are asked for from no origin; these files are anybody's.
-    for path, (name, kind) in FILES.items():
+    for path, (name, kind) in files.items():
         routes.add_api_route(path, page(name, kind), include_in_schema=False)
     return routes

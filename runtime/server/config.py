@@ -14,7 +14,7 @@ from ...engines.bundle import first_problem
 from ...engines.errors import UserError
 from ...engines.text import read_text
 from ..overlay.parts import Overlay
-from ..stream import MAX_SEED
+from ..stream import MAX_SEED, Transition
 from .addresses import host_name, origin
 from .discretion import redacted
 from .orders.playlist import Item, Playlist
@@ -135,6 +135,23 @@ class Osc(Section):
     port: Port = 9000
 
 
+class Guest(Section):
+    """The visitors' page."""
+
+    enabled: bool = False
+    prompts: list[
+        Annotated[str, Field(min_length=1, max_length=2000)]
+    ] = []  # that can be wished for; default: the bank's
+    seconds: float = Field(default=45, ge=1, le=3600)  # that a wish is shown
+    every_seconds: float = Field(default=60, ge=0, le=86400)  # between two wishes of one visitor
+    queue: int = Field(default=20, ge=1, le=1000)  # wishes that may wait
+    transition: Transition = "smooth"
+    free_text: bool = False  # where the bundle has its text encoder
+    longest: int = Field(default=200, ge=10, le=2000)  # letters of a free text
+    approval: bool = True  # free texts wait for the operator
+    blocked: list[Annotated[str, Field(min_length=1, max_length=100)]] = []  # words that no free text may have
+
+
 class Logging(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     file: Path | None = None  # beside standard error: never more than five files of max_mb
@@ -153,6 +170,7 @@ class Config(Section):
     osc: Osc = Osc()
     overlay: Overlay = Overlay()
     screens: dict[ScreenName, View] = {}
+    guest: Guest = Guest()
     logging: Logging = Logging()
 
     @property

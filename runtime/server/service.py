@@ -18,12 +18,15 @@ from ..video import choose_encoder
 from .config import Config
 from .discretion import shortened
 from .orders.control import Control
+from .orders.guests import Guests
 from .orders.overlays import Overlays
+from .orders.timetable import zone_of
 from .pictures.channel import Channel
 from .pictures.fmp4 import Encoder
 from .pictures.hls import Numbers
 from .pictures.push import Push, check_protocols
 from .pictures.screens import Screens
+from .pictures.thumbs import Thumbs
 from .pictures.viewers import Viewers
 from .survival.metrics import Metrics, gpu_gauges
 from .survival.seen import Replacement, Seen
@@ -79,6 +82,8 @@ class Service:
         )
         self.control = Control(config, seen.bundle, self._order)
         self.overlays = Overlays(config.overlay, config.state_dir, self.control)
+        self.guests = Guests(config.guest, self.control) if config.guest.enabled else None
+        self.thumbs = Thumbs(config.state_dir / "pictures", self.control.prompts)
         self.channel.burn = lambda frame: self.overlays.layer.burned(frame, dt.datetime.now(dt.UTC))
         self.channel.held = self.control.kept.paused
         self.pushes = [Push(target, g.width, g.height, g.fps, video.push_audio == "silence") for target in video.push]
@@ -146,6 +151,8 @@ class Service:
             "position": facts.get("position", 0),
             "seed": facts.get("seed", kept.seed),
             "paused": kept.paused,
+            "free_text": self.control.free_text,
+            "timetable": self._timetable(),
             "viewers": len(self.viewers.watching),
             "chunk_ms": round(1000 * float(np.median(latencies[-20:])), 1) if latencies else None,
             "real_time_factor": round(float(np.median([f for _, f in history[-20:]])), 2) if latencies else None,
@@ -153,6 +160,18 @@ class Service:
             "frames_repeated": self.channel.repeated,
             "uptime_seconds": round(time.monotonic() - self.started),
         }
+
+    def _timetable(self) -> dict[str, Any]:
+        """Its zone, the time there, and what comes next."""
+        timetable = self.control.kept.timetable
+        now, zone = dt.datetime.now(dt.UTC), zone_of(timetable.timezone)
+        found = timetable.next(now)
+        shown: dict[str, Any] = {"timezone": timetable.timezone, "time": now.astimezone(zone).isoformat("T", "seconds")}
+        if found is None:
+            return shown | {"next": None}
+        moment, entry = found
+        what = {"prompt": entry.prompt} if entry.prompt else {"pause": True} if entry.pause else {"playlist": True}
+        return shown | {"next": {"at": moment.astimezone(zone).isoformat("T", "seconds")} | what}
 
     def _order(self, kind: str, value: Any) -> None:
         if kind == "pause":
@@ -189,6 +208,7 @@ class Service:
         self.history.append((facts["stages"]["total"], facts["real_time_factor"]))
         self.metrics.chunk(facts)
         self.channel.offer(frames)
+        self.thumbs.seen(facts["prompt"], frames)
 
     def _event(self, kind: str, text: str) -> None:
         self.metrics.event(kind)
@@ -202,6 +222,8 @@ class Service:
             self.screens.write()
             try:
                 self.control.tick(dt.datetime.now(dt.UTC))
+                if self.guests is not None:
+                    self.guests.tick()
             except Exception:  # a timetable that fails must not end the thread
                 log.exception("timetable")
 

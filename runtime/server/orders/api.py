@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, HTTPException, Query
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...stream import MAX_SEED
+from ..guard import Problem
 from ..service import Service
 from ..survival.logs import Tail
 from .playlist import Change, Playlist
@@ -45,7 +47,15 @@ def add_facts(routes: APIRouter, service: Service, tail: Tail, changing: dict[st
     @routes.get("/api/prompts", **reading)
     async def prompts() -> dict[str, Any]:
         """The prompts of the bundle's bank."""
-        return {"prompts": service.control.prompts}
+        return {"prompts": service.control.prompts, "pictures": sorted(service.thumbs.there())}
+
+    @routes.get("/api/prompts/picture.jpg", response_class=Response, responses={404: {"model": Problem}})
+    def picture(prompt: Annotated[str, Query(max_length=2000)]) -> Response:
+        """A picture of a prompt of the bank, once the stream has shown it for some seconds."""
+        data = service.thumbs.read(prompt)
+        if data is None:
+            raise HTTPException(404, "no such picture (yet)")
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "max-age=600"})
 
     @routes.get("/api/playlist")
     async def playlist() -> Playlist | None:

@@ -47,7 +47,7 @@ class Control:
     def __init__(self, config: Config, bundle: Bundle, order: Callable[..., None]):
         self._file, self._order = config.state_dir / "control.json", order
         self._bank = PromptBank(bundle)
-        self._free_text = "text" in bundle.manifest.graphs
+        self.free_text = "text" in bundle.manifest.graphs
         self._lock = threading.RLock()
         for item in config.playlist.items:
             self._spell(item)
@@ -67,6 +67,18 @@ class Control:
             self._order("prompt", change)
             self._save()
         return change
+
+    def lend(self, change: Change) -> None:
+        """Show something for a while: what was ordered stays, and is what a restart goes on with."""
+        self._order("prompt", self._spell(change))
+
+    def back(self) -> None:
+        """Show again what was ordered."""
+        with self._lock:
+            if self.kept.playlist is not None:
+                self._order("playlist", self.kept.playlist)
+            else:
+                self._order("prompt", self.kept.prompt or Change(prompt=self.prompts[0]))
 
     def set_playlist(self, playlist: Playlist | None) -> Playlist | None:
         if playlist is not None:
@@ -133,9 +145,13 @@ class Control:
             elif kept.prompt is None and facts["playlist"] is not None:
                 self._order("playlist", None)
 
+    def spelled(self, prompt: str) -> str:
+        """The bank's own spelling. Raises UserError."""
+        return self._bank.find(prompt)
+
     def _spell(self, change: Any) -> Any:
         """The change with the bank's spelling of its prompt."""
-        if self._free_text:
+        if self.free_text:
             return change
         return change.model_copy(update={"prompt": self._bank.find(change.prompt)})
 

@@ -114,10 +114,22 @@ class Timetable(Part):
 
     def current(self, now: dt.datetime) -> tuple[dt.datetime, Entry] | None:
         """The occurrence that began last, in UTC, and its entry; of two at the same moment, the later in the list."""
-        found = max(self._between(now, range(-8, 2)), key=lambda one: one[0], default=None)
+        found = max(
+            (one for one in self._around(now, range(-8, 2)) if one[0] <= now), key=lambda one: one[0], default=None
+        )
         return None if found is None else (found[0], self.entries[found[1]])
 
-    def _between(self, now: dt.datetime, days: Sequence[int]) -> list[tuple[dt.datetime, int]]:
+    def next(self, now: dt.datetime) -> tuple[dt.datetime, Entry] | None:
+        """The occurrence that begins next, in UTC, and its entry."""
+        found = min(
+            (one for one in self._around(now, range(-1, 9)) if one[0] > now),
+            key=lambda one: (one[0], -one[1]),
+            default=None,
+        )
+        return None if found is None else (found[0], self.entries[found[1]])
+
+    def _around(self, now: dt.datetime, days: Sequence[int]) -> list[tuple[dt.datetime, int]]:
+        """Occurrences on these days, counted from today."""
         zone = zone_of(self.timezone)
         today = now.astimezone(zone).date()
         found = []
@@ -126,6 +138,6 @@ class Timetable(Part):
             for offset in days:
                 day = today + dt.timedelta(offset)
                 moment = dt.datetime.combine(day, at, zone).astimezone(dt.UTC)
-                if day.weekday() in weekdays and moment <= now:
+                if day.weekday() in weekdays:
                     found.append((moment, i))
         return found

@@ -1,45 +1,22 @@
 // The operator's page: what is running, and orders.
+import { fillOverlay } from "./above.js";
+import { $, ask, hasToken, order as give } from "./desk.js";
+import { Overlay } from "./overlay.js";
 import { Player } from "./player.js";
-
-const $ = (id) => document.getElementById(id);
-const token = $("token");
-token.value = sessionStorage.getItem("token") || "";
-token.addEventListener("input", () => sessionStorage.setItem("token", token.value));
-
-function tell(text, bad = false) {
-  $("told").textContent = text;
-  $("told").classList.toggle("bad", bad);
-}
-
-async function ask(path, method = "GET", body) {
-  const headers = { Authorization: `Bearer ${token.value}` };
-  if (body !== undefined) headers["Content-Type"] = "application/json";
-  const answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-  const text = await answer.text();
-  const found = text ? JSON.parse(text) : null;
-  if (!answer.ok && answer.status !== 503) {
-    const why = found && found.detail;
-    throw new Error(typeof why === "string" ? why : (why || []).map((one) => `${one.loc.slice(1).join(".")}: ${one.msg}`).join("; "));
-  }
-  return found;
-}
+import { refreshScreens } from "./screens.js";
 
 async function order(text, path, method, body) {
-  try {
-    await ask(path, method, body);
-    tell(text);
-    refresh();
-  } catch (error) {
-    tell(error.message, true);
-  }
+  if (await give(text, path, method, body)) refresh();
 }
 
-$("access-form").addEventListener("submit", (event) => event.preventDefault());
 $("prompts").addEventListener("submit", (event) => {
   event.preventDefault();
-  const change = { prompt: $("text").value, transition: $("transition").value, crossfade: Number($("crossfade").value) };
-  order("The prompt changes with the next chunk.", "api/prompt", "POST", change);
+  change($("words").value.trim() || $("text").value);
 });
+function change(prompt) {
+  const change = { prompt, transition: $("transition").value, crossfade: Number($("crossfade").value) };
+  order("The prompt changes with the next chunk.", "api/prompt", "POST", change);
+}
 $("playlist").addEventListener("submit", (event) => {
   event.preventDefault();
   const items = [];
@@ -65,17 +42,29 @@ async function refresh() {
     $("viewers").textContent = state.viewers;
     $("health").textContent = [health.status, ...health.problems].join(" · ");
     $("health").classList.toggle("bad", health.status !== "ok");
+    $("timetable").textContent = timetable(state.timetable);
+    $("free").hidden = !state.free_text;
     $("pause").textContent = state.paused ? "Resume" : "Pause";
     $("pause").dataset.paused = state.paused;
     draw(history);
+    await refreshScreens();
   } catch {
     $("health").textContent = "the server does not answer";
     $("health").classList.add("bad");
   }
 }
 
+// The server's own time of day, in the timetable's zone, as it says it.
+function timetable({ timezone, time, next }) {
+  const now = `${time.slice(11, 16)} (${timezone})`;
+  if (!next) return now;
+  const what = next.prompt || (next.pause ? "pause" : "a playlist");
+  const day = next.at.slice(0, 10) === time.slice(0, 10) ? "" : `${next.at.slice(0, 10)} `;
+  return `${now}; next: ${day}${next.at.slice(11, 16)} ${what}`;
+}
+
 async function log() {
-  if (!token.value) return;
+  if (!hasToken()) return;
   try {
     const box = $("lines");
     const atEnd = box.scrollTop + box.clientHeight >= box.scrollHeight - 4;
@@ -111,17 +100,30 @@ function draw({ seconds, real_time_factor: factors }) {
 }
 
 async function fill() {
-  const { prompts } = await ask("api/prompts");
+  const { prompts, pictures } = await ask("api/prompts");
   for (const prompt of prompts) $("text").append(new Option(prompt, prompt));
+  for (const prompt of pictures) {
+    const button = document.createElement("button");
+    button.type = "button";
+    const image = new Image();
+    image.alt = "";
+    image.src = `api/prompts/picture.jpg?${new URLSearchParams({ prompt })}`;
+    const words = document.createElement("span");
+    words.textContent = prompt;
+    button.append(image, words);
+    button.addEventListener("click", () => change(prompt));
+    $("thumbs").append(button);
+  }
   const playlist = await ask("api/playlist");
   const items = playlist ? playlist.items : prompts.slice(0, 3).map((prompt) => ({ prompt, seconds: 60 }));
   $("items").value = items.map((item) => `${item.seconds}: ${item.prompt}`).join("\n");
 }
 
-new Player($("video"), $("still"), { screen: "operator", preview: true });
+new Player($("video"), $("still"), { screen: "operator", preview: true, overlay: new Overlay($("overlay")) });
 fill();
+fillOverlay();
 refresh();
 log();
 setInterval(refresh, 1000);
 setInterval(log, 3000);
-token.addEventListener("change", log);
+$("token").addEventListener("change", log);

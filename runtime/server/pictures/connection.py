@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +116,7 @@ def hear(told: dict[str, Any], viewer: Viewer, service: Service) -> None:
     """A page's report."""
     shown, buffered = (_number(told.get(name)) for name in ("shown", "buffered"))
     skew = told.get("skew")
-    late = round(max(-1e6, min(skew, 1e6)), 1) if isinstance(skew, int | float) and math.isfinite(skew) else None
+    late = round(skew, 1) if isinstance(skew, int | float) and -1e6 < skew < 1e6 else None  # NaN is not
     viewer.report(int(shown), min(buffered, 30.0), bool(told.get("visible", True)), time.monotonic(), late)
     if viewer.judged:
         service.screens.heard(viewer.screen.name)

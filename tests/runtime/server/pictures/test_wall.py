@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from serving import CHROMIUM, Site, serve, until, wait_for
+from serving import CHROMIUM, TOKEN, Site, serve, until, wait_for
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
 PLAYS = "window.player && player.shown() > 8"
@@ -157,3 +157,38 @@ def test_the_list_stays_over_a_restart(bundle_path: Path, browser: Browser, tmp_
         assert screen(site, "hall")["state"] == "gone"
         assert site.ask("/api/screens/hall", "DELETE")[0] == 204
         assert site.ask("/api/screens")[1] == {"screens": []}
+
+
+def test_the_operator_sees_and_orders(wall: Site, browser: Browser) -> None:
+    """The list of screens and what lies above the picture; an order without the token asks for it, and is given then."""
+    seen = opened(browser, wall, "screen=portrait")
+    page = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{wall.url}/operator")
+    cells = "[r.cells[0].textContent, r.cells[1].textContent].join()"
+    rows = f"[...document.querySelectorAll('#screen-list tr')].map((r) => {cells})"
+    until(page, f"{rows}.includes('portrait,ok') && {rows}.includes('never there,missing')")
+    until(page, "document.getElementById('timetable').textContent.includes('(')")
+    page.fill("#line", "Welcome")
+    page.check("#clock")
+    page.click("#overlay-form button.main")
+    until(page, "document.activeElement.id === 'token'")
+    assert wall.ask("/api/overlay")[1]["texts"] == []
+    page.fill("#token", TOKEN)
+    page.press("#token", "Enter")
+    wait_for(lambda: wall.ask("/api/overlay")[1]["texts"])
+    shown = wall.ask("/api/overlay")[1]
+    assert (shown["texts"][0]["text"], shown["clock"]["format"]) == ("Welcome", "%H:%M")
+    page.click("#screen-list tr:has-text('portrait') button:has-text('Picture')")
+    until(page, "document.querySelector('#screen-list img')?.naturalWidth === 320")
+    page.fill("#message", "Leave the building")
+    page.click("#message-form button.danger")
+    wait_for(lambda: wall.ask("/api/overlay")[1]["message"])
+    page.click("#uncover")
+    wait_for(lambda: wall.ask("/api/overlay")[1]["message"] is None)
+    page.click("#reset")
+    wait_for(lambda: wall.ask("/api/overlay")[1]["texts"] == [])
+    assert errors == []
+    for one in (page, seen):
+        one.context.close()

@@ -1,0 +1,165 @@
+"""Visitors' wishes: one after the other, each for a while, then back to what was running.
+
+Whoever orders something with the token, or the timetable, has the last word: a wish that is being shown ends with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from itertools import count
+
+from ....engines.errors import UserError
+from ..config import Guest
+from ..discretion import printable, shortened
+from .control import Control
+from .playlist import Change, Playlist
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 2000  # visitors
+
+
+class WaitError(UserError):
+    """A wish that has to wait: seconds until the visitor may ask again."""
+
+    def __init__(self, text: str, seconds: float):
+        super().__init__(text)
+        self.seconds = seconds
+
+
+@dataclass
+class Wish:
+    visitor: str
+    prompt: str
+    number: int = field(default_factory=count(1).__next__)
+
+
+@dataclass
+class Showing:
+    """A wish that is being shown, and what was ordered when it began."""
+
+    wish: Wish
+    before: tuple[Change | None, Playlist | None]
+    until: float  # monotonic
+
+
+class Guests:
+    """Any thread. Times are monotonic seconds."""
+
+    def __init__(self, settings: Guest, control: Control):
+        self.settings, self._control = settings, control
+        bank = control.prompts
+        try:
+            self.prompts = [control.spelled(prompt) for prompt in settings.prompts] or list(bank)
+        except UserError as error:
+            raise UserError(f"guest.prompts: {error}") from None
+        if settings.free_text and not control.free_text:
+            raise UserError(
+                "guest.free_text: this bundle has no text encoder: only the prompts of its bank can be shown"
+            )
+        self._queue: deque[Wish] = deque()
+        self._waiting: OrderedDict[int, Wish] = OrderedDict()  # for the operator's approval
+        self._asked: OrderedDict[str, float] = OrderedDict()  # visitor -> when it asked last
+        self._showing: Showing | None = None
+        self._lock = threading.RLock()
+
+    def wish(self, visitor: str, prompt: str, now: float | None = None) -> None:
+        """Raises WaitError for one who has to wait, UserError for what is not to be shown."""
+        now = time.monotonic() if now is None else now
+        with self._lock:
+            found = next((one for one in self.prompts if one.casefold() == prompt.strip().casefold()), None)
+            if found is None:
+                self._check_free(prompt)
+            wait = self.wait(visitor, now)
+            if wait > 0:
+                raise WaitError(f"one wish every {self.settings.every_seconds:g} s: again in {wait:.0f} s", wait)
+            if len(self._queue) + len(self._waiting) >= self.settings.queue:
+                raise WaitError(f"{self.settings.queue} wishes are waiting already", self.settings.seconds)
+            self._asked.pop(visitor, None)
+            self._asked[visitor] = now
+            while len(self._asked) > REMEMBERED:
+                self._asked.popitem(last=False)
+            wish = Wish(visitor, found or prompt.strip())
+            if found is None and self.settings.approval:
+                self._waiting[wish.number] = wish
+            else:
+                self._queue.append(wish)
+
+    def _check_free(self, prompt: str) -> None:
+        if not self.settings.free_text:
+            raise UserError(f"{shortened(printable(prompt), 60)!r}: expected one of the prompts on the page")
+        words = _words(prompt)
+        if not words or len(prompt) > self.settings.longest:
+            raise UserError(f"expected words, at most {self.settings.longest} letters")
+        if any(f" {' '.join(_words(bad))} " in f" {' '.join(words)} " for bad in self.settings.blocked):
+            raise UserError("that is not shown here")
+
+    def decide(self, number: int, approve: bool) -> None:
+        """The operator's word on a free text. Raises UserError for one that does not wait."""
+        with self._lock:
+            wish = self._waiting.pop(number, None)
+            if wish is None:
+                raise UserError(f"wish {number} does not wait for approval (any more)")
+            if approve:
+                self._queue.append(wish)
+
+    @property
+    def waiting(self) -> list[Wish]:
+        with self._lock:
+            return list(self._waiting.values())
+
+    def wait(self, visitor: str, now: float | None = None) -> float:
+        """Seconds until a visitor may wish again."""
+        now = time.monotonic() if now is None else now
+        return max(0.0, self._asked.get(visitor, -1e9) + self.settings.every_seconds - now)
+
+    def place(self, visitor: str, now: float | None = None) -> dict[str, float | int | bool | str | None]:
+        """What a visitor is told: how many wishes are before its own, and in how many seconds that is shown."""
+        now = time.monotonic() if now is None else now
+        with self._lock:
+            left = max(0.0, self._showing.until - now) if self._showing else 0.0
+            ahead = next((i for i, wish in enumerate(self._queue) if wish.visitor == visitor), None)
+            mine = self._showing is not None and self._showing.wish.visitor == visitor
+            return {
+                "queue": len(self._queue),
+                "showing": self._showing.wish.prompt if self._showing else None,
+                "yours_is_shown": mine,
+                "yours_in_seconds": None if ahead is None else round(left + ahead * self.settings.seconds, 1),
+                "yours_waits_for_approval": any(wish.visitor == visitor for wish in self._waiting.values()),
+                "again_in_seconds": round(self.wait(visitor, now), 1),
+            }
+
+    def tick(self, now: float | None = None) -> None:
+        """Show the next wish, or go back, when it is time."""
+        now = time.monotonic() if now is None else now
+        with self._lock:
+            kept = self._control.kept
+            if self._showing is not None and (kept.prompt, kept.playlist) != self._showing.before:
+                self._showing = None  # somebody else has ordered something
+            if self._showing is not None and now < self._showing.until:
+                return
+            if kept.paused:
+                return
+            if self._queue:
+                self._begin(self._queue.popleft(), now)
+            elif self._showing is not None:
+                self._showing = None
+                self._control.back()
+
+    def _begin(self, wish: Wish, now: float) -> None:
+        kept = self._control.kept
+        try:
+            self._control.lend(Change(prompt=wish.prompt, transition=self.settings.transition))
+        except UserError as error:
+            log.warning("a visitor's wish: %s", error)
+            return
+        self._showing = Showing(wish, (kept.prompt, kept.playlist), now + self.settings.seconds)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())

@@ -1,0 +1,68 @@
+"""A small picture of every prompt of the bank, taken from the stream when it has shown the prompt for a while."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ....engines.errors import UserError
+from ....engines.files import write_whole
+
+log = logging.getLogger(__name__)
+
+AFTER = 6  # chunks with the prompt: a smooth change has come to its end by then
+WIDTH = 320
+RENEWED = 86400.0  # seconds after which a newer one is taken
+
+
+class Thumbs:
+    """Files in a folder, which is made when the first one comes."""
+
+    def __init__(self, folder: Path, prompts: Sequence[str]):
+        self._folder, self._prompts = folder, frozenset(prompts)
+        self._prompt, self._chunks = "", 0
+
+    def file(self, prompt: str) -> Path:
+        return self._folder / f"{hashlib.sha256(prompt.encode()).hexdigest()[:16]}.jpg"
+
+    def there(self) -> set[str]:
+        """Prompts that have a picture."""
+        return {prompt for prompt in self._prompts if self.file(prompt).is_file()}
+
+    def read(self, prompt: str) -> bytes | None:
+        try:
+            return self.file(prompt).read_bytes() if prompt in self._prompts else None
+        except OSError:
+            return None
+
+    def seen(self, prompt: str, frames: NDArray[np.uint8]) -> None:
+        """A chunk of the stream, frames [T, H, W, 3]."""
+        self._chunks = self._chunks + 1 if prompt == self._prompt else 1
+        self._prompt = prompt
+        if self._chunks != AFTER or prompt not in self._prompts:
+            return
+        file = self.file(prompt)
+        try:
+            if file.is_file() and time.time() - file.stat().st_mtime < RENEWED:
+                return
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(file, small(frames[-1]))
+        except (OSError, UserError) as error:  # a full disk must not stop the picture
+            log.info("no picture of a prompt is kept: %s", error)
+
+
+def small(frame: NDArray[np.uint8]) -> bytes:
+    """JPEG, WIDTH wide."""
+    image, out = Image.fromarray(frame), io.BytesIO()
+    image.resize((WIDTH, round(WIDTH * image.height / image.width)), Image.Resampling.LANCZOS).save(
+        out, "JPEG", quality=82
+    )
+    return out.getvalue()
