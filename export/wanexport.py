@@ -17,6 +17,7 @@ from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
 from .bundle import Parts, Recache, check_target, write_bundle
 from .checkpoint import RopeConfig
+from .families import MEAN
 from .lora import Lora, merge_loras
 from .names import public_names
 from .schedule import Schedule, warped_from
@@ -24,7 +25,6 @@ from .sources import fit, half, read, single, wan_config
 from .texts import Umt5, encode_all, open_encoder, read_prompts
 from .vaes import KINDS, VaeKind, load_vae
 from .wan import Wan, fold
-from .wanvae import MEAN
 from .weightfile import WeightFile, scratch
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from everframe.export.families import MEAN_22, STD_22
 from everframe.export.names import public_names, vae_names
 from everframe.export.taehv import Taehv, TaehvConfig
 from everframe.export.wanexport import WanSource
@@ -62,6 +63,23 @@ def write_wan_files(folder: Path) -> Path:
     fast.save_pretrained(folder / "text" / "tokenizer")
     (folder / "prompts.txt").write_text(f"# two prompts\n{WAN_PROMPTS[0]}\n\n  {WAN_PROMPTS[1]} \n")
     return folder
+
+
+def wan22_vae(base_dim: int, decoder_base_dim: int) -> AutoencoderKLWan:
+    """diffusers' VAE of Wan2.2-TI2V-5B, as its config.json makes it, but for the widths."""
+    return AutoencoderKLWan(
+        base_dim=base_dim,
+        decoder_base_dim=decoder_base_dim,
+        z_dim=48,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        temperal_downsample=[False, True, True],
+        latents_mean=list(MEAN_22),
+        latents_std=list(STD_22),
+    )
 
 
 def source(home: Path, **changes) -> WanSource:
