@@ -1,8 +1,8 @@
 """The tiny video autoencoder (TAEHV): a flat list of blocks, causal in time, with its whole memory as explicit state.
 
 One latent frame stands for four pixel frames and 8×8 pixels, or 16×16 where pixels are folded into channels (`patch`).
-`DEMO` and the public `taew2_1` and `taew2_2` differ only in numbers, `taew2_2_super` in its decoder (`deep`); parameter names
-are the public checkpoint's (`decoder.7.conv.0.weight`, …).
+`DEMO` and the public `taew2_1` and `taew2_2` differ only in numbers, `taew2_2_super` in its decoder (`deep`); parameter
+names are the public checkpoint's (`decoder.7.conv.0.weight`, …).
 
 Frames are [B, T, C, H, W] outside. Running T frames at once with zero states and running them chunk by chunk
 with the states handed on are the same computation: a MemBlock sees its own input one step earlier and nothing else.

@@ -24,6 +24,14 @@ from .stream import Stream
 FORMAT = 1
 
 
+class Shot(Model):
+    """Of a model of many shots: see `shots.ShotRing`."""
+
+    slots: list[int | None]
+    kept: int | None
+    cut: bool  # whether the newest chunk begins a shot
+
+
 class Facts(Model):
     """What the file's metadata says."""
 
@@ -47,6 +55,7 @@ class Facts(Model):
     decoded: int = Field(ge=0)
     overlap: bool
     begun: tuple[int, int, int, str, bool] | None
+    shot: Shot | None = None
     extra: dict[str, Any] = Field(default_factory=dict)  # what the saver wants back
 
 

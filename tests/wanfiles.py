@@ -82,6 +82,47 @@ def wan22_vae(base_dim: int, decoder_base_dim: int) -> AutoencoderKLWan:
     )
 
 
+def write_wan22_files(folder: Path, wan_home: Path) -> Path:
+    """A generator in LongLive 2.0's layout, the 5B's VAEs, and the text encoder of the other files."""
+    torch.manual_seed(1)
+    theirs = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=128,
+        in_channels=48,
+        out_channels=48,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=64,
+        num_layers=2,
+    )
+    state = {k: v.clone() for k, v in public_names(theirs.state_dict()).items()}
+    torch.save({"generator": {f"model.{k}": v for k, v in state.items()}}, folder / "longlive2.pt")
+    vae = wan22_vae(base_dim=8, decoder_base_dim=8)
+    vae.save_pretrained(folder / "vae")
+    torch.save(vae_names(vae.state_dict()), folder / "Wan2.2_VAE.pth")
+    tiny = Taehv(TaehvConfig(48, (8, 8, 8), (16, 8, 8, 8), patch=2))
+    torch.save(tiny.state_dict(), folder / "taew2_2.pth")
+    (folder / "text").symlink_to(wan_home / "text")
+    (folder / "prompts.txt").write_bytes((wan_home / "prompts.txt").read_bytes())
+    return folder
+
+
+def source22(home: Path, **changes) -> WanSource:
+    """Chunks of two frames, in a window of four of them."""
+    given = {
+        "generator": home / "longlive2.pt",
+        "vae": home / "Wan2.2_VAE.pth",
+        "text_encoder": str(home / "text"),
+        "prompts": home / "prompts.txt",
+        "size": "96x64",
+        "chunk": 2,
+        "window": 8,
+        "sink": 2,
+        "precision": "fp32",
+    }
+    return WanSource(**(given | changes))
+
+
 def source(home: Path, **changes) -> WanSource:
     given = {
         "generator": home / "self_forcing.pt",

@@ -58,7 +58,7 @@ class Request:
     int8_ring: bool = False
     decoder: Literal["taehv", "wan"] = "taehv"
     decode_flops: int | None = None  # of a bundle's own decoder, in place of the public one's
-    recache: Literal["window", "chunks"] = "window"  # what `smooth` does
+    recache: Literal["window", "chunks", "none"] = "window"  # what `smooth` does
     first_passes: int | None = None  # of a first chunk with a schedule of its own, the commit pass included
 
 
@@ -82,7 +82,7 @@ def recache_pass(n: Network, g: Geometry) -> Pass:
 
 def recache_memory(request: Request) -> int:
     """Bytes of that pass beside a stream's own. Engines that take turns share their scratch memory."""
-    if request.recache == "chunks":
+    if request.recache != "window":
         return 0
     n, g = request.network, request.geometry
     wide = 4 if request.precision == "fp32" else 2
