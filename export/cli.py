@@ -332,14 +332,16 @@ def list_recipes(as_json: options.Json = False) -> None:
     rows = []
     for recipe in load().values():
         numbers = {k: recipe.options[k] for k in ("chunk", "window", "sink", "sink_ema") if k in recipe.options}
-        geometry = {"width": 832, "height": 480, "fps": 16, "latent_channels": 16} | numbers
-        planned = of_model("wan2.1-1.3b", geometry, len(recipe.options["steps"]), "fp16", False, "taehv")
-        card = record(planned, [])["memory"]["total"] / 1e9
+        model = "wan2.2-5b" if recipe.family == "wan2.2-5b" else "wan2.1-1.3b"
+        planned = of_model(model, numbers, len(recipe.options["steps"]), "fp16", False, "taehv")
+        g, card = planned.geometry, record(planned, [])["memory"]["total"] / 1e9
         known = recipe.generator.bytes
         size = f"{known / 1e9:.1f} GB" if known else "ask --dry-run"
         where = f"{recipe.generator.repo}/{recipe.generator.path}"
-        rows.append([recipe.name, recipe.line, size, f"{card:.1f} GB", where, recipe.generator.licence])
-    columns = ["recipe", "what", "generator", "card, fp16 832x480", "from", "licence"]
+        rows.append(
+            [recipe.name, recipe.line, size, f"{card:.1f} GB at {g.width}x{g.height}", where, recipe.generator.licence]
+        )
+    columns = ["recipe", "what", "generator", "card, fp16", "from", "licence"]
     if as_json:
         tell_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
