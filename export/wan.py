@@ -1,7 +1,7 @@
 """The causal Wan transformer, written once: for training, for eager checks and for export.
 
-`WAN_1_3B` and `DEMO` differ only in numbers. Parameter names are the public checkpoint's. Two exact rewritings are folded
-into the weights when a checkpoint is loaded (`fold`), because they make the exported graph smaller and faster:
+`WAN_1_3B`, `WAN_5B` and `DEMO` differ only in numbers. Parameter names are the public checkpoint's. Two exact rewritings are
+folded into the weights when a checkpoint is loaded (`fold`), because they make the exported graph smaller and faster:
 
 * the rows of q and k are permuted within each head from interleaved RoPE pairs (2j, 2j+1) to halves (j, j + D/2); a dot
   product does not see a permutation that both sides share;
@@ -53,6 +53,7 @@ class WanConfig:
 
 
 WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, latent_channels=16, text_dim=4096, text_len=512)
+WAN_5B = WanConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, latent_channels=48, text_dim=4096, text_len=512)
 DEMO = WanConfig(dim=256, ffn_dim=640, heads=4, layers=4, latent_channels=16, text_dim=384, text_len=32)
 
 

@@ -2,6 +2,7 @@
 
 A cut marks the chunk that it begins with. It is passed over once it has become the oldest, until the next cut marks another;
 then it is one like all others. Everything else is as in `ring.RingLayout`: nothing moves, an old chunk is written over.
+From a cut on, positions are further than the count of latent frames.
 """
 
 from __future__ import annotations
@@ -9,28 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..engines.bundle import Bundle
 from .ring import RingLayout, Slot
 
 
 class ShotRing:
     """Which chunks stand where. slots: of each slot the number of its chunk, counted since the ring was empty, or None;
-    kept: the number of the chunk that the current shot began with, None before a cut; cut: that is the newest chunk."""
+    kept: the number of the chunk that the current shot began with, None before a cut; cut: that is the newest chunk, or
+    is to be the next; jump: latent frames by which positions are further than the count."""
 
-    def __init__(self, layout: RingLayout, past: bool):
-        """past: in the portable form, whose ring holds the past only and takes a chunk in when it is committed."""
-        self.layout, self.past = layout, past
+    def __init__(self, layout: RingLayout, past: bool, offset: int):
+        """past: in the portable form, whose ring holds the past only and takes a chunk in when it is committed. offset:
+        latent frames that a cut adds to the jump."""
+        self.layout, self.past, self.offset = layout, past, offset
         self.clear()
 
     def clear(self) -> None:
         self.slots: list[int | None] = [None] * (self.layout.chunks - self.past)
         self.kept: int | None = None
-        self.cut = False
+        self.cut, self.jump = False, 0
 
     def facts(self) -> dict[str, Any]:
-        return {"slots": self.slots, "kept": self.kept, "cut": self.cut}
+        return {"slots": self.slots, "kept": self.kept, "cut": self.cut, "jump": self.jump}
 
     def load(self, facts: dict[str, Any]) -> None:
-        self.slots, self.kept, self.cut = facts["slots"], facts["kept"], facts["cut"]
+        self.slots, self.kept, self.cut, self.jump = (facts[name] for name in ("slots", "kept", "cut", "jump"))
 
     def place(self, chunk: int) -> Slot:
         """The next chunk's slot, which it then has; what `RingLayout.place` is for a model without shots."""
@@ -41,7 +45,7 @@ class ShotRing:
         if at >= 0:
             self.slots[at] = chunk
         if self.cut:
-            self.kept = chunk
+            self.kept, self.jump = chunk, self.jump + self.offset
         if not self.past:
             seen = sum(slot is not None for slot in self.slots)
         return Slot(at * self.layout.chunk_tokens if at >= 0 else -1, seen * self.layout.chunk_tokens)
@@ -72,3 +76,9 @@ class ShotRing:
             move(source * tokens, target * tokens, tokens)
             left[target], left[source] = left[source], None
         self.slots = left
+
+
+def shot_ring(bundle: Bundle, layout: RingLayout) -> ShotRing | None:
+    """Of a bundle whose model knows shots."""
+    shots = bundle.manifest.shots
+    return None if shots is None else ShotRing(layout, bundle.manifest.form == "portable", shots.offset)

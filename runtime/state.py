@@ -30,6 +30,7 @@ class Shot(Model):
     slots: list[int | None]
     kept: int | None
     cut: bool  # whether the newest chunk begins a shot
+    jump: int = Field(ge=0)
 
 
 class Facts(Model):

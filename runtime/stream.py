@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -24,7 +23,8 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.ort import OrtBackend
 from .anchor import encode_anchor
-from .chunks import Chunk, Clock, Timings
+from .chunks import BEGUN_FACTS, Chunk, Clock, Timings
+from .chunks import Begun as _Begun
 from .noise import NoiseAhead
 from .passes import Passes
 from .prompts import PromptBank
@@ -32,28 +32,12 @@ from .proof import require
 from .recache import Standing
 from .ring import RingLayout, Slot
 from .rope import head_frequencies
-from .shots import ShotRing
+from .shots import shot_ring
 from .sinks import check_distance, leaving, sink_turn
 
 Transition = Literal["swap", "smooth", "flush", "cut"]
 TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")
 MAX_SEED = 2**64 - 1
-
-
-@dataclass
-class _Begun:
-    """A chunk whose passes have been started."""
-
-    index: int
-    position: int
-    written: int  # chunks in the ring before it
-    prompt: str
-    fresh: bool  # the decoder starts anew with it
-    prompt_time: float = 0.0
-    host: float = 0.0
-
-
-_BEGUN_FACTS = ("index", "position", "written", "prompt", "fresh")
 
 
 class Stream:
@@ -126,7 +110,7 @@ class Stream:
         self._loop = Passes(backend, bundle, "probe" if probe else "step", lanes=2 if self.overlap else 1)
         if verify and not probe:
             require(self._loop, bundle, self.bank, backend)
-        self._shots = ShotRing(self.layout, self._loop.portable) if manifest.shots is not None else None
+        self._shots = shot_ring(bundle, self.layout)
         self._noise = NoiseAhead(self.geometry.latent_shape)
         self._sinks_made: int | None = None  # latent frame index of the first sink frame
         # What whoever runs this should be told.
@@ -306,7 +290,7 @@ class Stream:
             "sink_start": self._sinks_made,
             "anchors": len(self._anchors),
             "decoded": self._loop.decoded,
-            "begun": self._begun and [getattr(self._begun, name) for name in _BEGUN_FACTS],
+            "begun": self._begun and [getattr(self._begun, name) for name in BEGUN_FACTS],
             "shot": self._shots and self._shots.facts(),
         }
         return tensors, facts
@@ -330,7 +314,9 @@ class Stream:
 
     def _place(self, position: int) -> None:
         """Point the step passes at the next slot, with the tables of the chunk at `position`."""
-        self._loop.write_place(position, self.frequencies, self._slot(self._written), self._turn(position))
+        slot = self._slot(self._written)
+        jump = 0 if self._shots is None else self._shots.jump
+        self._loop.write_place(position + jump, self.frequencies, slot, self._turn(position + jump))
         if self._loop.moving is not None and self._sinks_made is not None:
             gone = leaving(self.bundle, self.layout, self._written, position, self._sinks_made)
             self._loop.let_go(gone, self.frequencies)
@@ -357,7 +343,6 @@ class Stream:
             shots.cut = transition == "cut" and self._written > 0
             if shots.cut:
                 self._loop.set_prompt(self.bank.shot_embedding(self._prompt))
-                self._position += self.bundle.manifest.shots.offset  # type: ignore[union-attr]
                 return False
         self._loop.set_prompt(self.bank.embedding(self._prompt))
         if self._index == 0 or transition == "swap" or (transition == "smooth" and self.recache == "none"):
