@@ -80,7 +80,8 @@ def warped_from(steps: tuple[int, ...], shift: float) -> tuple[tuple[int, ...], 
         return None
     plain = tuple(round(TRAIN_STEPS * (len(steps) - i) / len(steps)) for i in range(len(steps)))
     for candidate in (shift, *FAMILY_SHIFTS):
-        warped = Schedule(plain, candidate).timesteps()
-        if candidate != 1 and all(abs(w - s) < 1 for w, s in zip(warped, steps, strict=True)):
-            return plain, candidate
+        for sampler in ("renoise", "unipc"):
+            warped = 1000.0 * Schedule(plain, candidate, sampler=sampler).sigmas()
+            if candidate != 1 and all(abs(w - s) < 1 for w, s in zip(warped, steps, strict=True)):
+                return plain, candidate
     return None

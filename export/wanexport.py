@@ -91,6 +91,11 @@ def read_parts(source: WanSource, weights: WeightFile, report: Report = QUIET) -
             f"{config.latent_channels}"
         )
     geometry, rope = geometry_of(source), rope_of(source)
+    if latent_channels != geometry.latent_channels:
+        raise UserError(
+            f"--family {source.family}: has {geometry.latent_channels} latent channels, the generator {source.generator} "
+            f"{latent_channels}"
+        )
     shots = shots_of(source)
     text_encoder = open_encoder(source.text_encoder, report)
     told = prompts if shots is None else [*prompts, *(f"{shots.prefix}{prompt}" for prompt in prompts)]
