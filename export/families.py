@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SHOT_PREFIX = "The scene transitions. "  # LongLive 2.0's mark of the first chunk of a shot; it stays in what is encoded
+SHOT_OFFSET = 8  # latent frames by which positions jump at a cut there
 Sampler = Literal["renoise", "unipc"]  # see export.schedule
 
 # Per latent channel, of the raw latents of the public VAEs; the transformers work on (raw − mean)/std.

@@ -17,7 +17,7 @@ from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
 from .bundle import Parts, Recache, check_target, write_bundle
 from .checkpoint import RopeConfig
-from .families import FAMILIES, SHOT_PREFIX, Family, Sampler, family_of
+from .families import FAMILIES, SHOT_OFFSET, SHOT_PREFIX, Family, Sampler, family_of
 from .lora import Lora, merge_loras
 from .names import public_names
 from .schedule import Schedule, warped_from
@@ -191,7 +191,7 @@ def shots_of(source: WanSource) -> Shots | None:
         check_shots(g)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return Shots(offset=g.chunk, prefix=SHOT_PREFIX)
+    return Shots(offset=SHOT_OFFSET, prefix=SHOT_PREFIX)
 
 
 def rope_of(source: WanSource) -> RopeConfig:

@@ -62,7 +62,7 @@ class LongLive2(Reference):
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0, solver_order=2
         )
         scheduler.set_timesteps(sigmas=np.linspace(0.999, 0, steps + 1)[:-1])
-        x, start = noise[None], frame + self.chunk * self.shot
+        x, start = noise[None], frame + 8 * self.shot
         for timestep in scheduler.timesteps:
             flow, _ = self.forward(x[0], float(timestep), text, start)
             x = scheduler.step(flow[None], timestep, x, return_dict=False)[0]
