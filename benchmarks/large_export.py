@@ -28,12 +28,17 @@ POOL = 1 << 26  # random numbers; tensors are pieces of it
 
 
 def make(folder: Path, layers: int) -> None:
-    """Public names, plain fp8 for matrices, one safetensors file of which a tensor at a time is in memory."""
+    from everframe.export.wan import WanConfig
+
+    make_generator(folder, WanConfig(5120, 13824, 40, layers, latent_channels=16, text_dim=4096, text_len=512))
+
+
+def make_generator(folder: Path, config: Any) -> None:
+    """Public names, plain fp8 for matrices, a safetensors file for every block."""
     from safetensors.torch import save_file
 
-    from everframe.export.wan import Wan, WanConfig
+    from everframe.export.wan import Wan
 
-    config = WanConfig(5120, 13824, 40, layers, latent_channels=16, text_dim=4096, text_len=512)
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in Wan(config).state_dict().items()}
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(torch.float8_e4m3fn)

@@ -180,6 +180,16 @@ def check_sink_distance(geometry: Geometry, distance: int | None) -> None:
         )
 
 
+def check_shots(g: Geometry) -> None:
+    """Raises ValueError for a ring in which the first chunk of a shot cannot stay."""
+    least = g.sink + 2 * g.chunk
+    if g.window < least or g.sink_ema is not None:
+        raise ValueError(
+            f"window {g.window}, sink_ema {g.sink_ema}: the first chunk of a shot stays in the ring beside the sinks: "
+            f"expected a window of {least} latent frames or more, and no sink_ema"
+        )
+
+
 class ScheduleSpec(Model):
     """The few-step schedule that is baked into the step graph; the runtime only needs its length.
 
@@ -194,6 +204,9 @@ class ScheduleSpec(Model):
     eta: float = Field(gt=0, le=1, default=1.0)  # share of fresh noise when x0 is noised again
     first_steps: list[Positive] | None = Field(default=None, min_length=1)
     first_sigmas: list[float] = []
+    # How a pass makes the next one's input. renoise: x0 and fresh noise, the step graph's input "noise"; unipc: of the flow
+    # predictions so far, which the graph leaves as "flow" and reads as "flow_0" …: no noise but the chunk's first.
+    sampler: Literal["renoise", "unipc"] = "renoise"
 
 
 class RopeSpec(Model):
@@ -212,6 +225,14 @@ class RopeSpec(Model):
     jitter_design: Positive | None = None  # reach of the design, latent frames; None: drawn
 
 
+class Shots(Model):
+    """A model of many shots (LongLive 2.0): a cut begins the next shot of one stream. The shot's first chunk stays in the
+    ring beside the sinks until the next cut, and its prompt is told apart by a prefix."""
+
+    offset: int = Field(ge=0)  # latent frames that positions jump by at a cut
+    prefix: str = Field(min_length=1)  # of the first chunk's prompt, as it is encoded
+
+
 class Manifest(Model):
     """What manifest.json says."""
 
@@ -223,8 +244,9 @@ class Manifest(Model):
     rope: RopeSpec
     form: Literal["in-place", "portable"] = "in-place"  # of the step graph: design.md §3
     # What `smooth` does: "window" runs the ring's frames in one pass, as LongLive does, through the graph "recache";
-    # "chunks" commits them again one chunk after the other.
-    recache: Literal["window", "chunks"] = "chunks"
+    # "chunks" commits them again one chunk after the other; "none": nothing, the model was trained without.
+    recache: Literal["window", "chunks", "none"] = "chunks"
+    shots: Shots | None = None  # None: a cut begins a new scene with new sinks
     graphs: dict[str, Graph]
     prompt_bank: FileRef
     prompts: list[str] = Field(min_length=1)
@@ -249,6 +271,8 @@ class Manifest(Model):
         check_sink_distance(self.geometry, self.rope.sink_distance)
         if ("recache" in self.graphs) != (self.recache == "window"):
             raise ValueError(f"recache: {self.recache!r}, expected 'window' exactly when there is a graph 'recache'")
+        if self.shots is not None:
+            check_shots(self.geometry)
         if ("sinks" in self.graphs) != (self.geometry.sink_ema is not None):
             raise ValueError("geometry.sink_ema: must be there exactly when there is a graph 'sinks'")
         if ("text" in self.graphs) != (self.tokenizer is not None):

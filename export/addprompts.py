@@ -34,7 +34,9 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
     if made_by not in (None, encoder.name):
         raise UserError(f"--text-encoder {text_encoder}: is {encoder.name}, the bank of {path} was made by {made_by}")
     network = bundle.manifest.network
-    embeddings = encode_all(encoder, new, network.text_len)
+    shots = bundle.manifest.shots
+    told = new if shots is None else [*new, *(shots.prefix + p for p in new)]
+    embeddings = encode_all(encoder, told, network.text_len)
     for embedding in embeddings.values():
         if embedding.shape[1] != network.text_dim:
             raise UserError(

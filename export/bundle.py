@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from ..engines.bundle import (
     Network,
     RopeSpec,
     ScheduleSpec,
+    Shots,
     check_sink_distance,
     describe,
     write_manifest,
@@ -51,7 +52,7 @@ from .verify import compare
 from .wan import Wan, WanConfig
 from .weightfile import WeightFile
 
-Recache = Literal["window", "chunks"]
+Recache = Literal["window", "chunks", "none"]
 KINDS = {"fp32": torch.float32, "fp16": torch.float16}
 MIN_CHUNKS = 8
 # Largest allowed difference between ONNX Runtime and eager PyTorch; frames may differ by one rounding in float32. In
@@ -61,6 +62,7 @@ LIMITS = {
         "prompt": 1e-4,
         "x0": 1e-3,
         "next": 1e-3,
+        "flow": 1e-3,
         "ring": 1e-3,
         "sink_mass": 1e-3,
         "frames": 1.0,
@@ -73,6 +75,7 @@ LIMITS = {
         "prompt": 1e-2,
         "x0": 5e-2,
         "next": 5e-2,
+        "flow": 5e-2,
         "ring": 5e-2,
         "sink_mass": 5e-2,
         "frames": 8.0,
@@ -100,6 +103,8 @@ class Parts:
     precision: Literal["fp32", "fp16"] = "fp32"
     form: Literal["in-place", "portable"] = "in-place"
     recache: Recache = "window"  # what `smooth` does
+    shots: Shots | None = None
+    shot_prompts: dict[str, Tensor] = field(default_factory=dict)  # the prompts behind the prefix of shots
     text_encoder: Umt5 | None = None  # to go into the bundle as a graph
     weights: WeightFile | None = None  # where the transformer's large weights lie already
 
@@ -135,7 +140,7 @@ def write_bundle(
     with new_folder(output, replace=force) as part, torch.no_grad():
         report.step("exporting graphs", 0, None)
         graphs = write_graphs(part, parts, modules)
-        bank = save({p: t.half().contiguous() for p, t in parts.prompts.items()})
+        bank = save({p: t.half().contiguous() for p, t in (parts.prompts | parts.shot_prompts).items()})
         (part / "prompts.safetensors").write_bytes(bank)
         tokenizer = None
         if parts.text_encoder is not None:
@@ -162,15 +167,16 @@ def modules_of(parts: Parts, probe: bool) -> GraphSet:
     """Everything that is exported. Raises UserError for what the portable form does not have."""
     g, model = parts.geometry, parts.transformer
     check_distance(parts)
-    ring = Ring(g.chunk, g.sink, g.window, g.height // 16, g.width // 16)
+    ring = Ring(g.chunk, g.sink, g.window, *(side // (2 * g.space_scale) for side in (g.height, g.width)))
     portable = parts.form == "portable"
     if portable and (probe or g.window == g.chunk):
         raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
     step = PortableStepGraph if portable else StepGraph
     names = ("step", "probe") if probe else ("step",)
     turning = parts.rope.mode == "relative" and g.sink > 0  # else nothing is turned, and nothing paid for it
+    held = parts.encoder is not None and parts.schedule.sampler == "unipc"
     return GraphSet(
-        steps={name: step(model, parts.schedule, ring, name == "probe", turning) for name in names},
+        steps={name: step(model, parts.schedule, ring, name == "probe", turning, held) for name in names},
         prompt=PromptGraph(model),
         decoders=parts.decoders,
         encoder=parts.encoder,
@@ -190,47 +196,59 @@ def check_distance(parts: Parts) -> None:
         raise UserError(f"--sink-distance: {error}") from None
 
 
-def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Graph]:
-    weights = parts.weights or WeightFile(folder / SHARED)  # the transformer's graphs share theirs, if they are large
-    c, g = parts.transformer.config, parts.geometry
-    kind = KINDS[parts.precision]
+def step_example(step: StepGraph, parts: Parts) -> tuple[tuple[Any, ...], list[str], list[str]]:
+    """Arguments to export it with, the inputs' names and the outputs'."""
+    c, g, kind = parts.transformer.config, parts.geometry, KINDS[parts.precision]
     portable = parts.form == "portable"
-    opset = PORTABLE_OPSET if portable else OPSET
-    latent = torch.zeros(g.latent_shape)
-    pairs = split_head_dim(c.head_dim)[0] // 2
-    own = (c.layers,) if parts.rope.jitter_by == "layer" else ()  # tables of every layer
-    table, turn, window = (torch.zeros(*own, c.heads, frames, pairs) for frames in (g.chunk, 1, g.window))
+    latent, index = torch.zeros(g.latent_shape), torch.zeros(1, dtype=torch.int64)
+    table, turn = table_of(parts, g.chunk), table_of(parts, 1)
     held = g.cache_tokens - (g.chunk_tokens if portable else 0)
     ring = torch.zeros(1, c.heads, held, c.head_dim, dtype=kind)
     text_kv = torch.zeros(1, c.heads, c.text_len, c.head_dim, dtype=kind)
-    names = {s: [f"{s}_{i}" for i in range(c.layers)] for s in ("k", "v", "prompt_k", "prompt_v")}
-    index = torch.zeros(1, dtype=torch.int64)
     if portable:
         place: dict[str, torch.Tensor] = {"mask": torch.zeros(1, 1, 1, g.cache_tokens)}
     else:
         place = {"slot": index.clone(), "kv_len": torch.full((1,), g.chunk_tokens)}
-    if modules.steps["step"].turning:
-        place |= {"sink_cos": turn.clone(), "sink_sin": turn.clone()}
-    args = (latent, index, latent.clone(), table, table.clone(), list(place.values()))
+    if step.turning:
+        place |= {"sink_cos": turn, "sink_sin": turn.clone()}
     # Every argument is a tensor of its own, or the exporter would make one input of two; expanded, it costs nothing.
+    read = {name: index.repeat(g.chunk) if name == "still" else latent.clone() for name in step.sampler.reads}
     rings = tuple(
         [blank[:, :, :1].expand_as(blank) for _ in range(c.layers)] for blank in (ring, ring, text_kv, text_kv)
     )
-    inputs = ["latent", "step", "noise", "rope_cos", "rope_sin", *place]
-    inputs += [n for group in names.values() for n in group]
+    args = (latent, index, list(read.values()), table, table.clone(), list(place.values()), *rings)
+    names = {s: [f"{s}_{i}" for i in range(c.layers)] for s in ("k", "v", "prompt_k", "prompt_v")}
+    inputs = ["latent", "step", *read, "rope_cos", "rope_sin", *place, *(n for group in names.values() for n in group)]
     suffix = "new" if portable else "next"
-    outputs = ["x0", "next", *(f"{n}_{suffix}" for n in (*names["k"], *names["v"]))]
+    outputs = ["x0", "next", *step.sampler.leaves, *(f"{n}_{suffix}" for n in (*names["k"], *names["v"]))]
+    return args, inputs, [*outputs, *(["sink_mass"] if step.probe else [])]
+
+
+def table_of(parts: Parts, frames: int) -> Tensor:
+    """A temporal table [H, frames, pairs], or every layer's own."""
+    c = parts.transformer.config
+    own = (c.layers,) if parts.rope.jitter_by == "layer" else ()
+    return torch.zeros(*own, c.heads, frames, split_head_dim(c.head_dim)[0] // 2)
+
+
+def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Graph]:
+    weights = parts.weights or WeightFile(folder / SHARED)  # the transformer's graphs share theirs, if they are large
+    c, g = parts.transformer.config, parts.geometry
+    kind = KINDS[parts.precision]
+    opset = PORTABLE_OPSET if parts.form == "portable" else OPSET
+    latent = torch.zeros(g.latent_shape)
     graphs = {}
     for name, step in modules.steps.items():
-        told = [*outputs, *(["sink_mass"] if step.probe else [])]
-        graphs[name] = save_graph(step, (*args, *rings), inputs, told, folder / f"{name}.onnx", opset, weights)
+        graphs[name] = save_graph(step, *step_example(step, parts), folder / f"{name}.onnx", opset, weights)
     if (recache := modules.recache) is not None:
-        made = example(recache, g.latent_shape, kind, (window, turn))
+        made = example(recache, g.latent_shape, kind, (table_of(parts, g.window), table_of(parts, 1)))
         graphs["recache"] = save_graph(recache, *made, folder / "recache.onnx", opset, weights)
     if (sinks := modules.sinks) is not None:
-        graphs["sinks"] = save_graph(sinks, *sinks.example(pairs), folder / "sinks.onnx", opset)
+        graphs["sinks"] = save_graph(
+            sinks, *sinks.example(split_head_dim(c.head_dim)[0] // 2), folder / "sinks.onnx", opset
+        )
     text = torch.zeros(1, c.text_len, c.text_dim)
-    told = [*names["prompt_k"], *names["prompt_v"]]
+    told = [f"prompt_{s}_{i}" for s in "kv" for i in range(c.layers)]
     graphs["prompt"] = save_graph(modules.prompt, (text,), ["text"], told, folder / "prompt.onnx", opset, weights)
     for name, decoder in parts.decoders.items():
         states = decoder.zero_states(latent)  # type: ignore[operator]
@@ -246,8 +264,11 @@ def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Gra
 
 
 def anchor_shape(parts: Parts, graphs: dict[str, Graph]) -> tuple[int, int, int, int]:
-    """Frames of the clip that becomes the sinks [T, H, W, 3]: as many as the sinks decode to."""
+    """Frames of the clip that becomes the sinks [T, H, W, 3]: as many as the sinks decode to; or of the picture that is a
+    stream's first latent frame."""
     g = parts.geometry
+    if parts.schedule.sampler == "unipc":
+        return 1, g.height, g.width, 3
     first = graphs.get("decode_first", graphs["decode"]).outputs[0].shape[0]
     return first + (max(g.sink, g.chunk) - g.chunk) * g.time_scale, g.height, g.width, 3
 
@@ -275,6 +296,7 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
             eta=s.eta,
             first_steps=None if s.first_steps is None else list(s.first_steps),
             first_sigmas=(s.first_timesteps() / 1000.0).tolist(),
+            sampler=s.sampler,
         ),
         rope=RopeSpec(
             theta=c.theta,
@@ -288,6 +310,7 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
         ),
         form=parts.form,
         recache=parts.recache,
+        shots=parts.shots,
         graphs=graphs,
         prompt_bank=describe(part / "prompts.safetensors"),
         prompts=list(parts.prompts),

@@ -176,12 +176,19 @@ def wan(  # as long as its options: it does nothing but parse them
     vae_kind: Annotated[
         str, typer.Option(help="auto, wan, taehv or lighttae: where tensors and file name do not tell.")
     ] = "auto",
-    size: options.Size = "832x480",
-    chunk: options.ChunkFrames = 3,
-    window: options.Window = 12,
-    sink: options.Sink = 3,
+    family: Annotated[
+        str | None, typer.Option(help="wan2.1 or wan2.2-5b, whose numbers are the defaults; default: by the generator.")
+    ] = None,
+    size: options.Size = None,
+    chunk: Annotated[int | None, typer.Option(help="Latent frames of a chunk.")] = None,
+    window: options.Window = None,
+    sink: options.Sink = None,
     sink_ema: SinkEma = None,
-    fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
+    fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="renoise or unipc; default: the family's.")] = None,
+    shots: Annotated[
+        bool | None, typer.Option(help="Whether a cut begins a shot of the same stream; default: the family's.")
+    ] = None,
     steps: Annotated[str, typer.Option(help="Denoising steps, before the shift.")] = "1000,750,500,250",
     first_steps: Annotated[
         str | None,
@@ -202,20 +209,24 @@ def wan(  # as long as its options: it does nothing but parse them
     probe: Probe = False,
     encoder: Encoder = False,
     form: Form = "in-place",
-    recache: Recache = "window",
+    recache: Annotated[
+        str | None,
+        typer.Option(help="What a smooth prompt change does: window, chunks or none; default: the family's."),
+    ] = None,
     force: options.Force = False,
 ) -> None:
-    """Export a checkpoint of the Wan2.1-1.3B family (needs the extras `export` and `text`, with --recipe `hub`)."""
+    """Export a checkpoint of the Wan family, 1.3B or 5B (needs the extras `export` and `text`, with --recipe `hub`)."""
     check_form(form)
-    check_recache(recache)
+    if recache is not None:
+        check_recache(recache, "none")
     if precision not in ("fp16", "fp32"):
         raise UserError(f"--precision {precision}: expected fp16 or fp32")
     numbers = parse_steps("--steps", steps)
     first = None if first_steps is None else parse_steps("--first-steps", first_steps)
     given: dict[str, Any] = {
         **{"generator": generator, "vae": vae, "text_encoder": text_encoder, "prompts": prompts},
-        **{"dictionary": dictionary, "vae_kind": vae_kind, "size": size or "832x480", "chunk": chunk},
-        **{"window": 12 if window is None else window, "sink": 3 if sink is None else sink, "fps": fps},
+        **{"dictionary": dictionary, "vae_kind": vae_kind, "size": size, "chunk": chunk},
+        **{"window": window, "sink": sink, "fps": fps, "family": family, "sampler": sampler, "shots": shots},
         **{
             "steps": numbers,
             "first_steps": first,
@@ -241,12 +252,13 @@ def wan(  # as long as its options: it does nothing but parse them
         with needs_extra("export,text"):
             from .bundle import check_target
             from .lora import Lora, parse_lora
-            from .wanexport import WanSource, check_choices, export_wan
+            from .wanexport import WanSource, check_choices, export_wan, named_family, settled
         check_target(output, force)
         given["loras"] = tuple(parse_lora(text, lora_alpha) for text in lora or ())
         if recipe is not None:
             given |= recipe_options(recipe, explicit, {f.name for f in dataclasses.fields(WanSource)}, report)
-            check_choices(WanSource(**given))  # before anything is fetched
+            planned = WanSource(**given)
+            check_choices(settled(planned, named_family(planned.family or "wan2.1")))  # before anything is fetched
             fetched, alpha = recipe_files(recipe, decoder, explicit, report)
             if "lora" in fetched:
                 own = Lora(fetched.pop("lora"), alpha=alpha if lora_alpha is None else lora_alpha)
@@ -320,14 +332,16 @@ def list_recipes(as_json: options.Json = False) -> None:
     rows = []
     for recipe in load().values():
         numbers = {k: recipe.options[k] for k in ("chunk", "window", "sink", "sink_ema") if k in recipe.options}
-        geometry = {"width": 832, "height": 480, "fps": 16, "latent_channels": 16} | numbers
-        planned = of_model("wan2.1-1.3b", geometry, len(recipe.options["steps"]), "fp16", False, "taehv")
-        card = record(planned, [])["memory"]["total"] / 1e9
+        model = "wan2.2-5b" if recipe.family == "wan2.2-5b" else "wan2.1-1.3b"
+        planned = of_model(model, numbers, len(recipe.options["steps"]), "fp16", False, "taehv")
+        g, card = planned.geometry, record(planned, [])["memory"]["total"] / 1e9
         known = recipe.generator.bytes
         size = f"{known / 1e9:.1f} GB" if known else "ask --dry-run"
         where = f"{recipe.generator.repo}/{recipe.generator.path}"
-        rows.append([recipe.name, recipe.line, size, f"{card:.1f} GB", where, recipe.generator.licence])
-    columns = ["recipe", "what", "generator", "card, fp16 832x480", "from", "licence"]
+        rows.append(
+            [recipe.name, recipe.line, size, f"{card:.1f} GB at {g.width}x{g.height}", where, recipe.generator.licence]
+        )
+    columns = ["recipe", "what", "generator", "card, fp16", "from", "licence"]
     if as_json:
         tell_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
@@ -347,9 +361,10 @@ def check_form(form: str) -> None:
         raise UserError(f"--form {form!r}: expected in-place or portable")
 
 
-def check_recache(recache: str) -> None:
-    if recache not in ("window", "chunks"):
-        raise UserError(f"--recache {recache!r}: expected window or chunks")
+def check_recache(recache: str, *more: str) -> None:
+    known = ("window", "chunks", *more)
+    if recache not in known:
+        raise UserError(f"--recache {recache!r}: expected {', '.join(known[:-1])} or {known[-1]}")
 
 
 @prompts.callback(invoke_without_command=True)

@@ -66,7 +66,8 @@ def step_forward(step: StepGraph, given: dict[str, Tensor]) -> Sequence[Tensor]:
     layers = range(len(step.model.blocks))
     place = [given[name] for name in ("mask", "slot", "kv_len", "sink_cos", "sink_sin") if name in given]
     lists = ([given[f"{s}_{i}"] for i in layers] for s in ("k", "v", "prompt_k", "prompt_v"))
-    return step(*(given[n] for n in ("latent", "step", "noise", "rope_cos", "rope_sin")), place, *lists)
+    read = [given[n] for n in step.sampler.reads]
+    return step(given["latent"], given["step"], read, given["rope_cos"], given["rope_sin"], place, *lists)
 
 
 def _decoding(module: nn.Module) -> Forward:

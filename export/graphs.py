@@ -8,7 +8,6 @@ in place, and RoPE becomes RotaryEmbedding.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .samplers import sampler_of
 from .schedule import Schedule
 from .wan import Attend, Attention3, Rotate, Wan, eager_attention, rope_tables, rotate, spatial_tables
 
@@ -150,42 +150,38 @@ class StepGraph(nn.Module):
     evaluation of all attention scores, so it has a graph of its own, for studies.
     """
 
-    sigma: Tensor
-    sigma_next: Tensor
     block_modulation: Tensor
     head_modulation: Tensor
     spatial_cos: Tensor
     spatial_sin: Tensor
     operators: tuple[Attention3, Rotate] = (prompt_attention, rotary)  # of the cross-attention, and of RoPE
 
-    def __init__(self, model: Wan, schedule: Schedule, ring: Ring, probe: bool = False, turning: bool = False):
-        """turning: the sinks follow the window."""
+    def __init__(
+        self,
+        model: Wan,
+        schedule: Schedule,
+        ring: Ring,
+        probe: bool = False,
+        turning: bool = False,
+        held: bool = False,
+    ):
+        """turning: the sinks follow the window; held: frames may be given, see `samplers.UniPC`."""
         super().__init__()
         self.model, self.ring, self.probe, self.turning = model, ring, probe, turning
-        self.eta = schedule.eta
+        self.sampler, self.commit = sampler_of(schedule, held), len(schedule.steps)
         lists = schedule.timesteps(), np.array([schedule.context_noise]), schedule.first_timesteps()
-        timesteps = torch.from_numpy(np.concatenate(lists).astype(np.float64))
-        sigma = timesteps / 1000.0
         with torch.no_grad():
-            blocks, head = baked_modulation(model, timesteps)
-        # What a pass re-noises to is the next pass of its own list; after a list's last, nothing is re-noised.
-        after = torch.from_numpy(np.concatenate([np.append(one[1:], 0.0)[: len(one)] for one in lists])) / 1000.0
+            blocks, head = baked_modulation(model, torch.from_numpy(np.concatenate(lists).astype(np.float64)))
         cos, sin = spatial_tables(model.config, ring.rows, ring.columns)
-        for name, value in {
-            "sigma": sigma,
-            "sigma_next": after,
-            "block_modulation": blocks,
-            "head_modulation": head,
-            "spatial_cos": cos,
-            "spatial_sin": sin,
-        }.items():
+        tables = {"block_modulation": blocks, "head_modulation": head, "spatial_cos": cos, "spatial_sin": sin}
+        for name, value in tables.items():
             self.register_buffer(name, value.float())
 
     def forward(
         self,
         latent: Tensor,  # (1, C, F, 2h, 2w)
         step: Tensor,  # (1,) int64
-        noise: Tensor,  # (1, C, F, 2h, 2w)
+        read: Tensor | list[Tensor],  # what the sampler reads: renoise's noise (1, C, F, 2h, 2w), or a list of all
         rope_cos: Tensor,  # (H, F, Dt/2), or every layer's own (L, H, F, Dt/2)
         rope_sin: Tensor,
         place: list[Tensor],  # where the chunk stands in the ring: of this form, see `attention`
@@ -194,11 +190,11 @@ class StepGraph(nn.Module):
         prompt_keys: list[Tensor],  # L × (1, H, text_len, D)
         prompt_values: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """-> x0, next, and what this form's attention leaves behind."""
+        """-> x0, next, what the sampler leaves, and what this form's attention leaves behind."""
         context = list(zip(prompt_keys, prompt_values, strict=True))
         attend, left = self.attention(place, keys, values)
-        x0, after = self.advance(latent, step, noise, rope_cos, rope_sin, context, attend)
-        return x0, after, *left()
+        given = [read] if isinstance(read, Tensor) else list(read)
+        return *self.advance(latent, step, given, rope_cos, rope_sin, context, attend), *left()
 
     def attention(
         self, place: list[Tensor], keys: list[Tensor], values: list[Tensor]
@@ -228,22 +224,20 @@ class StepGraph(nn.Module):
         self,
         latent: Tensor,
         step: Tensor,
-        noise: Tensor,
+        read: list[Tensor],
         rope_cos: Tensor,
         rope_sin: Tensor,
         context: list[tuple[Tensor, Tensor]],
         attend: Attend,
-    ) -> tuple[Tensor, Tensor]:
-        """The model and the sampler's arithmetic around it -> x0, next."""
-        modulation = (self.block_modulation.index_select(0, step), self.head_modulation.index_select(0, step))
+    ) -> tuple[Tensor, ...]:
+        """The model and the sampler's arithmetic around it -> x0, next, what the sampler leaves."""
+        # Frames that are given are clean ones to the model: theirs is the commit pass' timestep.
+        told = torch.where(read[-1] > 0, self.commit, step) if "still" in self.sampler.reads else step
+        modulation = (self.block_modulation.index_select(0, told), self.head_modulation.index_select(0, told))
         rope = rope_tables(rope_cos, rope_sin, (self.spatial_cos, self.spatial_sin))
         x = latent.to(self.model.head.head.weight.dtype)
         flow = self.model(x, modulation, rope, context, attend, *self.operators).float()
-        sigma, after = (t.index_select(0, step).view(1, 1, 1, 1, 1) for t in (self.sigma, self.sigma_next))
-        x0 = latent - sigma * flow
-        if self.eta < 1:
-            noise = self.eta * noise + math.sqrt(1 - self.eta**2) * (x0 + flow)  # x0 + flow: the noise it sees
-        return x0, (1 - after) * x0 + after * noise
+        return self.sampler(latent, flow, step, read)
 
 
 class PortableStepGraph(StepGraph):

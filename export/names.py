@@ -108,7 +108,9 @@ def vae_names(state: State) -> State:
     """The Wan VAE's tensors under their public names, from those or from diffusers'."""
     if not any(name.startswith(("quant_conv.", "post_quant_conv.")) for name in state):
         return state
-    return {_replaced(name, VAE_FROM_DIFFUSERS): value for name, value in state.items()}
+    staged = any(".upsampler." in name for name in state)
+    rules = (*STAGED_FROM_DIFFUSERS, *VAE_FROM_DIFFUSERS) if staged else VAE_FROM_DIFFUSERS
+    return {_replaced(name, rules): value for name, value in state.items()}
 
 
 STAGES = 4  # residual blocks and the up-sampler of a decoder stage
@@ -129,6 +131,13 @@ VAE_FROM_DIFFUSERS: tuple[Rule, ...] = (
     (r"\.norm2\.", ".residual.3."),
     (r"(\.(?:middle|downsamples|upsamples)\.\d+)\.conv2\.", r"\1.residual.6."),
     (r"\.conv_shortcut\.", ".shortcut."),
+)
+# Wan 2.2's stages, before those: residual blocks (two in the encoder, three in the decoder), then what changes the size.
+STAGED_FROM_DIFFUSERS: tuple[Rule, ...] = (
+    (r"\.down_blocks\.(\d)\.resnets\.(\d)\.", r".downsamples.\1.downsamples.\2."),
+    (r"\.down_blocks\.(\d)\.downsampler\.", r".downsamples.\1.downsamples.2."),
+    (r"\.up_blocks\.(\d)\.resnets\.(\d)\.", r".upsamples.\1.upsamples.\2."),
+    (r"\.up_blocks\.(\d)\.upsampler\.", r".upsamples.\1.upsamples.3."),
 )
 
 

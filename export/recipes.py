@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.errors import UserError
+from .families import WAN_21, WAN_22
 
 FOLDER = Path(__file__).parent
 PROMPTS = FOLDER / "prompts.txt"  # the bank of an export that names no file
-DECODERS = {"taehv": "taehv", "wan": "wan-vae"}  # --decoder -> the table of its file
+# --decoder -> the table of its file, by family
+DECODERS = {
+    WAN_21.name: {"taehv": "taehv", "wan": "wan-vae"},
+    WAN_22.name: {"taehv": "taehv22", "wan": "wan22-vae"},
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Recipe:
     text_encoder: HubFile
     lora: HubFile | None = None
     lora_alpha: float | None = None
+    family: str = WAN_21.name
     options: dict[str, Any] = field(default_factory=dict)
 
     def files(self, decoder: str, given: set[str]) -> dict[str, HubFile]:
@@ -60,12 +66,13 @@ def load() -> dict[str, Recipe]:
     """All recipes by name, in the table's order."""
     table = tomllib.loads((FOLDER / "recipes.toml").read_text(encoding="utf-8"))
     files = {name: HubFile(**(row | {"beside": tuple(row.get("beside", ()))})) for name, row in table["files"].items()}
-    vaes = {decoder: files[name] for decoder, name in DECODERS.items()}
     out = {}
     for name, row in table["recipes"].items():
         lora = files[row["lora"]] if "lora" in row else None
+        vaes = {decoder: files[file] for decoder, file in DECODERS[row.get("family", WAN_21.name)].items()}
         places = {"generator": files[row["generator"]], "lora": lora, "vaes": vaes, "text_encoder": files["wan-t5"]}
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in row["options"].items()}
+        options |= {"family": row["family"]} if "family" in row else {}
         out[name] = Recipe(**(row | places | {"name": name, "options": options}))
     return out
 

@@ -1,4 +1,8 @@
-"""The few-step flow-matching schedule that is baked into the step graph."""
+"""The few-step flow-matching schedule that is baked into the step graph, of either sampler.
+
+renoise: every pass predicts x0, and fresh noise makes the next pass' input of it. unipc: a solver of the flow's equation,
+which draws no noise after the chunk's own (`unipc.py`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from .families import Sampler
+from .unipc import increments
+
 TRAIN_STEPS = 1000
+LARGEST = 0.999  # of s, before the shift, where UniPC begins: it needs a signal to noise ratio above 0
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,12 @@ class Schedule:
     eta: Annotated[float, Field(gt=0, le=1)] = 1.0  # at 0 the noise would be an unused input
     # Of the first chunk that is denoised, if it has steps of its own: Causal Forcing++ gives the sink more of them.
     first_steps: tuple[int, ...] | None = None
+    sampler: Sampler = "renoise"
 
     def timesteps(self) -> NDArray[np.float64]:
-        """The warped timesteps of the denoising passes: the shifted table, indexed at 1000 − step. [n]"""
-        return self._warped(self.steps)
+        """What the model is told in the denoising passes [n]. renoise: the shifted table, indexed at 1000 − step; unipc:
+        1000·σ cut to whole numbers, as its authors' code does."""
+        return np.floor(1000.0 * self.sigmas()) if self.sampler == "unipc" else self._warped(self.steps)
 
     def first_timesteps(self) -> NDArray[np.float64]:
         """The same of a first chunk with steps of its own; without, none. [m] or [0]"""
@@ -39,13 +49,23 @@ class Schedule:
 
     def sigmas(self) -> NDArray[np.float64]:
         """σ of every denoising pass, [n]."""
+        if self.sampler == "unipc":
+            return shifted(LARGEST * np.asarray(self.steps, np.float64) / TRAIN_STEPS, self.shift)
         return self.timesteps() / 1000.0
+
+    def increments(self) -> NDArray[np.float64]:
+        """unipc: what every pass adds of the chunk's flow predictions so far, see `unipc.increments`. [n, n]"""
+        return increments(self.sigmas())
+
+
+def shifted(s: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
+    """s′ = shift·s / (1 + (shift − 1)·s)"""
+    return shift * s / (1 + (shift - 1) * s)
 
 
 def shifted_sigmas(shift: float) -> NDArray[np.float64]:
-    """s from 1 towards 0 in 1000 steps, shifted: s′ = shift·s / (1 + (shift − 1)·s). [1000]"""
-    s = np.linspace(1.0, 0.0, TRAIN_STEPS + 1)[:-1]
-    return shift * s / (1 + (shift - 1) * s)
+    """s from 1 towards 0 in 1000 steps, shifted. [1000]"""
+    return shifted(np.linspace(1.0, 0.0, TRAIN_STEPS + 1)[:-1], shift)
 
 
 FAMILY_SHIFTS = (5.0, 8.0, 3.0)  # of the models that are published
@@ -60,7 +80,8 @@ def warped_from(steps: tuple[int, ...], shift: float) -> tuple[tuple[int, ...], 
         return None
     plain = tuple(round(TRAIN_STEPS * (len(steps) - i) / len(steps)) for i in range(len(steps)))
     for candidate in (shift, *FAMILY_SHIFTS):
-        warped = Schedule(plain, candidate).timesteps()
-        if candidate != 1 and all(abs(w - s) < 1 for w, s in zip(warped, steps, strict=True)):
-            return plain, candidate
+        for sampler in ("renoise", "unipc"):
+            warped = 1000.0 * Schedule(plain, candidate, sampler=sampler).sigmas()
+            if candidate != 1 and all(abs(w - s) < 1 for w, s in zip(warped, steps, strict=True)):
+                return plain, candidate
     return None

@@ -35,9 +35,9 @@ HEAD_DIM = 128  # of every Wan model; a config.json overrules it
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 DICTIONARIES = ("generator_ema", "generator", "generator_lora", "state_dict", "model")
 RELEASES = {
-    "vae": "Wan2.1_VAE.pth",
-    "text_encoder": "models_t5_umt5-xxl-enc-bf16.pth",
-}  # in the folder of a Wan release
+    "vae": ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth"),
+    "text_encoder": ("models_t5_umt5-xxl-enc-bf16.pth",),
+}  # in the folder of a Wan release, which holds one of them
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def read(
 def place_of(path: Path, part: Part) -> Path:
     """Where in the folder of a whole repository (a Wan release or diffusers') a part's weights are; else path itself."""
     if path.is_dir():
-        release = path / RELEASES.get(part, ".")
-        if release.is_file():
-            return release
+        for release in RELEASES.get(part, ()):
+            if (path / release).is_file():
+                return path / release
         if (path / part).is_dir() and ((path / "model_index.json").is_file() or not any(path.glob("*.safetensors"))):
             return path / part
     return path

@@ -1,7 +1,8 @@
 """The tiny video autoencoder (TAEHV): a flat list of blocks, causal in time, with its whole memory as explicit state.
 
-One latent frame stands for four pixel frames and 8×8 pixels. `DEMO` and the public `taew2_1` differ only in numbers;
-parameter names are the public checkpoint's (`decoder.7.conv.0.weight`, …).
+One latent frame stands for four pixel frames and 8×8 pixels, or 16×16 where pixels are folded into channels (`patch`).
+`DEMO` and the public `taew2_1` and `taew2_2` differ only in numbers, `taew2_2_super` in its decoder (`deep`); parameter
+names are the public checkpoint's (`decoder.7.conv.0.weight`, …).
 
 Frames are [B, T, C, H, W] outside. Running T frames at once with zero states and running them chunk by chunk
 with the states handed on are the same computation: a MemBlock sees its own input one step earlier and nothing else.
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TIME = 4  # pixel frames per latent frame
-SPACE = 8  # pixels per latent pixel, along each side
+SPACE = 8  # pixels per latent pixel, along each side, times `patch`
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class TaehvConfig:
     decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 64)
     depth: int = 3  # MemBlocks per stage
     lead: int = 3  # pixel frames of a stream's very first latent frame that are not shown
+    patch: int = 1  # pixels, along each side, that are channels of the first and last convolution
+    deep: bool = False  # the decoder of the variant that is published as "super"
 
 
 DEMO = TaehvConfig(latent_channels=16, encoder_widths=(32, 48, 48), decoder_widths=(96, 64, 32, 32), lead=0)
@@ -47,11 +50,31 @@ class MemBlock(nn.Module):
         self.width = width
         self.conv = nn.Sequential(conv(2 * width, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, width))
 
+    def merged(self, x: Tensor, past: Tensor) -> Tensor:
+        """[N, C, H, W], of frames and the ones before them -> the same shape."""
+        return F.relu(self.conv(torch.cat([x, past], 1)) + x)
+
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """x [T·B, C, H, W], state [B, C, H, W] (the frame before x) -> y like x, and the next state."""
         batch = len(state)
-        past = torch.cat([state, x[:-batch]], 0)
-        return F.relu(self.conv(torch.cat([x, past], 1)) + x), x[-batch:]
+        return self.merged(x, torch.cat([state, x[:-batch]], 0)), x[-batch:]
+
+
+class DeepMemBlock(MemBlock):
+    """The same with a 7×7 depthwise convolution and an inverted bottleneck, and no ReLU after the sum."""
+
+    def __init__(self, width: int):
+        nn.Module.__init__(self)
+        self.width = width
+        self.conv = nn.Sequential(
+            nn.Conv2d(2 * width, 2 * width, 7, padding=3, groups=2 * width, bias=False),
+            nn.Conv2d(2 * width, 4 * width, 1),
+            nn.ReLU(),
+            nn.Conv2d(4 * width, width, 1, bias=False),
+        )
+
+    def merged(self, x: Tensor, past: Tensor) -> Tensor:
+        return self.conv(torch.cat([x, past], 1)) + x
 
 
 class TPool(nn.Module):
@@ -109,7 +132,7 @@ class RawClamp(nn.Module):
 
 
 def build_encoder(c: TaehvConfig) -> nn.ModuleList:
-    blocks: list[nn.Module] = [conv(3, c.encoder_widths[0]), nn.ReLU()]
+    blocks: list[nn.Module] = [conv(3 * c.patch**2, c.encoder_widths[0]), nn.ReLU()]
     width = c.encoder_widths[0]
     for n, stride in zip(c.encoder_widths, (2, 2, 1), strict=True):
         blocks += [TPool(width, stride), conv(width, n, stride=2, bias=False), *(MemBlock(n) for _ in range(c.depth))]
@@ -118,10 +141,20 @@ def build_encoder(c: TaehvConfig) -> nn.ModuleList:
 
 
 def build_decoder(c: TaehvConfig) -> nn.ModuleList:
+    if c.deep:
+        return build_deep_decoder(c)
     blocks: list[nn.Module] = [Clamp(), conv(c.latent_channels, c.decoder_widths[0]), nn.ReLU()]
     for n, m, stride in zip(c.decoder_widths[:-1], c.decoder_widths[1:], (1, 2, 2), strict=True):
         blocks += [*(MemBlock(n) for _ in range(c.depth)), Upsample(), TGrow(n, stride), conv(n, m, bias=False)]
-    return nn.ModuleList([*blocks, nn.ReLU(), conv(c.decoder_widths[-1], 3)])
+    return nn.ModuleList([*blocks, nn.ReLU(), conv(c.decoder_widths[-1], 3 * c.patch**2)])
+
+
+def build_deep_decoder(c: TaehvConfig) -> nn.ModuleList:
+    blocks: list[nn.Module] = [nn.Conv2d(c.latent_channels, c.decoder_widths[0], 1, bias=False)]
+    for n, m, stride in zip(c.decoder_widths[:-1], c.decoder_widths[1:], (1, 2, 2), strict=True):
+        blocks += [*(DeepMemBlock(n) for _ in range(c.depth)), conv(n, 4 * m), nn.ReLU(), nn.PixelShuffle(2)]
+        blocks.append(TGrow(m, stride))
+    return nn.ModuleList([*blocks, conv(c.decoder_widths[-1], 3 * c.patch**2)])
 
 
 def run(blocks: nn.ModuleList, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -158,7 +191,7 @@ def zero_states(blocks: nn.ModuleList, batch: int, height: int, width: int, like
     for block in blocks:
         if isinstance(block, MemBlock):
             states.append(like.new_zeros(batch, block.width, height, width))
-        elif isinstance(block, Upsample):
+        elif isinstance(block, Upsample | nn.PixelShuffle):
             height, width = height * 2, width * 2
         elif isinstance(block, nn.Conv2d) and block.stride == (2, 2):
             height, width = height // 2, width // 2
@@ -175,14 +208,17 @@ class Taehv(nn.Module):
         self.decoder = build_decoder(config)
 
     def encode(self, frames: Tensor, states: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """frames [B, 4T, 3, H, W] in [0, 1] -> latents [B, T, C, H/8, W/8]."""
+        """frames [B, 4T, 3, H, W] in [0, 1] -> latents [B, T, C, h, w], of 8 times `patch` pixels along each side."""
+        if self.config.patch > 1:
+            frames = F.pixel_unshuffle(frames, self.config.patch)
         b, _, _, h, w = frames.shape
         return run(self.encoder, frames, zero_states(self.encoder, b, h, w, frames) if states is None else states)
 
     def decode(self, latents: Tensor, states: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """latents [B, T, C, h, w] -> frames [B, 4T, 3, 8h, 8w], nominally in [0, 1] and not clamped."""
+        """latents [B, T, C, h, w] -> frames [B, 4T, 3, H, W], nominally in [0, 1] and not clamped."""
         b, _, _, h, w = latents.shape
-        return run(self.decoder, latents, zero_states(self.decoder, b, h, w, latents) if states is None else states)
+        y, after = run(self.decoder, latents, zero_states(self.decoder, b, h, w, latents) if states is None else states)
+        return F.pixel_shuffle(y, self.config.patch) if self.config.patch > 1 else y, after
 
 
 def public_weights(state: Mapping[str, Tensor], config: TaehvConfig) -> dict[str, Tensor]:

@@ -84,18 +84,21 @@ class DecodeGraph(nn.Module):
     def __init__(self, model: Taehv, first: bool = False):
         super().__init__()
         self.model, self.skip = model, model.config.lead if first else 0
-        *blocks, _upsample, conv, _relu, last = cheapest_order(model.decoder)
+        if model.config.deep:
+            *blocks, self.ending = model.decoder
+        else:
+            *blocks, _upsample, conv, _relu, last = cheapest_order(model.decoder)
+            self.ending = Ending(conv, last)  # type: ignore[arg-type]
         self.blocks = nn.ModuleList(Grow(b) if isinstance(b, TGrow) else b for b in blocks)
-        self.ending = Ending(conv, last)  # type: ignore[arg-type]
 
     def zero_states(self, latent: Tensor) -> list[Tensor]:
         """The states before a stream of latents [1, C, T, h, w] begins."""
-        like = self.model.decoder[1].weight  # type: ignore[union-attr]
+        like = self.model.decoder[-1].weight  # type: ignore[union-attr]
         return zero_states(self.model.decoder, 1, latent.shape[3], latent.shape[4], like)  # type: ignore[arg-type]
 
     def forward(self, latent: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """latent [1, C, F, h, w] float32 (the step graph's layout) -> frames [4F − skip, 8h, 8w, 3] uint8, states."""
-        dtype: torch.dtype = self.model.decoder[1].weight.dtype  # type: ignore[union-attr, assignment]
+        """latent [1, C, F, h, w] float32 (the step graph's layout) -> frames [4F − skip, H, W, 3] uint8, states."""
+        dtype: torch.dtype = self.model.decoder[-1].weight.dtype  # type: ignore[union-attr, assignment]
         after, frames = list(states), []
         for one in latent.to(dtype).unbind(2):
             made, after = self._advance(one, after)
@@ -104,20 +107,19 @@ class DecodeGraph(nn.Module):
         return pixels.to(torch.uint8), *after  # the cast comes last: TensorRT knows uint8 only at a graph's ends
 
     def _advance(self, latent: Tensor, states: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """latent [1, C, h, w] -> its frames [1, 3, 8h, 8w] and the next states."""
+        """latent [1, C, h, w] -> its frames [1, 3, H, W] and the next states."""
         frames, after, states = [latent], [], list(states)
         for block in self.blocks:
             if isinstance(block, MemBlock):
                 before = [states.pop(0), *frames[:-1]]
                 after.append(frames[-1])
-                frames = [
-                    F.relu(block.conv(torch.cat([x, past], 1)) + x) for x, past in zip(frames, before, strict=True)
-                ]
+                frames = [block.merged(x, past) for x, past in zip(frames, before, strict=True)]
             elif isinstance(block, Grow):
                 frames = [grown for x in frames for grown in block(x)]
             else:
                 frames = [block(x) for x in frames]
-        return [self.ending(x) for x in frames], after
+        patch, made = self.model.config.patch, [self.ending(x) for x in frames]
+        return [F.pixel_shuffle(x, patch) for x in made] if patch > 1 else made, after
 
 
 class EncodeGraph(nn.Module):

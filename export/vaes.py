@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Literal
@@ -12,11 +13,13 @@ from torch import nn
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
 from .bundle import decoders_of
+from .families import MEAN, STD, family_of
 from .names import State, listed, vae_names
 from .sources import Source, fit, read
 from .taehv import Taehv, TaehvConfig, public_weights, take_raw
 from .taehvgraphs import EncodeGraph
-from .wanvae import MEAN, STD, WanDecodeGraph, WanEncodeGraph, WanVae, WanVaeConfig
+from .wanvae import WanDecodeGraph, WanEncodeGraph, WanVae, WanVaeConfig
+from .wanvae22 import Wan22Vae
 
 VaeKind = Literal["auto", "wan", "taehv", "lighttae"]
 KINDS: tuple[VaeKind, ...] = ("auto", "wan", "taehv", "lighttae")
@@ -30,7 +33,7 @@ def load_vae(path: Path, dtype, kind: VaeKind = "auto", report: Report = QUIET) 
     """
     found = read(path, part="vae", report=report)
     state = vae_names(found.state)
-    tiny = "decoder.1.weight" in state
+    tiny = "decoder.1.weight" in state or _deep(state)
     if not tiny and "decoder.conv1.weight" not in state:
         raise UserError(f"{path}: neither a Wan VAE nor a TAEHV (found {listed(sorted(state))})")
     if kind != "auto" and tiny != (kind in ("taehv", "lighttae")):
@@ -40,7 +43,8 @@ def load_vae(path: Path, dtype, kind: VaeKind = "auto", report: Report = QUIET) 
 
 
 def _load_wan(found: Source, state: State, path: Path, dtype) -> Loaded:
-    vae = WanVae(vae_config(found, state, path))
+    kind = Wan22Vae if _staged(state) else WanVae
+    vae = kind(vae_config(found, state, path))
     fit(vae, state, path, dtype)
     decoders: dict[str, nn.Module] = {"decode": WanDecodeGraph(vae, False), "decode_first": WanDecodeGraph(vae, True)}
     return decoders, WanEncodeGraph(vae), vae.config.latent_channels
@@ -78,23 +82,43 @@ def _is_light(path: Path, kind: VaeKind, report: Report) -> bool:
     )
 
 
+def _staged(state: State) -> bool:
+    """Whether it is Wan 2.2's, which has its blocks in stages."""
+    return any(name.startswith("decoder.upsamples.0.upsamples.") for name in state)
+
+
 def vae_config(found: Source, state: State, path: Path) -> WanVaeConfig:
     """Widths from shapes, pruned ones too; means and deviations of a config.json, else those of the public VAE."""
     dim, channels = len(state["encoder.conv1.weight"]), state["decoder.conv1.weight"].shape[1]
-    mean, std = (tuple(found.config.get(k, v)) for k, v in (("latents_mean", MEAN), ("latents_std", STD)))
+    family = family_of(channels)
+    known = ((), ()) if family is None else (family.mean, family.std)
+    mean, std = (tuple(found.config.get(k, v)) for k, v in zip(("latents_mean", "latents_std"), known, strict=True))
     if len(mean) != channels or len(std) != channels:
         raise UserError(
             f"{path}: {channels} latent channels, but {len(mean)} means and {len(std)} deviations are known"
         )
-    return WanVaeConfig(dim=dim, latent_channels=channels, mean=mean, std=std)
+    if not _staged(state):
+        return WanVaeConfig(dim=dim, latent_channels=channels, mean=mean, std=std)
+    patch = math.isqrt(state["encoder.conv1.weight"].shape[1] // 3)
+    inner = len(state["decoder.head.0.gamma"]) if "decoder.head.0.gamma" in state else dim
+    return WanVaeConfig(dim, inner, channels, mean=mean, std=std, patch=patch)
+
+
+def _deep(state: State) -> bool:
+    """Whether its decoder is that of TAEHV's super variant."""
+    return "decoder.1.conv.0.weight" in state
 
 
 def taehv_config(state: State, path: Path) -> TaehvConfig:
     """Widths from the shapes of the flat list, three MemBlocks to a stage as published."""
+    deep = _deep(state)
+    first, stages, share = ("decoder.0.weight", (4, 11, 18), 4) if deep else ("decoder.1.weight", (8, 14, 20), 1)
     try:
-        first = state["decoder.1.weight"]
+        wide, channels = state[first].shape[:2]
         down = [len(state[f"encoder.{i}.weight"]) for i in (3, 8, 13)]
-        up = [len(state[f"decoder.{i}.weight"]) for i in (8, 14, 20)]
+        up = [len(state[f"decoder.{i}.weight"]) // share for i in stages]
+        colours = state["encoder.0.weight"].shape[1]
     except KeyError as error:
-        raise UserError(f"{path}: not the TAEHV of Wan 2.1: missing {error.args[0]}") from None
-    return TaehvConfig(first.shape[1], (down[0], down[1], down[2]), (len(first), up[0], up[1], up[2]))
+        raise UserError(f"{path}: not a TAEHV of Wan: missing {error.args[0]}") from None
+    patch = math.isqrt(max(colours // 3, 1))
+    return TaehvConfig(channels, (down[0], down[1], down[2]), (wide, up[0], up[1], up[2]), patch=patch, deep=deep)

@@ -120,18 +120,24 @@ def compare_step(
             place = (*place, *angles(_shape(bundle, name, "sink_cos"), generator))
         latent = torch.randn(geometry.latent_shape, generator=generator)
         denoising = first if c == 0 and first else usual
+        told: dict[str, Tensor] = {}  # the sampler's own outputs in this chunk
         for i in [*denoising, commit]:
-            noise = torch.randn(geometry.latent_shape, generator=generator)
-            args = (latent, torch.tensor([i]), noise, *(torch.from_numpy(t) for t in tables))
+            read = [sampler_input(n, told, geometry.latent_shape, generator) for n in module.sampler.reads]
+            args = (latent, torch.tensor([i]), read, *(torch.from_numpy(t) for t in tables))
             x0, after, *rest = module(*args, list(place), keys, values, list(context[:layers]), list(context[layers:]))
+            flows, rest = rest[: len(module.sampler.leaves)], rest[len(module.sampler.leaves) :]
             own, probed = (rest[:layers], rest[layers : 2 * layers]), rest[2 * layers :]
             if not portable:
                 keys, values = own
-            for spec, value in zip(engine.graph.inputs, (*args, *place), strict=False):
+            given = (latent, args[1], *read, *args[3:], *place)
+            for spec, value in zip(engine.graph.inputs, given, strict=False):
                 buffers[spec.name].write(value.numpy())
             _run(engine, buffers)
             check("x0", buffers["x0"], x0)
             check("next", buffers["next"], after)
+            for flow in flows:
+                check("flow", buffers["flow"], flow)
+                told[f"flow_{i}"] = flow
             for mass in probed:
                 check("sink_mass", buffers["sink_mass"], mass)
             for side, tensors in zip("kv", own, strict=True):
@@ -144,6 +150,17 @@ def compare_step(
                     for j, tensor in enumerate(tensors):
                         ring[j][:, :, slot.start : stop] = tensor
                         buffers[f"{side}_{j}"].write_tokens(slot.start, buffers[f"{side}_{j}_new"].read())
+
+
+def sampler_input(
+    name: str, told: dict[str, Tensor], latent_shape: tuple[int, ...], generator: torch.Generator
+) -> Tensor:
+    """What a sampler reads: an earlier flow, zeros where there is none yet; which frames are given; fresh noise."""
+    if name == "still":
+        return torch.randint(0, 2, (latent_shape[2],), generator=generator)
+    if name.startswith("flow_"):
+        return told.get(name, torch.zeros(latent_shape))
+    return torch.randn(latent_shape, generator=generator)
 
 
 def compare_recache(

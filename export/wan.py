@@ -1,7 +1,7 @@
 """The causal Wan transformer, written once: for training, for eager checks and for export.
 
-`WAN_1_3B` and `DEMO` differ only in numbers. Parameter names are the public checkpoint's. Two exact rewritings are folded
-into the weights when a checkpoint is loaded (`fold`), because they make the exported graph smaller and faster:
+`WAN_1_3B`, `WAN_5B` and `DEMO` differ only in numbers. Parameter names are the public checkpoint's. Two exact rewritings are
+folded into the weights when a checkpoint is loaded (`fold`), because they make the exported graph smaller and faster:
 
 * the rows of q and k are permuted within each head from interleaved RoPE pairs (2j, 2j+1) to halves (j, j + D/2); a dot
   product does not see a permutation that both sides share;
@@ -53,6 +53,7 @@ class WanConfig:
 
 
 WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, latent_channels=16, text_dim=4096, text_len=512)
+WAN_5B = WanConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, latent_channels=48, text_dim=4096, text_len=512)
 DEMO = WanConfig(dim=256, ffn_dim=640, heads=4, layers=4, latent_channels=16, text_dim=384, text_len=32)
 
 
@@ -107,6 +108,18 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
 
 
+def frames_of(x: Tensor, numbers: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """change(x) of tokens x (B, N, d) by numbers (B, 1, d); or, where B is 1, by those of every frame (F, 1, d)."""
+    if len(numbers) == len(x):
+        return change(x)
+    return change(x.reshape(len(numbers), -1, x.shape[-1])).reshape(x.shape)
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """LN(x)·(1 + scale) + shift in float32; x (B, N, d), the others as in `frames_of`."""
+    return frames_of(layer_norm(x, eps).float(), scale, lambda y: y * (1 + scale) + shift).to(x.dtype)
+
+
 class Attention(nn.Module):
     def __init__(self, c: WanConfig):
         super().__init__()
@@ -157,10 +170,10 @@ class Block(nn.Module):
         return self.gated(x, self.ffn(self.modulated(x, scale, shift)), gate2)
 
     def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return (layer_norm(x, self.eps).float() * (1 + scale) + shift).to(x.dtype)
+        return modulated(x, scale, shift, self.eps)
 
     def gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-        return (x.float() + y.float() * gate).to(x.dtype)
+        return (x.float() + frames_of(y.float(), gate, lambda y: y * gate)).to(x.dtype)
 
 
 class Head(nn.Module):
@@ -172,7 +185,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         shift, scale = modulation.split(1, 1)
-        return self.head((layer_norm(x, self.eps).float() * (1 + scale) + shift).to(x.dtype))
+        return self.head(modulated(x, scale, shift, self.eps))
 
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -206,7 +219,8 @@ class Wan(nn.Module):
         return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(x.shape[0], -1, frames, 2 * rows, 2 * columns)
 
     def time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """timestep [B] in 0…1000 -> modulation of every block [B, L, 6, d] and of the head [B, 2, d], float32."""
+        """timestep [B] in 0…1000, or of one chunk's frames [F] -> modulation of every block [B, L, 6, d] and of the head
+        [B, 2, d], float32."""
         half = self.config.freq_dim // 2
         frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
         angle = timestep.double()[:, None] * frequency

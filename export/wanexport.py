@@ -1,10 +1,10 @@
-"""`everframe export wan`: a published checkpoint of the Wan 1.3B family, its VAE and its prompts -> an engine bundle."""
+"""`everframe export wan`: a published checkpoint of the Wan family, its VAE and its prompts -> an engine bundle."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +12,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ..engines.bundle import Geometry, describe, first_problem, parse_size
+from ..engines.bundle import Geometry, Shots, check_shots, describe, first_problem, parse_size
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
 from .bundle import Parts, Recache, check_target, write_bundle
 from .checkpoint import RopeConfig
+from .families import FAMILIES, SHOT_OFFSET, SHOT_PREFIX, Family, Sampler, family_of
 from .lora import Lora, merge_loras
 from .names import public_names
 from .schedule import Schedule, warped_from
@@ -24,13 +25,12 @@ from .sources import fit, half, read, single, wan_config
 from .texts import Umt5, encode_all, open_encoder, read_prompts
 from .vaes import KINDS, VaeKind, load_vae
 from .wan import Wan, fold
-from .wanvae import MEAN
 from .weightfile import WeightFile, scratch
 
 
 @dataclass(frozen=True)
 class WanSource:
-    """What the command line names. Frames are latent frames."""
+    """What the command line names. Frames are latent frames. None: what the generator's family says, see `settled`."""
 
     generator: Path
     vae: Path
@@ -39,12 +39,15 @@ class WanSource:
     dictionary: str | None = None  # of a .pt file: generator_ema, generator …
     loras: tuple[Lora, ...] = ()  # merged in this order
     vae_kind: VaeKind = "auto"
-    size: str = "832x480"
-    chunk: int = 3
-    window: int = 12
-    sink: int = 3
+    family: str | None = None  # a name of families.FAMILIES; None: by the generator's latent channels
+    size: str | None = None
+    chunk: int | None = None
+    window: int | None = None
+    sink: int | None = None
     sink_ema: float | None = None  # α of sinks that move
-    fps: int = 16
+    fps: int | None = None
+    sampler: Sampler | None = None
+    shots: bool | None = None  # whether a cut begins a shot of the same stream
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     first_steps: tuple[int, ...] | None = None  # of the first chunk; None: as all others
     shift: float = 5.0
@@ -56,7 +59,7 @@ class WanSource:
     jitter_design: int | None = None
     precision: Literal["fp32", "fp16"] = "fp16"
     form: Literal["in-place", "portable"] = "in-place"
-    recache: Recache = "window"
+    recache: Recache | None = None
     encoder: bool = False
     text_graph: bool = False
     origin: dict[str, str] = field(default_factory=dict)  # repository, path and commit of what came from the hub
@@ -67,6 +70,7 @@ def export_wan(
 ) -> None:
     """Read everything, then write the bundle as `command.write_bundle` does. Raises UserError."""
     check_target(output, force)
+    source = settled(source, generator_family(source))
     check_choices(source)
     with scratch(output) as weights:
         parts = read_parts(source, weights, report)
@@ -74,8 +78,8 @@ def export_wan(
 
 
 def read_parts(source: WanSource, weights: WeightFile, report: Report = QUIET) -> Parts:
-    """Everything that the source names, read; the transformer's large weights written to `weights` one after the other.
-    Raises UserError."""
+    """Everything that the settled source names, read; the transformer's large weights written to `weights` one after the
+    other. Raises UserError."""
     dtype = half if source.precision == "fp16" else single
     prompts = read_prompts(source.prompts)
     transformer = load_transformer(source, dtype, report, weights)
@@ -86,9 +90,16 @@ def read_parts(source: WanSource, weights: WeightFile, report: Report = QUIET) -
             f"{source.vae}: {latent_channels} latent channels, the generator {source.generator} has "
             f"{config.latent_channels}"
         )
-    geometry, rope = geometry_of(source, latent_channels), rope_of(source)
+    geometry, rope = geometry_of(source), rope_of(source)
+    if latent_channels != geometry.latent_channels:
+        raise UserError(
+            f"--family {source.family}: has {geometry.latent_channels} latent channels, the generator {source.generator} "
+            f"{latent_channels}"
+        )
+    shots = shots_of(source)
     text_encoder = open_encoder(source.text_encoder, report)
-    bank = encode_all(text_encoder, prompts, config.text_len)
+    told = prompts if shots is None else [*prompts, *(f"{shots.prefix}{prompt}" for prompt in prompts)]
+    bank = encode_all(text_encoder, told, config.text_len)
     for embedding in bank.values():
         if embedding.shape[1] != config.text_dim:
             raise UserError(
@@ -105,20 +116,51 @@ def read_parts(source: WanSource, weights: WeightFile, report: Report = QUIET) -
         rope=rope,
         decoders=decoders,
         encoder=encoder if source.encoder else None,
-        prompts=bank,
+        prompts={prompt: bank[prompt] for prompt in prompts},
+        shot_prompts={prompt: bank[prompt] for prompt in told[len(prompts) :]},
         provenance=provenance(source, text_encoder.name),
         precision=source.precision,
         form=source.form,
-        recache=source.recache,
+        recache=source.recache or "window",
+        shots=shots,
         text_encoder=text_encoder if source.text_graph else None,  # type: ignore[arg-type] - checked above
         weights=weights,
     )
 
 
+def generator_family(source: WanSource) -> Family:
+    """The family that is named, or whose latents the generator makes; its weights are not read. Raises UserError."""
+    if source.family is not None:
+        return named_family(source.family)
+    found = read(source.generator, source.dictionary)
+    channels = wan_config(public_names(found.state), found.config, source.generator).latent_channels
+    family = family_of(channels)
+    if family is None:
+        known = " or ".join(f"{f.latent_channels} ({f.name})" for f in FAMILIES.values())
+        raise UserError(f"{source.generator}: {channels} latent channels; expected {known}")
+    return family
+
+
+def named_family(name: str) -> Family:
+    """Raises UserError."""
+    if name not in FAMILIES:
+        raise UserError(f"--family {name!r}: expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def settled(source: WanSource, family: Family) -> WanSource:
+    """The source with the family's numbers where it names none."""
+    names = ("size", "chunk", "window", "sink", "fps", "sampler", "shots", "recache")
+    own = {name: getattr(family, name) for name in names if getattr(source, name) is None}
+    return replace(source, family=family.name, **own)
+
+
 def check_choices(source: WanSource) -> None:
-    """Everything that can be wrong before a file is fetched or read. Raises UserError naming the flag."""
+    """Everything that can be wrong of a settled source before a file is fetched or read. Raises UserError naming the
+    flag."""
     check_schedule(source)
-    geometry_of(source, latent_channels=len(MEAN))
+    geometry_of(source)
+    shots_of(source)
     rope_of(source)
     if source.vae_kind not in KINDS:
         raise UserError(f"--vae-kind {source.vae_kind}: expected one of {', '.join(KINDS)}")
@@ -128,19 +170,28 @@ def check_choices(source: WanSource) -> None:
     read_prompts(source.prompts)
 
 
-def geometry_of(source: WanSource, latent_channels: int) -> Geometry:
-    """Raises UserError."""
-    width, height = parse_size(source.size)
-    frames: dict[str, Any] = {
-        "chunk": source.chunk,
-        "sink": source.sink,
-        "window": source.window,
-        "sink_ema": source.sink_ema,
-    }
+def geometry_of(source: WanSource) -> Geometry:
+    """Of a settled source. Raises UserError."""
+    family = named_family(source.family or "")
+    width, height = parse_size(source.size or "")
+    frames: dict[str, Any] = {name: getattr(source, name) for name in ("chunk", "sink", "window", "sink_ema", "fps")}
+    frames |= {"latent_channels": family.latent_channels, "space_scale": family.space_scale}
     try:
-        return Geometry(width=width, height=height, fps=source.fps, latent_channels=latent_channels, **frames)
+        return Geometry(width=width, height=height, **frames)
     except ValidationError as error:
         raise UserError(first_problem(error)) from None
+
+
+def shots_of(source: WanSource) -> Shots | None:
+    """Of a settled source. Raises UserError."""
+    if not source.shots:
+        return None
+    g = geometry_of(source)
+    try:
+        check_shots(g)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return Shots(offset=SHOT_OFFSET, prefix=SHOT_PREFIX)
 
 
 def rope_of(source: WanSource) -> RopeConfig:
@@ -169,13 +220,17 @@ def provenance(source: WanSource, text_encoder: str) -> dict[str, Any]:
 
 def schedule_of(source: WanSource) -> Schedule:
     first = None if source.first_steps == source.steps else source.first_steps
-    return Schedule(source.steps, source.shift, first_steps=first)
+    return Schedule(source.steps, source.shift, first_steps=first, sampler=source.sampler or "renoise")
 
 
 def check_schedule(source: WanSource) -> None:
     """Raises UserError unless the steps fall from at most 1000 to above 0, and look as if no shift was in them yet."""
     if not 0 < source.shift < math.inf:
         raise UserError(f"--shift {source.shift}: expected a number above 0")
+    if source.sampler not in (None, "renoise", "unipc"):
+        raise UserError(f"--sampler {source.sampler!r}: expected renoise or unipc")
+    if source.sampler == "unipc" and source.first_steps is not None:
+        raise UserError("--first-steps: expected --sampler renoise with it: unipc samples every chunk alike")
     for flag, steps in (("--steps", source.steps), ("--first-steps", source.first_steps)):
         if steps is not None:
             check_steps(flag, steps, source.shift)

@@ -18,15 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Per latent channel, of the raw latents of the public VAE; the transformer works on (raw − mean)/std.
-MEAN = (
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-)  # fmt: skip
-STD = (
-    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-)  # fmt: skip
+from .families import MEAN, STD
 
 
 @dataclass(frozen=True)
@@ -34,11 +26,13 @@ class WanVaeConfig:
     """Widths of the VAE. Defaults: the public one of Wan 2.1."""
 
     dim: int = 96
+    decoder_dim: int | None = None  # None: as dim
     latent_channels: int = 16
     multipliers: tuple[int, int, int, int] = (1, 2, 4, 4)
     blocks: int = 2  # residual blocks per stage of the encoder; the decoder has one more
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    patch: int = 1  # pixels, along each side, that the last convolution makes at once
 
 
 class States:
@@ -134,12 +128,12 @@ def per_frame(layers: nn.Module, x: Tensor) -> Tensor:
 
 
 class Upsample(nn.Module):
-    """Twice the height and width and half the channels; with `time`, twice the frames too."""
+    """Twice the height and width; with `time`, twice the frames too."""
 
-    def __init__(self, channels: int, time: bool):
+    def __init__(self, channels: int, n_out: int, time: bool):
         super().__init__()
         self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest"), nn.Conv2d(channels, channels // 2, 3, padding=1)
+            nn.Upsample(scale_factor=2.0, mode="nearest"), nn.Conv2d(channels, n_out, 3, padding=1)
         )
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if time else None
 
@@ -202,7 +196,7 @@ class Decoder(nn.Module):
             n = n_in // 2 if i else n_in  # the up-sampler before has halved it
             blocks += [ResidualBlock(n if j == 0 else n_out, n_out) for j in range(c.blocks + 1)]
             if i < len(c.multipliers) - 1:
-                blocks.append(Upsample(n_out, time=i < 2))
+                blocks.append(Upsample(n_out, n_out // 2, time=i < 2))
         self.upsamples = nn.ModuleList(blocks)
         self.head = Head(widths[-1], 3)
 
@@ -235,16 +229,33 @@ class Encoder(nn.Module):
         return self.head(self.middle(x, states), states)
 
 
+def folded(x: Tensor, patch: int) -> Tensor:
+    """[B, C, T, p·H, p·W] -> [B, p²·C, T, H, W]. Of the p² channels of a colour, the column is the slower index."""
+    if patch == 1:
+        return x
+    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # (B, C, T, H, p, W, p)
+    return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+
+
+def unfolded(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `folded`."""
+    if patch == 1:
+        return x
+    x = x.unflatten(1, (-1, patch, patch))  # (B, C, column, row, T, H, W)
+    return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+
+
 class WanVae(nn.Module):
     """Encoder, decoder, and the 1×1×1 convolutions between them and the latents (conv1, conv2)."""
 
     mean: Tensor
     std: Tensor
+    halves: tuple[type[nn.Module], type[nn.Module]] = (Encoder, Decoder)
 
     def __init__(self, config: WanVaeConfig):
         super().__init__()
         self.config = c = config
-        self.encoder, self.decoder = Encoder(c), Decoder(c)
+        self.encoder, self.decoder = (half(c) for half in self.halves)
         self.conv1 = nn.Conv3d(2 * c.latent_channels, 2 * c.latent_channels, 1)
         self.conv2 = nn.Conv3d(c.latent_channels, c.latent_channels, 1)
         for name, values in (("mean", c.mean), ("std", c.std)):
@@ -253,14 +264,16 @@ class WanVae(nn.Module):
     def decode(
         self, latents: Tensor, states: list[Tensor] | None = None, first: bool = True
     ) -> tuple[Tensor, list[Tensor]]:
-        """latents [B, C, T, h, w], normalised -> frames [B, 3, 4T (−3 if first), 8h, 8w] nominally in [−1, 1], states."""
+        """latents [B, C, T, h, w], normalised -> frames [B, 3, 4T (−3 if first), s·h, s·w] nominally in [−1, 1], states.
+        s: 8, times the config's patch."""
         running = States(states)
         x = self.conv2((latents * self.std + self.mean).to(self.conv2.weight.dtype))
-        return self.decoder(x, running, first), running.after
+        return unfolded(self.decoder(x, running, first), self.config.patch), running.after
 
     def encode(self, frames: Tensor) -> Tensor:
-        """frames [B, 3, 1 + 4n, H, W] in [−1, 1] -> normalised latents [B, C, 1 + n, H/8, W/8]: the posterior's mean."""
-        moments = self.conv1(self.encoder(frames.to(self.conv1.weight.dtype))).float()
+        """frames [B, 3, 1 + 4n, H, W] in [−1, 1] -> normalised latents [B, C, 1 + n, H/s, W/s]: the posterior's mean."""
+        x = folded(frames.to(self.conv1.weight.dtype), self.config.patch)
+        moments = self.conv1(self.encoder(x)).float()
         return (moments[:, : self.config.latent_channels] - self.mean) / self.std
 
     def zero_states(self, latent: Tensor) -> list[Tensor]:
@@ -292,7 +305,7 @@ class WanDecodeGraph(nn.Module):
         return self.model.zero_states(latent)
 
     def forward(self, latent: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """latent [1, C, F, h, w] float32 -> frames [4F or 4F − 3, 8h, 8w, 3] uint8, states."""
+        """latent [1, C, F, h, w] float32 -> frames [4F or 4F − 3, H, W, 3] uint8, states."""
         after, parts = list(states), []
         for i, one in enumerate(latent.split(1, 2)):  # one latent frame after the other: a third of the activations
             frames, after = self.model.decode(one, after, self.first and i == 0)
@@ -309,5 +322,5 @@ class WanEncodeGraph(nn.Module):
         self.model = model
 
     def forward(self, frames: Tensor) -> Tensor:
-        """frames [1 + 4n, H, W, 3] uint8 RGB -> latent [1, C, 1 + n, H/8, W/8] float32."""
+        """frames [1 + 4n, H, W, 3] uint8 RGB -> latent [1, C, 1 + n, h, w] float32."""
         return self.model.encode((frames.float() / 127.5 - 1).permute(3, 0, 1, 2).unsqueeze(0))

@@ -42,6 +42,22 @@ class Chunk:
         return np.stack(told) if told else None
 
 
+@dataclass
+class Begun:
+    """A chunk whose passes have been started."""
+
+    index: int
+    position: int
+    written: int  # chunks in the ring before it
+    prompt: str
+    fresh: bool  # the decoder starts anew with it
+    prompt_time: float = 0.0
+    host: float = 0.0
+
+
+BEGUN_FACTS = ("index", "position", "written", "prompt", "fresh")  # what a saved state keeps of it
+
+
 class Clock:
     """Seconds from lap to lap."""
 

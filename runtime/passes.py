@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import HIDDEN, Backend, Buffer, Device, Engine, Launch
-from ..engines.bundle import Bundle
+from ..engines.bundle import Bundle, Geometry
 from ..engines.errors import UserError
 from .recache import Recache, recache_bytes
 from .ring import Slot
@@ -53,7 +53,7 @@ class Passes:
         text_shape = (1, net.heads, net.text_len, net.head_dim)
         kind = _dtype(step, "prompt_k_0")
         self.prompt_kv = {f"prompt_{s}_{i}": zeros(text_shape, kind) for s in "kv" for i in self.layers}
-        self.noise = [zeros(g.latent_shape, "float32") for _ in range(max(n, first_steps))]
+        self._sampler_buffers(step, g)
         self._latents = [zeros(g.latent_shape, "float32") for _ in range(2)]  # x_t of even and odd steps
         self.x0, spare = zeros(g.latent_shape, "float32"), zeros(g.latent_shape, "float32")
         # What the decoder reads: with two lanes a copy, because x0 is being overwritten meanwhile.
@@ -89,6 +89,15 @@ class Passes:
         self._shows = False
         self.decoded = 0  # chunks since the decoder's states were zero
 
+    def _sampler_buffers(self, step: Engine, g: Geometry) -> None:
+        """What the sampler reads in a pass: fresh noise, or the flows that the chunk's earlier passes predicted."""
+        zeros, read = step.device.zeros, {s.name for s in step.graph.inputs}
+        self.draws = {k: max(1, len(s)) if "noise" in read else 1 for k, s in self.schedules.items()}
+        self.noise = [zeros(g.latent_shape, "float32") for _ in range(max(self.draws.values()))]
+        self._flows = [zeros(g.latent_shape, "float32") for name in read if name.startswith("flow_")]
+        self._no_flow, self._lost = (zeros(g.latent_shape if self._flows else (1,), "float32") for _ in range(2))
+        self.still = zeros((g.chunk,), "int64") if "still" in read else None  # frames that are given
+
     def _chained(
         self, device: Device, works: dict[str, list[Callable[[], None]]], turns: list[list[Callable[[], None]]]
     ) -> dict[tuple[str, int | None], Launch]:
@@ -102,7 +111,7 @@ class Passes:
         self, step: Engine, decode: Engine, updated: set[str], passes: int
     ) -> tuple[list[dict[str, Buffer]], dict[str, Buffer]]:
         """What instrumented graphs tell beyond the contract, for every index of the schedule, and for decoding."""
-        told = [spec for spec in step.graph.outputs if spec.name not in {"x0", "next", *updated}]
+        told = [spec for spec in step.graph.outputs if spec.name not in {"x0", "next", "flow", *updated}]
         beside = [s for s in decode.graph.outputs if s.name != "frames" and not s.name.endswith("_next")]
         zeros = step.device.zeros
         rows = [{s.name: zeros(s.shape, s.dtype) for s in specs} for specs in (*[told] * passes, beside)]
@@ -121,18 +130,22 @@ class Passes:
         place = {"mask": self.mask} if self.portable else {"slot": self.slot, "kv_len": self.valid}
         shared = {**self.tables, **place, **self.ring, **self.prompt_kv}
 
-        def bound(index: int, latent: Buffer, noise: Buffer, x0: Buffer, after: Buffer) -> Callable[[], None]:
-            inputs = {"latent": latent, "step": indices[index], "noise": noise, **shared}
-            return step.bind(inputs, {"x0": x0, "next": after, **updated, **self._told[index]})
+        def bound(
+            index: int, latent: Buffer, made: int, noise: Buffer, x0: Buffer, after: Buffer
+        ) -> Callable[[], None]:
+            read, left = self._sampled(step, made, noise)
+            inputs = {"latent": latent, "step": indices[index], **read, **shared}
+            return step.bind(inputs, {"x0": x0, "next": after, **left, **updated, **self._told[index]})
 
-        # Pass 0 starts from pure noise; pass i reads what pass i − 1 re-noised with its noise, draw i.
+        # Pass 0 starts from pure noise; pass i reads what pass i − 1 made: re-noised with its noise, draw i, for example.
         def denoise(schedule: range) -> list[Callable[[], None]]:
-            n = len(schedule)
+            n, draws = len(schedule), len(self.noise)
             return [
                 bound(
                     index,
                     self.noise[0] if i == 0 else latents[i % 2],
-                    self.noise[(i + 1) % n],
+                    i,
+                    self.noise[(i + 1) % min(n, draws)],
                     self.x0,
                     latents[(i + 1) % 2] if i < n - 1 else spare,
                 )
@@ -140,10 +153,20 @@ class Passes:
             ]
 
         scratch = step.device.zeros(self.x0.shape, "float32")
-        commit = bound(self._commit, self.x0, self.noise[0], scratch, spare)
+        every = len(self._flows)
+        commit = bound(self._commit, self.x0, every, self.noise[0], scratch, spare)
         self._clean = step.device.zeros(self.x0.shape, "float32")
-        self._recommit = bound(self._commit, self._clean, self.noise[0], scratch, spare)
+        self._recommit = bound(self._commit, self._clean, every, self.noise[0], scratch, spare)
         return {kind: [*denoise(schedule), commit] for kind, schedule in self.schedules.items()}
+
+    def _sampled(self, step: Engine, made: int, noise: Buffer) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
+        """What the sampler reads and leaves in a pass behind `made` others of its chunk: fresh noise, or flows. One that no
+        pass has left yet is zero, and one that none reads is left where the next is."""
+        names = {spec.name for spec in step.graph.inputs}
+        read = {f"flow_{j}": flow if j < made else self._no_flow for j, flow in enumerate(self._flows)}
+        left = {"flow": self._flows[made] if made < len(self._flows) else self._lost} if self._flows else {}
+        own = {"noise": noise, "still": self.still}
+        return read | {name: b for name, b in own.items() if name in names and b is not None}, left
 
     def _bind_decode(self, engine: Engine, turn: int) -> tuple[list[Callable[[], None]], Buffer]:
         """The decoding pass, then the copy of its frames to the host."""
@@ -228,6 +251,11 @@ class Passes:
         self.decoded = decoded
         for name, buffer in self._kept(decoded).items():
             buffer.write(tensors[name])
+
+    def hold(self, frames: int) -> None:
+        """So many frames of the next chunk are given: their latents stand where its noise is written."""
+        if self.still is not None:
+            self.still.write((np.arange(self.still.shape[0]) < frames).astype(np.int64))
 
     def write_noise(self, noise: NDArray[np.float32]) -> None:
         for buffer, values in zip(self.noise, noise, strict=False):  # a schedule may be the shorter one

@@ -55,7 +55,7 @@ class PromptBank:
     """Prompts of a bundle in the manifest's order, and their embeddings. With the bundle's own text encoder, any prompt."""
 
     def __init__(self, bundle: Bundle, backend: Backend | None = None):
-        self._bundle, self._backend = bundle, backend
+        self._bundle, self._backend, self._shots = bundle, backend, bundle.manifest.shots
         self._encoder: FreeText | None = None
         self._free: dict[str, NDArray[np.float32]] = {}
         self.file = bundle.path / bundle.manifest.prompt_bank.file
@@ -74,11 +74,33 @@ class PromptBank:
                     f"{self.file}: prompt {prompt!r}: found {found}, expected [up to {self._rows}, {self._dim}]"
                 )
 
-    def find(self, prompt: str) -> str:
+    def begins_shot(self, prompt: str) -> bool:
+        """Whether the prompt has the prefix by which the bundle's model knows the first chunk of a shot."""
+        return self._shots is not None and prompt.startswith(self._shots.prefix)
+
+    def shot_embedding(self, prompt: str) -> NDArray[np.float32]:
+        """As `embedding`, of a prompt behind that prefix. Raises UserError where nothing here can make it."""
+        assert self._shots is not None
+        whole = self._shots.prefix + prompt
+        if whole in self._bank:
+            return self._padded(self._bank[whole])
+        if self._backend is not None and "text" in self._bundle.manifest.graphs:
+            return self._free[self._encode(whole)]
+        raise UserError(
+            f"{self.file}: prompt {quoted(prompt)} is not there as the first of a shot, behind {self._shots.prefix!r}; "
+            "everframe prompts add puts both in"
+        )
+
+    def find(self, prompt: str, shot: bool = False) -> str:
         """The bank's own spelling of prompt (case, blanks and the form of accents don't matter); where the bundle has its
-        text encoder, a prompt that is not in the bank is encoded here. Raises UserError naming the nearest."""
+        text encoder, a prompt that is not in the bank is encoded here. Without the prefix of shots, if it has that; with
+        shot, it must be there behind that prefix too. Raises UserError naming the nearest."""
+        if self._shots is not None:
+            prompt = prompt.removeprefix(self._shots.prefix)
         known = self._index.get(key(prompt))
         if known is not None:
+            if shot and self._shots is not None:
+                self.shot_embedding(known)
             return known
         if not tidy(prompt):
             raise UserError("prompt: is empty; expected one of the bundle's prompt bank")
@@ -100,7 +122,9 @@ class PromptBank:
         """Embedding of a prompt of the bank, zero rows after its tokens: float32 [1, text_len, text_dim]."""
         if prompt in self._free:
             return self._free[prompt]
-        rows = self._bank[self.find(prompt)]
+        return self._padded(self._bank[self.find(prompt)])
+
+    def _padded(self, rows: NDArray) -> NDArray[np.float32]:
         out = np.zeros((1, self._rows, self._dim), np.float32)
         out[0, : len(rows)] = rows
         return out

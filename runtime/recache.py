@@ -39,6 +39,20 @@ class Recache:
         self.own = {name: buffer for name, buffer in inputs.items() if name not in prompt}
         self._run = engine.bind(inputs, {f"{name}_next": buffer for name, buffer in ring.items()})
 
+    def again(self, written: int, recent: Sequence[Standing], frequencies: NDArray[np.float64], turn: int) -> bool:
+        """The ring after `written` chunks under the new prompt, in one pass; the sinks too while the stream is not longer
+        than its window, which is returned. recent: the newest chunks, one more than the ring holds; the others as `run`."""
+        sinks = self.layout.sink_chunks
+        anew = len(recent) <= self.layout.chunks
+        standing: list[Standing | None] = []
+        for chunk in self.layout.standing(written, self.portable):
+            if chunk is None or (chunk < sinks and not anew):
+                standing.append(None)
+            else:
+                standing.append(recent[chunk if chunk < sinks else chunk - written])
+        self.run(standing, frequencies, keep_sinks=not anew, turn=turn)
+        return anew
+
     def run(
         self,
         standing: Sequence[Standing | None],

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..engines.base import Backend, Buffer
 from ..engines.bundle import Bundle, check_sink_distance
 from ..engines.errors import UserError
+from .ring import RingLayout
 from .rope import temporal_tables
 
 
@@ -69,6 +70,16 @@ class Leaving:
 
     start: int
     back: int
+
+
+def leaving(bundle: Bundle, layout: RingLayout, written: int, position: int, made: int) -> Leaving | None:
+    """The chunk that no other sees once the one at `position`, behind `written` others, is there, for sinks that move and
+    were made at latent frame `made`; None while the ring has room for all."""
+    if written + 1 < layout.chunks:
+        return None
+    portable = bundle.manifest.form == "portable"  # there the new one is stored where that one stands
+    slot = layout.past_slot(written) if portable else layout.slot(written + 1)
+    return Leaving(slot.start, made - position + (layout.ring_chunks - 1) * bundle.manifest.geometry.chunk)
 
 
 class MovingSinks:

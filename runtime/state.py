@@ -41,6 +41,15 @@ _TYPES = {
 }
 
 
+class Shot(Model):
+    """Of a model of many shots: see `shots.ShotRing`."""
+
+    slots: list[int | None]
+    kept: int | None
+    cut: bool  # whether the newest chunk begins a shot
+    jump: int = Field(ge=0)
+
+
 class Facts(Model):
     """What the file's metadata says."""
 
@@ -64,6 +73,7 @@ class Facts(Model):
     decoded: int = Field(ge=0)
     overlap: bool
     begun: tuple[int, int, int, str, bool] | None
+    shot: Shot | None = None
     extra: dict[str, Any] = Field(default_factory=dict)  # what the saver wants back
 
 

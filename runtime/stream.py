@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -24,35 +23,21 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.ort import OrtBackend
 from .anchor import encode_anchor
-from .chunks import Chunk, Clock, Timings
+from .chunks import BEGUN_FACTS, Chunk, Clock, Timings
+from .chunks import Begun as _Begun
 from .noise import NoiseAhead
 from .passes import Passes
 from .prompts import PromptBank
 from .proof import require
-from .recache import Recache, Standing
+from .recache import Standing
 from .ring import RingLayout, Slot
 from .rope import head_frequencies
-from .sinks import Leaving, check_distance, own_mode, sink_turn
+from .shots import shot_ring
+from .sinks import check_distance, leaving, own_mode, sink_turn
 
 Transition = Literal["swap", "smooth", "flush", "cut"]
 TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")
 MAX_SEED = 2**64 - 1
-
-
-@dataclass
-class _Begun:
-    """A chunk whose passes have been started."""
-
-    index: int
-    position: int
-    written: int  # chunks in the ring before it
-    prompt: str
-    fresh: bool  # the decoder starts anew with it
-    prompt_time: float = 0.0
-    host: float = 0.0
-
-
-_BEGUN_FACTS = ("index", "position", "written", "prompt", "fresh")
 
 
 class Stream:
@@ -69,8 +54,8 @@ class Stream:
         frequencies: temporal spectrum of every head, radians per latent frame [heads, channels/2], or every layer's own
             [layers, heads, channels/2], in place of the one that theta and jitter make; for studies.
         anchor: a picture uint8 [H, W, 3] or a clip [T, H, W, 3] that becomes the sinks: the stream starts with it and stays
-            anchored to it. A clip that is too short stands still at its end, one that is too long is cut. Needs a
-            bundle with its encoder.
+            anchored to it. A clip that is too short stands still at its end, one that is too long is cut. Of a bundle that
+            takes a picture as its first latent frame (Wan2.2's 5B), that frame. Needs a bundle with its encoder.
         probe: run the denoising passes through the bundle's probe graph, which tells the attention on the sinks.
         overlap: decode a chunk beside the denoising of the next one; a prompt change then takes effect one chunk later.
             Default: where the device gains by it, which a CPU does too.
@@ -118,7 +103,7 @@ class Stream:
             frequencies = head_frequencies(rope, sigma)
         self.frequencies = frequencies
         self._prompt = self.bank.find(prompt) if prompt is not None else self.bank.prompts[0]
-        self._pending: tuple[str, Transition] | None = (self._prompt, "swap")
+        self._pending: tuple[str, Transition | Literal["anew"]] | None = (self._prompt, "swap")
 
         if probe and "probe" not in manifest.graphs:
             raise UserError(f"{bundle.path}: has no probe graph; export it with --probe")
@@ -126,6 +111,7 @@ class Stream:
         self._loop = Passes(backend, bundle, "probe" if probe else "step", lanes=2 if self.overlap else 1)
         if verify and not probe:
             require(self._loop, bundle, self.bank, backend)
+        self._shots = shot_ring(bundle, self.layout)
         self._noise = NoiseAhead(self.geometry.latent_shape)
         self._sinks_made: int | None = None  # latent frame index of the first sink frame
         # What whoever runs this should be told.
@@ -145,10 +131,11 @@ class Stream:
         return self._begun.position if self._begun else self._position
 
     @property
-    def recache(self) -> Literal["window", "chunks"]:
+    def recache(self) -> Literal["window", "chunks", "none"]:
         """What `smooth` does: all frames of the ring in one pass, as LongLive does, or chunk by chunk: by a bundle without
-        that graph, or on a device that has no room for it (`notices` says so)."""
-        return "chunks" if self._loop.recache is None else "window"
+        that graph, or on a device that has no room for it (`notices` says so); or what `swap` does."""
+        none = self.bundle.manifest.recache == "none"
+        return "none" if none else "chunks" if self._loop.recache is None else "window"
 
     @property
     def not_one_launch(self) -> str | None:
@@ -165,12 +152,14 @@ class Stream:
 
         swap: the cross-attention keys and values change, the ring stays. smooth: also run the ring's clean latents again
         under the new prompt (LongLive's KV-recache; `recache` tells how). flush: keep only the sinks and the newest chunk
-        (Infinity-RoPE's KV flush). cut: a new scene with new sinks.
+        (Infinity-RoPE's KV flush). cut: a new scene with new sinks; of a model of many shots the next shot of the stream,
+        whose first chunk stays in the ring beside the sinks, which a prompt with the model's own prefix does too.
 
         Raises UserError when the prompt is not in the bank or the transition is unknown.
         """
         check_transition(transition)
-        self._pending = (self.bank.find(prompt), transition)
+        begins = self.bank.begins_shot(prompt)
+        self._pending = (self.bank.find(prompt, shot=begins or transition == "cut"), "cut" if begins else transition)
 
     def set_seed(self, seed: int) -> None:
         """Draw the noise of the chunks to come from another seed. Raises UserError."""
@@ -188,7 +177,7 @@ class Stream:
         For a stream whose numbers are not finite any more: they would spread from ring slots that count for nothing too.
         Raises UserError.
         """
-        self.set_prompt(prompt, "cut")
+        self._pending = (self.bank.find(prompt), "anew")
         if self._begun is not None:
             self._loop.made()
             self._begun = None
@@ -217,7 +206,7 @@ class Stream:
         this = self._begun or self._begin(anew=False)
         self._begun = None
         if self.overlap:  # the next chunk's, while this one is being made
-            self._noise.draw(self.seed, self._index, len(loop.schedules["make"]))
+            self._noise.draw(self.seed, self._index, loop.draws["make"])
         seconds = loop.made()
         clock = Clock()
         latent = loop.x0.read()[0]
@@ -257,14 +246,18 @@ class Stream:
         if self._written == 0:
             self._sinks_made = self._position
         self._place(self._position)
-        if self._anchors:
+        given = self._anchors.popleft() if self._anchors else None
+        if given is not None and given.shape[2] == geometry.chunk:
             kind = "keep"
-            loop.x0.write(self._anchors.popleft())
+            loop.x0.write(given)
         else:
             kind = "first" if self._first and "first" in loop.schedules else "make"
             self._first = False
-            draws = len(loop.schedules[kind])
-            loop.write_noise(self._noise.take(self.seed, self._index, draws))
+            noise = self._noise.take(self.seed, self._index, loop.draws[kind])
+            if given is not None:
+                noise[0, :, :, : given.shape[2]] = given
+            loop.hold(0 if given is None else given.shape[2])
+            loop.write_noise(noise)
         if anew if self.overlap else fresh:
             loop.reset_decoder()
         begun.host = clock.lap()
@@ -301,7 +294,8 @@ class Stream:
             "sink_start": self._sinks_made,
             "anchors": len(self._anchors),
             "decoded": self._loop.decoded,
-            "begun": self._begun and [getattr(self._begun, name) for name in _BEGUN_FACTS],
+            "begun": self._begun and [getattr(self._begun, name) for name in BEGUN_FACTS],
+            "shot": self._shots and self._shots.facts(),
         }
         return tensors, facts
 
@@ -319,11 +313,17 @@ class Stream:
         if self._begun is not None:
             self._loop.x0.write(tensors["begun"])
         self._loop.set_prompt(self.bank.embedding(self._prompt))
+        if self._shots is not None and facts["shot"] is not None:
+            self._shots.load(facts["shot"])
 
     def _place(self, position: int) -> None:
         """Point the step passes at the next slot, with the tables of the chunk at `position`."""
-        self._loop.write_place(position, self.frequencies, self._slot(self._written), self._turn(position))
-        self._loop.let_go(self._leaving(position), self.frequencies)
+        slot = self._slot(self._written)
+        jump = 0 if self._shots is None else self._shots.jump
+        self._loop.write_place(position + jump, self.frequencies, slot, self._turn(position + jump))
+        if self._loop.moving is not None and self._sinks_made is not None:
+            gone = leaving(self.bundle, self.layout, self._written, position, self._sinks_made)
+            self._loop.let_go(gone, self.frequencies)
 
     def _turn(self, position: int) -> int:
         """By how many latent frames the sinks are turned for the chunk at `position`."""
@@ -331,34 +331,41 @@ class Stream:
             return 0
         return sink_turn(position, self._sinks_made, self.sink_distance)
 
-    def _leaving(self, position: int) -> Leaving | None:
-        """The chunk that no other sees once the one at `position` is there, for sinks that move; None while the ring has
-        room for all."""
-        if self._loop.moving is None or self._written + 1 < self.layout.chunks:
-            return None
-        portable = self._loop.portable  # there the new one is stored where that one stands
-        slot = self.layout.past_slot(self._written) if portable else self.layout.slot(self._written + 1)
-        assert self._sinks_made is not None
-        leaves = position - (self.layout.ring_chunks - 1) * self.geometry.chunk
-        return Leaving(slot.start, self._sinks_made - leaves)
-
     def _slot(self, written: int) -> Slot:
-        return self.layout.place(written, self._loop.portable)
+        return self._shots.place(written) if self._shots else self.layout.place(written, self._loop.portable)
 
     def _apply_prompt(self) -> bool:
         """Let a waiting prompt change take effect. Returns whether a new scene begins, with a decoder that knows nothing."""
+        shots = self._shots
         if self._pending is None:
+            if shots is not None and shots.cut:  # its prefix is the first chunk's alone
+                shots.cut = False
+                self._loop.set_prompt(self.bank.embedding(self._prompt))
             return False
         (self._prompt, transition), self._pending = self._pending, None
+        if shots is not None:
+            shots.cut = transition == "cut" and self._written > 0
+            if shots.cut:
+                self._loop.set_prompt(self.bank.shot_embedding(self._prompt))
+                return False
         self._loop.set_prompt(self.bank.embedding(self._prompt))
-        if self._index == 0 or transition == "swap":
+        if self._index == 0 or transition == "swap" or (transition == "smooth" and self.recache == "none"):
             return False
-        if transition == "cut":
+        if transition in ("cut", "anew"):
             self._written, self._first = 0, True
             self._recent.clear()
+            if shots is not None:
+                shots.clear()
             return True
+        if shots is not None:
+            shots.flush(self._loop.move_chunk)
+            return False
         if transition == "smooth" and self._loop.recache is not None:
-            self._recache(self._loop.recache)
+            if self._written:
+                turn = self._turn(self._recent[-1].position)
+                anew = self._loop.recache.again(self._written, list(self._recent), self.frequencies, turn)
+                if anew and self._loop.moving is not None:
+                    self._loop.moving.begin()
         elif self._written > self.layout.sink_chunks:
             if transition == "flush":
                 newest = self._slot(self._written - 1).start
@@ -373,22 +380,6 @@ class Stream:
                     self._loop.recommit(chunk.latent[None])
                     self._written += 1
         return False
-
-    def _recache(self, recache: Recache) -> None:
-        """The ring again under the new prompt, in one pass; the sinks too while the stream is not longer than its window."""
-        if not self._written:
-            return
-        sinks, recent = self.layout.sink_chunks, list(self._recent)
-        anew = len(recent) <= self.layout.chunks
-        standing: list[Standing | None] = []
-        for chunk in self.layout.standing(self._written, self._loop.portable):
-            if chunk is None or (chunk < sinks and not anew):
-                standing.append(None)
-            else:
-                standing.append(recent[chunk if chunk < sinks else chunk - self._written])
-        recache.run(standing, self.frequencies, keep_sinks=not anew, turn=self._turn(recent[-1].position))
-        if anew and self._loop.moving is not None:
-            self._loop.moving.begin()
 
 
 def check_transition(transition: str) -> None:

@@ -8,9 +8,10 @@ import torch
 
 from everframe.engines.bundle import Bundle
 from everframe.export.checkpointexport import Overrides, export_checkpoint
+from everframe.export.wanexport import export_wan
 
 from helpers import write_checkpoint
-from wanfiles import write_wan_files
+from wanfiles import source22, write_wan22_files, write_wan_files
 
 KEEP = Overrides()
 
@@ -45,6 +46,23 @@ def bundle(bundle_path: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def wan_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_wan_files(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(scope="session")
+def wan22_home(wan_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wan22_files(tmp_path_factory.mktemp("wan22"), wan_home)
+
+
+@pytest.fixture(scope="session")
+def wan22_paths(wan22_home: Path) -> dict[str, Path]:
+    """Bundles of the 5B's family with an encoder, by their form: one with either autoencoder."""
+    vaes = {"in-place": "Wan2.2_VAE.pth", "portable": "taew2_2.pth"}
+    paths = {form: wan22_home / f"{form}.everframe" for form in vaes}
+    for form, path in paths.items():
+        export_wan(
+            source22(wan22_home, form=form, vae=wan22_home / vaes[form], encoder=True), path, chunks=8, force=False
+        )
+    return paths
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from everframe.export.families import MEAN_22, STD_22
 from everframe.export.names import public_names, vae_names
 from everframe.export.taehv import Taehv, TaehvConfig
 from everframe.export.wanexport import WanSource
@@ -62,6 +63,64 @@ def write_wan_files(folder: Path) -> Path:
     fast.save_pretrained(folder / "text" / "tokenizer")
     (folder / "prompts.txt").write_text(f"# two prompts\n{WAN_PROMPTS[0]}\n\n  {WAN_PROMPTS[1]} \n")
     return folder
+
+
+def wan22_vae(base_dim: int, decoder_base_dim: int) -> AutoencoderKLWan:
+    """diffusers' VAE of Wan2.2-TI2V-5B, as its config.json makes it, but for the widths."""
+    return AutoencoderKLWan(
+        base_dim=base_dim,
+        decoder_base_dim=decoder_base_dim,
+        z_dim=48,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        temperal_downsample=[False, True, True],
+        latents_mean=list(MEAN_22),
+        latents_std=list(STD_22),
+    )
+
+
+def write_wan22_files(folder: Path, wan_home: Path) -> Path:
+    """A generator in LongLive 2.0's layout, the 5B's VAEs, and the text encoder of the other files."""
+    torch.manual_seed(1)
+    theirs = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=128,
+        in_channels=48,
+        out_channels=48,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=64,
+        num_layers=2,
+    )
+    state = {k: v.clone() for k, v in public_names(theirs.state_dict()).items()}
+    torch.save({"generator": {f"model.{k}": v for k, v in state.items()}}, folder / "longlive2.pt")
+    vae = wan22_vae(base_dim=8, decoder_base_dim=8)
+    vae.save_pretrained(folder / "vae")
+    torch.save(vae_names(vae.state_dict()), folder / "Wan2.2_VAE.pth")
+    tiny = Taehv(TaehvConfig(48, (8, 8, 8), (16, 8, 8, 8), patch=2))
+    torch.save(tiny.state_dict(), folder / "taew2_2.pth")
+    (folder / "text").symlink_to(wan_home / "text")
+    (folder / "prompts.txt").write_bytes((wan_home / "prompts.txt").read_bytes())
+    return folder
+
+
+def source22(home: Path, **changes) -> WanSource:
+    """Chunks of two frames, in a window of four of them."""
+    given = {
+        "generator": home / "longlive2.pt",
+        "vae": home / "Wan2.2_VAE.pth",
+        "text_encoder": str(home / "text"),
+        "prompts": home / "prompts.txt",
+        "size": "96x64",
+        "chunk": 2,
+        "window": 8,
+        "sink": 2,
+        "precision": "fp32",
+    }
+    return WanSource(**(given | changes))
 
 
 def source(home: Path, **changes) -> WanSource:

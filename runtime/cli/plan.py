@@ -23,12 +23,14 @@ def plan(
     bundle: Annotated[
         Path | None, typer.Option("--bundle", "-b", help="Plan for this bundle's own graphs; default: --model.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Without a bundle: wan2.1-1.3b or wan2.1-14b.")] = "wan2.1-1.3b",
-    size: options.Size = "832x480",
-    chunk: options.ChunkFrames = 3,
-    window: options.Window = 12,
-    sink: options.Sink = 3,
-    fps: Annotated[int, typer.Option(help="Frames per second.")] = 16,
+    model: Annotated[str, typer.Option(help="Without a bundle: wan2.1-1.3b, wan2.1-14b or wan2.2-5b.")] = "wan2.1-1.3b",
+    size: options.Size = None,
+    chunk: Annotated[
+        int | None, typer.Option(help="Latent frames of a chunk; default, as of the next: the model's.")
+    ] = None,
+    window: options.Window = None,
+    sink: options.Sink = None,
+    fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     steps: Annotated[
         int, typer.Option(min=1, max=1000, help="Denoising passes a chunk; a commit pass comes on top.")
     ] = 4,
@@ -45,9 +47,10 @@ def plan(
     if bundle is not None:
         request = of_bundle(bundle, precision, int8_ring)
     else:
-        width, height = parse_size(size or "832x480")
-        numbers = {"width": width, "height": height, "fps": fps, "chunk": chunk, "window": window, "sink": sink}
-        request = of_model(model, numbers | {"latent_channels": 16}, steps, precision, int8_ring, decoder, first_steps)
+        given = {"fps": fps, "chunk": chunk, "window": window, "sink": sink}
+        numbers = {name: value for name, value in given.items() if value is not None}
+        numbers |= dict(zip(("width", "height"), parse_size(size), strict=True)) if size else {}
+        request = of_model(model, numbers, steps, precision, int8_ring, decoder, first_steps)
     verdicts = [judge(request, one) for one in find_devices(device or [])]
     if as_json:
         tell_json(record(request, verdicts))

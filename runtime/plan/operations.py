@@ -6,13 +6,25 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from ...engines.bundle import Geometry, Network
+from .decoders import decode_cost
 
 Precision = Literal["fp32", "fp16", "fp8", "int8"]
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "fp8": 1, "int8": 1}
+WAN_1_3B, WAN_14B, WAN_5B = "wan2.1-1.3b", "wan2.1-14b", "wan2.2-5b"
 MODELS = {
-    "wan2.1-1.3b": Network(dim=1536, ffn_dim=8960, heads=12, head_dim=128, layers=30, text_len=512, text_dim=4096),
-    "wan2.1-14b": Network(dim=5120, ffn_dim=13824, heads=40, head_dim=128, layers=40, text_len=512, text_dim=4096),
+    WAN_1_3B: Network(dim=1536, ffn_dim=8960, heads=12, head_dim=128, layers=30, text_len=512, text_dim=4096),
+    WAN_14B: Network(dim=5120, ffn_dim=13824, heads=40, head_dim=128, layers=40, text_len=512, text_dim=4096),
+    WAN_5B: Network(dim=3072, ffn_dim=14336, heads=24, head_dim=128, layers=30, text_len=512, text_dim=4096),
 }
+# As their published causal models were trained; what a request does not say.
+_WAN_21 = {"width": 832, "height": 480, "fps": 16, "latent_channels": 16, "chunk": 3, "window": 12, "sink": 3}
+GEOMETRIES: dict[str, dict[str, int]] = {
+    WAN_1_3B: _WAN_21,
+    WAN_14B: _WAN_21,
+    WAN_5B: {"width": 1280, "height": 704, "fps": 24, "latent_channels": 48, "chunk": 8, "window": 32, "sink": 8}
+    | {"space_scale": 16},
+}
+NO_RECACHE = {WAN_5B}  # a prompt change makes nothing again
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Request:
     int8_ring: bool = False
     decoder: Literal["taehv", "wan"] = "taehv"
     decode_flops: int | None = None  # of a bundle's own decoder, in place of the public one's
-    recache: Literal["window", "chunks"] = "window"  # what `smooth` does
+    recache: Literal["window", "chunks", "none"] = "window"  # what `smooth` does
     first_passes: int | None = None  # of a first chunk with a schedule of its own, the commit pass included
 
 
@@ -82,7 +94,7 @@ def recache_pass(n: Network, g: Geometry) -> Pass:
 
 def recache_memory(request: Request) -> int:
     """Bytes of that pass beside a stream's own. Engines that take turns share their scratch memory."""
-    if request.recache == "chunks":
+    if request.recache != "window":
         return 0
     n, g = request.network, request.geometry
     wide = 4 if request.precision == "fp32" else 2
@@ -102,52 +114,6 @@ def parameters(n: Network, g: Geometry) -> int:
     matrices = 8 * n.dim * n.dim + 2 * n.dim * n.ffn_dim
     ends = 8 * n.dim * g.latent_channels + n.text_dim * n.dim + n.dim * n.dim
     return n.layers * matrices + ends
-
-
-def decode_cost(kind: str, g: Geometry) -> tuple[int, int, int]:
-    """Of the public decoder, for one chunk: operations, weights, and values in its states and widest activations."""
-    area = (g.height // g.space_scale) * (g.width // g.space_scale)
-    frames = g.chunk
-    flops = weights = held = widest = 0
-
-    def conv(n_in: int, n_out: int, kernel: int, scale: int, times: int, memory: int = 0) -> None:
-        nonlocal flops, weights, held, widest
-        size = n_in * n_out * kernel
-        flops += 2 * size * area * scale * scale * frames * times
-        weights += size
-        held += memory * n_in * area * scale * scale
-        widest = max(widest, (n_in + n_out) * area * scale * scale * times)  # one latent frame after the other
-
-    if kind == "taehv":
-        conv(g.latent_channels, 256, 9, 1, 1)
-        scale = time = 1
-        for n_in, n_out, grow in ((256, 128, 1), (128, 64, 2), (64, 64, 2)):
-            for _ in range(3):
-                conv(2 * n_in, n_in, 9, scale, time)
-                held += n_in * area * scale * scale
-                conv(n_in, n_in, 9, scale, time)
-                conv(n_in, n_in, 9, scale, time)
-            conv(n_in, n_in * grow, 1, scale, time)
-            scale, time = 2 * scale, grow * time
-            conv(n_in, n_out, 9, scale, time)
-        conv(64, 3, 9, scale, time)
-        return flops, weights, held + widest
-    conv(g.latent_channels, 384, 27, 1, 1, 2)
-    for _ in range(4):
-        conv(384, 384, 27, 1, 1, 2)
-    scale = time = 1
-    for i, (n_in, n_out) in enumerate(((384, 384), (192, 384), (192, 192), (96, 96))):
-        for j in range(3):
-            conv(n_in if j == 0 else n_out, n_out, 27, scale, time, 2)
-            conv(n_out, n_out, 27, scale, time, 2)
-        if i < 3:
-            if i < 2:
-                conv(n_out, 2 * n_out, 3, scale, time, 2)
-                time *= 2
-            scale *= 2
-            conv(n_out, n_out // 2, 9, scale, time)
-    conv(96, 3, 27, scale, time, 2)
-    return flops, weights, held + widest
 
 
 def memory(request: Request) -> Memory:

@@ -23,7 +23,7 @@ def costs(request: Request) -> list[str]:
         ]
     )
     gigabytes = {k: v / 1e9 for k, v in vars(parts).items() if k != "recache"} | {"in all": parts.total / 1e9}
-    smooth = "smooth prompt changes: chunk by chunk"
+    smooth = f"smooth prompt changes: {'as swap' if request.recache == 'none' else 'chunk by chunk'}"
     if request.recache == "window":
         smooth = (
             f"smooth prompt changes: one pass over the window, {recache_pass(request.network, g).total / 1e12:.1f} TFLOP "
@@ -55,6 +55,8 @@ def cell(seconds: float) -> str:
 
 
 def smooth_cell(verdict: Verdict) -> str:
+    if verdict.smooth == "none":
+        return "–"
     return cell(verdict.smooth_worst) + (" by chunks" if verdict.smooth == "chunks" else "")
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ...engines.bundle import Bundle, Geometry, first_problem
 from ...engines.cost import graph_flops
 from ...engines.errors import UserError
-from .operations import MODELS, WEIGHT_BYTES, Request
+from .operations import GEOMETRIES, MODELS, NO_RECACHE, WEIGHT_BYTES, Request
 
 
 def check_precision(precision: str) -> None:
@@ -50,16 +50,24 @@ def of_model(
     decoder: str,
     first_steps: int | None = None,
 ) -> Request:
-    """geometry: the fields of `Geometry`; first_steps: of the first chunk, where it has its own. Raises UserError naming
-    the flag."""
+    """geometry: fields of `Geometry`, the others are the model's own; first_steps: of the first chunk, where it has its
+    own. Raises UserError naming the flag."""
     check_precision(precision)
     if decoder not in ("taehv", "wan"):
         raise UserError(f"--decoder {decoder!r}: expected taehv or wan")
     if name not in MODELS:
         raise UserError(f"--model {name!r}: expected one of {', '.join(MODELS)}, or --bundle")
     try:
-        checked = Geometry(**geometry)
+        checked = Geometry(**(GEOMETRIES[name] | geometry))
     except ValidationError as error:
         raise UserError(first_problem(error)) from None
-    first = None if first_steps is None else first_steps + 1
-    return Request(MODELS[name], checked, steps + 1, precision, int8_ring, decoder, first_passes=first)  # type: ignore[arg-type]
+    return Request(
+        network=MODELS[name],
+        geometry=checked,
+        passes=steps + 1,
+        first_passes=None if first_steps is None else first_steps + 1,
+        precision=precision,  # type: ignore[arg-type] - checked above
+        int8_ring=int8_ring,
+        decoder=decoder,  # type: ignore[arg-type] - checked above
+        recache="none" if name in NO_RECACHE else "window",
+    )

@@ -16,7 +16,11 @@ from .devices import CLASSES, Device
 from .operations import Pass, Request, decode_flops, live_values, memory, recache_pass, step_pass
 
 BANDWIDTH_SHARE = 0.8  # of the peak that a stream of large reads reaches
-SIZES = ((832, 480), (640, 368), (480, 272), (416, 240), (320, 192), (256, 144))
+# Of either family: those that are no multiples of 32 are not for latents of 16 pixels.
+SIZES = (
+    *((1280, 704), (960, 544), (832, 480), (640, 368), (640, 352), (480, 272), (480, 256), (416, 240)),
+    *((320, 192), (256, 144)),
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Verdict:
     best: float
     worst: float
     first: float
-    smooth: Literal["window", "chunks"]
+    smooth: Literal["window", "chunks", "none"]
     smooth_worst: float
     memory_share: float
     real_time: Literal["yes", "perhaps", "no", "too large"]
@@ -73,9 +77,11 @@ def judge(request: Request, device: Device) -> Verdict:
     return Verdict(device.name, best, worst, first, smooth, seconds, share, real_time, advice)  # type: ignore[arg-type]
 
 
-def smooth_change(request: Request, device: Device, factor: float) -> tuple[Literal["window", "chunks"], float]:
+def smooth_change(request: Request, device: Device, factor: float) -> tuple[Literal["window", "chunks", "none"], float]:
     """How a smooth prompt change runs the window again, and the seconds of that: in one pass where that fits."""
     parts, g = memory(request), request.geometry
+    if request.recache == "none":
+        return "none", 0.0
     if request.recache == "window" and parts.total + parts.recache <= 0.9 * device.memory * 1e9:
         return "window", pass_seconds(request, device, factor, recache_pass(request.network, g))
     past = (g.window - g.sink) // g.chunk - 1
@@ -86,7 +92,8 @@ def advise(request: Request, device: Device) -> str:
     """The least change that makes it real time by the class's worst factor and fits."""
     low = CLASSES[device.kind].lowest
     for size in SIZES:
-        if size[0] * size[1] > request.geometry.width * request.geometry.height:
+        g = request.geometry
+        if size[0] * size[1] > g.width * g.height or any(side % (2 * g.space_scale) for side in size):
             continue
         for precision in dict.fromkeys((request.precision, "int8")):
             tried = replace(

@@ -7,6 +7,7 @@ every token and a mask that says who sees whom (block-causal, windowed, with sin
 from __future__ import annotations
 
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
 # pyright: reportOptionalMemberAccess=false
 # (diffusers' types do not tell what its calls return)
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
@@ -82,8 +83,8 @@ class Case:
         sinks, past = self.sink // self.chunk, (self.window - self.sink) // self.chunk - 1
         return other == chunk or (other < chunk and (other < sinks or chunk - other <= past))
 
-    def flow(self, history: list[Tensor], x: Tensor, timestep: float) -> Tensor:
-        """diffusers' prediction for the last chunk, given the clean ones before it."""
+    def flow(self, history: list[Tensor], x: Tensor, timestep: float, held: int = 0) -> Tensor:
+        """diffusers' prediction for the last chunk, given the clean ones before it and its own first `held` frames."""
         chunks = [*history, x]
         tokens = self.chunk * self.rows * self.columns
         seen = torch.tensor([[self.sees(i, j) for j in range(len(chunks))] for i in range(len(chunks))])
@@ -91,7 +92,7 @@ class Case:
         for block in self.theirs.blocks:
             block.attn1.set_processor(Masked(mask))
         times = torch.zeros(1, len(chunks) * tokens, dtype=torch.float64)
-        times[:, -tokens:] = timestep
+        times[:, -tokens + held * self.rows * self.columns :] = timestep
         whole = self.theirs(torch.cat(chunks, 2), times, self.text, return_dict=False)[0]
         return whole[:, :, -self.chunk :]
 
@@ -112,7 +113,13 @@ def rings(case: Case) -> list[Tensor]:
 
 
 def run(
-    case: Case, step: StepGraph, latent: Tensor, index: int, noise: Tensor, chunk: int, ring: list[Tensor]
+    case: Case,
+    step: StepGraph,
+    latent: Tensor,
+    index: int,
+    noise: Tensor | list[Tensor],
+    chunk: int,
+    ring: list[Tensor],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     c, n = case.config, case.config.layers
     frequencies = np.repeat(axis_frequencies(c.theta, split_head_dim(c.head_dim)[0])[None], c.heads, 0)
@@ -122,7 +129,8 @@ def run(
     context = PromptGraph(case.model)(case.text.float())
     place = (torch.tensor([slot.start]), torch.tensor([slot.valid]))
     cos, sin = (torch.from_numpy(t) for t in tables)
-    args = (latent.float(), torch.tensor([index]), noise.float(), cos, sin, list(place), ring[:n], ring[n:])
+    read = noise.float() if isinstance(noise, Tensor) else noise
+    args = (latent.float(), torch.tensor([index]), read, cos, sin, list(place), ring[:n], ring[n:])
     x0, after, *ring = step(*args, list(context[:n]), list(context[n:]))
     return x0, after, ring
 
@@ -147,6 +155,43 @@ def test_ten_chunks_of_random_configs(seed: int) -> None:
                 assert (after - theirs).abs().max() < 1e-4 * theirs.abs().max()
             x = x0 if i == 3 else after
         _, _, ring = run(case, step, x, 4, noise[0], chunk, ring)
+        history.append(theirs)
+
+
+@pytest.mark.parametrize("seed", [1, 4, 5, 9])
+@pytest.mark.parametrize("steps", [4, 2])
+def test_unipc_with_a_picture_as_the_first_frame(seed: int, steps: int) -> None:
+    """Ten chunks, sampled by diffusers' scheduler there. Frame 0 of the first is given: its timestep is 0, and it is put
+    back before and after every step, as LongLive 2.0 does."""
+    case = Case(seed)
+    case.schedule = Schedule(tuple(1000 - 1000 * i // steps for i in range(steps)), 5.0, sampler="unipc")
+    step = StepGraph(case.model, case.schedule, case.ring, held=True)
+    assert step.sampler.reads == ("flow_0", "flow_1", "still")[-3 if steps == 4 else -1 :]
+    ring, history, picture = rings(case), [], case.noise()[:, :, :1]
+    for chunk in range(10):
+        held = 1 if chunk == 0 else 0
+        scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0, solver_order=2
+        )
+        scheduler.set_timesteps(sigmas=np.linspace(0.999, 0, steps + 1)[:-1])
+        x = theirs = case.noise()
+        x[:, :, :held] = picture[:, :, :held]
+        still = (torch.arange(case.chunk) < held).long()
+        flows = [torch.zeros_like(x.float()) for _ in step.sampler.reads[:-1]]
+        for i, timestep in enumerate(scheduler.timesteps):
+            flow = case.flow(history, theirs, float(timestep), held)
+            theirs = scheduler.step(flow, timestep, theirs, return_dict=False)[0]
+            theirs[:, :, :held] = picture[:, :, :held]
+            x0, x, ring = run(case, step, x, i, [*flows, still], chunk, ring)
+            if flows:
+                flow, *ring = ring
+                if i < len(flows):
+                    flows[i] = flow
+            assert (x - theirs).abs().max() < 1e-4 * theirs.abs().max(), (chunk, i)
+            assert not held or torch.equal(x[:, :, 0], picture[:, :, 0].float())
+        assert (x0 - x).abs().max() < 1e-5
+        _, _, ring = run(case, step, x, steps, [*flows, still], chunk, ring)
+        ring = ring[1:] if flows else ring
         history.append(theirs)
 
 

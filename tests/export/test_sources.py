@@ -86,7 +86,9 @@ def test_the_root_of_a_repository(wan_home: Path, tmp_path: Path) -> None:
     release.mkdir()
     shutil.copy(wan_home / "diffusion_pytorch_model.safetensors", release)
     shutil.copy(wan_home / "Wan2.1_VAE.pth", release)
-    torch.save(load_file(wan_home / "text" / "text_encoder" / "model.safetensors"), release / RELEASES["text_encoder"])
+    torch.save(
+        load_file(wan_home / "text" / "text_encoder" / "model.safetensors"), release / RELEASES["text_encoder"][0]
+    )
     shutil.copytree(wan_home / "text" / "tokenizer", release / "google" / "umt5-xxl")
     assert torch.equal(Umt5(release).encode(WAN_PROMPTS[0], 512), Umt5(wan_home / "text").encode(WAN_PROMPTS[0], 512))
     (release / "config.json").write_text(json.dumps({"model_type": "t2v", "_class_name": "WanModel", "num_heads": 2}))

@@ -138,7 +138,7 @@ def test_first_steps_that_are_wrong(wan_home: Path, steps: tuple[int, ...], word
     ("words", "said"),
     [
         (["--first-steps", "1000,x"], "--first-steps '1000,x': expected numbers with commas"),
-        (["--recache", "all"], "--recache 'all': expected window or chunks"),
+        (["--recache", "all"], "--recache 'all': expected window, chunks or none"),
     ],
 )
 def test_the_command_refuses(words: list[str], said: str) -> None:

@@ -20,6 +20,7 @@ from everframe.export.schedule import Schedule
 from everframe.export.taehv import Taehv, TaehvConfig
 from everframe.export.wan import Wan, WanConfig
 from everframe.export.wanvae import WanVae, WanVaeConfig
+from everframe.export.wanvae22 import WAN_22_VAE, Wan22Vae
 from everframe.runtime.cli.app import app
 from everframe.runtime.plan.devices import CLASSES, DEVICES
 from everframe.runtime.plan.operations import (
@@ -31,10 +32,12 @@ from everframe.runtime.plan.operations import (
     recache_pass,
     step_pass,
 )
+from everframe.runtime.plan.request import of_model
 from everframe.runtime.plan.roofline import SIZES, judge
 
 FULL = Geometry(width=832, height=480, fps=16, latent_channels=16, chunk=3, sink=3, window=12)
 SMALL = Geometry(width=64, height=48, fps=16, latent_channels=16, chunk=3, sink=3, window=12)
+HD = Geometry(width=1280, height=704, fps=24, latent_channels=48, space_scale=16, chunk=8, sink=8, window=32)
 NETWORK = Network(dim=48, ffn_dim=80, heads=2, head_dim=24, layers=3, text_len=20, text_dim=30)
 
 
@@ -98,6 +101,41 @@ def test_decoder_flops_are_those_of_torch(kind: str) -> None:
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.02 if kind == "wan" else 1e-9)
     model = Taehv(TaehvConfig()).decoder if kind == "taehv" else WanVae(WanVaeConfig()).decoder
     assert weights == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.02)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["taehv", "wan"])
+def test_decoder_flops_of_the_5b_are_those_of_torch(kind: str) -> None:
+    geometry = HD.model_copy(update={"width": 96, "height": 64})
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        if kind == "taehv":
+            model = Taehv(TaehvConfig(48, patch=2))
+            model.decode(torch.zeros(1, 8, 48, 4, 6))
+        else:
+            model = Wan22Vae(WAN_22_VAE)
+            latents = torch.zeros(1, 48, 8, 4, 6)
+            model.decode(latents, model.zero_states(latents), first=False)
+    flops, weights, _ = decode_cost(kind, geometry)
+    assert flops == pytest.approx(counter.get_total_flops(), rel=0.02 if kind == "wan" else 1e-9)
+    assert weights == pytest.approx(sum(p.numel() for p in model.decoder.parameters()), rel=0.02)
+
+
+def test_the_5b() -> None:
+    """Its size by its shapes, and the published time on the card that it was published for."""
+    assert parameters(MODELS["wan2.2-5b"], HD) == pytest.approx(5e9, rel=0.02)
+    request, by_name = of_model("wan2.2-5b", {}, 4, "fp16", False, "taehv"), {d.name: d for d in DEVICES}
+    assert request.geometry == HD
+    assert request.geometry.chunk_tokens == 8 * 880
+    published = judge(request, by_name["GB200 (one GPU)"])
+    assert published.best < 32 / 24.8 < published.worst  # LongLive 2.0 in BF16
+    assert published.smooth == "none"
+    assert memory(request).total < 24e9
+    small = of_model("wan2.2-5b", {"width": 640, "height": 352}, 4, "int8", True, "taehv")
+    assert memory(small).total < 9e9
+    for device in DEVICES:
+        for word in judge(request, device).advice.split():
+            if word[0].isdigit():
+                assert all(int(side) % 32 == 0 for side in word.split("x")), device.name
 
 
 def test_flops_of_an_exported_graph(bundle_path: Path) -> None:
@@ -207,9 +245,12 @@ def test_the_command(bundle_path: Path) -> None:
     assert said["flops_per_pass"]["total"] == found
     assert said["flops_decode"] == sum(graph_flops(bundle_path / "decode.onnx").values())
     assert "Jetson" in run(app, ["plan"], catch_exceptions=False).stdout
-    for wrong in (["--device", "abacus"], ["--size", "33x32"], ["--model", "x"], ["--precision", "int3"]):
+    for wrong in (["--device", "abacus"], ["--size", "33x32"], ["--model", "x"], ["--precision", "int3"], HALF):
         with pytest.raises(UserError):
             run(app, ["plan", *wrong], catch_exceptions=False)
+
+
+HALF = ["--model", "wan2.2-5b", "--size", "640x368"]  # no multiple of 32
 
 
 def test_table_of_sizes_is_used() -> None:

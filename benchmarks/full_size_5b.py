@@ -1,0 +1,144 @@
+"""The real size of Wan2.2's 5B, once: random weights exported in FP16 at two sizes, every graph checked and compiled.
+
+    python benchmarks/full_size_5b.py [--work DIR] [--limit GB]      18 GB of disk
+
+A checkpoint of random fp8 weights (30 layers), a random Wan 2.2 VAE and taew2_2. Every stage is a process of its own; its
+anonymous memory (what no file backs) and its whole resident memory are read from /proc twice a second. TensorRT-RTX holds
+a graph's weights three times while it compiles: where the step graph of all layers has no room in --limit, it is compiled
+with fewer layers, and the layers' own share is the difference of two. Writes docs/measured/full_size_5b.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from full_size import build_all, make_texts_and_decoder
+from large_export import make_generator
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "docs" / "measured" / "full_size_5b.json"
+SIZES = ("640x352", "1280x704")
+LAYERS = 30
+FEW = (4, 8)  # layers of the step graphs that are compiled
+
+
+def make(folder: Path, layers: int) -> None:
+    from everframe.export.taehv import Taehv, TaehvConfig
+    from everframe.export.wan import WAN_5B
+
+    make_generator(folder / str(layers), replace(WAN_5B, layers=layers))
+    torch.manual_seed(0)
+    torch.save(Taehv(TaehvConfig(48, patch=2)).state_dict(), folder / "taew2_2.pth")
+
+
+def make_vae(folder: Path) -> None:
+    from everframe.export.wanvae22 import WAN_22_VAE, Wan22Vae
+
+    torch.manual_seed(0)
+    torch.save(Wan22Vae(WAN_22_VAE).half().state_dict(), folder / "Wan2.2_VAE.pth")
+
+
+def export(folder: Path, size: str, layers: int, vae: str) -> None:
+    from everframe.export.wanexport import WanSource, export_wan
+
+    source = WanSource(
+        generator=folder / str(layers) / "generator",
+        vae=folder / vae,
+        text_encoder=str(folder / "text"),
+        prompts=folder / "prompts.txt",
+        size=size,
+        encoder=True,
+    )
+    export_wan(source, folder / "b.everframe", chunks=0, force=True)
+
+
+def build(folder: Path, names: list[str]) -> None:
+    from everframe.engines.bundle import Bundle
+
+    print(json.dumps(build_all(Bundle.open(folder / "b.everframe"), names)))
+
+
+def stage(folder: Path, *words: str) -> dict[str, Any]:
+    """Run this script again for one stage: seconds, GB at its peak, and what it told."""
+    began, peak = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
+    command = [sys.executable, __file__, "--work", str(folder), "--stage", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key in peak:
+                peak[key] = max(peak[key], int(value.split()[0]))
+        time.sleep(0.5)
+    assert process.stdout is not None
+    said = process.stdout.read().strip().splitlines()
+    figures = {"anonymous_gb": peak["RssAnon"] / 1e6, "resident_gb": peak["VmRSS"] / 1e6}
+    found = {"seconds": round(time.perf_counter() - began, 1), **{k: round(v, 2) for k, v in figures.items()}}
+    found |= {"failed": process.returncode} if process.returncode else {}
+    print(*words, found, *said[-1:], flush=True)
+    return found | ({"graphs": json.loads(said[-1])} if words[0] == "build" and not process.returncode else {})
+
+
+def run_stage(folder: Path, words: list[str]) -> None:
+    name, *rest = words
+    if name == "make":
+        make(folder, int(rest[0]))
+    elif name == "vae":
+        make_vae(folder)
+    elif name == "export":
+        export(folder, rest[0], int(rest[1]), rest[2])
+    else:
+        build(folder, rest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "full_size_5b")
+    parser.add_argument("--limit", type=float, default=12.0, help="GB of memory that the step graph may be compiled in")
+    parser.add_argument("--stage", nargs="+")
+    args = parser.parse_args()
+    work = args.work
+    if args.stage:
+        run_stage(work, args.stage)
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "torch": torch.__version__}
+
+    def keep(name: str, figures: dict[str, Any]) -> None:  # at once: a run takes long and may be cut off
+        result[name] = figures
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+    def exported(size: str, layers: int, vae: str) -> None:
+        found = stage(work, "export", size, str(layers), vae)
+        whole = sum(file.stat().st_size for file in (work / "b.everframe").iterdir())
+        keep(f"export {size}, {layers} layers, {vae}", found | {"bundle_gb": round(whole / 1e9, 2)})
+
+    make_texts_and_decoder(work)
+    stage(work, "vae")
+    for layers in (*FEW, LAYERS):
+        keep(f"make {layers} layers", stage(work, "make", str(layers)))
+        for size in SIZES:
+            exported(size, layers, "taew2_2.pth")
+            fits = layers < LAYERS or args.limit > 40
+            names = (["step"] if fits else []) + (
+                ["prompt", "decode", "decode_first", "encode"] if layers == LAYERS else []
+            )
+            keep(f"build {size}, {layers} layers", stage(work, "build", *names))
+            if layers == FEW[0]:
+                exported(size, layers, "Wan2.2_VAE.pth")
+                keep(f"build {size}, Wan VAE", stage(work, "build", "decode", "decode_first", "encode"))
+        shutil.rmtree(work / str(layers))
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What the public decoders cost, counted from their shapes: those of Wan 2.1, and where a latent pixel is 16×16, of 2.2."""
+
+from __future__ import annotations
+
+from ...engines.bundle import Geometry
+
+FOLDED_FROM = 16  # pixels a latent pixel, from which on the last 2×2 pixels are channels
+
+
+class _Count:
+    """Adds up convolutions; sizes are those of the latents times `scale`, `time` frames to a latent frame."""
+
+    def __init__(self, g: Geometry):
+        self.area = (g.height // g.space_scale) * (g.width // g.space_scale)
+        self.frames = g.chunk
+        self.flops = self.weights = self.held = self.widest = 0
+        self.scale = self.time = 1
+
+    def conv(self, n_in: int, n_out: int, kernel: int, memory: int = 0) -> None:
+        """memory: earlier frames of its input that it keeps."""
+        size, places = n_in * n_out * kernel, self.area * self.scale**2
+        self.flops += 2 * size * places * self.frames * self.time
+        self.weights += size
+        self.held += memory * n_in * places
+        self.widest = max(self.widest, (n_in + n_out) * places * self.time)  # one latent frame after the other
+
+
+def decode_cost(kind: str, g: Geometry) -> tuple[int, int, int]:
+    """Of the public decoder, for one chunk: operations, weights, and values in its states and widest activations. kind:
+    taehv or wan. The VAEs' 1×1 convolutions and their attention are left out: below two per cent at any size."""
+    count, folded = _Count(g), g.space_scale >= FOLDED_FROM
+    if kind == "taehv":
+        _tiny(count, g.latent_channels, 12 if folded else 3)
+    elif folded:
+        _staged(count, g.latent_channels)
+    else:
+        _flat(count, g.latent_channels)
+    return count.flops, count.weights, count.held + count.widest
+
+
+def _tiny(c: _Count, channels: int, colours: int) -> None:
+    """TAEHV: taew2_1 and taew2_2."""
+    c.conv(channels, 256, 9)
+    for n_in, n_out, grow in ((256, 128, 1), (128, 64, 2), (64, 64, 2)):
+        for _ in range(3):
+            c.conv(2 * n_in, n_in, 9)
+            c.held += n_in * c.area * c.scale**2
+            c.conv(n_in, n_in, 9)
+            c.conv(n_in, n_in, 9)
+        c.conv(n_in, n_in * grow, 1)
+        c.scale, c.time = 2 * c.scale, grow * c.time
+        c.conv(n_in, n_out, 9)
+    c.conv(64, colours, 9)
+
+
+def _flat(c: _Count, channels: int) -> None:
+    """Wan 2.1's VAE: an up-sampler halves the channels."""
+    c.conv(channels, 384, 27, 2)
+    for _ in range(4):
+        c.conv(384, 384, 27, 2)
+    for i, (n_in, n_out) in enumerate(((384, 384), (192, 384), (192, 192), (96, 96))):
+        _stage(c, n_in, n_out, n_out // 2, up=i < 3, grow=i < 2)
+    c.conv(96, 3, 27, 2)
+
+
+def _staged(c: _Count, channels: int) -> None:
+    """Wan 2.2's: an up-sampler keeps them."""
+    c.conv(channels, 1024, 27, 2)
+    for _ in range(4):
+        c.conv(1024, 1024, 27, 2)
+    for i, (n_in, n_out) in enumerate(((1024, 1024), (1024, 1024), (1024, 512), (512, 256))):
+        _stage(c, n_in, n_out, n_out, up=i < 3, grow=i < 2)
+    c.conv(256, 12, 27, 2)
+
+
+def _stage(c: _Count, n_in: int, n_out: int, left: int, up: bool, grow: bool) -> None:
+    for j in range(3):
+        c.conv(n_in if j == 0 else n_out, n_out, 27, 2)
+        c.conv(n_out, n_out, 27, 2)
+    if up and grow:
+        c.conv(n_out, 2 * n_out, 3, 2)
+        c.time *= 2
+    if up:
+        c.scale *= 2
+        c.conv(n_out, left, 9)
