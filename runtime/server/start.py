@@ -102,7 +102,7 @@ def one_life(config: Config, token: str, tail: Tail, tell: Callable[[str], None]
     osc = None
     try:
         service = Service(config, seen or see(config.stream.bundle))
-        osc = serve_osc(config.osc, service.control) if config.osc.enabled else None
+        osc = serve_osc(config.osc, service.control, service.state) if config.osc.enabled else None
         web = prepare(create_app(service, token, tail), config.server)
         service.finish = lambda: setattr(web, "should_exit", True)
         run(web, bound, config.server, token_place(config.state_dir, config.server), tell)

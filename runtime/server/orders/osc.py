@@ -2,9 +2,11 @@
 
 /everframe/prompt  text [transition [crossfade seconds]]     /everframe/next
 /everframe/pause   /everframe/resume                         /everframe/seed  number
+/everframe/state   is answered, to where it came from, with the same address and: prompt, "running" or what else it does,
+                   1 while paused, latent frame, real-time factor
 
-Controllers send their buttons with a value, 1 when pressed and 0 when let go, and every number as a float. Each packet that
-cannot be obeyed is one line of the log.
+Controllers send their buttons with a value, 1 when pressed and 0 when let go, and every number as a float; other arguments
+of a button are ignored. Text that is not UTF-8 is read as Latin-1. Each packet that cannot be obeyed is one line of the log.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import logging
 import math
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,12 +35,15 @@ log = logging.getLogger(__name__)
 HOME = "/everframe/"
 DEEPEST = 8  # bundles in bundles
 LARGEST = 65535  # bytes of a datagram
+LENGTHS = {"i": 4, "f": 4, "c": 4, "r": 4, "m": 4, "h": 8, "d": 8, "t": 8}  # bytes of an argument
+MOST_SAID = 400  # characters of a prompt in an answer
 
 
 class Listener:
     """A socket and its thread."""
 
-    def __init__(self, settings: Osc, control: Control):
+    def __init__(self, settings: Osc, control: Control, state: Callable[[], dict[str, Any]]):
+        self._state = state
         bare = settings.host.strip("[]")
         self._control, self._ending = control, threading.Event()
         self._socket = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET, socket.SOCK_DGRAM)
@@ -65,36 +71,56 @@ class Listener:
             except OSError:  # an answer to nothing we sent, or the end
                 continue
             try:
-                packet(self._control, data)
+                for asked in packet(self._control, data):
+                    self._socket.sendto(answer(asked, self._state()), sender)
             except UserError as error:
                 log.warning("OSC from %s: %s", sender[0], shortened(printable(str(error)), 500))
             except Exception:  # a datagram must not end the thread
                 log.exception("OSC from %s", sender[0])
 
 
-def serve_osc(settings: Osc, control: Control) -> Listener:
-    """Start listening in a thread; shutdown() ends it. Raises UserError."""
+def serve_osc(settings: Osc, control: Control, state: Callable[[], dict[str, Any]]) -> Listener:
+    """Start listening in a thread; shutdown() ends it. state: what /everframe/state tells. Raises UserError."""
     try:
         import pythonosc  # noqa: F401 - asked for when it is needed
     except ImportError:
         raise UserError("osc.enabled: needs python-osc: pip install 'everframe[serve]'") from None
-    return Listener(settings, control)
+    return Listener(settings, control, state)
 
 
-def packet(control: Control, data: bytes) -> None:
-    """Obey a datagram's messages, at once whatever its time tag says. Raises UserError for what cannot be obeyed."""
+def answer(address: str, state: dict[str, Any]) -> bytes:
+    """What is running, as a message."""
+    from pythonosc.osc_message_builder import OscMessageBuilder
+
+    made = OscMessageBuilder(address)
+    made.add_arg(shortened(state["prompt"] or "", MOST_SAID), OscMessageBuilder.ARG_TYPE_STRING)
+    made.add_arg(state["generator"], OscMessageBuilder.ARG_TYPE_STRING)
+    made.add_arg(int(state["paused"]), OscMessageBuilder.ARG_TYPE_INT)
+    made.add_arg(min(state["position"], 2**31 - 1), OscMessageBuilder.ARG_TYPE_INT)
+    made.add_arg(float(state["real_time_factor"] or 0), OscMessageBuilder.ARG_TYPE_FLOAT)
+    return made.build().dgram
+
+
+def packet(control: Control, data: bytes) -> list[str]:
+    """Obey a datagram's messages, at once whatever its time tag says. Returns the addresses that want an answer. Raises
+    UserError for what cannot be obeyed."""
     from pythonosc.osc_packet import OscPacket
 
     check_sizes(data)
     try:
-        messages = [timed.message for timed in OscPacket(data).messages]
+        try:
+            packets = OscPacket(data)
+        except UnicodeDecodeError:
+            packets = OscPacket(as_utf8(data))
+        messages = [timed.message for timed in packets.messages]
         orders = [(message.address, tuple(message.params)) for message in messages]
-    except UnicodeDecodeError:
-        raise UserError(f"{len(data)} bytes: text that is not UTF-8") from None
     except Exception as error:  # python-osc raises many types, for bytes that anybody can send
         raise UserError(f"{len(data)} bytes that are no OSC message: {error}") from None
-    problems = []
+    problems, asked = [], []
     for address, values in orders:
+        if address == HOME + "state":
+            asked.append(address)
+            continue
         if not address.startswith(HOME):
             continue  # controllers send their page changes and pings to everybody
         try:
@@ -103,6 +129,42 @@ def packet(control: Control, data: bytes) -> None:
             problems.append(f"{address}: {error}")
     if problems:
         raise UserError("; ".join(problems))
+    return asked
+
+
+def as_utf8(data: bytes) -> bytes:
+    """A datagram whose text is Latin-1, which some desks send."""
+    if data.startswith(b"#bundle\0"):
+        parts, at = [data[:16]], 16
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 4], "big")
+            part = as_utf8(data[at + 4 : at + 4 + size])
+            parts += [len(part).to_bytes(4, "big"), part]
+            at += 4 + size
+        return b"".join(parts)
+    address, at = _text(data, 0)
+    kinds, at = _text(data, at)
+    parts = [_padded(address), _padded(kinds)]
+    for kind in kinds[1:].decode("ascii", "replace"):
+        if kind in "sS":
+            text, at = _text(data, at)
+            parts.append(_padded(text.decode("latin-1").encode()))
+        else:
+            size = LENGTHS.get(kind, 0) if kind != "b" else 4 + -(-int.from_bytes(data[at : at + 4], "big") // 4) * 4
+            parts.append(data[at : at + size])
+            at += size
+    return b"".join(parts)
+
+
+def _text(data: bytes, at: int) -> tuple[bytes, int]:
+    """A string and where the next thing begins: four bytes each, with at least one zero."""
+    end = data.find(b"\0", at)
+    end = len(data) if end < 0 else end
+    return data[at:end], at + (end - at) // 4 * 4 + 4
+
+
+def _padded(text: bytes) -> bytes:
+    return text + b"\0" * (4 - len(text) % 4)
 
 
 def check_sizes(data: bytes, depth: int = 0) -> None:
@@ -138,10 +200,11 @@ def order(control: Control, name: str, values: tuple[Any, ...]) -> None:
 
 
 def pressed(values: tuple[Any, ...]) -> bool:
-    """Whether a button's message is its press: no value, 1 or true; 0 or false when it is let go. Raises UserError."""
-    if not values:
+    """Whether a button's message is its press: no value, 1 or true; 0 or false when it is let go. What follows, or is no
+    number, is ignored. Raises UserError."""
+    if not values or not isinstance(values[0], int | float):
         return True
-    if len(values) == 1 and isinstance(values[0], int | float) and values[0] in (0, 1):
+    if values[0] in (0, 1):
         return bool(values[0])
     raise UserError(f"{values}: expected no value, or a button's 1 or 0")
 

@@ -8,10 +8,12 @@ import struct
 from pathlib import Path
 
 import pytest
+from pythonosc.osc_message import OscMessage
+from pythonosc.osc_packet import OscPacket
 from pythonosc.udp_client import SimpleUDPClient
 
 from everframe.engines.errors import UserError
-from everframe.runtime.server.orders.osc import check_sizes
+from everframe.runtime.server.orders.osc import as_utf8, check_sizes
 
 from helpers import PROMPTS
 from serving import Site, free_port, serve, wait_for
@@ -73,6 +75,8 @@ BUTTONS = [
     ("/everframe/seed", "d", [2.0**53], {"seed": 2**53}),
     ("/everframe/seed", "i", [9], {"seed": 9}),
     ("/everframe/next", "f", [1.0], {"seed": 9}),
+    ("/everframe/pause", "sf", [b"Stop", 0.0], {"paused": True}),  # what is no number is ignored
+    ("/everframe/resume", "fsi", [1.0, b"x", 5], {"paused": False}),  # and what follows
 ]
 REFUSED = [
     message("/everframe/seed", "T"),
@@ -130,6 +134,31 @@ def test_a_datagram_that_cannot_be_obeyed_is_one_line(show) -> None:
     assert kept(site) == before
     s.send(message("/everframe/seed", "i", 11))  # it still listens
     wait_for(lambda: kept(site)["seed"] == 11)
+
+
+def test_the_state_is_told_to_who_asks(show) -> None:
+    site, s = show
+    s.settimeout(10)
+    s.send(message("/everframe/state"))
+    told = OscMessage(s.recv(4096))
+    state = site.state_of()
+    assert told.address == "/everframe/state"
+    prompt, generator, paused, position, factor = told.params
+    assert (prompt, generator, paused) == (state["prompt"], "running", 0)
+    assert 0 < position <= state["position"] + 1000
+    assert factor > 0
+
+
+@pytest.mark.parametrize("bundled", [False, True])
+def test_latin_1_is_read(bundled: bool) -> None:
+    """A prompt with an umlaut as older desks send it, between arguments of every length."""
+    text = "ein grüner Wald, früh am Morgen"
+    one = message("/everframe/prompt", "idsf", 3, 0.25, text.encode("latin-1"), 0.5)
+    data = words(b"#bundle") + bytes(8) + struct.pack(">i", len(one)) + one if bundled else one
+    with pytest.raises(UnicodeDecodeError):
+        OscPacket(data)
+    (timed,) = OscPacket(as_utf8(data)).messages
+    assert timed.message.params == [3, 0.25, text, 0.5]
 
 
 def test_a_bundle_dated_into_the_future_is_obeyed_at_once(show) -> None:
