@@ -19,7 +19,7 @@ from .addresses import host_name, origin
 from .discretion import redacted
 from .orders.playlist import Item, Playlist
 from .orders.timetable import Timetable
-from .pictures.push import FORMATS
+from .pictures.push import FORMATS, PushSettings
 from .pictures.screens import View
 
 Read = TypeVar("Read", bound=BaseModel)
@@ -121,7 +121,14 @@ class Video(Section):
     keyframe_seconds: float = Field(default=2, ge=0.5, le=10)  # also the length of an HLS segment
     hls_segments: int = Field(default=6, ge=3, le=60)
     push: Annotated[list[str], BeforeValidator(_push)] = []  # rtmp://, rtmps://, srt://, udp:// addresses
-    push_audio: Literal["none", "silence"] = "none"  # silence: an AAC track, which some services insist on
+    # "silence": an AAC track, which some services insist on; else an audio file that is heard over and over
+    push_audio: Literal["none", "silence"] | Path = "none"
+    push_kbits: int | None = Field(default=None, ge=50, le=100_000)  # a constant bit rate; default: constant quality
+
+    @property
+    def push_settings(self) -> PushSettings:
+        sound = self.push_audio if isinstance(self.push_audio, Path) else None
+        return PushSettings(self.push_audio != "none", sound, self.push_kbits)
 
 
 class PlaylistSection(Section):
@@ -221,6 +228,9 @@ def read_config(file: Path) -> Config:
     config, here = read_toml(file, Config), file.absolute().parent
     logging = config.logging.model_copy(update={"file": here / config.logging.file} if config.logging.file else {})
     changes = {"state_dir": here / config.state_dir, "stream": beside(file, config.stream), "logging": logging}
+    sound = config.video.push_audio
+    if isinstance(sound, Path):
+        changes["video"] = config.video.model_copy(update={"push_audio": here / sound})
     return config.model_copy(update=changes | {"overlay": overlay_beside(file, config.overlay)})
 
 

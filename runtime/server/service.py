@@ -26,6 +26,7 @@ from .pictures.fmp4 import Encoder
 from .pictures.hls import Numbers
 from .pictures.push import Push, check_protocols
 from .pictures.screens import Screens
+from .pictures.sound import check_sound
 from .pictures.thumbs import Thumbs
 from .pictures.viewers import Viewers
 from .survival.metrics import Metrics, gpu_gauges
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 HISTORY = 300  # chunks that the operator's chart shows
 DEAD_BEAT = 5.0  # seconds without a frame from the channel after which the server calls itself unhealthy
+HURRY = 10.0  # seconds that a cut is waited for
 TICK = 0.5  # seconds between looks at the timetable
 LOOK = 2.0  # seconds between looks at the bundle's folder
 LONGEST = 500  # characters of a reason that health tells
@@ -72,7 +74,7 @@ class Service:
         )
         self.supervisor = Supervisor(
             self._job,
-            self.channel.wants_more,
+            lambda: self.channel.wants_more() or self._hurries(),
             self._chunk,
             self._ready,
             self._event,
@@ -86,12 +88,16 @@ class Service:
         self.thumbs = Thumbs(config.state_dir / "pictures", self.control.prompts)
         self.channel.burn = lambda frame: self.overlays.layer.burned(frame, dt.datetime.now(dt.UTC))
         self.channel.held = self.control.kept.paused
-        self.pushes = [Push(target, g.width, g.height, g.fps, video.push_audio == "silence") for target in video.push]
+        push = video.push_settings
+        if push.sound is not None:
+            check_sound(push.sound)
+        self.pushes = [Push(target, g.width, g.height, g.fps, push) for target in video.push]
         self.channel.frames += self.pushes
         self.viewers = Viewers()
         kept = config.state_dir / "screens.json"
         self.screens = Screens(self.viewers, config.screens, config.server.missing_seconds, kept)
         self.facts: dict[str, Any] = {}  # of the newest chunk
+        self._hurry = 0.0  # monotonic: until then a cut is waited for, and what comes before it is not shown
         self.history: deque[tuple[float, float]] = deque(maxlen=HISTORY)  # latency in seconds, real-time factor
         self.last_chunk: float | None = None  # monotonic
         self.started = time.monotonic()
@@ -176,7 +182,12 @@ class Service:
     def _order(self, kind: str, value: Any) -> None:
         if kind == "pause":
             self.channel.held = value  # at once: chunks are under way
+        if kind == "prompt" and value.at_once and not self.channel.held:
+            self._hurry = time.monotonic() + HURRY
         self.supervisor.order(kind, value)
+
+    def _hurries(self) -> bool:
+        return time.monotonic() < self._hurry
 
     def _job(self) -> Job:
         settings, kept = self.config.stream, self.control.kept
@@ -207,7 +218,10 @@ class Service:
         self.facts, self.last_chunk = facts, time.monotonic()
         self.history.append((facts["stages"]["total"], facts["real_time_factor"]))
         self.metrics.chunk(facts)
-        self.channel.offer(frames)
+        if not facts["cut"] and self._hurries():
+            return
+        self._hurry = 0.0 if facts["cut"] else self._hurry
+        self.channel.offer(frames, at_once=facts["cut"])
         self.thumbs.seen(facts["prompt"], frames)
 
     def _event(self, kind: str, text: str) -> None:

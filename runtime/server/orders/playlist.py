@@ -23,6 +23,11 @@ class Change(Part):
     transition: Transition = "smooth"
     crossfade: float = Field(default=0, ge=0, le=10)  # seconds over which a cut's first frames fade in
 
+    @property
+    def at_once(self) -> bool:
+        """An abrupt cut, ordered by somebody who waits for it: what is queued before it need not be shown."""
+        return self.transition == "cut" and not self.crossfade
+
 
 class Item(Change):
     """A prompt and how long it stays, in seconds of video."""

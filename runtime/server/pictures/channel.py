@@ -77,8 +77,10 @@ class Channel(threading.Thread):
     def wants_more(self) -> bool:
         return len(self._queue) <= self.room
 
-    def offer(self, frames: NDArray[np.uint8]) -> None:
-        """Queue a chunk's frames [T, H, W, 3]."""
+    def offer(self, frames: NDArray[np.uint8], at_once: bool = False) -> None:
+        """Queue a chunk's frames [T, H, W, 3]; at once: in the place of all that wait."""
+        if at_once:
+            self._queue.clear()
         # A queue that ran empty before this chunk came asks for a slower pace, one that did not for a faster one.
         self.pace = max(SLOWEST, 0.87 * self.pace) if self._starved else min(1.0, 1.03 * self.pace)
         self._starved = False

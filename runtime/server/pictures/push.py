@@ -10,8 +10,9 @@ import contextlib
 import logging
 import queue
 import threading
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from pathlib import Path
 
 import av
 import av.error
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 from ....engines.errors import UserError
 from ...video import add_video, encoding_frame
 from ..discretion import redacted
+from .sound import Sound
 
 log = logging.getLogger(__name__)
 
 FORMATS = {"rtmp": "flv", "rtmps": "flv", "srt": "mpegts", "udp": "mpegts"}
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-AUDIO_RATE, AUDIO_FRAME = 48_000, 1024  # samples a second, samples of an AAC frame
+LIFE = 20 * 86400  # seconds of a connection: RTMP counts milliseconds in 31 bits, which end after 24.8 days
 
 
 def check_protocols(targets: list[str]) -> None:
@@ -53,13 +55,31 @@ def speaks(scheme: str) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class PushSettings:
+    """heard: an audio track beside the picture, of the file `sound` or silent. kbits: a constant bit rate of the picture;
+    None: constant quality."""
+
+    heard: bool = False
+    sound: Path | None = None
+    kbits: int | None = None
+
+    @property
+    def encoding(self) -> dict[str, str]:
+        options = {"preset": "veryfast", "tune": "zerolatency", "bf": "0"}
+        if self.kbits is None:
+            return options | {"crf": "23"}
+        rate = f"{self.kbits}k"
+        return options | {"b": rate, "minrate": rate, "maxrate": rate, "bufsize": rate, "x264-params": "nal-hrd=cbr"}
+
+
 class Push(threading.Thread):
     """Give it to a channel's `frames`: calling it never waits."""
 
-    def __init__(self, target: str, width: int, height: int, fps: int, silence: bool = False):
+    def __init__(self, target: str, width: int, height: int, fps: int, settings: PushSettings):
         self.place = redacted(target)
         super().__init__(name=f"push {self.place}", daemon=True)
-        self.size, self.fps, self.silence = (width, height), fps, silence
+        self.size, self.fps, self.settings = (width, height), fps, settings
         self.connected, self.dropped = False, 0
         self._target = target
         self._frames: queue.Queue[NDArray[np.uint8]] = queue.Queue(maxsize=2 * fps)
@@ -94,36 +114,19 @@ class Push(threading.Thread):
         options = {"rw_timeout": "10000000"}  # µs: a peer that stops reading is an error, not a hang
         kind = FORMATS[self._target.split("://")[0]]
         with av.open(self._target, "w", format=kind, options=options, timeout=(10.0, 10.0)) as container:
-            encoding = {"preset": "veryfast", "tune": "zerolatency", "crf": "23", "bf": "0"}
-            stream = add_video(container, "libx264", self.size, self.fps, encoding, 2 * self.fps)
-            silence = Silence(container) if self.silence else None
+            stream = add_video(container, "libx264", self.size, self.fps, self.settings.encoding, 2 * self.fps)
+            sound = Sound(container, self.settings.sound) if self.settings.heard else None
             number = 0
-            while not self._ending.is_set():
+            while not self._ending.is_set() and number < LIFE * self.fps:
                 try:
                     image = self._frames.get(timeout=0.5)
                 except queue.Empty:
                     continue
                 container.mux(stream.encode(encoding_frame(image, number, self.fps)))
                 number += 1
-                if silence is not None:
-                    silence.until(Fraction(number, self.fps))
+                if sound is not None:
+                    sound.until(Fraction(number, self.fps))
                 self.connected = True
-
-
-class Silence:
-    """An AAC track in which nothing is heard, for services that take no video without one."""
-
-    def __init__(self, container: Any):
-        self._container, self._samples = container, 0
-        self._stream = container.add_stream("aac", rate=AUDIO_RATE, layout="stereo", options={"b": "64000"})
-
-    def until(self, seconds: Fraction) -> None:
-        """As much of it as the video has."""
-        while self._samples < seconds * AUDIO_RATE:
-            frame = av.AudioFrame.from_ndarray(np.zeros((2, AUDIO_FRAME), np.float32), format="fltp", layout="stereo")
-            frame.sample_rate, frame.pts, frame.time_base = AUDIO_RATE, self._samples, Fraction(1, AUDIO_RATE)
-            self._container.mux(self._stream.encode(frame))
-            self._samples += AUDIO_FRAME
 
 
 def why(error: Exception) -> str:

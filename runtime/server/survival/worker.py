@@ -99,6 +99,7 @@ class Generator:
         self.director.follow(job.playlist)
         self.fader = Fader(g.fps)
         self.paused = job.paused
+        self.cut = False  # the next chunk begins the scene that somebody waits for
         self.saver, self.stood = Saver(self.stream, self.job.state), 0.0
         self.resumed = resumed is not None and self._load()
         self.saved_at = self._seconds()
@@ -143,7 +144,9 @@ class Generator:
         if chunk is None:
             return
         frames = self.fader(chunk.frames)
-        self.connection.send(("chunk", self._facts() | _figures(chunk, self.geometry.chunk_seconds)))
+        told = self._facts() | _figures(chunk, self.geometry.chunk_seconds)
+        self.connection.send(("chunk", told | {"cut": self.cut}))
+        self.cut = False
         self.connection.send_bytes(np.ascontiguousarray(frames).ravel().data)
         every = self.job.stream.save_seconds
         if self.saver.busy:
@@ -186,6 +189,9 @@ class Generator:
     def _obey(self, kind: str, value: Any) -> None:
         if kind == "prompt":
             self._change(value)
+            if value.at_once:
+                self.stream.cut_at_once()
+                self.cut = True
             self.director.follow(None)
         elif kind == "playlist":
             self._check(value)

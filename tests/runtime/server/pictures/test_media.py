@@ -6,6 +6,7 @@ import io
 import socket
 import threading
 import time
+import wave
 from pathlib import Path
 
 import av
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from everframe.engines.errors import UserError
 from everframe.runtime.server.pictures.channel import Channel, Queue
 from everframe.runtime.server.pictures.fmp4 import Encoder, Fragment
 from everframe.runtime.server.pictures.hls import HlsWindow
-from everframe.runtime.server.pictures.push import Push, speaks
+from everframe.runtime.server.pictures.push import Push, PushSettings, speaks
+from everframe.runtime.server.pictures.sound import RATE, check_sound, samples
+from everframe.runtime.video import add_video, encoding_frame
 
 W, H, FPS = 64, 32, 16
 
@@ -169,7 +173,7 @@ def test_push_over_udp_can_be_played() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    push = Push(f"udp://127.0.0.1:{port}?pkt_size=1316", W, H, FPS)
+    push = Push(f"udp://127.0.0.1:{port}?pkt_size=1316", W, H, FPS, PushSettings())
     found: list[float] = []
 
     def listen() -> None:
@@ -190,7 +194,7 @@ def test_a_push_may_have_a_silent_track() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    push = Push(f"udp://127.0.0.1:{port}?pkt_size=1316", W, H, FPS, silence=True)
+    push = Push(f"udp://127.0.0.1:{port}?pkt_size=1316", W, H, FPS, PushSettings(heard=True))
     found: dict[str, list[float]] = {"audio": [], "video": []}
     loudest = []
 
@@ -213,6 +217,53 @@ def test_a_push_may_have_a_silent_track() -> None:
     assert len(found["audio"]) > 60
 
 
+def test_a_file_is_heard_over_and_over(tmp_path: Path) -> None:
+    """Half a second of 440 Hz and half of 880, mono at another rate: by the strongest frequency of every quarter, without a
+    gap where the file begins again."""
+    rate = 22_050
+    tone = np.concatenate([np.sin(2 * np.pi * f * np.arange(rate // 2) / rate) for f in (440, 880)])
+    with wave.open(str(tmp_path / "tone.wav"), "wb") as f:
+        f.setnchannels(1)
+        f.setsampwidth(2)
+        f.setframerate(rate)
+        f.writeframes((tone * 20_000).astype("<i2").tobytes())
+    pieces, heard = samples(tmp_path / "tone.wav"), np.zeros((2, 0), np.float32)
+    while heard.shape[1] < 3 * RATE:
+        heard = np.concatenate([heard, next(pieces)], 1)
+    assert (heard[0] == heard[1]).all()
+    quarter = RATE // 4
+    for i in range(12):
+        part = heard[0, i * quarter : (i + 1) * quarter]
+        loudest = np.abs(np.fft.rfft(part * np.hanning(quarter))).argmax() * 4
+        assert loudest == pytest.approx(440 if i % 4 < 2 else 880, abs=8), i
+
+
+def test_sounds_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "x.mp3").write_bytes(b"no sound")
+    with pytest.raises(UserError, match=r"x\.mp3: cannot be read"):
+        check_sound(tmp_path / "x.mp3")
+    with pytest.raises(UserError, match=r"none\.wav: cannot be read: No such file"):
+        check_sound(tmp_path / "none.wav")
+    with av.open(str(tmp_path / "mute.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8, width=16, height=16)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8))))
+        container.mux(stream.encode(None))
+    with pytest.raises(UserError, match=r"mute\.mp4: has no sound"):
+        check_sound(tmp_path / "mute.mp4")
+
+
+@pytest.mark.parametrize("kbits", [400, 2000])
+def test_a_constant_bit_rate(kbits: int) -> None:
+    """Of a picture that hardly needs any: the rate that was asked for all the same."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="mpegts") as container:
+        stream = add_video(container, "libx264", (256, 144), 16, PushSettings(kbits=kbits).encoding, 32)
+        for number in range(8 * 16):
+            container.mux(stream.encode(encoding_frame(np.full((144, 256, 3), 90, np.uint8), number, 16)))
+        container.mux(stream.encode(None))
+    assert 8 * len(out.getvalue()) / 8000 == pytest.approx(kbits, rel=0.15)
+
+
 def test_what_libav_speaks() -> None:
     """Against the message of libav itself, which comes when such an address is opened."""
     assert speaks("rtmp")
@@ -223,7 +274,7 @@ def test_what_libav_speaks() -> None:
 
 
 def test_a_push_without_a_peer_costs_frames_and_nothing_else() -> None:
-    push = Push("rtmp://127.0.0.1:9/live", W, H, FPS)  # nobody listens there
+    push = Push("rtmp://127.0.0.1:9/live", W, H, FPS, PushSettings())  # nobody listens there
     push.start()
     began = time.monotonic()
     for _ in range(200):
