@@ -46,7 +46,6 @@ def _load_wan(found: Source, state: State, path: Path, dtype) -> Loaded:
     kind = Wan22Vae if _staged(state) else WanVae
     vae = kind(vae_config(found, state, path))
     fit(vae, state, path, dtype)
-    vae.flatten()
     decoders: dict[str, nn.Module] = {"decode": WanDecodeGraph(vae, False), "decode_first": WanDecodeGraph(vae, True)}
     return decoders, WanEncodeGraph(vae), vae.config.latent_channels
 

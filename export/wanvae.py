@@ -1,8 +1,6 @@
 """The Wan 2.1 VAE, causal in time: a streaming decoder with its feature cache as explicit state, and the encoder.
 
-Parameter names are the public checkpoint's (`Wan2.1_VAE.pth`). Inside, frames are the batch, [T, C, H, W], and a convolution
-over time is one over space of a frame and those before it, side by side as channels: the same sums, by kernels that every
-engine has, without the large scratch memory of theirs in three dimensions.
+Parameter names are the public checkpoint's (`Wan2.1_VAE.pth`). Tensors are [B, C, T, H, W] inside.
 
 Every 3×3×3 convolution sees its own input one and two frames earlier: that is its state, zeros before the stream begins.
 The two temporal up-samplers double every frame but the stream's very first, which passes around them and which their own
@@ -45,56 +43,34 @@ class States:
         self.after: list[Tensor] = []
 
     def extend(self, x: Tensor, length: int) -> Tensor:
-        """x [T, C, H, W] with its `length` frames of past in front; keeps the last ones for the next pass."""
-        past = x.new_zeros(length, *x.shape[1:]) if self._before is None else next(self._before)
-        x = torch.cat([past, x])
-        self.after.append(x[len(x) - length :])
+        """x [B, C, T, H, W] with its `length` frames of past in front; keeps the last ones for the next pass."""
+        b, c, _, h, w = x.shape
+        past = x.new_zeros(b, c, length, h, w) if self._before is None else next(self._before)
+        x = torch.cat([past, x], 2)
+        self.after.append(x[:, :, x.shape[2] - length :])
         return x
 
     def pass_by(self, like: Tensor, length: int) -> None:
         """A convolution that this pass has no input for: its state stays."""
-        past = like.new_zeros(length, *like.shape[1:]) if self._before is None else next(self._before)
+        b, c, _, h, w = like.shape
+        past = like.new_zeros(b, c, length, h, w) if self._before is None else next(self._before)
         self.after.append(past + 0)  # a tensor of its own: no graph output may be a graph input
 
 
-def beside(x: Tensor, frames: int, stride: int = 1) -> Tensor:
-    """x [T, C, H, W] -> [⌊(T − frames)/stride⌋ + 1, frames·C, H, W]: each frame and those after it, side by side."""
-    if frames == 1:
-        return x
-    count = (len(x) - frames) // stride + 1
-    if count > 1:
-        order = stride * torch.arange(count, device=x.device)[:, None] + torch.arange(frames, device=x.device)
-        x = x.index_select(0, order.flatten())
-    return x.reshape(count, -1, *x.shape[2:])
+class CausalConv3d(nn.Conv3d):
+    """Padded in space by half its kernel, in time by the frames before."""
 
-
-class TimeConv(nn.Conv3d):
-    """A convolution over frames [T, C, H, W], padded in space by half its kernel and in time not at all."""
-
-    def __init__(self, n_in: int, n_out: int, kernel: tuple[int, int, int], stride: int = 1):
-        super().__init__(n_in, n_out, kernel, stride=(stride, 1, 1))
-
-    def flat(self) -> Tensor:
-        """Its weight [O, frames·C, kh, kw], as frames side by side want it."""
-        return self.weight.transpose(1, 2).flatten(1, 2) if self.weight.dim() == 5 else self.weight
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        frames, height, width = self.kernel_size
-        return F.conv2d(beside(x, frames, self.stride[0]), self.flat(), self.bias, padding=(height // 2, width // 2))
-
-
-class CausalConv3d(TimeConv):
-    """The same with the frames before in front, its state."""
-
-    def __init__(self, n_in: int, n_out: int, kernel: tuple[int, int, int] = (3, 3, 3)):
-        super().__init__(n_in, n_out, kernel)
+    def __init__(self, n_in: int, n_out: int, kernel: tuple[int, int, int] = (3, 3, 3), stride: int = 1):
+        super().__init__(n_in, n_out, kernel, stride=(stride, 1, 1), padding=(0, kernel[1] // 2, kernel[2] // 2))
 
     def forward(self, x: Tensor, states: States) -> Tensor:  # type: ignore[override]
-        return super().forward(states.extend(x, self.kernel_size[0] - 1) if self.kernel_size[0] > 1 else x)
+        if self.kernel_size[0] > 1:
+            x = states.extend(x, self.kernel_size[0] - 1)
+        return super().forward(x)
 
 
 class RmsNorm(nn.Module):
-    """Over channels: x/‖x‖·√C·γ. γ is stored with axes behind the channels, of which there are two here."""
+    """Over channels: x/‖x‖·√C·γ. γ is stored with the axes that follow the channels."""
 
     def __init__(self, channels: int, axes: int):
         super().__init__()
@@ -102,7 +78,7 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.normalize(x.float(), dim=1) * len(self.gamma) ** 0.5
-        return (y * self.gamma.float().view(-1, 1, 1)).to(x.dtype)
+        return (y * self.gamma.float()).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -119,7 +95,7 @@ class ResidualBlock(nn.Module):
                 CausalConv3d(n_out, n_out),
             ]
         )
-        self.shortcut = TimeConv(n_in, n_out, (1, 1, 1)) if n_in != n_out else nn.Identity()
+        self.shortcut = nn.Conv3d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
 
     def forward(self, x: Tensor, states: States) -> Tensor:
         y = x
@@ -138,10 +114,17 @@ class AttentionBlock(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, states: States) -> Tensor:
-        c, h, w = x.shape[1:]
-        q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, -1)  # (T, H·W, C)
+        b, c, _, h, w = x.shape
+        y = x.transpose(1, 2).flatten(0, 1)  # (B·T, C, H, W)
+        q, k, v = self.to_qkv(self.norm(y)).flatten(2).transpose(1, 2).chunk(3, -1)  # (B·T, H·W, C)
         weights = ((q * c**-0.5) @ k.transpose(1, 2)).float().softmax(-1).to(x.dtype)
-        return self.proj((weights @ v).transpose(1, 2).unflatten(2, (h, w))) + x
+        y = self.proj((weights @ v).transpose(1, 2).unflatten(2, (h, w)))
+        return y.unflatten(0, (b, -1)).transpose(1, 2) + x
+
+
+def per_frame(layers: nn.Module, x: Tensor) -> Tensor:
+    y = layers(x.transpose(1, 2).flatten(0, 1))
+    return y.unflatten(0, (len(x), -1)).transpose(1, 2)
 
 
 class Upsample(nn.Module):
@@ -156,14 +139,14 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, states: States, first: bool) -> Tensor:
         if self.time_conv is not None:
-            lead, rest = (x[:1], x[1:]) if first else (x[:0], x)
-            if len(rest):
-                # Of 2C channels the first C are the earlier of the two frames.
-                rest = self.time_conv(rest, states).unflatten(1, (2, -1)).flatten(0, 1)
+            lead, rest = (x[:, :, :1], x[:, :, 1:]) if first else (x[:, :, :0], x)
+            if rest.shape[2]:
+                pairs = self.time_conv(rest, states).unflatten(1, (2, -1))  # (B, 2, C, T, H, W)
+                rest = pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
             else:
                 states.pass_by(x, 2)
-            x = torch.cat([lead, rest]) if first else rest
-        return self.resample(x)
+            x = torch.cat([lead, rest], 2) if first else rest
+        return per_frame(self.resample, x)
 
 
 class Downsample(nn.Module):
@@ -172,12 +155,12 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, time: bool):
         super().__init__()
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
-        self.time_conv = TimeConv(channels, channels, (3, 1, 1), stride=2) if time else None
+        self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if time else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.resample(x)
-        if self.time_conv is not None and len(x) > 1:
-            x = torch.cat([x[:1], self.time_conv(x)])
+        x = per_frame(self.resample, x)
+        if self.time_conv is not None and x.shape[2] > 1:
+            x = torch.cat([x[:, :, :1], self.time_conv(x)], 2)
         return x
 
 
@@ -247,13 +230,19 @@ class Encoder(nn.Module):
 
 
 def folded(x: Tensor, patch: int) -> Tensor:
-    """[T, C, p·H, p·W] -> [T, C·p², H, W]. Of the p² channels of a colour, the column is the slower index."""
-    return F.pixel_unshuffle(x.transpose(2, 3), patch).transpose(2, 3) if patch > 1 else x
+    """[B, C, T, p·H, p·W] -> [B, p²·C, T, H, W]. Of the p² channels of a colour, the column is the slower index."""
+    if patch == 1:
+        return x
+    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # (B, C, T, H, p, W, p)
+    return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
 
 
 def unfolded(x: Tensor, patch: int) -> Tensor:
     """The inverse of `folded`."""
-    return F.pixel_shuffle(x.transpose(2, 3), patch).transpose(2, 3) if patch > 1 else x
+    if patch == 1:
+        return x
+    x = x.unflatten(1, (-1, patch, patch))  # (B, C, column, row, T, H, W)
+    return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
 
 
 class WanVae(nn.Module):
@@ -267,39 +256,31 @@ class WanVae(nn.Module):
         super().__init__()
         self.config = c = config
         self.encoder, self.decoder = (half(c) for half in self.halves)
-        self.conv1 = TimeConv(2 * c.latent_channels, 2 * c.latent_channels, (1, 1, 1))
-        self.conv2 = TimeConv(c.latent_channels, c.latent_channels, (1, 1, 1))
+        self.conv1 = nn.Conv3d(2 * c.latent_channels, 2 * c.latent_channels, 1)
+        self.conv2 = nn.Conv3d(c.latent_channels, c.latent_channels, 1)
         for name, values in (("mean", c.mean), ("std", c.std)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
-
-    def flatten(self) -> None:
-        """Weights as they are used, in place: no graph need turn them."""
-        for module in self.modules():
-            if isinstance(module, TimeConv):
-                module.weight = nn.Parameter(module.flat().contiguous(), requires_grad=False)
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1, 1), persistent=False)
 
     def decode(
         self, latents: Tensor, states: list[Tensor] | None = None, first: bool = True
     ) -> tuple[Tensor, list[Tensor]]:
-        """latents [1, C, T, h, w], normalised -> frames [1, 3, 4T (−3 if first), s·h, s·w] nominally in [−1, 1], states.
+        """latents [B, C, T, h, w], normalised -> frames [B, 3, 4T (−3 if first), s·h, s·w] nominally in [−1, 1], states.
         s: 8, times the config's patch."""
         running = States(states)
-        x = (latents[0].transpose(0, 1) * self.std + self.mean).to(self.conv2.weight.dtype)
-        frames = unfolded(self.decoder(self.conv2(x), running, first), self.config.patch)
-        return frames.transpose(0, 1).unsqueeze(0), running.after
+        x = self.conv2((latents * self.std + self.mean).to(self.conv2.weight.dtype))
+        return unfolded(self.decoder(x, running, first), self.config.patch), running.after
 
     def encode(self, frames: Tensor) -> Tensor:
-        """frames [1, 3, 1 + 4n, H, W] in [−1, 1] -> normalised latents [1, C, 1 + n, H/s, W/s]: the posterior's mean."""
-        x = folded(frames[0].transpose(0, 1).to(self.conv1.weight.dtype), self.config.patch)
+        """frames [B, 3, 1 + 4n, H, W] in [−1, 1] -> normalised latents [B, C, 1 + n, H/s, W/s]: the posterior's mean."""
+        x = folded(frames.to(self.conv1.weight.dtype), self.config.patch)
         moments = self.conv1(self.encoder(x)).float()
-        latents = (moments[:, : self.config.latent_channels] - self.mean) / self.std
-        return latents.transpose(0, 1).unsqueeze(0)
+        return (moments[:, : self.config.latent_channels] - self.mean) / self.std
 
     def zero_states(self, latent: Tensor) -> list[Tensor]:
-        """The decoder's states [2, C, H, W] before a stream of latents [1, C, T, h, w] begins."""
+        """The decoder's states before a stream of latents [1, C, T, h, w] begins."""
         h, w = latent.shape[3:]
         dtype = self.conv2.weight.dtype
-        return [torch.zeros(2, c, h * s, w * s, dtype=dtype) for c, s in self._state_sizes()]
+        return [torch.zeros(1, c, 2, h * s, w * s, dtype=dtype) for c, s in self._state_sizes()]
 
     def _state_sizes(self) -> Iterator[tuple[int, int]]:
         """Channels and scale of every state, in the order in which a pass meets them."""
@@ -328,7 +309,7 @@ class WanDecodeGraph(nn.Module):
         after, parts = list(states), []
         for i, one in enumerate(latent.split(1, 2)):  # one latent frame after the other: a third of the activations
             frames, after = self.model.decode(one, after, self.first and i == 0)
-            parts.append(frames[0])  # (3, T, H, W)
+            parts.append(frames[0])
         pixels = ((torch.cat(parts, 1).float().clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 3, 0)
         return pixels.to(torch.uint8), *after  # the cast comes last: TensorRT knows uint8 only at a graph's ends
 

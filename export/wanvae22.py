@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,24 +19,28 @@ WAN_22_VAE = WanVaeConfig(dim=160, decoder_dim=256, latent_channels=48, mean=MEA
 
 
 def duplicated(x: Tensor, channels: int, time: int, first: bool) -> Tensor:
-    """The way around an up-sampling stage: x [T, C, H, W] -> [time·T, channels, 2H, 2W].
+    """The way around an up-sampling stage: x [B, C, T, H, W] -> [B, channels, time·T, 2H, 2W].
 
     Output channel o at sub-frame a, sub-row b and sub-column d of an input pixel is input channel
     ⌊(o·4·time + 4a + 2b + d) / r⌋, r = channels·4·time / C. Of a stream's first frame only the last sub-frame is there.
     """
-    y = F.pixel_shuffle(x.repeat_interleave(4 * time * channels // x.shape[1], 1), 2)
-    y = y.unflatten(1, (channels, time)).transpose(1, 2).flatten(0, 1)  # (T·time, channels, 2H, 2W)
-    return y[time - 1 :] if first else y
+    b, c = x.shape[:2]
+    y = x.transpose(1, 2).flatten(0, 1).repeat_interleave(4 * time * channels // c, 1)
+    y = F.pixel_shuffle(y, 2).unflatten(1, (channels, time)).unflatten(0, (b, -1))  # (B, T, channels, time, 2H, 2W)
+    y = y.permute(0, 2, 1, 3, 4, 5).flatten(2, 3)
+    return y[:, :, time - 1 :] if first else y
 
 
 def averaged(x: Tensor, channels: int, time: int, space: int) -> Tensor:
-    """The way around a down-sampling stage: x [T, C, H, W] -> [⌈T/time⌉, channels, H/space, W/space], means over groups of
-    the C·time·space² values of a block, in the order channel, frame, row, column. A frame that lacks its partner is the
-    first, and its partner is zero."""
-    if missing := -len(x) % time:
-        x = torch.cat([x.new_zeros(missing, *x.shape[1:]), x])
-    y = F.pixel_unshuffle(x, space).unflatten(1, (-1, space * space)).unflatten(0, (-1, time))
-    return y.transpose(1, 2).flatten(1, 3).unflatten(1, (channels, -1)).mean(2)
+    """The way around a down-sampling stage: x [B, C, T, H, W] -> [B, channels, ⌈T/time⌉, H/space, W/space], means over
+    groups of the C·time·space² values of a block, in the order channel, frame, row, column. A frame that lacks its partner
+    is the first, and its partner is zero."""
+    b = len(x)
+    x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
+    y = F.pixel_unshuffle(x.transpose(1, 2).flatten(0, 1), space)  # (B·T, C·space², h, w)
+    y = y.unflatten(1, (-1, space * space)).unflatten(0, (b, -1, time))  # (B, T/time, time, C, space², h, w)
+    y = y.permute(0, 3, 2, 4, 1, 5, 6).flatten(1, 3)
+    return y.unflatten(1, (channels, -1)).mean(2)
 
 
 class UpStage(nn.Module):

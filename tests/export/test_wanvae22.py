@@ -97,19 +97,17 @@ def test_encode(theirs: AutoencoderKLWan, ours: Wan22Vae, frames: int) -> None:
 
 def test_the_ways_around_a_stage_by_index() -> None:
     """Each output value by the published formula."""
-    x = torch.randn(3, 8, 4, 6)
+    x = torch.randn(1, 8, 3, 4, 6)
     for channels, time in ((8, 2), (4, 1)):
         y = duplicated(x, channels, time, False)
         r = channels * 4 * time // 8
         for o, t, i, j in ((0, 0, 0, 0), (channels - 1, 3 * time - 1, 7, 11), (2, 1, 3, 4)):
             source = (o * 4 * time + 4 * (t % time) + 2 * (i % 2) + j % 2) // r
-            assert y[t, o, i, j] == x[t // time, source, i // 2, j // 2]
-        assert torch.equal(duplicated(x, channels, time, True), y[time - 1 :])
+            assert y[0, o, t, i, j] == x[0, source, t // time, i // 2, j // 2]
+        assert torch.equal(duplicated(x, channels, time, True), y[:, :, time - 1 :])
     y = averaged(x, 16, 2, 2)  # four frames: a zero one, then three
-    block = (
-        torch.cat([torch.zeros(1, 8, 4, 6), x])[2:4, :, 2:4, 4:6].transpose(0, 1).reshape(-1)
-    )  # channel, frame, row, …
-    assert torch.allclose(y[1, :, 1, 2], block.view(16, -1).mean(1))
+    block = torch.cat([torch.zeros(8, 1, 4, 6), x[0]], 1)[:, 2:4, 2:4, 4:6].reshape(-1)  # channel, frame, row, column
+    assert torch.allclose(y[0, :, 1, 1, 2], block.view(16, -1).mean(1))
 
 
 def test_the_public_layout() -> None:
