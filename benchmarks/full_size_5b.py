@@ -111,33 +111,35 @@ def main() -> None:
         run_stage(work, args.stage)
         return
     work.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "torch": torch.__version__}
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    result |= {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "torch": torch.__version__}
 
     def keep(name: str, figures: dict[str, Any]) -> None:  # at once: a run takes long and may be cut off
         result[name] = figures
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
-    def exported(size: str, layers: int, vae: str) -> None:
+    def once(size: str, layers: int, vae: str, names: list[str]) -> None:
+        """Export and compile, unless the record has both."""
+        exported, built = f"export {size}, {layers} layers, {vae}", f"build {size}, {layers} layers, {vae}"
+        if exported in result and built in result:
+            return
+        if not (work / "prompts.txt").exists():
+            make_texts_and_decoder(work)
+            stage(work, "vae")
+        if not (work / str(layers)).exists():
+            keep(f"make {layers} layers", stage(work, "make", str(layers)))
         found = stage(work, "export", size, str(layers), vae)
         whole = sum(file.stat().st_size for file in (work / "b.everframe").iterdir())
-        keep(f"export {size}, {layers} layers, {vae}", found | {"bundle_gb": round(whole / 1e9, 2)})
+        keep(exported, found | {"bundle_gb": round(whole / 1e9, 2)})
+        keep(built, stage(work, "build", *names))
 
-    make_texts_and_decoder(work)
-    stage(work, "vae")
-    for layers in (*FEW, LAYERS):
-        keep(f"make {layers} layers", stage(work, "make", str(layers)))
-        for size in SIZES:
-            exported(size, layers, "taew2_2.pth")
-            fits = layers < LAYERS or args.limit > 40
-            names = (["step"] if fits else []) + (
-                ["prompt", "decode", "decode_first", "encode"] if layers == LAYERS else []
-            )
-            keep(f"build {size}, {layers} layers", stage(work, "build", *names))
-            if layers == FEW[0]:
-                exported(size, layers, "Wan2.2_VAE.pth")
-                keep(f"build {size}, Wan VAE", stage(work, "build", "decode", "decode_first", "encode"))
-        shutil.rmtree(work / str(layers))
-    shutil.rmtree(work)
+    others = ["prompt", "decode", "decode_first", "encode"]
+    once(SIZES[0], FEW[0], "Wan2.2_VAE.pth", others[1:])  # at the larger size its decoder wants more than there is here
+    for size in SIZES:
+        once(size, FEW[0], "taew2_2.pth", ["step"])
+        once(size, FEW[1], "taew2_2.pth", ["step"])
+        once(size, LAYERS, "taew2_2.pth", [*(["step"] if args.limit > 40 else []), *others])
+    shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

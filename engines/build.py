@@ -23,7 +23,7 @@ def build_engines(path: Path, options: BuildOptions, report: Report = QUIET) -> 
     bundle = Bundle.open(path)
     names = [name for name in bundle.manifest.graphs if name != "text"]  # the text encoder stays with ONNX Runtime
 
-    def compiled() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    def compiled() -> Iterator[tuple[str, bytes | memoryview, dict[str, Any]]]:
         for name in names:
             report.step(f"{name}: parsing", 0, None)
 

@@ -273,6 +273,10 @@ class Manifest(Model):
             raise ValueError(f"recache: {self.recache!r}, expected 'window' exactly when there is a graph 'recache'")
         if self.shots is not None:
             check_shots(self.geometry)
+            if self.recache != "none" or self.rope.mode != "absolute":
+                raise ValueError(
+                    f"shots: recache {self.recache!r} and rope {self.rope.mode!r}: expected 'none' and 'absolute' with them"
+                )
         if ("sinks" in self.graphs) != (self.geometry.sink_ema is not None):
             raise ValueError("geometry.sink_ema: must be there exactly when there is a graph 'sinks'")
         if ("text" in self.graphs) != (self.tokenizer is not None):

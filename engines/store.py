@@ -69,7 +69,7 @@ def write(
     bundle: Bundle,
     version: str,
     options: Mapping[str, Any],
-    compiled: Callable[[], Iterator[tuple[str, bytes, dict[str, Any]]]],
+    compiled: Callable[[], Iterator[tuple[str, bytes | memoryview, dict[str, Any]]]],
 ) -> Stored:
     """Store engines under their fingerprint, whole or not at all; engines already there are replaced.
 

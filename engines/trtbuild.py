@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from .bundle import Bundle
 from .errors import UserError
 from .machine import find_gpu
@@ -47,7 +49,7 @@ class BuildOptions:
 class Built:
     """One compiled graph."""
 
-    engine: bytes
+    engine: memoryview  # TensorRT's own memory: a copy would be as large as all weights
     layers: int
     attentions: int
     quantised: int  # QuantizeLinear and DequantizeLinear that the parsed network kept
@@ -158,7 +160,7 @@ def build_graph(
         raise UserError(
             f"{file}: {options.backend} {trt.__version__} cannot build it: {_line(log.errors) or 'no reason'}"
         )
-    return Built(bytes(built), network.num_layers, attentions, quantised, log.memory)
+    return Built(np.frombuffer(built, np.uint8).data, network.num_layers, attentions, quantised, log.memory)
 
 
 def inspect_network(trt: ModuleType, network: Any, file: Path, expected: int, quantised: int) -> int:

@@ -186,9 +186,11 @@ def shots_of(source: WanSource) -> Shots | None:
     """Of a settled source. Raises UserError."""
     if not source.shots:
         return None
-    g = geometry_of(source)
+    for flag, value, expected in (("recache", source.recache, "none"), ("rope", source.rope, "absolute")):
+        if value != expected:
+            raise UserError(f"--{flag} {value}: expected {expected} with shots, or --no-shots")
     try:
-        check_shots(g)
+        check_shots(geometry_of(source))
     except ValueError as error:
         raise UserError(str(error)) from None
     return Shots(offset=SHOT_OFFSET, prefix=SHOT_PREFIX)

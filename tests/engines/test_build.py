@@ -61,6 +61,14 @@ def test_every_graph_of_a_wan_bundle_builds(wan_bundle: Bundle, graph: str) -> N
     assert built.attentions == (4 if graph == "step" else 0)
 
 
+@pytest.mark.parametrize("graph", ["step", "prompt", "decode", "decode_first", "encode"])
+def test_every_graph_of_the_5b_builds(wan22_paths: dict[str, Path], graph: str) -> None:
+    """With the sampler's flows and a picture as the first frame; either decoder."""
+    for form, path in wan22_paths.items():
+        built = build_graph(Bundle.open(path), graph, BuildOptions(targets=("sm_89",)))
+        assert built.attentions == (4 if graph == "step" and form == "in-place" else 0)
+
+
 @pytest.mark.parametrize("graph", ["step", "prompt", "decode"])
 def test_the_portable_form_builds(portable_path: Path, graph: str) -> None:
     assert build_graph(Bundle.open(portable_path), graph, BuildOptions(targets=("sm_86",))).attentions == 0
@@ -412,7 +420,7 @@ def test_int8_weights_take_a_byte_each(tmp_path: Path) -> None:
     assert half - small == pytest.approx(weights, rel=0.02)  # two bytes each became one
 
 
-def kernels(engine: bytes) -> Counter[str]:
+def kernels(engine: memoryview) -> Counter[str]:
     """Kernels that TensorRT-RTX has put into an engine, by the operations that they fuse."""
     return Counter(name.decode() for name in re.findall(rb"__myl_([A-Za-z]+)(?![A-Za-z_0-9])", engine))
 

@@ -70,6 +70,8 @@ def test_the_recipes(wan22_home: Path, name: str) -> None:
         ({"sampler": "euler"}, ["--sampler 'euler'"]),
         ({"first_steps": (1000, 750)}, ["--first-steps", "renoise"]),
         ({"vae": "taew2_1.pth"}, ["taew2_1.pth", "16 latent channels", "48"]),
+        ({"recache": "window"}, ["--recache window", "none with shots, or --no-shots"]),
+        ({"rope": "relative"}, ["--rope relative", "absolute with shots"]),
         ({"steps": (999, 937, 833, 624)}, ["--steps", "1000,750,500,250"]),
     ],
 )  # fmt: skip
