@@ -315,3 +315,26 @@ def test_bad_arguments(bundle: Bundle, arguments: dict, words: list[str]) -> Non
 def test_unknown_transition(bundle: Bundle) -> None:
     with Stream(bundle) as stream, pytest.raises(UserError, match="dissolve"):
         stream.set_prompt(PROMPTS[1], "dissolve")  # type: ignore[arg-type]
+
+
+def test_a_cut_at_once_forgets_the_chunk_in_flight(bundle: Bundle) -> None:
+    """With overlap it comes as soon as without, as the same chunk; other changes wait for the one in flight."""
+    with (
+        Stream(bundle, seed=5, overlap=True) as overlapped,
+        Stream(bundle, seed=5, overlap=False) as plain,
+    ):
+        for _ in range(4):
+            overlapped.next_chunk()
+            plain.next_chunk()
+        for stream in (overlapped, plain):
+            stream.set_prompt(PROMPTS[1], "cut")
+            stream.cut_at_once()
+        for _ in range(4):
+            a, b = overlapped.next_chunk(), plain.next_chunk()
+            assert (a.index, a.position, a.prompt) == (b.index, b.position, b.prompt)
+            assert a.prompt == PROMPTS[1]
+            assert np.abs(a.latent - b.latent).max() < 1e-5 * np.abs(b.latent).max()
+            assert np.abs(a.frames.astype(int) - b.frames).max() <= 1
+        overlapped.set_prompt(PROMPTS[2], "swap")
+        overlapped.cut_at_once()
+        assert overlapped.next_chunk().prompt == PROMPTS[1]
