@@ -111,8 +111,9 @@ def write_whole(file: Path, content: bytes | Iterable[bytes | memoryview]) -> No
         part.replace(file)
         sync_folder(file.absolute().parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{file}: cannot write: {reason(error)}") from None
+    finally:
+        part.unlink(missing_ok=True)  # it has its name by now, unless something went wrong
 
 
 def record_key(facts: Any) -> str:

@@ -78,6 +78,10 @@ class PromptBank:
         """Whether the prompt has the prefix by which the bundle's model knows the first chunk of a shot."""
         return self._shots is not None and prompt.startswith(self._shots.prefix)
 
+    def of_shot(self, prompt: str) -> str:
+        """Without that prefix."""
+        return prompt.removeprefix(self._shots.prefix) if self._shots is not None else prompt
+
     def shot_embedding(self, prompt: str) -> NDArray[np.float32]:
         """As `embedding`, of a prompt behind that prefix. Raises UserError where nothing here can make it."""
         assert self._shots is not None
@@ -95,8 +99,7 @@ class PromptBank:
         """The bank's own spelling of prompt (case, blanks and the form of accents don't matter); where the bundle has its
         text encoder, a prompt that is not in the bank is encoded here. Without the prefix of shots, if it has that; with
         shot, it must be there behind that prefix too. Raises UserError naming the nearest."""
-        if self._shots is not None:
-            prompt = prompt.removeprefix(self._shots.prefix)
+        prompt = self.of_shot(prompt)
         known = self._index.get(key(prompt))
         if known is not None:
             if shot and self._shots is not None:

@@ -88,7 +88,7 @@ def save_state(stream: Stream, file: Path, extra: dict[str, Any] | None = None) 
     """Write the stream's state, and with it what the caller wants back from `load_state`, anything that JSON holds. The file
     is replaced as a whole. Raises UserError when it cannot be written."""
     tensors, facts = stream.snapshot()
-    write_whole(file, _content(tensors, _checked(stream, file, facts, extra)))
+    write_whole(file, _content(tensors, _told(stream, file, facts, extra)))
 
 
 class Saver:
@@ -111,8 +111,8 @@ class Saver:
                 raise
             self._twins = None
             tensors, facts = self.stream.snapshot()
-        facts = _checked(self.stream, self.file, facts, extra)
-        self._running = self._thread.submit(write_whole, self.file, _content(tensors, facts))
+        told = _told(self.stream, self.file, facts, extra)
+        self._running = self._thread.submit(write_whole, self.file, _content(tensors, told))
 
     @property
     def busy(self) -> bool:
@@ -130,24 +130,26 @@ class Saver:
         self._thread.shutdown()
 
 
-def _checked(stream: Stream, file: Path, facts: dict[str, Any], extra: dict[str, Any] | None) -> dict[str, Any]:
+def _told(stream: Stream, file: Path, facts: dict[str, Any], extra: dict[str, Any] | None) -> str:
+    """The facts as they are now, for the file's metadata. Raises UserError for what could not be read again."""
     facts |= {"format": FORMAT, "bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
     facts["extra"] = extra or {}
     try:  # what is saved can be read again: else the state before it stays
-        Facts.model_validate_json(json.dumps(facts))
+        told = json.dumps(facts)
+        Facts.model_validate_json(told)
     except (ValidationError, ValueError, TypeError) as error:
         problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise UserError(f"{file}: not saved, for it could not be read again: {problem}") from None
-    return facts
+    return told
 
 
-def _content(tensors: Mapping[str, Array], facts: dict[str, Any]) -> Iterator[bytes | memoryview]:
+def _content(tensors: Mapping[str, Array], told: str) -> Iterator[bytes | memoryview]:
     """A safetensors file part by part: its own writer wants every tensor as bytes beside the tensor."""
     end, header = 0, {}
     for name, tensor in tensors.items():
         begin, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = {"dtype": _TYPES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    words = json.dumps({"__metadata__": {"state": json.dumps(facts)}, **header}).encode()
+    words = json.dumps({"__metadata__": {"state": told}, **header}).encode()
     words += b" " * (-len(words) % 8)
     yield len(words).to_bytes(8, "little") + words
     for tensor in tensors.values():

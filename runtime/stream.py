@@ -171,14 +171,17 @@ class Stream:
         """Bytes of the stream's own device memory: ring, prompt (its keys and values), states (the decoder's)."""
         return self._loop.sizes()
 
-    def cut_at_once(self) -> None:
+    def cut_at_once(self) -> bool:
         """After `set_prompt` with a cut: let it take effect with the next chunk, also with overlap: the chunk that is being
-        made already is forgotten."""
-        if self._begun is None or self._pending is None or self._pending[1] != "cut":
-            return
+        made already is forgotten. Returns whether it does; a model of many shots has that chunk in its ring already."""
+        if self._pending is None or self._pending[1] != "cut" or (self._begun and self._shots):
+            return False
+        if self._begun is None:
+            return True
         self._loop.made()
         self._index, self._position = self._begun.index, self._begun.position
         self._begun = None
+        return True
 
     def begin_anew(self, prompt: str) -> None:
         """Empty everything and begin a new scene with the next chunk.

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from filelock import FileLock
 
 from everframe.engines.bundle import Bundle
 from everframe.export.checkpointexport import Overrides, export_checkpoint
@@ -26,6 +30,21 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
+def exported(home: Path, name: str, export: Callable[[Path], object]) -> Path:
+    """A bundle that one worker of pytest -n exports, and every one has a copy of: exporting is most of what tests cost."""
+    worker, path = os.environ.get("PYTEST_XDIST_WORKER"), home / name
+    if not worker:
+        export(path)
+        return path
+    common = next(one for one in home.parents if one.name.startswith("popen-")).parent / name
+    with FileLock(f"{common}.lock"):
+        if not common.exists():
+            (making := common.parent / f"making-{name}").mkdir()
+            export(making / name)
+            (making / name).rename(common)
+    return Path(shutil.copytree(common, path))
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "test")
@@ -33,9 +52,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_path(checkpoint: Path) -> Path:
-    path = checkpoint.parent / "test.everframe"
-    export_checkpoint(checkpoint, path, KEEP, chunks=10, force=False)
-    return path
+    return exported(
+        checkpoint.parent, "test.everframe", lambda to: export_checkpoint(checkpoint, to, KEEP, chunks=10, force=False)
+    )
 
 
 @pytest.fixture
@@ -56,27 +75,31 @@ def wan22_home(wan_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def wan22_paths(wan22_home: Path) -> dict[str, Path]:
     """Bundles of the 5B's family with an encoder, by their form: one with either autoencoder."""
-    vaes = {"in-place": "Wan2.2_VAE.pth", "portable": "taew2_2.pth"}
-    paths = {form: wan22_home / f"{form}.everframe" for form in vaes}
-    for form, path in paths.items():
-        export_wan(
-            source22(wan22_home, form=form, vae=wan22_home / vaes[form], encoder=True), path, chunks=8, force=False
-        )
-    return paths
+
+    def path(form: Literal["in-place", "portable"], vae: str) -> Path:
+        source = source22(wan22_home, form=form, vae=wan22_home / vae, encoder=True)
+        return exported(wan22_home, f"{form}.everframe", lambda to: export_wan(source, to, chunks=8, force=False))
+
+    return {"in-place": path("in-place", "Wan2.2_VAE.pth"), "portable": path("portable", "taew2_2.pth")}
 
 
 @pytest.fixture(scope="session")
 def following_paths(checkpoint: Path) -> dict[str, Path]:
     """Bundles whose sinks follow the window, by their form."""
-    paths = {form: checkpoint.parent / f"following-{form}.everframe" for form in ("in-place", "portable")}
-    for form, path in paths.items():
-        export_checkpoint(checkpoint, path, Overrides(form=form, rope="relative"), chunks=10, force=False)  # type: ignore[arg-type]
-    return paths
+
+    def path(form: Literal["in-place", "portable"]) -> Path:
+        changes = Overrides(form=form, rope="relative")
+        name = f"following-{form}.everframe"
+        return exported(
+            checkpoint.parent, name, lambda to: export_checkpoint(checkpoint, to, changes, chunks=10, force=False)
+        )
+
+    return {"in-place": path("in-place"), "portable": path("portable")}
 
 
 @pytest.fixture(scope="session")
 def portable_path(checkpoint: Path) -> Path:
-    path = checkpoint.parent / "portable.everframe"
-    changes = Overrides(form="portable")
-    export_checkpoint(checkpoint, path, changes, chunks=10, force=False)
-    return path
+    changes, name = Overrides(form="portable"), "portable.everframe"
+    return exported(
+        checkpoint.parent, name, lambda to: export_checkpoint(checkpoint, to, changes, chunks=10, force=False)
+    )

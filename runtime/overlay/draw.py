@@ -30,7 +30,7 @@ USUAL = (
 )
 PAD = 0.25  # of a line's height, between words and the edge of their ground
 FULL = 0.96  # of the picture's width that words may take
-LARGEST_LOGO = 32_000_000  # pixels
+LARGEST = 32_000_000  # pixels of a logo or of a ticker's words
 QUIET = 2  # modules of ground around a code
 
 
@@ -194,21 +194,25 @@ def _pieces(paragraph: str, letters: ImageFont.FreeTypeFont | ImageFont.ImageFon
 
 
 def _bar(part: Ticker, size: tuple[int, int]) -> Piece:
-    high = round((1 + 2 * PAD) * _height(part.size, size))
-    high = min(size[1], high)
-    bar = Image.new("RGBA", (size[0], high), part.ground)
-    return Piece(0, 0 if part.at == "top" else size[1] - high, np.asarray(bar))
+    y, high = strip_place(part, size)
+    return Piece(0, y, np.asarray(Image.new("RGBA", (size[0], high), part.ground)))
 
 
 def _strip(part: Ticker, size: tuple[int, int], file: Path | None) -> Strip:
+    y, high = strip_place(part, size)
     pixels = _height(part.size, size)
-    words = _words(" ".join(part.text.split()), pixels, part.colour, file, 400 * size[0])
-    high = min(size[1], round((1 + 2 * PAD) * pixels))
+    words = _words(" ".join(part.text.split()), pixels, part.colour, file, LARGEST / pixels)
     line = Image.new("RGBA", (words.width, high))
     line.alpha_composite(
         words.crop((0, 0, words.width, min(high, words.height))), (0, max(0, (high - words.height) // 2))
     )
-    return Strip(0 if part.at == "top" else size[1] - high, np.asarray(line), part.speed / 100 * size[0], size[0])
+    return Strip(y, np.asarray(line), part.speed / 100 * size[0], size[0])
+
+
+def strip_place(part: Ticker, size: tuple[int, int]) -> tuple[int, int]:
+    """Upper edge and height of a ticker's line, in pixels."""
+    high = min(size[1], round((1 + 2 * PAD) * _height(part.size, size)))
+    return 0 if part.at == "top" else size[1] - high, high
 
 
 def _code(part: Code, size: tuple[int, int]) -> Piece:
@@ -234,7 +238,7 @@ def _rgba(colour: str) -> list[int]:
 
 def _logo(part: Logo, content: bytes, size: tuple[int, int]) -> Piece:
     high = _height(part.size, size)
-    image = picture_of(content, high)
+    image = picture_of(content, min(high, 2160))
     wide = max(1, round(image.width * high / image.height))
     image = image.resize((min(wide, 4 * size[0]), high), Image.Resampling.LANCZOS)
     if part.opacity < 100:
@@ -248,8 +252,8 @@ def picture_of(content: bytes, high: int) -> Image.Image:
         content = _of_svg(content, high)
     try:
         with Image.open(io.BytesIO(content)) as image:
-            if image.width * image.height > LARGEST_LOGO:
-                raise UserError(f"overlay.logo: {image.width}×{image.height} pixels, at most {LARGEST_LOGO:,}")
+            if image.width * image.height > LARGEST:
+                raise UserError(f"overlay.logo: {image.width}×{image.height} pixels, at most {LARGEST:,}")
             return image.convert("RGBA")
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         raise UserError("overlay.logo: neither a PNG, JPEG or WebP picture nor an SVG") from None

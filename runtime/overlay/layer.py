@@ -16,22 +16,34 @@ from ...engines.files import reason
 from .draw import Drawn, draw
 from .parts import Overlay
 
-KEPT = 6  # drawings, of the sizes that are asked for
+KEPT = 4  # drawings, of the sizes that are asked for
+PAGE = 1080  # pixels that a page's drawing is high, where nothing else is asked for
 LARGEST_FILE = 8 << 20  # bytes of a logo
 
 
 class Layer:
-    """Any thread. zone: asked for the clock's zone; logo: the content of its file, if not the one that the overlay names.
-    Raises UserError for what cannot be drawn."""
+    """Any thread. zone: asked for the clock's zone; logo: the content of its file, if not the one that the overlay names;
+    size: of the pictures that it is burned into.
 
-    def __init__(self, overlay: Overlay, zone: Callable[[], dt.tzinfo], logo: bytes | None = None):
+    Raises UserError for what cannot be drawn, at that size or at a page's.
+    """
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        zone: Callable[[], dt.tzinfo],
+        logo: bytes | None = None,
+        size: tuple[int, int] = (320, 180),
+    ):
         self.overlay, self.zone = overlay, zone
         if logo is None and overlay.logo is not None and overlay.logo.file is not None:
             logo = read_logo(overlay.logo.file)
         self.logo = logo
-        self._drawn: OrderedDict[tuple[tuple[int, int], str], Drawn] = OrderedDict()
-        self._lock = threading.Lock()
-        draw(overlay, (320, 180), self._local(dt.datetime.now(dt.UTC)), logo)
+        # Who burns does not wait for who draws for a page, which is ten times as large.
+        self._burned, self._pages = _Drawings(), _Drawings()
+        now = dt.datetime.now(dt.UTC)
+        for one in (size, (round(PAGE * size[0] / size[1]), PAGE)):
+            draw(overlay, one, self._local(now), logo)
 
     @property
     def empty(self) -> bool:
@@ -43,21 +55,15 @@ class Layer:
         return "" if clock is None or self.overlay.message is not None else self._local(now).strftime(clock.format)
 
     def drawn(self, size: tuple[int, int], now: dt.datetime) -> Drawn:
-        """For pictures of so many pixels, width and height."""
-        key = size, self.face(now)
-        with self._lock:
-            if key not in self._drawn:
-                self._drawn[key] = draw(self.overlay, size, self._local(now), self.logo)
-                while len(self._drawn) > KEPT:
-                    self._drawn.popitem(last=False)
-            self._drawn.move_to_end(key)
-            return self._drawn[key]
+        """For pages of so many pixels, width and height."""
+        return self._pages.get((size, self.face(now)), lambda: draw(self.overlay, size, self._local(now), self.logo))
 
     def burned(self, frame: NDArray[np.uint8], now: dt.datetime) -> NDArray[np.uint8]:
         """A copy of frame [H, W, 3] with the overlay in it; the frame itself where there is none."""
         if self.empty:
             return frame
-        drawn = self.drawn((frame.shape[1], frame.shape[0]), now)
+        size = frame.shape[1], frame.shape[0]
+        drawn = self._burned.get((size, self.face(now)), lambda: draw(self.overlay, size, self._local(now), self.logo))
         out = frame.copy()
         for piece in drawn.pieces:
             blend(out, piece.x, piece.y, piece.pixels)
@@ -69,15 +75,36 @@ class Layer:
         return now.astimezone(self.zone())
 
 
+class _Drawings:
+    """The newest drawings; one is made at a time."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[tuple[tuple[int, int], str], Drawn] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[tuple[int, int], str], make: Callable[[], Drawn]) -> Drawn:
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make()
+                while len(self._made) > KEPT:
+                    self._made.popitem(last=False)
+            self._made.move_to_end(key)
+            return self._made[key]
+
+
 def blend(frame: NDArray[np.uint8], x: int, y: int, pixels: NDArray[np.uint8]) -> None:
     """pixels [h, w, 4], straight alpha, over the frame [H, W, 3] in place; what is outside is left out."""
     left, right = max(0, -x), min(pixels.shape[1], frame.shape[1] - x)
     if right <= left:
         return
-    part = pixels[:, left:right].astype(np.uint32)
+    part = pixels[:, left:right]
     region = frame[y : y + len(part), x + left : x + right]
     alpha = part[..., 3:]
-    region[:] = (region * (255 - alpha) + part[..., :3] * alpha + 127) // 255
+    if (alpha == 255).all():
+        region[:] = part[..., :3]
+        return
+    weight = alpha.astype(np.uint16)  # 255² and a half still fit
+    region[:] = (region * (255 - weight) + part[..., :3] * weight + 127) // 255
 
 
 def read_logo(file: Path) -> bytes:

@@ -32,7 +32,7 @@ def _format(text: str) -> str:
         shown = dt.datetime(2000, 12, 31, 23, 59, 59, tzinfo=dt.UTC).strftime(text)
     except (ValueError, UnicodeError):
         shown = ""
-    if not shown.strip() or len(shown) > 100:
+    if not shown.strip() or len(shown) > 100 or "%f" in text:  # which would be another picture with every frame
         raise ValueError(f"{text[:40]!r}: expected a form of a time such as %H:%M (strftime)")
     return _words(text)
 

@@ -38,6 +38,7 @@ FILES = {
     "/static/desk.js": ("desk.js", "text/javascript"),
     "/static/above.js": ("above.js", "text/javascript"),
     "/static/screens.js": ("screens.js", "text/javascript"),
+    "/static/wishes.js": ("wishes.js", "text/javascript"),
     "/static/style.css": ("style.css", "text/css"),
 }
 GUEST = {"/guest": ("guest.html", "text/html"), "/static/guest.js": ("guest.js", "text/javascript")}

@@ -42,7 +42,7 @@ HURRY = 10.0  # seconds that a cut is waited for
 TICK = 0.5  # seconds between looks at the timetable
 LOOK = 2.0  # seconds between looks at the bundle's folder
 LONGEST = 500  # characters of a reason that health tells
-QUIET = ("saved", "stopped", "busy")  # events that only who debugs wants to read
+QUIET = ("saved", "stopped", "busy", "later")  # events that only who debugs wants to read
 
 
 class Service:
@@ -83,8 +83,10 @@ class Service:
             self._hopeless,
         )
         self.control = Control(config, seen.bundle, self._order)
-        self.overlays = Overlays(config.overlay, config.state_dir, self.control)
-        self.guests = Guests(config.guest, self.control) if config.guest.enabled else None
+        self.overlays = Overlays(config.overlay, config.state_dir, self.control, (g.width, g.height))
+        self.guests = (
+            Guests(config.guest, self.control, lambda: self.facts.get("prompt")) if config.guest.enabled else None
+        )
         self.thumbs = Thumbs(config.state_dir / "pictures", self.control.prompts)
         self.channel.burn = lambda frame: self.overlays.layer.burned(frame, dt.datetime.now(dt.UTC))
         self.channel.held = self.control.kept.paused
@@ -116,6 +118,7 @@ class Service:
         self._stop.set()
         self.supervisor.stop()
         self.channel.stop()
+        self.screens.write(at_once=True)
         for push in self.pushes:
             push.stop()
 
@@ -158,6 +161,7 @@ class Service:
             "seed": facts.get("seed", kept.seed),
             "paused": kept.paused,
             "free_text": self.control.free_text,
+            "guests": self.guests is not None,
             "timetable": self._timetable(),
             "viewers": len(self.viewers.watching),
             "chunk_ms": round(1000 * float(np.median(latencies[-20:])), 1) if latencies else None,
@@ -192,6 +196,7 @@ class Service:
     def _job(self) -> Job:
         settings, kept = self.config.stream, self.control.kept
         self.supervisor.forget_orders()  # what was ordered before is in `kept`
+        self._hurry = 0.0
         return Job(
             settings.model_copy(
                 update={"prompt": kept.prompt.prompt if kept.prompt else settings.prompt, "seed": kept.seed}
@@ -199,6 +204,7 @@ class Service:
             self.config.state_dir / "state.safetensors",
             playlist=kept.playlist,
             paused=kept.paused,
+            ordered=kept.prompt is not None,
             seen=self.seen,
         )
 
@@ -218,14 +224,17 @@ class Service:
         self.facts, self.last_chunk = facts, time.monotonic()
         self.history.append((facts["stages"]["total"], facts["real_time_factor"]))
         self.metrics.chunk(facts)
-        if not facts["cut"] and self._hurries():
+        if facts["cut"]:
+            self._hurry = 0.0
+        elif self._hurries():
             return
-        self._hurry = 0.0 if facts["cut"] else self._hurry
         self.channel.offer(frames, at_once=facts["cut"])
         self.thumbs.seen(facts["prompt"], frames)
 
     def _event(self, kind: str, text: str) -> None:
         self.metrics.event(kind)
+        if kind in ("refused", "later", "died", "hung"):
+            self._hurry = 0.0
         if kind in QUIET:
             log.debug("generator: %s %s", kind, text)
         elif kind != "alive":

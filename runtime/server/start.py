@@ -85,6 +85,8 @@ def serve(config: Config, tell: Callable[[str], None] = lambda line: None) -> No
     tail = set_up(config.logging, secrets_in(config))
     end_by_signal()
     with hold(config.state_dir):
+        for part in config.state_dir.glob(".*.part"):
+            part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
         token = read_token(config.state_dir, config.server.token)
         another = one_life(config, token, tail, tell, None)
         while another is not None:

@@ -104,6 +104,8 @@ SOURCES = [str(open_bundle().path), *NAMED] if CARD or not NAMES else ["bundle_p
 @pytest.fixture(params=SOURCES, ids=[Path(source).stem for source in SOURCES])
 def source(request: pytest.FixtureRequest, card: Card) -> Path:
     """A bundle in every form that the card's TensorRT can build."""
+    if card.name == "classic-11.4" and request.param == "portable_path" and not CARD:
+        pytest.skip("one stand-in for each form of the newest bindings is enough")
     path = Path(request.param) if CARD else request.getfixturevalue(request.param)
     if card.portable_only and Bundle.open(path).manifest.form == "in-place":
         if CARD and all(Bundle.open(Path(one)).manifest.form == "in-place" for one in SOURCES):

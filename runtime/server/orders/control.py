@@ -49,6 +49,7 @@ class Control:
         self._bank = PromptBank(bundle)
         self.free_text = "text" in bundle.manifest.graphs
         self._lock = threading.RLock()
+        self.orders = 0  # of prompts and playlists since the start
         for item in config.playlist.items:
             self._spell(item)
         for entry in config.schedule.entries:
@@ -64,13 +65,20 @@ class Control:
         change = self._spell(change)
         with self._lock:
             self.kept.prompt, self.kept.playlist = change, None
+            self.orders += 1
             self._order("prompt", change)
             self._save()
         return change
 
-    def lend(self, change: Change) -> None:
-        """Show something for a while: what was ordered stays, and is what a restart goes on with."""
-        self._order("prompt", self._spell(change))
+    def lend(self, change: Change, running: str | None) -> None:
+        """Show something for a while: what was ordered stays, or where nothing was, what is running; a restart goes on with
+        that."""
+        change = self._spell(change)
+        with self._lock:
+            if self.kept.playlist is None and self.kept.prompt is None and running is not None:
+                self.kept.prompt = Change(prompt=running)
+                self._save()
+            self._order("prompt", change)
 
     def back(self) -> None:
         """Show again what was ordered."""
@@ -85,6 +93,7 @@ class Control:
             playlist = playlist.model_copy(update={"items": [self._spell(item) for item in playlist.items]})
         with self._lock:
             self.kept.playlist, self.kept.prompt = playlist, None
+            self.orders += 1
             self._order("playlist", playlist)
             self._save()
         return playlist
@@ -151,9 +160,14 @@ class Control:
 
     def _spell(self, change: Any) -> Any:
         """The change with the bank's spelling of its prompt."""
-        if self.free_text:
-            return change
-        return change.model_copy(update={"prompt": self._bank.find(change.prompt)})
+        changes = {"prompt": change.prompt}
+        if self._bank.begins_shot(change.prompt):  # by its prefix the model's authors mark a cut
+            changes = {"prompt": self._bank.of_shot(change.prompt), "transition": "cut"}
+        if not self.free_text:
+            changes["prompt"] = self._bank.find(changes["prompt"])
+        elif not changes["prompt"].strip():
+            raise UserError("prompt: is empty; expected words")
+        return change.model_copy(update=changes)
 
     def _check_entry(self, prompt: str | None, playlist: Playlist | None) -> None:
         for change in [*([Change(prompt=prompt)] if prompt else []), *(playlist.items if playlist else [])]:

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -17,11 +18,12 @@ from ....engines.errors import UserError
 from ..config import Guest
 from ..discretion import printable, shortened
 from .control import Control
-from .playlist import Change, Playlist
+from .playlist import Change
 
 log = logging.getLogger(__name__)
 
 REMEMBERED = 2000  # visitors
+EXPIRES = 900.0  # seconds after which a free text does not wait for the operator any more
 
 
 class WaitError(UserError):
@@ -36,23 +38,25 @@ class WaitError(UserError):
 class Wish:
     visitor: str
     prompt: str
+    asked: float
     number: int = field(default_factory=count(1).__next__)
 
 
 @dataclass
 class Showing:
-    """A wish that is being shown, and what was ordered when it began."""
+    """A wish that is being shown, and how many orders there were when it began."""
 
     wish: Wish
-    before: tuple[Change | None, Playlist | None]
+    orders: int
     until: float  # monotonic
 
 
 class Guests:
     """Any thread. Times are monotonic seconds."""
 
-    def __init__(self, settings: Guest, control: Control):
-        self.settings, self._control = settings, control
+    def __init__(self, settings: Guest, control: Control, running: Callable[[], str | None] = lambda: None):
+        """running: the prompt that is shown now. Raises UserError."""
+        self.settings, self._control, self._running = settings, control, running
         bank = control.prompts
         try:
             self.prompts = [control.spelled(prompt) for prompt in settings.prompts] or list(bank)
@@ -78,13 +82,14 @@ class Guests:
             wait = self.wait(visitor, now)
             if wait > 0:
                 raise WaitError(f"one wish every {self.settings.every_seconds:g} s: again in {wait:.0f} s", wait)
-            if len(self._queue) + len(self._waiting) >= self.settings.queue:
+            queue = self._waiting if found is None and self.settings.approval else self._queue
+            if len(queue) >= self.settings.queue:
                 raise WaitError(f"{self.settings.queue} wishes are waiting already", self.settings.seconds)
             self._asked.pop(visitor, None)
             self._asked[visitor] = now
             while len(self._asked) > REMEMBERED:
                 self._asked.popitem(last=False)
-            wish = Wish(visitor, found or prompt.strip())
+            wish = Wish(visitor, found or prompt.strip(), now)
             if found is None and self.settings.approval:
                 self._waiting[wish.number] = wish
             else:
@@ -139,7 +144,9 @@ class Guests:
         now = time.monotonic() if now is None else now
         with self._lock:
             kept = self._control.kept
-            if self._showing is not None and (kept.prompt, kept.playlist) != self._showing.before:
+            for number in [n for n, wish in self._waiting.items() if now - wish.asked > EXPIRES]:
+                del self._waiting[number]
+            if self._showing is not None and self._control.orders != self._showing.orders:
                 self._showing = None  # somebody else has ordered something
             if self._showing is not None and now < self._showing.until:
                 return
@@ -152,13 +159,13 @@ class Guests:
                 self._control.back()
 
     def _begin(self, wish: Wish, now: float) -> None:
-        kept = self._control.kept
+        change = Change(prompt=wish.prompt, transition=self.settings.transition)
         try:
-            self._control.lend(Change(prompt=wish.prompt, transition=self.settings.transition))
+            self._control.lend(change, self._running() if self._showing is None else None)
         except UserError as error:
             log.warning("a visitor's wish: %s", error)
             return
-        self._showing = Showing(wish, (kept.prompt, kept.playlist), now + self.settings.seconds)
+        self._showing = Showing(wish, self._control.orders, now + self.settings.seconds)
 
 
 def _words(text: str) -> list[str]:

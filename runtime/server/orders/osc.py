@@ -11,6 +11,7 @@ of a button are ignored. Text that is not UTF-8 is read as Latin-1. Each packet 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import socket
@@ -27,6 +28,7 @@ from ...stream import MAX_SEED
 from ..addresses import in_url
 from ..config import Osc
 from ..discretion import printable, shortened
+from ..guard import Rates
 from .control import Control
 from .playlist import Change
 
@@ -36,6 +38,7 @@ HOME = "/everframe/"
 DEEPEST = 8  # bundles in bundles
 LARGEST = 65535  # bytes of a datagram
 LENGTHS = {"i": 4, "f": 4, "c": 4, "r": 4, "m": 4, "h": 8, "d": 8, "t": 8}  # bytes of an argument
+ANSWERS = 10.0  # a second to one address: the sender of a datagram can be forged
 MOST_SAID = 400  # characters of a prompt in an answer
 
 
@@ -43,7 +46,7 @@ class Listener:
     """A socket and its thread."""
 
     def __init__(self, settings: Osc, control: Control, state: Callable[[], dict[str, Any]]):
-        self._state = state
+        self._state, self._answers = state, Rates(ANSWERS)
         bare = settings.host.strip("[]")
         self._control, self._ending = control, threading.Event()
         self._socket = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET, socket.SOCK_DGRAM)
@@ -71,8 +74,9 @@ class Listener:
             except OSError:  # an answer to nothing we sent, or the end
                 continue
             try:
-                for asked in packet(self._control, data):
-                    self._socket.sendto(answer(asked, self._state()), sender)
+                if packet(self._control, data) and self._answers.wait(sender[0]) == 0:
+                    with contextlib.suppress(OSError):
+                        self._socket.sendto(answer(self._state()), sender)
             except UserError as error:
                 log.warning("OSC from %s: %s", sender[0], shortened(printable(str(error)), 500))
             except Exception:  # a datagram must not end the thread
@@ -88,11 +92,11 @@ def serve_osc(settings: Osc, control: Control, state: Callable[[], dict[str, Any
     return Listener(settings, control, state)
 
 
-def answer(address: str, state: dict[str, Any]) -> bytes:
+def answer(state: dict[str, Any]) -> bytes:
     """What is running, as a message."""
     from pythonosc.osc_message_builder import OscMessageBuilder
 
-    made = OscMessageBuilder(address)
+    made = OscMessageBuilder(HOME + "state")
     made.add_arg(shortened(state["prompt"] or "", MOST_SAID), OscMessageBuilder.ARG_TYPE_STRING)
     made.add_arg(state["generator"], OscMessageBuilder.ARG_TYPE_STRING)
     made.add_arg(int(state["paused"]), OscMessageBuilder.ARG_TYPE_INT)
@@ -101,8 +105,8 @@ def answer(address: str, state: dict[str, Any]) -> bytes:
     return made.build().dgram
 
 
-def packet(control: Control, data: bytes) -> list[str]:
-    """Obey a datagram's messages, at once whatever its time tag says. Returns the addresses that want an answer. Raises
+def packet(control: Control, data: bytes) -> bool:
+    """Obey a datagram's messages, at once whatever its time tag says. Returns whether one asks for the state. Raises
     UserError for what cannot be obeyed."""
     from pythonosc.osc_packet import OscPacket
 
@@ -116,10 +120,10 @@ def packet(control: Control, data: bytes) -> list[str]:
         orders = [(message.address, tuple(message.params)) for message in messages]
     except Exception as error:  # python-osc raises many types, for bytes that anybody can send
         raise UserError(f"{len(data)} bytes that are no OSC message: {error}") from None
-    problems, asked = [], []
+    problems, asked = [], False
     for address, values in orders:
         if address == HOME + "state":
-            asked.append(address)
+            asked = True
             continue
         if not address.startswith(HOME):
             continue  # controllers send their page changes and pings to everybody

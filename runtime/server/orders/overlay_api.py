@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import io
+from collections import OrderedDict
 from typing import Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from PIL import Image
 
-from ...overlay.draw import Drawn
+from ...overlay.draw import strip_place
+from ...overlay.layer import Layer
 from ...overlay.parts import Message, Overlay
 from ..guard import FRESH
 from ..service import Service
 from .overlays import Overlays
 
+KEPT = 8  # pictures for pages
 HEIGHTS = (360, 720, 1080, 2160)  # that it is drawn at for pages
 PNG: dict[str, Any] = {"response_class": Response, "responses": {200: {"content": {"image/png": {}}}}}
 
@@ -32,27 +35,30 @@ def overlay_routes(service: Service, changing: dict[str, Any]) -> APIRouter:
 def add_pictures(routes: APIRouter, service: Service) -> None:
     """What pages lay above the video."""
 
-    def drawn(height: int) -> Drawn:
-        g = service.geometry
+    drawing = asyncio.Lock()  # one at a time: anybody may ask
+    made: OrderedDict[tuple[object, ...], bytes] = OrderedDict()
+
+    async def picture(height: int, kind: str) -> Response:
+        g, layer, now = service.geometry, service.overlays.layer, dt.datetime.now(dt.UTC)
         tall = next((one for one in HEIGHTS if one >= height), HEIGHTS[-1])
-        return service.overlays.layer.drawn((round(tall * g.width / g.height), tall), dt.datetime.now(dt.UTC))
-
-    def still(height: int) -> bytes:
-        return _png(drawn(height).still())
-
-    def strip(height: int) -> bytes:
-        found = drawn(height).strip
-        return _png(Image.new("RGBA", (1, 1)) if found is None else Image.fromarray(found.pixels, "RGBA"))
+        size = round(tall * g.width / g.height), tall
+        key = id(layer), service.overlays.version, kind, size, layer.face(now)
+        async with drawing:
+            if key not in made:
+                made[key] = await asyncio.to_thread(png_of, layer, size, now, kind)
+                while len(made) > KEPT:
+                    made.popitem(last=False)
+            return Response(made[key], media_type="image/png", headers=FRESH)
 
     @routes.get("/overlay.png", **PNG)
     async def overlay_picture(height: int = Query(default=1080, ge=1, le=10_000)) -> Response:
         """What lies above the picture, transparent elsewhere, all but the ticker's words."""
-        return Response(await asyncio.to_thread(still, height), media_type="image/png", headers=FRESH)
+        return await picture(height, "still")
 
     @routes.get("/overlay-ticker.png", **PNG)
     async def ticker_picture(height: int = Query(default=1080, ge=1, le=10_000)) -> Response:
         """The ticker's words in one line."""
-        return Response(await asyncio.to_thread(strip, height), media_type="image/png", headers=FRESH)
+        return await picture(height, "ticker")
 
 
 def add_orders(routes: APIRouter, overlays: Overlays, changing: dict[str, Any]) -> None:
@@ -101,21 +107,23 @@ def overlay_news(service: Service, now: dt.datetime) -> dict[str, Any]:
     overlays = service.overlays
     layer = overlays.layer
     ticker = None if layer.overlay.message else layer.overlay.ticker
-    strip = None if ticker is None else layer.drawn(PAGE, now).strip
-    return {
-        "type": "overlay",
-        "version": f"{overlays.version} {layer.face(now)}",
-        "shown": not layer.empty,
-        "ticker": ticker
-        and strip
-        and {"top": strip.y / PAGE[1], "height": strip.pixels.shape[0] / PAGE[1], "speed": ticker.speed / 100},
-    }
+    line = None
+    if ticker is not None:
+        top, high = strip_place(ticker, PAGE)
+        line = {"top": top / PAGE[1], "height": high / PAGE[1], "speed": ticker.speed / 100}
+    version = f"{overlays.version} {layer.face(now)}"
+    return {"type": "overlay", "version": version, "shown": not layer.empty, "ticker": line}
 
 
 PAGE = (1920, 1080)
 
 
-def _png(image: Image.Image) -> bytes:
-    out = io.BytesIO()
+def png_of(layer: Layer, size: tuple[int, int], now: dt.datetime, kind: str) -> bytes:
+    """The still parts, or the ticker's words, as a file."""
+    drawn, out = layer.drawn(size, now), io.BytesIO()
+    if kind == "still":
+        image = drawn.still()
+    else:
+        image = Image.new("RGBA", (1, 1)) if drawn.strip is None else Image.fromarray(drawn.strip.pixels, "RGBA")
     image.save(out, "PNG", compress_level=1)
     return out.getvalue()

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ....engines.bundle import first_problem
 from ....engines.errors import UserError
 from ....engines.files import reason, write_whole
-from ...overlay.draw import picture_of
 from ...overlay.layer import Layer, read_logo
 from ...overlay.parts import Logo, Message, Overlay
 from .control import Control
@@ -27,88 +26,91 @@ class Kept(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     config: str = ""  # digest of the overlay that this started from
-    overlay: Overlay
-    before: Overlay | None = None  # what a message covers, and what comes back when it goes
+    overlay: Overlay  # without a message
+    message: Message | None = None  # what covers it
+    uploaded: bool = False  # the logo is the one that was uploaded
 
 
 class Overlays:
-    """Any thread. `layer` is replaced as a whole, and `version` counts these. Raises UserError for what cannot be drawn."""
+    """Any thread. `layer` is replaced as a whole, and `version` counts these. Raises UserError for what cannot be drawn.
 
-    def __init__(self, configured: Overlay, folder: Path, control: Control):
-        self._configured, self._control = configured, control
-        self._file, self._uploaded = folder / "overlay.json", folder / "logo"
+    size: the stream's pictures, width and height.
+    """
+
+    def __init__(self, configured: Overlay, folder: Path, control: Control, size: tuple[int, int]):
+        self._configured, self._control, self._size = configured, control, size
+        self._file, self._logo = folder / "overlay.json", folder / "logo"
         self._lock = threading.Lock()
         self.version = 0
-        self.layer = self._layer(configured)  # an error of the configuration ends the start
-        self.kept = self._load()
-        if self.kept.overlay != configured or self._uploaded.is_file():
-            try:
-                self.layer = self._layer(self.kept.overlay)
-            except UserError as error:
-                log.warning("%s: not usable, starting from the configuration: %s", self._file, error)
-                self.kept = self._fresh()
+        self.kept = self._fresh()
+        self.layer = self._layer(self.kept)  # an error of the configuration ends the start
+        try:
+            kept = self._load()
+            self.layer, self.kept = self._layer(kept), kept
+        except UserError as error:
+            log.warning("%s: not usable, starting from the configuration: %s", self._file, error)
 
     def shown(self) -> Overlay:
         """Without names of files, which are nobody's business."""
         overlay = self.kept.overlay
-        return overlay.model_copy(
-            update={"font": None, "logo": overlay.logo and overlay.logo.model_copy(update={"file": None})}
-        )
+        logo = overlay.logo and overlay.logo.model_copy(update={"file": None})
+        return overlay.model_copy(update={"font": None, "logo": logo, "message": self.kept.message})
 
     def put(self, overlay: Overlay | None) -> None:
-        """Another overlay; None: the configuration's again. Raises UserError, and what was shown stays."""
-        if overlay is not None and (
-            overlay.font is not None or (overlay.logo is not None and overlay.logo.file is not None)
-        ):
-            raise UserError(
-                "logo.file and font: expected in the configuration only; a logo is uploaded to /api/overlay/logo"
-            )
+        """Another overlay; None: the configuration's again. A message stays above it. Raises UserError, and what was shown
+        stays."""
         with self._lock:
-            self._show(
-                self._configured if overlay is None else overlay.model_copy(update={"font": self._configured.font})
-            )
+            if overlay is None:
+                fresh = self._fresh()
+                self._show(fresh.model_copy(update={"message": self.kept.message}))
+                return
+            if overlay.font is not None or (overlay.logo is not None and overlay.logo.file is not None):
+                raise UserError(
+                    "logo.file and font: expected in the configuration only; a logo is uploaded to /api/overlay/logo"
+                )
+            if overlay.message is not None:
+                raise UserError("message: expected at /api/overlay/message, which alone takes it away again")
+            font = {"font": self._configured.font}
+            self._show(self.kept.model_copy(update={"overlay": overlay.model_copy(update=font)}))
 
     def tell(self, message: Message | None) -> None:
         """Cover everything with a message; None: show again what was there before it."""
         with self._lock:
-            kept = self.kept
-            if message is not None:
-                before = kept.before or (
-                    kept.overlay.model_copy(update={"message": None}) if kept.overlay.message else kept.overlay
-                )
-                self._show(kept.overlay.model_copy(update={"message": message}), before)
-            elif kept.overlay.message is not None:
-                self._show(kept.before or kept.overlay.model_copy(update={"message": None}))
+            self._show(self.kept.model_copy(update={"message": message}))
 
     def put_logo(self, content: bytes) -> None:
         """Keep a logo, and show it. Raises UserError for what is no picture."""
-        picture_of(content, 64)
         with self._lock:
-            write_whole(self._uploaded, content)
             overlay = self.kept.overlay
-            self._show(overlay.model_copy(update={"logo": overlay.logo or Logo()}), self.kept.before)
+            changes = {"overlay": overlay.model_copy(update={"logo": overlay.logo or Logo()}), "uploaded": True}
+            kept = self.kept.model_copy(update=changes)
+            layer = self._layer(kept.model_copy(update={"message": None}), content)
+            write_whole(self._logo, content)
+            self._show(kept, layer if kept.message is None else None)
 
-    def _show(self, overlay: Overlay, before: Overlay | None = None) -> None:
-        self.layer = self._layer(overlay)
-        self.kept = Kept(config=self.kept.config, overlay=overlay, before=before)
+    def _show(self, kept: Kept, layer: Layer | None = None) -> None:
+        self.layer = layer or self._layer(kept)
+        self.kept = kept
         self.version += 1
         try:
+            if not kept.uploaded:
+                self._logo.unlink(missing_ok=True)
             write_whole(self._file, self.kept.model_dump_json(indent=1).encode() + b"\n")
-        except UserError as error:  # a full disk must not refuse an order
+        except (OSError, UserError) as error:  # a full disk must not refuse an order
             log.warning("the overlay is not kept: %s", error)
 
-    def _layer(self, overlay: Overlay) -> Layer:
-        logo = None
-        if overlay.logo is not None:
-            if self._uploaded.is_file():
-                logo = read_logo(self._uploaded)
-            elif self._configured.logo is not None and self._configured.logo.file is not None:
-                logo = read_logo(self._configured.logo.file)
-        return Layer(overlay, lambda: zone_of(self._control.kept.timetable.timezone), logo)
+    def _layer(self, kept: Kept, logo: bytes | None = None) -> Layer:
+        overlay = kept.overlay.model_copy(update={"message": kept.message})
+        if logo is None and overlay.logo is not None:
+            configured = self._configured.logo and self._configured.logo.file
+            file = self._logo if kept.uploaded else configured
+            logo = None if file is None else read_logo(file)
+        return Layer(overlay, lambda: zone_of(self._control.kept.timetable.timezone), logo, self._size)
 
     def _fresh(self) -> Kept:
         digest = hashlib.sha256(self._configured.model_dump_json().encode()).hexdigest()[:16]
-        return Kept(config=digest, overlay=self._configured)
+        overlay = self._configured.model_copy(update={"message": None})
+        return Kept(config=digest, overlay=overlay, message=self._configured.message)
 
     def _load(self) -> Kept:
         fresh = self._fresh()

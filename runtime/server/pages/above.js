@@ -21,6 +21,7 @@ $("overlay-form").addEventListener("submit", async (event) => {
   const first = part(current.texts && current.texts[0], $("line").value.trim());
   const overlay = {
     ...current,
+    message: null, // which has its own orders
     texts: first ? [first, ...current.texts.slice(1)] : (current.texts || []).slice(1),
     ticker: part(current.ticker, $("ticker").value.trim()),
     code: part(current.code, $("code").value.trim()),

@@ -4,6 +4,7 @@ import { $, ask, hasToken, order as give } from "./desk.js";
 import { Overlay } from "./overlay.js";
 import { Player } from "./player.js";
 import { refreshScreens } from "./screens.js";
+import { refreshWishes } from "./wishes.js";
 
 async function order(text, path, method, body) {
   if (await give(text, path, method, body)) refresh();
@@ -48,6 +49,8 @@ async function refresh() {
     $("pause").dataset.paused = state.paused;
     draw(history);
     await refreshScreens();
+    $("guests").hidden = !state.guests;
+    if (state.guests && hasToken()) await refreshWishes();
   } catch {
     $("health").textContent = "the server does not answer";
     $("health").classList.add("bad");

@@ -38,7 +38,7 @@ export class Overlay {
       canvas.hidden = false;
       this.draw();
       if (strip && !this.running) this.run();
-    } catch {
+    } catch (error) {
       setTimeout(() => number === this.number && this.load(), AGAIN);
     }
   }

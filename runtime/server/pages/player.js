@@ -192,7 +192,7 @@ export class Player {
         this.queue = [];
         buffer.appendBuffer(joined);
       }
-    } catch {
+    } catch (error) {
       this.restart();
     }
   }
@@ -202,7 +202,7 @@ export class Player {
     try {
       const ranges = buffer ? buffer.buffered : { length: 0 };
       return ranges.length ? Math.max(0, ranges.end(ranges.length - 1) - video.currentTime) : 0;
-    } catch {
+    } catch (error) {
       return 0;
     }
   }
@@ -213,7 +213,7 @@ export class Player {
     let ranges;
     try {
       ranges = buffer && buffer.buffered;
-    } catch {
+    } catch (error) {
       return;
     }
     if (!ranges || !ranges.length) return;
@@ -235,7 +235,10 @@ export class Player {
   // DELAY before.
   mark({ ping, media }) {
     const now = performance.now();
-    this.marks.push([media - (now + ping) / 2000, now - ping]);
+    const mark = [media - (now + ping) / 2000, now - ping];
+    // The server has stood still since: what was heard before does not hold any more.
+    this.marks = this.marks.filter((one) => Math.abs(one[0] - mark[0]) < (one[1] + mark[1]) / 1000 + 0.1);
+    this.marks.push(mark);
     if (this.marks.length > 10) this.marks.shift();
   }
 
@@ -247,7 +250,7 @@ export class Player {
     }
     const [base] = marks.reduce((best, one) => (one[1] < best[1] ? one : best));
     this.skew = video.currentTime - (base + performance.now() / 1000 - DELAY);
-    if (Math.abs(this.skew) > LEAP && this.ahead() - this.skew > 0) video.currentTime -= this.skew;
+    if (Math.abs(this.skew) > LEAP && this.ahead() + this.skew > 0) video.currentTime -= this.skew;
     else video.playbackRate = 1 - Math.max(-0.1, Math.min(0.1, this.skew));
   }
 
@@ -256,14 +259,15 @@ export class Player {
     const { video, overlay } = this;
     if (!this.socket || this.socket.readyState !== WebSocket.OPEN || video.readyState < 2) return;
     const small = document.createElement("canvas");
-    small.width = 320;
-    small.height = Math.max(1, Math.round((320 * video.videoHeight) / video.videoWidth));
+    const scale = 320 / Math.max(video.videoWidth, video.videoHeight);
+    small.width = Math.max(1, Math.round(scale * video.videoWidth));
+    small.height = Math.max(1, Math.round(scale * video.videoHeight));
     const pen = small.getContext("2d");
     try {
       pen.drawImage(video, 0, 0, small.width, small.height);
       if (overlay && !overlay.canvas.hidden) pen.drawImage(overlay.canvas, 0, 0, small.width, small.height);
       this.socket.send(JSON.stringify({ picture: small.toDataURL("image/jpeg", 0.6) }));
-    } catch {
+    } catch (error) {
       // in a sandboxed frame the overlay's pictures come from elsewhere, and a canvas with them is not read
     }
   }

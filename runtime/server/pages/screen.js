@@ -8,7 +8,7 @@ const asked = new URLSearchParams(location.search);
 function allowed(work, otherwise = null) {
   try {
     return work();
-  } catch {
+  } catch (error) {
     return otherwise;
   }
 }
@@ -23,7 +23,7 @@ allowed(() => localStorage.setItem("screen", name));
 // name in its configuration holds where the address says nothing.
 function frame(view) {
   const { classList, style } = document.body;
-  const chosen = (key) => asked.get(key) ?? view[key] ?? null;
+  const chosen = (key) => (asked.has(key) ? asked.get(key) : key in view ? view[key] : null);
   const number = (key, least, most) => {
     const found = chosen(key) === null || chosen(key) === "" ? NaN : Number(chosen(key));
     return found >= least && found <= most ? found : null;
@@ -37,7 +37,7 @@ function frame(view) {
   }
   const shift = number("shift", 1, 50);
   classList.toggle("shift", shift !== null);
-  style.setProperty("--shift", `${shift ?? 0}px`);
+  style.setProperty("--shift", `${shift || 0}px`);
 }
 frame({});
 

@@ -8,6 +8,7 @@ it cannot take, so nobody who watches can slow the generator or make memory grow
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import threading
@@ -59,11 +60,15 @@ class Channel(threading.Thread):
         self._queue: deque[NDArray[np.uint8]] = deque()
         self._frame = self._burned = calm_picture(width, height)
         self._burning: Encoder | None = None  # HLS's own, while something is burned in
+        self._unburned = False  # it could not be, which is told once
         self._jpeg: tuple[int, bytes] = (-1, b"")
         self._ending = threading.Event()
         self._renew()
 
     def _renew(self) -> None:
+        if self._burning is not None:
+            with contextlib.suppress(Exception):
+                self._burning.close()
         self.encoder, self._burning = self._make_encoder(), None
         self.hls.begin(self.encoder.init)
         self.epoch += 1
@@ -127,13 +132,17 @@ class Channel(threading.Thread):
     def _show(self) -> None:
         self.beat = time.monotonic()
         self._credit = min(1.0, self._credit + self.pace)
-        if self._queue and self._credit >= 1 and not self.held:
-            self._frame = self._queue.popleft()
+        frame = None
+        if self._credit >= 1 and not self.held:
+            with contextlib.suppress(IndexError):  # empty, or emptied just now by a cut
+                frame = self._queue.popleft()
+        if frame is not None:
+            self._frame = frame
             self._credit -= 1
         else:
             self.repeated += 1
             self._starved = self._starved or not self._queue
-        self._burned = self.burn(self._frame)
+        self._burned = self._burn()
         plain = self._burned is self._frame
         if plain != (self._burning is None):
             self._change_hls(plain)
@@ -150,6 +159,18 @@ class Channel(threading.Thread):
         self.shown += 1
         for show in self.frames:
             show(self._burned)
+
+    def _burn(self) -> NDArray[np.uint8]:
+        """What lies above the picture must not cost the picture."""
+        try:
+            burned = self.burn(self._frame)
+            self._unburned = False
+            return burned
+        except Exception:
+            if not self._unburned:
+                log.exception("the overlay cannot be burned in")
+            self._unburned = True
+            return self._frame
 
     def _change_hls(self, plain: bool) -> None:
         """Its segments come from the pages' encoder, or, while something lies above the picture, from one of their own."""

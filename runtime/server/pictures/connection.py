@@ -13,6 +13,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from ..orders.overlay_api import overlay_news
 from ..service import Service
 from .channel import Queue
+from .screens import picture_of
 from .viewers import Viewer
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class Connection:
             if not isinstance(told, dict):
                 continue
             if "picture" in told:
-                await asyncio.to_thread(self.service.screens.take_picture, self.viewer.screen.name, told["picture"])
+                picture = await asyncio.to_thread(picture_of, told["picture"])
+                if picture is not None and self.viewer.judged:
+                    self.service.screens.take_picture(self.viewer.screen.name, picture)
                 continue
             hear(told, self.viewer, self.service)
             if "ping" in told:

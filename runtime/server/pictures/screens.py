@@ -29,7 +29,7 @@ WIDEST, LARGEST = 640, 48_000  # of a screen's own picture: pixels, characters a
 DARK = 4.0  # mean grey level below which a picture is dark
 FORGOTTEN = 7 * 86400.0  # seconds after which an unnamed screen that is gone is forgotten
 MOST = 500  # names that are kept
-WRITE = 30.0  # seconds between writings of the list
+WRITE = 300.0  # seconds between writings of the list: disks wear
 
 
 class View(BaseModel):
@@ -77,21 +77,14 @@ class Screens:
         self._changed = True
         return known
 
-    def take_picture(self, name: str, told: Any) -> None:
-        """A picture that a screen sent of itself, as a data URL; what is no small JPEG is dropped."""
-        start = "data:image/jpeg;base64,"
-        if not isinstance(told, str) or not told.startswith(start) or len(told) > LARGEST:
-            return
-        try:
-            data = base64.b64decode(told.removeprefix(start), validate=True)
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-                if max(image.size) > WIDEST:
-                    return
-                grey = float(np.asarray(image.convert("L"), np.float32).mean())
-        except (binascii.Error, OSError, SyntaxError, ValueError):
-            return
+    def came(self, name: str) -> None:
+        """A page was loaded: what was dark before need not be now."""
+        self.heard(name).dark = False
+
+    def take_picture(self, name: str, picture: tuple[bytes, bool]) -> None:
+        """What `picture_of` made of what a screen sent of itself."""
         known = self.heard(name)
-        known.picture, known.pictured, known.dark = data, time.time(), grey < DARK
+        (known.picture, known.dark), known.pictured = picture, time.time()
 
     def forget(self, name: str) -> bool:
         """Whether there was such a screen."""
@@ -105,6 +98,8 @@ class Screens:
 
     def listed(self) -> list[dict[str, Any]]:
         """Every screen, the configured ones first."""
+        for name in [n for n, k in self.known.items() if n not in self.views and time.time() - k.seen > FORGOTTEN]:
+            del self.known[name]
         names = [*self.views, *(n for n in sorted(self.known) if n not in self.views)]
         return [self.facts(name) for name in names]
 
@@ -151,10 +146,10 @@ class Screens:
                 found.append(f"screen {name!r}: missing for {away:.0f} s")
         return found + [f"screen {name!r}: dark" for name in self.views if self.state(name) == "dark"]
 
-    def write(self) -> None:
-        """Keep the list, if it has changed and some time has gone by; in a thread of its own, not the loop's."""
+    def write(self, at_once: bool = False) -> None:
+        """Keep the list, if it has changed and some time has gone by since the last writing; not in the loop's thread."""
         now = time.time()
-        if self._file is None or not self._changed or now - self._written < WRITE:
+        if self._file is None or not self._changed or (now - self._written < WRITE and not at_once):
             return
         self._written, self._changed = now, False
         lately = {n: k.seen for n, k in list(self.known.items()) if n in self.views or now - k.seen < FORGOTTEN}
@@ -162,6 +157,22 @@ class Screens:
             write_whole(self._file, json.dumps({"screens": lately}, indent=1).encode() + b"\n")
         except UserError as error:  # a full disk must not stop the pictures
             log.warning("the list of screens is not kept: %s", error)
+
+
+def picture_of(told: Any) -> tuple[bytes, bool] | None:
+    """A picture that a screen sent of itself, a data URL, as JPEG, and whether it is dark; None for what is no small JPEG.
+    For any thread."""
+    start = "data:image/jpeg;base64,"
+    if not isinstance(told, str) or not told.startswith(start) or len(told) > LARGEST:
+        return None
+    try:
+        data = base64.b64decode(told.removeprefix(start), validate=True)
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            if max(image.size) > WIDEST:
+                return None
+            return data, float(np.asarray(image.convert("L"), np.float32).mean()) < DARK
+    except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def _read(file: Path | None) -> dict[str, Known]:

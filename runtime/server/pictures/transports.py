@@ -72,6 +72,8 @@ def transport_routes(service: Service) -> APIRouter:
             return await socket.close(1013)
         await socket.accept()
         viewer = service.viewers.join(screen[:64] or "unnamed", not preview, time.monotonic())
+        if viewer.judged:
+            service.screens.came(viewer.screen.name)
         try:
             await Connection(socket, viewer, service, socket.app.state.live).serve()
         finally:

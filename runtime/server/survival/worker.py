@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ....engines.base import EngineOptions
+from ....engines.bundle import Bundle
 from ....engines.errors import UserError
 from ....engines.files import reason
 from ....engines.machine import choose_gpu, resident_memory
@@ -31,6 +32,7 @@ from ...choice import open_engines
 from ...chunks import Chunk
 from ...demo import open_bundle
 from ...picture import read_picture
+from ...prompts import PromptBank
 from ...state import Saver, load_state, read_facts
 from ...stream import Stream
 from ..config import StreamSettings
@@ -49,6 +51,7 @@ class Job:
     state: Path
     playlist: Playlist | None = None  # to begin with, where there is no state
     paused: bool = False
+    ordered: bool = False  # the prompt is an order, not the configuration's
     seen: Seen | None = None  # the bundle as the web process has verified it; None: it is verified here
 
 
@@ -81,18 +84,7 @@ class Generator:
         self.geometry = g = bundle.manifest.geometry
         resumed = self._usable_state()
         choose_gpu(settings.gpu)
-        options = EngineOptions(settings.provider, settings.threads, settings.device, settings.precision)
-        self.stream = Stream(
-            bundle,
-            prompt=settings.prompt,
-            seed=resumed if resumed is not None else settings.seed,
-            jitter_sigma=settings.jitter,
-            rope_mode=settings.rope,
-            sink_distance=settings.sink_distance,
-            anchor=None if settings.anchor is None else self._anchor(settings.anchor, settings.ground),
-            verify=settings.verify,
-            backend=open_engines(bundle, settings.backend, options, self._tell_choice, settings.verify),
-        )
+        self.stream = self._stream(bundle, settings, resumed)
         for note in self.stream.notices:
             self.connection.send(("event", "recache", note))
         self.director = Director(g.chunk_seconds)
@@ -107,6 +99,29 @@ class Generator:
             self.stream.bank.prompts[0],
             0,
         )  # of chunks that were finite; in a row that were not
+
+    def _stream(self, bundle: Bundle, settings: StreamSettings, resumed: int | None) -> Stream:
+        """With what was ordered last; an order that turns out to be refused does not keep the generator from starting."""
+        options = EngineOptions(settings.provider, settings.threads, settings.device, settings.precision)
+        backend = open_engines(bundle, settings.backend, options, self._tell_choice, settings.verify)
+        prompt = settings.prompt
+        if self.job.ordered and prompt is not None:
+            try:
+                PromptBank(bundle, backend).find(prompt)
+            except UserError as error:
+                self.connection.send(("event", "refused", str(error)))
+                prompt = None
+        return Stream(
+            bundle,
+            prompt=prompt,
+            seed=resumed if resumed is not None else settings.seed,
+            jitter_sigma=settings.jitter,
+            rope_mode=settings.rope,
+            sink_distance=settings.sink_distance,
+            anchor=None if settings.anchor is None else self._anchor(settings.anchor, settings.ground),
+            verify=settings.verify,
+            backend=backend,
+        )
 
     def _tell_choice(self, line: str) -> None:
         self.connection.send(("event", "engines", line))
@@ -190,8 +205,9 @@ class Generator:
         if kind == "prompt":
             self._change(value)
             if value.at_once:
-                self.stream.cut_at_once()
-                self.cut = True
+                self.cut = self.stream.cut_at_once()
+                if not self.cut:
+                    self.connection.send(("event", "later", "the cut comes after the chunk that is being made"))
             self.director.follow(None)
         elif kind == "playlist":
             self._check(value)

@@ -27,7 +27,7 @@ def test_the_stream_runs(site: Site) -> None:
     position = state["position"]
     wait_for(lambda: site.state_of()["position"] > position + 6)
     assert site.ask("/healthz") == (200, {"status": "ok", "problems": []})
-    assert site.ask("/api/prompts")[1] == {"prompts": PROMPTS}
+    assert site.ask("/api/prompts")[1]["prompts"] == PROMPTS
 
 
 @pytest.mark.parametrize("transition", ["swap", "smooth", "flush", "cut"])
@@ -127,6 +127,14 @@ CHANGING = [
     ("POST", "/api/pause", None),
     ("POST", "/api/resume", None),
     ("GET", "/api/log", None),
+    ("PUT", "/api/overlay", {}),
+    ("DELETE", "/api/overlay", None),
+    ("POST", "/api/overlay/message", {"text": "x"}),
+    ("DELETE", "/api/overlay/message", None),
+    ("PUT", "/api/overlay/logo", b"x"),
+    ("POST", "/api/screens/{name}/reload", None),
+    ("POST", "/api/screens/{name}/picture", None),
+    ("DELETE", "/api/screens/{name}", None),
 ]
 
 
@@ -154,6 +162,7 @@ def test_every_changing_route_of_the_schema_is_in_the_list_above(site: Site) -> 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
+        ({"prompt": "  "}, "is empty"),
         ({"prompt": "an elephant"}, "not in the bundle's prompt bank"),
         ({"prompt": PROMPTS[0], "transition": "explode"}, "transition"),
         ({"prompt": PROMPTS[0], "crossfade": -1}, "crossfade"),

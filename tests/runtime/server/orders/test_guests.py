@@ -132,7 +132,30 @@ def test_free_texts(control: Control, ordered: list) -> None:
     guests.wish("visitor-b", "another", 2.0)
     guests.decide(guests.waiting[0].number, approve=False)
     guests.tick(500.0)
-    assert prompts(ordered)[1:] == [PROMPTS[0]]  # back to the first of the bank, which was running
+    assert prompts(ordered)[1:] == [PROMPTS[0]]  # back to the first of the bank, where nothing is known to run
+    guests.wish("visitor-c", "a third", 600.0)
+    guests.tick(1400.0)
+    assert len(guests.waiting) == 1
+    guests.tick(1600.0)  # a quarter of an hour without a word
+    assert guests.waiting == []
+
+
+def test_the_stream_s_own_prompt_comes_back_where_nothing_was_ordered(
+    bundle: Bundle, control: Control, ordered: list, tmp_path: Path
+) -> None:
+    """Also after a restart during a wish, and after an order of what runs already."""
+    guests = Guests(Guest(), control, lambda: SNOW)
+    guests.wish("visitor-a", LAVA, 0.0)
+    guests.tick(0.0)
+    again: list = []
+    Control(Config(state_dir=tmp_path), bundle, lambda *order: again.append(order)).ready(
+        {"playlist": None, "prompt": LAVA}
+    )
+    assert prompts(again) == [SNOW]
+    control.set_prompt(Change(prompt=SNOW))
+    guests.tick(1.0)
+    guests.tick(100.0)
+    assert prompts(ordered) == [LAVA, SNOW]
 
 
 @pytest.mark.parametrize("raw", [{"seconds": 0}, {"queue": 0}, {"transition": "fade"}, {"blocked": [""]}, {"html": 1}])

@@ -75,8 +75,13 @@ def test_what_the_message_covered_comes_back(site: Site) -> None:
     for text in ("x", "another"):
         assert site.ask("/api/overlay/message", "POST", RED | {"text": text})[0] == 204
     assert site.ask("/api/overlay")[1]["message"]["text"] == "another"
+    assert site.ask("/api/overlay", "PUT", body)[0] == 200  # which does not take it away
+    assert site.ask("/api/overlay/logo", "PUT", png((0, 0, 255, 255)))[0] == 204
+    assert site.ask("/api/overlay")[1]["message"]["text"] == "another"
+    assert close(picture(site, "/overlay.png"), (255, 0, 0))
     assert site.ask("/api/overlay/message", "DELETE")[0] == 204
     found = site.ask("/api/overlay")[1]
+    assert found["logo"]["at"] == "top-right"
     assert (found["message"], found["clock"]["format"], found["texts"][0]["text"]) == (None, "%H", "hello")
     assert site.ask("/api/overlay", "DELETE")[0] == 204
     assert site.ask("/api/overlay")[1] == {
@@ -118,6 +123,8 @@ def test_a_logo_is_uploaded(site: Site) -> None:
         ("PUT", "/api/overlay", {"font": "/etc/passwd"}, "in the configuration only"),
         ("PUT", "/api/overlay", {"texts": [{"text": "x", "colour": "blue"}]}, "expected a colour"),
         ("PUT", "/api/overlay", {"html": "<b>"}, "Extra inputs"),
+        ("PUT", "/api/overlay", {"message": {"text": "x"}}, "expected at /api/overlay/message"),
+        ("PUT", "/api/overlay", {"clock": {"format": "%H:%M:%f"}}, "a form of a time"),
         ("POST", "/api/overlay/message", {"text": ""}, "at least 1"),
         ("PUT", "/api/overlay/logo", b"GIF89a", "neither a PNG"),
         ("PUT", "/api/overlay/logo", b"", "neither a PNG"),
@@ -147,6 +154,12 @@ def test_kept_over_a_restart_until_the_configuration_changes(bundle_path: Path, 
         assert close(picture(site, "/overlay.png"), (0, 255, 0))
         assert site.ask("/api/overlay/message", "DELETE")[0] == 204
         assert (picture(site, "/overlay.png")[540, 1080] == (0, 0, 255, 255)).all()
+        assert site.ask("/api/overlay/logo", "PUT", png((0, 255, 255, 255)))[0] == 204
+        assert (picture(site, "/overlay.png")[540, 1080] == (0, 255, 255, 255)).all()
+    (tmp_path / "state" / "logo").write_bytes(b"damaged")
+    with serve(tmp_path, bundle_path, config) as site:  # as configured, and said so
+        assert (picture(site, "/overlay.png")[540, 1080] == (0, 0, 255, 255)).all()
+        assert "not usable, starting from the configuration: overlay.logo" in site.log.read_text()
         site.ask("/api/overlay/message", "POST", GREEN)
     with serve(tmp_path, bundle_path, config.replace("100", "50")) as site:
         assert site.ask("/api/overlay")[1]["message"] is None

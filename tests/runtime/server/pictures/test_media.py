@@ -217,6 +217,36 @@ def test_a_push_may_have_a_silent_track() -> None:
     assert len(found["audio"]) > 60
 
 
+def test_an_overlay_that_fails_does_not_cost_the_picture(caplog: pytest.LogCaptureFixture) -> None:
+    channel = Channel(W, H, FPS, encoder, 4)
+    failing = [True]
+
+    def burn(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if failing:
+            raise MemoryError("too large")
+        return 255 - frame
+
+    channel.burn = burn
+    channel.offer(np.stack([grey(200)] * 6))
+    for _ in range(4):
+        channel._show()
+    assert (channel.shown, channel.epoch) == (4, 1)
+    assert channel.frame.mean() == 200
+    assert caplog.text.count("the overlay cannot be burned in") == 1
+    failing.clear()
+    channel._show()
+    assert channel.frame.mean() == 55
+
+
+def test_a_cut_takes_the_place_of_what_waits() -> None:
+    channel = Channel(W, H, FPS, encoder, 4)
+    channel.offer(np.stack([grey(10)] * 8))
+    channel._show()
+    channel.offer(np.stack([grey(200)] * 8), at_once=True)
+    channel._show()
+    assert channel.frame.mean() == 200
+
+
 def test_a_file_is_heard_over_and_over(tmp_path: Path) -> None:
     """Half a second of 440 Hz and half of 880, mono at another rate: by the strongest frequency of every quarter, without a
     gap where the file begins again."""

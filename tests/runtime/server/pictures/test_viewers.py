@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import base64
+import io
 
+import pytest
+from PIL import Image
+
+from everframe.runtime.server.pictures.screens import picture_of
 from everframe.runtime.server.pictures.viewers import GRACE, HOUR, SILENCE, Viewers
 
 
@@ -64,3 +69,31 @@ def test_names_do_not_grow_memory() -> None:
         viewers.leave(viewers.join(f"screen {n}", True, 0.0))
     assert len(viewers.screens) <= 200
     assert not viewers.watching
+
+
+def jpeg(size: tuple[int, int], grey: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", size, grey).save(out, "JPEG")
+    return out.getvalue()
+
+
+def told(data: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def test_a_screen_s_own_picture() -> None:
+    assert picture_of(told(jpeg((320, 180), 100))) == (jpeg((320, 180), 100), False)
+    assert picture_of(told(jpeg((320, 180), 0))) == (jpeg((320, 180), 0), True)
+    bomb = bytearray(jpeg((16, 16), 9))
+    at = bomb.index(b"\xff\xc0") + 5
+    bomb[at : at + 4] = b"\xff\xdc\xff\xdc"  # 65500 by 65500, as its header says
+    for bad in (
+        told(bytes(bomb)),
+        told(jpeg((641, 10), 9)),
+        told(b"x"),
+        "data:text/html,x",
+        7,
+        None,
+        told(b"x" * 90_000),
+    ):
+        assert picture_of(bad) is None

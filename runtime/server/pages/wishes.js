@@ -1,0 +1,28 @@
+// Free texts of visitors that wait for the operator's word.
+import { $, ask, order } from "./desk.js";
+
+let shown = "";
+
+function row({ number, prompt }) {
+  const made = document.createElement("div");
+  made.className = "row";
+  const words = document.createElement("span");
+  words.textContent = prompt;
+  const decide = (text, approve, told) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = text;
+    button.addEventListener("click", () => order(told, `api/guest/waiting/${number}`, "POST", { approve }));
+    return button;
+  };
+  made.append(words, decide("Show", true, "It will be shown."), decide("Refuse", false, "It will not be shown."));
+  return made;
+}
+
+export async function refreshWishes() {
+  const { wishes } = await ask("api/guest/waiting");
+  const now = JSON.stringify(wishes);
+  if (now === shown) return;
+  shown = now;
+  $("wish-list").replaceChildren(...(wishes.length ? wishes.map(row) : ["None."]));
+}
