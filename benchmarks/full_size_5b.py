@@ -3,9 +3,10 @@
     python benchmarks/full_size_5b.py [--work DIR] [--limit GB]      18 GB of disk
 
 A checkpoint of random fp8 weights (30 layers), a random Wan 2.2 VAE and taew2_2. Every stage is a process of its own; its
-anonymous memory (what no file backs) and its whole resident memory are read from /proc twice a second. TensorRT-RTX holds
-a graph's weights three times while it compiles: where the step graph of all layers has no room in --limit, it is compiled
-with fewer layers, and the layers' own share is the difference of two. Writes docs/measured/full_size_5b.json.
+anonymous memory (what no file backs) and its whole resident memory are read from /proc twice a second. TensorRT-RTX wants
+2.2 times a graph's weights while it compiles: where the FP16 step graph of all layers has no room in --limit, it is compiled
+with fewer layers, and a layer's own share is the difference of two; in INT8 it is compiled whole. Writes
+docs/measured/full_size_5b.json, and goes on where a run before was stopped.
 """
 
 from __future__ import annotations
@@ -68,6 +69,31 @@ def build(folder: Path, names: list[str]) -> None:
     print(json.dumps(build_all(Bundle.open(folder / "b.everframe"), names)))
 
 
+def quantise(folder: Path) -> None:
+    """The step graph in INT8, all layers: what is compiled depends on no range, so every range is 1."""
+    import onnx
+
+    from everframe.calibration.calibrate import Settings, quantised_graphs
+    from everframe.calibration.linears import find_linears
+    from everframe.calibration.quantize import Range
+    from everframe.engines.bundle import Bundle, write_manifest
+
+    bundle = Bundle.open(folder / "b.everframe")
+    (folder / "int8").mkdir(exist_ok=True)
+    models = {"step": onnx.load(bundle.graph_path("step"), load_external_data=False)}
+    linears = find_linears(models["step"], bundle.manifest.network.layers)
+    ranges = {linear.key: Range(1.0, None) for linear in linears}
+    graphs = quantised_graphs(bundle, folder / "int8", models, linears, [], ranges, Settings(precision="int8"))
+    write_manifest(folder / "int8", bundle.manifest.model_copy(update={"graphs": graphs}))
+
+
+def build_int8(folder: Path) -> None:
+    from everframe.engines.bundle import MANIFEST, Bundle, read_manifest
+
+    manifest = read_manifest(folder / "int8" / MANIFEST)
+    print(json.dumps(build_all(Bundle(folder / "int8", manifest), ["step"])))
+
+
 def stage(folder: Path, *words: str) -> dict[str, Any]:
     """Run this script again for one stage: seconds, GB at its peak, and what it told."""
     began, peak = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
@@ -85,7 +111,8 @@ def stage(folder: Path, *words: str) -> dict[str, Any]:
     found = {"seconds": round(time.perf_counter() - began, 1), **{k: round(v, 2) for k, v in figures.items()}}
     found |= {"failed": process.returncode} if process.returncode else {}
     print(*words, found, *said[-1:], flush=True)
-    return found | ({"graphs": json.loads(said[-1])} if words[0] == "build" and not process.returncode else {})
+    told = words[0].startswith("build") and not process.returncode
+    return found | ({"graphs": json.loads(said[-1])} if told else {})
 
 
 def run_stage(folder: Path, words: list[str]) -> None:
@@ -96,6 +123,10 @@ def run_stage(folder: Path, words: list[str]) -> None:
         make_vae(folder)
     elif name == "export":
         export(folder, rest[0], int(rest[1]), rest[2])
+    elif name == "quantise":
+        quantise(folder)
+    elif name == "build-int8":
+        build_int8(folder)
     else:
         build(folder, rest)
 
@@ -138,7 +169,11 @@ def main() -> None:
     for size in SIZES:
         once(size, FEW[0], "taew2_2.pth", ["step"])
         once(size, FEW[1], "taew2_2.pth", ["step"])
-        once(size, LAYERS, "taew2_2.pth", [*(["step"] if args.limit > 40 else []), *others])
+        once(size, LAYERS, "taew2_2.pth", [*(["step"] if args.limit > 20 else []), *others])
+        if f"build {size}, {LAYERS} layers, INT8" not in result and (work / "b.everframe").exists():
+            keep(f"quantise {size}, {LAYERS} layers", stage(work, "quantise"))
+            keep(f"build {size}, {LAYERS} layers, INT8", stage(work, "build-int8"))
+            shutil.rmtree(work / "int8")
     shutil.rmtree(work, ignore_errors=True)
 
 
