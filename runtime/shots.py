@@ -29,18 +29,15 @@ class ShotRing:
         self.slots: list[int | None] = [None] * (self.layout.chunks - self.past)
         self.kept: int | None = None
         self.cut, self.jump = False, 0
-        self._before = self.facts()
 
     def facts(self) -> dict[str, Any]:
         return {"slots": list(self.slots), "kept": self.kept, "cut": self.cut, "jump": self.jump}
 
     def load(self, facts: dict[str, Any]) -> None:
         self.slots, self.kept, self.cut, self.jump = (facts[name] for name in ("slots", "kept", "cut", "jump"))
-        self._before = self.facts()  # what was placed before is not known any more
 
     def place(self, chunk: int) -> Slot:
         """The next chunk's slot, which it then has; what `RingLayout.place` is for a model without shots."""
-        self._before = self.facts()
         seen = sum(slot is not None for slot in self.slots)
         if self.past and self.cut:  # it is written over what the chunk after it is not to see
             self.kept = chunk
@@ -52,11 +49,6 @@ class ShotRing:
         if not self.past:
             seen = sum(slot is not None for slot in self.slots)
         return Slot(at * self.layout.chunk_tokens if at >= 0 else -1, seen * self.layout.chunk_tokens)
-
-    def forget(self) -> None:
-        """As if the newest chunk had not been placed, for one that nobody will see: the next is written over it. In the
-        portable form it has been stored over an older chunk by then, in whose place it is seen."""
-        self.load(self._before)
 
     def _room(self, chunk: int) -> int:
         """An empty slot, or that of the oldest chunk that need not stay; −1 where that is the chunk itself."""

@@ -228,11 +228,6 @@ def test_the_ring_sees_what_the_rolled_list_sees(past: bool) -> None:
         for chunk in range(40):
             cut = chunk >= sinks and draw.random() < often
             before = [slot for slot in ring.slots if slot is not None]
-            if draw.random() < 0.3:  # one that is forgotten leaves nothing behind
-                ring.cut = chunk >= sinks and draw.random() < often
-                ring.place(chunk)
-                ring.forget()
-                assert [slot for slot in ring.slots if slot is not None] == before
             ring.cut = cut
             slot = ring.place(chunk)
             seen = [*before, chunk] if past else [s for s in ring.slots if s is not None]
