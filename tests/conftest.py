@@ -15,7 +15,7 @@ from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.export.wanexport import export_wan
 
 from helpers import write_checkpoint
-from wanfiles import source22, write_wan22_files, write_wan_files
+from wanfiles import source, source22, write_wan22_files, write_wan_files
 
 KEEP = Overrides()
 
@@ -68,6 +68,20 @@ def wan_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def whole_wan_path(wan_home: Path) -> Path:
+    """Head dim 128, half precision, the Wan VAE with its first-chunk graph, the encoder, and the text encoder."""
+    given = source(wan_home, encoder=True, precision="fp16", text_graph=True)
+    return exported(wan_home, "whole-wan.everframe", lambda to: export_wan(given, to, chunks=0, force=False))
+
+
+@pytest.fixture(scope="session")
+def speaking_path(wan_home: Path) -> Path:
+    """A bundle with its text encoder, which takes any prompt."""
+    given = source(wan_home, text_graph=True, vae=wan_home / "taew2_1.pth")
+    return exported(wan_home, "speaking.everframe", lambda to: export_wan(given, to, chunks=0, force=False))
+
+
+@pytest.fixture(scope="session")
 def wan22_home(wan_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_wan22_files(tmp_path_factory.mktemp("wan22"), wan_home)
 
@@ -78,7 +92,7 @@ def wan22_paths(wan22_home: Path) -> dict[str, Path]:
 
     def path(form: Literal["in-place", "portable"], vae: str) -> Path:
         source = source22(wan22_home, form=form, vae=wan22_home / vae, encoder=True)
-        return exported(wan22_home, f"{form}.everframe", lambda to: export_wan(source, to, chunks=8, force=False))
+        return exported(wan22_home, f"wan22-{form}.everframe", lambda to: export_wan(source, to, chunks=8, force=False))
 
     return {"in-place": path("in-place", "Wan2.2_VAE.pth"), "portable": path("portable", "taew2_2.pth")}
 

@@ -15,12 +15,10 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.tensorrt import TrtBackend, TrtEngine
 from everframe.engines.trtbuild import BuildOptions
-from everframe.export.wanexport import export_wan
 from everframe.runtime import Stream
 
 from simulated_cuda import SimulatedRuntime
 from stand_in import BACKEND, LISTS, NAMES, StandIn, built, copied
-from wanfiles import source
 
 
 def listed(name: str) -> dict:
@@ -181,18 +179,10 @@ def test_the_decoder_s_own_kernels_and_the_prompt_s_are_awaited_once(
         assert seen == [b"kernels"] * len(seen)
 
 
-@pytest.fixture(scope="module")
-def wan_path(wan_home: Path) -> Path:
-    """Head dim 128, half precision, the Wan VAE with its first-chunk graph, the encoder, and the text encoder."""
-    out = wan_home / "whole.everframe"
-    export_wan(source(wan_home, encoder=True, precision="fp16", text_graph=True), out, chunks=0, force=False)
-    return out
-
-
-def test_a_wan_bundle_with_everything(wan_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wan_bundle_with_everything(whole_wan_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt that is not in the bank, an anchor, and a decoder of the first chunk's own, beside compiled engines."""
     pytest.importorskip("tokenizers")
-    _stand, folder = built("rtx-1.7", wan_path, tmp_path, monkeypatch)
+    _stand, folder = built("rtx-1.7", whole_wan_path, tmp_path, monkeypatch)
     bundle, g = Bundle.open(folder), Bundle.open(folder).manifest.geometry
     assert {"text", "encode", "decode_first"} <= set(bundle.manifest.graphs)
     picture = np.random.default_rng(0).integers(0, 256, (g.height, g.width, 3), np.uint8)

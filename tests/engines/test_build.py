@@ -38,12 +38,9 @@ TARGETS = ("sm_86", "sm_89", "sm_120")
 COMMAND = [sys.executable, "-c", "from everframe.runtime.cli import main; main()"]
 
 
-@pytest.fixture(scope="module")
-def wan_bundle(wan_home: Path) -> Bundle:
-    """Head dim 128, the Wan VAE with its first-chunk graph, and the encoder; half precision."""
-    out = wan_home / "build.everframe"
-    export_wan(source(wan_home, encoder=True, precision="fp16"), out, chunks=0, force=False)
-    return Bundle.open(out)
+@pytest.fixture
+def wan_bundle(whole_wan_path: Path) -> Bundle:
+    return Bundle.open(whole_wan_path)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -76,6 +76,9 @@ QUICK = [
 ]
 
 
+NAMED_BY_BOTH = ("test_twelve_chunks_against_the_cpu", "test_prompt_changes")
+
+
 @pytest.fixture(params=QUICK or ["none"])
 def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     """Every backend that is here. Fails where there is a card and none of them can use it."""
@@ -90,6 +93,8 @@ def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         return
     if request.param == "none":
         pytest.skip("no NVIDIA GPU here, and no stand-in beside these tests")
+    if request.param == "classic-10.7" and request.node.originalname not in NAMED_BY_BOTH:
+        pytest.skip("its names that are used here are those of 10.3: two tests show it")
     stand = StandIn(request.param)  # pyright: ignore[reportPossiblyUnboundVariable]
     stand.install(monkeypatch)
     yield Card(request.param, BACKEND[request.param], stand)  # pyright: ignore[reportPossiblyUnboundVariable]

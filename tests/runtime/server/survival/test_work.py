@@ -16,7 +16,6 @@ import pytest
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.export.wanexport import export_wan
 from everframe.runtime import Stream
 from everframe.runtime.server.config import StreamSettings
 from everframe.runtime.server.orders.playlist import Change
@@ -26,7 +25,6 @@ from everframe.runtime.server.survival.worker import Job, main
 from everframe.runtime.state import read_facts, save_state
 
 from serving import serve, wait_for
-from wanfiles import source
 
 
 class Process:
@@ -65,18 +63,10 @@ def test_a_generator_that_makes_chunks_may_not_read_instead() -> None:
     assert patience.over() is None
 
 
-@pytest.fixture(scope="module")
-def speaking(wan_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with its text encoder."""
-    out = tmp_path_factory.mktemp("speaking") / "x.everframe"
-    export_wan(source(wan_home, text_graph=True, vae=wan_home / "taew2_1.pth"), out, chunks=0, force=False)
-    return out
-
-
-def test_a_free_prompt_is_announced_before_it_is_encoded(speaking: Path, tmp_path: Path) -> None:
+def test_a_free_prompt_is_announced_before_it_is_encoded(speaking_path: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    job = Job(StreamSettings(bundle=speaking, threads=1), tmp_path / "state.safetensors")
+    job = Job(StreamSettings(bundle=speaking_path, threads=1), tmp_path / "state.safetensors")
     process = context.Process(target=main, args=(theirs, job), daemon=True)
     process.start()
     theirs.close()
@@ -98,9 +88,9 @@ def test_a_free_prompt_is_announced_before_it_is_encoded(speaking: Path, tmp_pat
         process.join()
 
 
-def test_a_free_prompt_is_not_a_hang(speaking: Path, tmp_path: Path) -> None:
+def test_a_free_prompt_is_not_a_hang(speaking_path: Path, tmp_path: Path) -> None:
     """The text encoder is loaded for the first one, which takes longer than a chunk may."""
-    with serve(tmp_path, speaking, "[stream]\nstall_seconds = 0.05\n") as site:
+    with serve(tmp_path, speaking_path, "[stream]\nstall_seconds = 0.05\n") as site:
         slow = f"a very long prompt {'of many words ' * 100}"
         assert site.ask("/api/prompt", "POST", {"prompt": slow})[0] == 200
         wait_for(lambda: (site.state_of()["prompt"] or "").startswith("a very long"), 60)
