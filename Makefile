@@ -20,7 +20,7 @@ test: .venv/ready  # run the tests (all but the slow whole-product ones)
 	.venv/bin/python -m pytest -n 4 --dist loadfile --durations 15
 
 test-slow: .venv/ready  # every command of every document, and other whole-product tests
-	.venv/bin/python -m pytest -m slow -n 4 --dist load --durations 15
+	.venv/bin/python -m pytest -m slow -n 4 --dist load --durations 15 $(ARGS)
 
 test-lowest:  # every dependency at its lowest declared version: streams the demo and serves it
 	$(PYTHON) -m venv .venv-lowest

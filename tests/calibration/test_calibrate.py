@@ -276,6 +276,7 @@ def test_weights_beside_a_graph_are_read_even_from_a_linked_file(tmp_path: Path)
         onnx.numpy_helper.to_array(found[0], str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_portable_bundle_in_half_precision(wan_home: Path, tmp_path: Path) -> None:
     path, out = tmp_path / "half.everframe", tmp_path / "q.everframe"
     given = source(wan_home, vae=wan_home / "taew2_1.pth", precision="fp16", form="portable")

@@ -59,6 +59,7 @@ def test_every_graph_of_a_wan_bundle_builds(wan_bundle: Bundle, graph: str) -> N
 
 
 @pytest.mark.parametrize("graph", ["step", "prompt", "decode", "decode_first", "encode"])
+@pytest.mark.slow
 def test_every_graph_of_the_5b_builds(wan22_paths: dict[str, Path], graph: str) -> None:
     """With the sampler's flows and a picture as the first frame; either decoder."""
     for form, path in wan22_paths.items():
@@ -71,6 +72,7 @@ def test_the_portable_form_builds(portable_path: Path, graph: str) -> None:
     assert build_graph(Bundle.open(portable_path), graph, BuildOptions(targets=("sm_86",))).attentions == 0
 
 
+@pytest.mark.slow
 def test_a_small_decoder_for_first_chunks_builds(wan_home: Path, tmp_path: Path) -> None:
     """The public TAEHV shows the last frame only of a stream's first latent frame: what no shown frame reads is no input."""
     out = tmp_path / "taehv.everframe"

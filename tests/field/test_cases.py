@@ -153,6 +153,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", ["out.mkv", "out.mp4"])
+@pytest.mark.slow
 def test_a_disk_that_fills_keeps_the_recording(tmp_path: Path, name: str) -> None:
     with small_disk(tmp_path / "disk", "300k") as disk:
         words = ["generate", "--endless", "-o", f"disk/{name}"]

@@ -142,6 +142,7 @@ def test_an_anchor_of_the_demo(card: Card, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(CARD, reason="a card's bundles are named in EVERFRAME_GPU_BUNDLES")
 @pytest.mark.parametrize("kind", ["following", "int8 ring", "following, int8 ring"])
+@pytest.mark.slow
 def test_other_rings(kind: str, card: Card, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Sinks that follow the window, and INT8 keys and values, through all that moves them and a restart."""
     from helpers import with_int8_ring

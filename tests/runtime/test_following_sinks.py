@@ -101,6 +101,7 @@ def test_the_distance_matters(following_paths: dict[str, Path], checkpoint: Path
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
 def test_an_anchor_of_two_chunks_in_a_bundle_with_a_distance_of_its_own(
     checkpoint: Path, tmp_path: Path, form: Literal["in-place", "portable"]
 ) -> None:
@@ -166,6 +167,7 @@ def test_told_to_stay_they_stay(following_paths: dict[str, Path], bundle_path: P
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
 def test_bases_of_every_layer(checkpoint: Path, tmp_path: Path, form: Literal["in-place", "portable"]) -> None:
     """Tables [L, H, F, K] for the chunk, for the sinks that follow, and for the pass of a smooth change."""
     path = tmp_path / "b.everframe"
@@ -197,6 +199,7 @@ def recached(reference: Following, window: Tensor, text: Tensor, start: int) -> 
     reference.past[:1] = committed
 
 
+@pytest.mark.slow
 def test_the_probe_sees_them_turned(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "probed.everframe"
     export_checkpoint(checkpoint, path, Overrides(rope="relative"), chunks=8, force=False, probe=True)

@@ -89,6 +89,7 @@ def test_frames_are_the_whole_clip_decode_of_the_latents(bundle: Bundle, checkpo
     assert (frames - expected).abs().max() < 0.51  # rounding alone
 
 
+@pytest.mark.slow
 def test_probe_tells_the_attention_on_the_sinks(checkpoint: Path, bundle_path: Path, tmp_path: Path) -> None:
     """Its numbers against the reference's, pass by pass; its frames are those of the plain step graph."""
     bundle = Bundle.open(bundle_path)

@@ -70,6 +70,7 @@ def test_a_locale_without_the_letters(bundle_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_standard_output_that_is_full() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([*COMMAND, "doctor"], stdout=full, stderr=subprocess.PIPE, text=True)

@@ -178,6 +178,7 @@ def test_full_disk_in_the_middle(bundle_path: Path, tmp_path: Path) -> None:
     assert decoded(tmp_path / "out.mkv")
 
 
+@pytest.mark.slow
 def test_export_command(checkpoint: Path, tmp_path: Path) -> None:
     done = everframe("export", checkpoint, "-o", tmp_path / "x.everframe", "--size", "80x48")
     assert done.returncode == 0, done.stderr

@@ -208,6 +208,7 @@ def test_the_operator_page(page: Page, demo: Site) -> None:
     assert page.evaluate("[...document.querySelectorAll('section')].every((e) => e.getAttribute('aria-labelledby'))")
 
 
+@pytest.mark.slow
 def test_memory_with_viewers_coming_and_going(browser: Browser, demo: Site) -> None:
     memory = []
     for _ in range(6):

@@ -229,6 +229,7 @@ def test_a_full_disk_does_not_stop_the_picture(bundle_path: Path, tmp_path: Path
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_generator_that_cannot_start_is_tried_ever_less_often(bundle_path: Path, tmp_path: Path) -> None:
     """A bundle that is damaged while the server runs: the picture stays, the log says why, and nothing spins."""
     copy = tmp_path / "copy.everframe"
