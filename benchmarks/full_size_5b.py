@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from full_size import build_all, make_texts_and_decoder
-from large_export import make_generator
+from large_export import make_generator, peaks
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "docs" / "measured" / "full_size_5b.json"
@@ -96,19 +96,11 @@ def build_int8(folder: Path) -> None:
 
 def stage(folder: Path, *words: str) -> dict[str, Any]:
     """Run this script again for one stage: seconds, GB at its peak, and what it told."""
-    began, peak = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
     command = [sys.executable, __file__, "--work", str(folder), "--stage", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key in peak:
-                peak[key] = max(peak[key], int(value.split()[0]))
-        time.sleep(0.5)
+    found: dict[str, Any] = dict(peaks(process))
     assert process.stdout is not None
     said = process.stdout.read().strip().splitlines()
-    figures = {"anonymous_gb": peak["RssAnon"] / 1e6, "resident_gb": peak["VmRSS"] / 1e6}
-    found = {"seconds": round(time.perf_counter() - began, 1), **{k: round(v, 2) for k, v in figures.items()}}
     found |= {"failed": process.returncode} if process.returncode else {}
     print(*words, found, *said[-1:], flush=True)
     told = words[0].startswith("build") and not process.returncode

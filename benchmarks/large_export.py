@@ -95,21 +95,26 @@ def quantise(folder: Path) -> None:
     quantised_graphs(bundle, folder / "int8", models, linears, [], {}, Settings(precision="int8-weights"))
 
 
-def stage(folder: Path, name: str, layers: int) -> dict[str, float]:
-    """Run this script again for one stage: seconds, and GB at its peak."""
+def peaks(process: subprocess.Popen) -> dict[str, float]:
+    """Seconds until it ends, and GB at its peak."""
     began, peak = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
-    words = [sys.executable, __file__, "--work", str(folder), "--layers", str(layers), "--stage", name]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
             key, _, value = line.partition(":")
             if key in peak:
                 peak[key] = max(peak[key], int(value.split()[0]))
         time.sleep(0.5)
+    figures = {"anonymous_gb": peak["RssAnon"] / 1e6, "resident_gb": peak["VmRSS"] / 1e6}
+    return {"seconds": round(time.perf_counter() - began, 1), **{k: round(v, 2) for k, v in figures.items()}}
+
+
+def stage(folder: Path, name: str, layers: int) -> dict[str, float]:
+    """Run this script again for one stage: seconds, and GB at its peak."""
+    words = [sys.executable, __file__, "--work", str(folder), "--layers", str(layers), "--stage", name]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    found = peaks(process)
     if process.returncode:
         raise SystemExit(f"stage {name} failed")
-    figures = {"anonymous_gb": peak["RssAnon"] / 1e6, "resident_gb": peak["VmRSS"] / 1e6}
-    found = {"seconds": round(time.perf_counter() - began, 1), **{k: round(v, 2) for k, v in figures.items()}}
     print(layers, "layers:", name, found, flush=True)
     return found
 
