@@ -102,8 +102,8 @@ def font(file: Path | None, pixels: int) -> ImageFont.FreeTypeFont | ImageFont.I
         raise UserError(f"overlay.font {found}: not a font: {reason(error)}") from None
 
 
-def _height(percent: float, size: tuple[int, int]) -> int:
-    return max(1, round(percent / 100 * size[1]))
+def _height(percent: float, height: int) -> int:
+    return max(1, round(percent / 100 * height))
 
 
 def _words(text: str, pixels: int, colour: str, file: Path | None, widest: float) -> Image.Image:
@@ -127,7 +127,7 @@ def _grounded(words: Image.Image, ground: str | None, pad: int) -> Image.Image:
 
 
 def _text(part: Text | Clock, text: str, size: tuple[int, int], file: Path | None) -> Piece:
-    pixels = _height(part.size, size)
+    pixels = _height(part.size, size[1])
     pad = round(PAD * pixels)
     return _placed(
         part, _grounded(_words(text, pixels, part.colour, file, FULL * size[0] - 2 * pad), part.ground, pad), size
@@ -136,7 +136,7 @@ def _text(part: Text | Clock, text: str, size: tuple[int, int], file: Path | Non
 
 def _placed(part: Placed, image: Image.Image, size: tuple[int, int]) -> Piece:
     """Where it stands; what would stand outside is cut off."""
-    margin, (width, height) = _height(part.margin, size) if part.margin else 0, size
+    margin, (width, height) = _height(part.margin, size[1]) if part.margin else 0, size
     across = "left" if "left" in part.at else "right" if "right" in part.at else "middle"
     down = "top" if "top" in part.at else "bottom" if "bottom" in part.at else "middle"
     x = {"left": margin, "right": width - margin - image.width, "middle": (width - image.width) // 2}[across]
@@ -156,7 +156,7 @@ def _inside(x: int, y: int, image: Image.Image, size: tuple[int, int]) -> Piece:
 def _message(part: Message, size: tuple[int, int], file: Path | None) -> Piece:
     """As large as it fits, broken between words."""
     width, height = size
-    words, pixels = part.text.split(), max(4, _height(18, size))
+    words, pixels = part.text.split(), max(4, _height(18, size[1]))
     while True:
         lines = _broken(part.text, pixels, 0.9 * width, file)
         image = _words("\n".join(lines), pixels, part.colour, file, 0.9 * width)
@@ -194,13 +194,13 @@ def _pieces(paragraph: str, letters: ImageFont.FreeTypeFont | ImageFont.ImageFon
 
 
 def _bar(part: Ticker, size: tuple[int, int]) -> Piece:
-    y, high = strip_place(part, size)
+    y, high = strip_place(part, size[1])
     return Piece(0, y, np.asarray(Image.new("RGBA", (size[0], high), part.ground)))
 
 
 def _strip(part: Ticker, size: tuple[int, int], file: Path | None) -> Strip:
-    y, high = strip_place(part, size)
-    pixels = _height(part.size, size)
+    y, high = strip_place(part, size[1])
+    pixels = _height(part.size, size[1])
     words = _words(" ".join(part.text.split()), pixels, part.colour, file, LARGEST / pixels)
     line = Image.new("RGBA", (words.width, high))
     line.alpha_composite(
@@ -209,10 +209,10 @@ def _strip(part: Ticker, size: tuple[int, int], file: Path | None) -> Strip:
     return Strip(y, np.asarray(line), part.speed / 100 * size[0], size[0])
 
 
-def strip_place(part: Ticker, size: tuple[int, int]) -> tuple[int, int]:
-    """Upper edge and height of a ticker's line, in pixels."""
-    high = min(size[1], round((1 + 2 * PAD) * _height(part.size, size)))
-    return 0 if part.at == "top" else size[1] - high, high
+def strip_place(part: Ticker, height: int) -> tuple[int, int]:
+    """Upper edge and height of a ticker's line, in pixels of a picture so high."""
+    high = min(height, round((1 + 2 * PAD) * _height(part.size, height)))
+    return 0 if part.at == "top" else height - high, high
 
 
 def _code(part: Code, size: tuple[int, int]) -> Piece:
@@ -226,7 +226,7 @@ def _code(part: Code, size: tuple[int, int]) -> Piece:
     except (segno.DataOverflowError, ValueError) as error:
         raise UserError(f"overlay.code.text: {error}") from None
     modules = np.pad(modules, QUIET)
-    scale = max(1, _height(part.size, size) // len(modules))
+    scale = max(1, _height(part.size, size[1]) // len(modules))
     dark, light = (np.array(_rgba(colour), np.uint8) for colour in (part.colour, part.ground))
     pixels = np.where(modules.repeat(scale, 0).repeat(scale, 1)[..., None], dark, light)
     return _placed(part, Image.fromarray(pixels, "RGBA"), size)
@@ -237,7 +237,7 @@ def _rgba(colour: str) -> list[int]:
 
 
 def _logo(part: Logo, content: bytes, size: tuple[int, int]) -> Piece:
-    high = _height(part.size, size)
+    high = _height(part.size, size[1])
     image = picture_of(content, min(high, 2160))
     wide = max(1, round(image.width * high / image.height))
     image = image.resize((min(wide, 4 * size[0]), high), Image.Resampling.LANCZOS)

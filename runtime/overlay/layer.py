@@ -42,8 +42,8 @@ class Layer:
         # Who burns does not wait for who draws for a page, which is ten times as large.
         self._burned, self._pages = _Drawings(), _Drawings()
         now = dt.datetime.now(dt.UTC)
-        for one in (size, (round(PAGE * size[0] / size[1]), PAGE)):
-            draw(overlay, one, self._local(now), logo)
+        self._drawing(self._burned, size, now)
+        self.drawn((round(PAGE * size[0] / size[1]), PAGE), now)
 
     @property
     def empty(self) -> bool:
@@ -56,20 +56,22 @@ class Layer:
 
     def drawn(self, size: tuple[int, int], now: dt.datetime) -> Drawn:
         """For pages of so many pixels, width and height."""
-        return self._pages.get((size, self.face(now)), lambda: draw(self.overlay, size, self._local(now), self.logo))
+        return self._drawing(self._pages, size, now)
 
     def burned(self, frame: NDArray[np.uint8], now: dt.datetime) -> NDArray[np.uint8]:
         """A copy of frame [H, W, 3] with the overlay in it; the frame itself where there is none."""
         if self.empty:
             return frame
-        size = frame.shape[1], frame.shape[0]
-        drawn = self._burned.get((size, self.face(now)), lambda: draw(self.overlay, size, self._local(now), self.logo))
+        drawn = self._drawing(self._burned, (frame.shape[1], frame.shape[0]), now)
         out = frame.copy()
         for piece in drawn.pieces:
             blend(out, piece.x, piece.y, piece.pixels)
         if drawn.strip is not None:
             blend(out, drawn.strip.place(now.timestamp()), drawn.strip.y, drawn.strip.pixels)
         return out
+
+    def _drawing(self, kept: _Drawings, size: tuple[int, int], now: dt.datetime) -> Drawn:
+        return kept.get((size, self.face(now)), lambda: draw(self.overlay, size, self._local(now), self.logo))
 
     def _local(self, now: dt.datetime) -> dt.datetime:
         return now.astimezone(self.zone())

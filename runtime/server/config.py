@@ -17,7 +17,7 @@ from ..overlay.parts import Overlay
 from ..stream import MAX_SEED, Transition
 from .addresses import host_name, origin
 from .discretion import redacted
-from .orders.playlist import Item, Playlist
+from .orders.playlist import Item, Playlist, Text
 from .orders.timetable import Timetable
 from .pictures.push import FORMATS, PushSettings
 from .pictures.screens import View
@@ -146,9 +146,7 @@ class Guest(Section):
     """The visitors' page."""
 
     enabled: bool = False
-    prompts: list[
-        Annotated[str, Field(min_length=1, max_length=2000)]
-    ] = []  # that can be wished for; default: the bank's
+    prompts: list[Text] = []  # that can be wished for; default: the bank's
     seconds: float = Field(default=45, ge=1, le=3600)  # that a wish is shown
     every_seconds: float = Field(default=60, ge=0, le=86400)  # between two wishes of one visitor
     queue: int = Field(default=20, ge=1, le=1000)  # wishes that may wait

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..guard import Problem, Rates
 from ..service import Service
 from .guests import Guests, WaitError
+from .playlist import Text
 
 RATE = 2.0  # requests a second from one address: a whole room may stand behind it
 Visitor = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
@@ -18,7 +19,7 @@ Visitor = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 class Wished(BaseModel):
     model_config = ConfigDict(extra="forbid")
     visitor: Visitor  # a name that the page has made up
-    prompt: Annotated[str, Field(min_length=1, max_length=2000)]
+    prompt: Text
 
 
 class Verdict(BaseModel):

@@ -57,9 +57,8 @@ class Guests:
     def __init__(self, settings: Guest, control: Control, running: Callable[[], str | None] = lambda: None):
         """running: the prompt that is shown now. Raises UserError."""
         self.settings, self._control, self._running = settings, control, running
-        bank = control.prompts
         try:
-            self.prompts = [control.spelled(prompt) for prompt in settings.prompts] or list(bank)
+            self.prompts = [control.spelled(prompt) for prompt in settings.prompts] or list(control.prompts)
         except UserError as error:
             raise UserError(f"guest.prompts: {error}") from None
         if settings.free_text and not control.free_text:

@@ -13,14 +13,14 @@ from fastapi.responses import Response
 from PIL import Image
 
 from ...overlay.draw import strip_place
-from ...overlay.layer import Layer
+from ...overlay.layer import PAGE, Layer
 from ...overlay.parts import Message, Overlay
 from ..guard import FRESH
 from ..service import Service
 from .overlays import Overlays
 
 KEPT = 8  # pictures for pages
-HEIGHTS = (360, 720, 1080, 2160)  # that it is drawn at for pages
+HEIGHTS = (360, 720, PAGE, 2160)  # that it is drawn at for pages
 PNG: dict[str, Any] = {"response_class": Response, "responses": {200: {"content": {"image/png": {}}}}}
 
 
@@ -109,13 +109,9 @@ def overlay_news(service: Service, now: dt.datetime) -> dict[str, Any]:
     ticker = None if layer.overlay.message else layer.overlay.ticker
     line = None
     if ticker is not None:
-        top, high = strip_place(ticker, PAGE)
-        line = {"top": top / PAGE[1], "height": high / PAGE[1], "speed": ticker.speed / 100}
+        line = {"top": strip_place(ticker, PAGE)[0] / PAGE, "speed": ticker.speed / 100}
     version = f"{overlays.version} {layer.face(now)}"
     return {"type": "overlay", "version": version, "shown": not layer.empty, "ticker": line}
-
-
-PAGE = (1920, 1080)
 
 
 def png_of(layer: Layer, size: tuple[int, int], now: dt.datetime, kind: str) -> bytes:

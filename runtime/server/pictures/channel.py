@@ -72,7 +72,6 @@ class Channel(threading.Thread):
         self.encoder, self._burning = self._make_encoder(), None
         self.hls.begin(self.encoder.init)
         self.epoch += 1
-        self._frames_encoded = 0
         self._at = 0.0, time.monotonic()
 
     def media(self) -> tuple[float, float]:
@@ -154,8 +153,7 @@ class Channel(threading.Thread):
         if self._burning is not None:
             for fragment in self._burning.encode(self._burned):
                 self.hls.add(fragment)
-        self._at = self._frames_encoded / self.fps, self.beat
-        self._frames_encoded += 1
+        self._at = (self.encoder.frames - 1) / self.fps, self.beat
         self.shown += 1
         for show in self.frames:
             show(self._burned)

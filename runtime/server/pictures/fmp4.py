@@ -21,7 +21,8 @@ class Fragment:
 
 
 class Encoder:
-    """H.264 in fragmented MP4. `init` (ftyp and moov) and `mime` are known from the start.
+    """H.264 in fragmented MP4. `init` (ftyp and moov) and `mime` are known from the start; `frames` counts what it was
+    given.
 
     A keyframe every `keyframe_seconds`, no B-frames and no look-ahead, so that a frame leaves as soon as it is in.
     """
@@ -36,7 +37,7 @@ class Encoder:
             options = {"preset": "p4", "tune": "ull", "rc": "vbr", "cq": str(crf), "delay": "0"}
         every = max(1, round(keyframe_seconds * fps))
         stream = add_video(self._container, encoder, (width, height), fps, options | {"bf": "0"}, every)
-        self._stream, self._fps, self._count = stream, fps, 0
+        self._stream, self._fps, self.frames = stream, fps, 0
         self._keys: deque[bool] = deque()  # of packets whose fragments have not come out yet
         self._container.start_encoding()
         self.init = self._file.take()
@@ -44,8 +45,8 @@ class Encoder:
 
     def encode(self, image: NDArray[np.uint8]) -> list[Fragment]:
         """One frame [H, W, 3] RGB -> the fragments that are ready by now: usually that of the frame before."""
-        frame = encoding_frame(image, self._count, self._fps)
-        self._count += 1
+        frame = encoding_frame(image, self.frames, self._fps)
+        self.frames += 1
         for packet in self._stream.encode(frame):
             self._keys.append(packet.is_keyframe)
             self._container.mux(packet)

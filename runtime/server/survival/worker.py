@@ -32,7 +32,6 @@ from ...choice import open_engines
 from ...chunks import Chunk
 from ...demo import open_bundle
 from ...picture import read_picture
-from ...prompts import PromptBank
 from ...state import Saver, load_state, read_facts
 from ...stream import Stream
 from ..config import StreamSettings
@@ -104,16 +103,9 @@ class Generator:
         """With what was ordered last; an order that turns out to be refused does not keep the generator from starting."""
         options = EngineOptions(settings.provider, settings.threads, settings.device, settings.precision)
         backend = open_engines(bundle, settings.backend, options, self._tell_choice, settings.verify)
-        prompt = settings.prompt
-        if self.job.ordered and prompt is not None:
-            try:
-                PromptBank(bundle, backend).find(prompt)
-            except UserError as error:
-                self.connection.send(("event", "refused", str(error)))
-                prompt = None
-        return Stream(
+        stream = Stream(
             bundle,
-            prompt=prompt,
+            prompt=None if self.job.ordered else settings.prompt,
             seed=resumed if resumed is not None else settings.seed,
             jitter_sigma=settings.jitter,
             rope_mode=settings.rope,
@@ -122,6 +114,12 @@ class Generator:
             verify=settings.verify,
             backend=backend,
         )
+        if self.job.ordered and settings.prompt is not None:
+            try:
+                stream.set_prompt(settings.prompt, "swap")
+            except UserError as error:
+                self.connection.send(("event", "refused", str(error)))
+        return stream
 
     def _tell_choice(self, line: str) -> None:
         self.connection.send(("event", "engines", line))
