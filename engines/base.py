@@ -81,7 +81,9 @@ class Buffer(Protocol):
 class Launch(Protocol):
     """A chain of passes that can be started again and again, once the one before is waited for."""
 
-    def start(self) -> None: ...
+    def start(self, variant: int = 0) -> None:
+        """variant: what else than the contents of buffers the passes depend on, at this start."""
+        ...
 
     def main(self) -> list[float]:
         """Wait for the passes and return the seconds that each took; asked again, the same."""
@@ -107,7 +109,7 @@ class Device(Protocol):
 
     def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> Launch:
         """All passes as one thing to start, in order, and others that run beside them. A device may record them once and
-        replay the recording, so they must not depend on anything but their buffers."""
+        replay the recording, so they must not depend on anything but their buffers and what `start` is told."""
         ...
 
 

@@ -72,7 +72,7 @@ class CudaLaunch:
     """One chunk: passes on the main stream and others on the second one.
 
     Enqueued plainly the first time, because engines finish their set-up then; one CUDA graph from the second time on, so
-    that a chunk is one launch; plainly for ever where capture fails (`why_not` says why).
+    that a chunk is one launch, for every variant; plainly for ever where capture fails (`why_not` says why).
     """
 
     def __init__(self, cuda: Cuda, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()):
@@ -81,19 +81,19 @@ class CudaLaunch:
         self._side = _Lane(cuda, cuda.beside, beside) if beside else None
         # Order between the streams, inside a graph too: no timing, no meaning outside.
         self._fork, self._join = (new_event(self, cuda) for _ in range(2))
-        self.graph: Any = None
+        self.graphs: dict[int, Any] = {}  # by the variant
         self.why_not: str | None = None
         self._runs = 0
         self._done: list[float] | None = None
 
-    def start(self) -> None:
-        if self._runs == 1 and self.why_not is None:
-            self._record()
+    def start(self, variant: int = 0) -> None:
+        if self._runs and variant not in self.graphs and self.why_not is None:
+            self._record(variant)
         with named("chunk"):
-            if self.graph is None:
-                self._enqueue(0)
+            if variant in self.graphs and self.why_not is None:
+                self.cuda.call("cudaGraphLaunch", self.graphs[variant], self.cuda.stream)
             else:
-                self.cuda.call("cudaGraphLaunch", self.graph, self.cuda.stream)
+                self._enqueue(0)
         self._runs += 1
         self._done = None
 
@@ -120,7 +120,7 @@ class CudaLaunch:
         if self._side is not None:
             cuda.call("cudaStreamWaitEvent", cuda.stream, self._join, 0)
 
-    def _record(self) -> None:
+    def _record(self, variant: int) -> None:
         cuda, api = self.cuda, self.cuda.api
         for one in (*self._main.passes, *(self._side.passes if self._side else ())):
             self.why_not = getattr(one, "why_not_recorded", lambda: None)()
@@ -149,7 +149,7 @@ class CudaLaunch:
             cuda.call(
                 "cudaGraphUpload", ready, cuda.stream
             )  # what the card has no room for shows here, not in a launch
-            self.graph = ready
+            self.graphs[variant] = ready
         except UserError as error:
             self.why_not = str(error)
         finally:

@@ -102,7 +102,7 @@ class HostLaunch:
         self._done: list[float] | None = None
         self._started: Future[list[float]] | None = None
 
-    def start(self) -> None:
+    def start(self, variant: int = 0) -> None:
         self._done = None
         self._started = _thread().submit(_timed, self.passes) if self.threaded else None
 

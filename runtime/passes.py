@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,9 @@ class Passes:
         self.tables = {s.name: zeros(s.shape, s.dtype) for s in step.graph.inputs if s.name in tables}
         self.slot, self.valid = zeros((1,), "int64"), zeros((1,), "int64")
         self.mask = zeros((1, 1, 1, g.cache_tokens), "float32")
-        self._store_at = -1  # where the portable form's chunk goes when it is committed
+        self._store = Store([(self.ring[name], own) for name, own in self.own.items()])
+        # A part of committing, but where moving sinks take in what stands there first.
+        self._stores_inside = self.portable and "sinks" not in manifest.graphs
         indices = [zeros((1,), "int64") for _ in range(n + 1 + first_steps)]
         for i, index in enumerate(indices):
             index.write(np.array([i], np.int64))
@@ -155,6 +158,8 @@ class Passes:
         scratch = step.device.zeros(self.x0.shape, "float32")
         every = len(self._flows)
         commit = bound(self._commit, self.x0, every, self.noise[0], scratch, spare)
+        if self._stores_inside:
+            commit = Stored(commit, self._store)
         self._clean = step.device.zeros(self.x0.shape, "float32")
         self._recommit = bound(self._commit, self._clean, every, self.noise[0], scratch, spare)
         return {kind: [*denoise(schedule), commit] for kind, schedule in self.schedules.items()}
@@ -198,7 +203,7 @@ class Passes:
             self._turn = None
         self._shows = False
         self._kind, self._running = kind, self._chains[kind, self._turn]
-        self._running.start()
+        self._running.start(self._store.at if self._stores_inside else 0)
 
     def made(self) -> list[float]:
         """Wait for the first lane. Its clean keys and values stand in the ring then. Returns the seconds of each pass, with
@@ -209,7 +214,10 @@ class Passes:
         if self.moving is not None and self._leaves is not None:  # before its slot is written over
             self.moving.fold(*self._leaves)
         self._leaves = None
-        self._store()
+        if self._stores_inside:
+            self._store.at = -1
+        else:
+            self._store()
         return seconds
 
     def shown(self) -> tuple[NDArray[np.uint8], list[float]]:
@@ -218,13 +226,6 @@ class Passes:
         assert self._turn is not None
         seconds = self._running.side()
         return self._frames[self._turn].fetched(), seconds
-
-    def _store(self) -> None:
-        if self._store_at >= 0:
-            for name, own in self.own.items():
-                if self._store_at < self.ring[name].shape[2]:  # the float sinks beside an INT8 ring are not longer
-                    self.ring[name].copy_tokens(self._store_at, own)
-            self._store_at = -1
 
     def _kept(self, decoded: int) -> dict[str, Buffer]:
         """What lives on between chunks: the ring, moving sinks, and the set of decoder states that is read next."""
@@ -279,7 +280,7 @@ class Passes:
             seen = np.arange(self.mask.shape[-1]) < slot.valid
             seen[-own:] = True
             self.mask.write(np.where(seen, 0.0, HIDDEN).astype(np.float32).reshape(self.mask.shape))
-            self._store_at = slot.start
+            self._store.at = slot.start
         else:
             self.slot.write(np.array([slot.start], np.int64))
             self.valid.write(np.array([slot.valid], np.int64))
@@ -317,7 +318,7 @@ class Passes:
             buffer.clear()
         if self.moving is not None:
             self.moving.clear()
-        self._store_at = -1
+        self._store.at = -1
         self.reset_decoder()
 
     def move_chunk(self, source: int, target: int, tokens: int) -> None:
@@ -325,6 +326,37 @@ class Passes:
         for buffer in self.ring.values():
             if target < buffer.shape[2]:  # the float sinks beside an INT8 ring are not longer
                 buffer.copy_tokens(target, buffer, source, tokens)
+
+
+class Store:
+    """Copies a committed chunk's keys and values to their slot of the portable form's ring: to token `at`, once; nowhere
+    where that is −1. parts: pairs of a ring buffer and the chunk's own."""
+
+    def __init__(self, parts: list[tuple[Buffer, Buffer]]):
+        self._parts, self.at = parts, -1
+
+    def copy(self) -> None:
+        for ring, own in self._parts if self.at >= 0 else ():
+            if self.at < ring.shape[2]:  # the float sinks beside an INT8 ring are not longer
+                ring.copy_tokens(self.at, own)
+
+    def __call__(self) -> None:
+        self.copy()
+        self.at = -1
+
+
+class Stored:
+    """A committing pass, and behind it the copies to the ring on the main stream."""
+
+    def __init__(self, work: Callable[..., None], store: Store):
+        self._work, self._store = work, store
+
+    def __call__(self, *stream: Any) -> None:
+        self._work(*stream)
+        self._store.copy()
+
+    def why_not_recorded(self) -> str | None:
+        return getattr(self._work, "why_not_recorded", lambda: None)()
 
 
 def load_recache(

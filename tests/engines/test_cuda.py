@@ -48,11 +48,15 @@ def test_same_frames_as_the_cpu(
 
 
 def test_a_chunk_is_one_launch_and_one_wait(bundle: Bundle) -> None:
-    """In the steady state: inputs go down, one graph is launched, its frames and its latent are waited for."""
+    """In the steady state: inputs go down, one graph is launched, its frames and its latent are waited for. The portable
+    form's store is in the graph too, of which it has one a slot."""
     runtime = SimulatedRuntime()
     with Stream(bundle, backend=SimulatedBackend(runtime)) as stream:  # type: ignore[arg-type]
-        for _ in range(8):
+        for _ in range(16):
             stream.next_chunk()
+        recorded = {slot for chain in stream._loop._chains.values() for slot in chain.graphs}  # type: ignore[attr-defined]
+        slots = {stream.layout.place(n, True).start for n in range(16)}
+        assert recorded == (slots if stream._loop.portable else {0})
         runtime.log.clear()
         stream.next_chunk()
         calls = [name for name in runtime.log if name != "cudaEventElapsedTime"]
@@ -63,6 +67,7 @@ def test_a_chunk_is_one_launch_and_one_wait(bundle: Bundle) -> None:
         "cudaStreamSynchronize"
     ] * 2  # made; x0 is here
     assert not [name for name in calls if "Malloc" in name or "Alloc" in name or "EventRecord" in name]
+    assert calls.count("cudaMemcpy2DAsync") == calls.count("cudaMemcpyAsync")  # here a copy is one of one row
 
 
 def test_where_capture_fails_the_chunk_is_enqueued_plainly(bundle: Bundle) -> None:
@@ -148,7 +153,7 @@ def test_what_failed_first_is_why_nothing_is_recorded(monkeypatch: pytest.Monkey
     for _ in range(3):
         launch.start()
         launch.main()
-    assert launch.graph is None
+    assert not launch.graphs
     assert launch.why_not == "this layer allocates"
     assert len(runs) == 4  # plainly three times, and the attempt
     assert runtime.capturing is None
@@ -282,6 +287,6 @@ def test_a_recorded_chunk_keeps_the_priorities(bundle: Bundle) -> None:
     with Stream(bundle, backend=SimulatedBackend(runtime)) as stream:  # type: ignore[arg-type]
         for _ in range(6):
             stream.next_chunk()
-        graphs = [chain.graph for chain in stream._loop._chains.values() if chain.graph is not None]  # type: ignore[attr-defined]
+        graphs = [g for chain in stream._loop._chains.values() for g in chain.graphs.values()]  # type: ignore[attr-defined]
         assert graphs
         assert {graph.flags for graph in graphs} == {8}
