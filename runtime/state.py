@@ -84,10 +84,14 @@ def identity(bundle: Bundle) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def save_state(stream: Stream, file: Path, extra: dict[str, Any] | None = None) -> None:
-    """Write the stream's state, and with it what the caller wants back from `load_state`, anything that JSON holds. The file
-    is replaced as a whole. Raises UserError when it cannot be written."""
+def save_state(
+    stream: Stream, file: Path, extra: dict[str, Any] | None = None, beside: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Write the stream's state, and with it what the caller wants back from `load_state`, anything that JSON holds, and
+    arrays that it wants back from `load_beside`. The file is replaced as a whole. Raises UserError when it cannot be
+    written."""
     tensors, facts = stream.snapshot()
+    tensors |= {f"{_BESIDE}{name}": values for name, values in (beside or {}).items()}
     write_whole(file, _content(tensors, _told(stream, file, facts, extra)))
 
 
@@ -178,6 +182,12 @@ def _read(file: Path, tensors: bool) -> tuple[Facts, dict[str, np.ndarray]]:
         raise UserError(f"{file}: {first_problem(error)}") from None
 
 
+def load_beside(file: Path) -> dict[str, np.ndarray]:
+    """The arrays that `save_state` was given beside the stream. Raises UserError."""
+    _, tensors = _read(file, tensors=True)
+    return {name.removeprefix(_BESIDE): values for name, values in tensors.items() if name.startswith(_BESIDE)}
+
+
 def load_state(stream: Stream, file: Path) -> dict[str, Any]:
     """Put a saved state into a stream of the same bundle, seed and settings. Returns what its saver added.
 
@@ -211,6 +221,7 @@ def load_state(stream: Stream, file: Path) -> dict[str, Any]:
     return facts.extra
 
 
+_BESIDE = "beside_"
 _COUNTED = ("recent_", "anchor_", "begun")  # how many there are depends on how far the stream is
 
 

@@ -13,6 +13,7 @@ from ...engines.files import check_writable
 from ...engines.ort import OrtBackend
 from ..choice import open_engines
 from ..demo import open_bundle
+from ..state import read_facts
 from ..stream import Stream
 from . import options
 from .console import say, show_quality, show_table, status, tell, warn
@@ -120,7 +121,12 @@ def run_sweep(axes: list[str], bundle: Path | None, checkpoint: Path | None, out
 @app.command()
 def soak(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for soak.json, soak.png and sheet.png.")],
-    minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of video.")] = 60,
+    minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of video, over all.")] = 60,
+    sheet_minutes: Annotated[float, typer.Option(min=0.05, help="Minutes between two frames of the sheet.")] = 5,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in that folder; give it the same options.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in that folder.")] = False,
     bundle: options.Bundle = None,
     prompt: options.Prompt = None,
     seed: options.Seed = 0,
@@ -129,31 +135,44 @@ def soak(
     sink_distance: options.SinkDistance = None,
     jitter: options.Jitter = None,
     threads: options.Threads = 0,
+    provider: options.Provider = "cpu",
+    backend: options.Backend = "onnxruntime",
+    device: options.Device = "cpu",
+    precision: options.Precision = "auto",
+    gpu: options.Gpu = None,
 ) -> None:
     """Stream for long and hold the video and the machine against bounds.
 
     The exit code is 1 when one is broken.
     """
     from ..measure import soak as soaking
+    from ..measure import soak_report as reports
 
     check_writable(output)
+    state = output / "soak.state"
+    if state.exists() and not (resume or force):
+        raise UserError(f"{state}: an earlier run stands here; --resume goes on with it, --force replaces it")
+    opened = open_bundle(bundle)
+    engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say)
     with Stream(
-        open_bundle(bundle),
+        opened,
         prompt=prompt,
         seed=seed,
         start=start,
         rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
         sink_distance=sink_distance,
         jitter_sigma=jitter,
-        options=EngineOptions(threads=threads),
+        backend=engines,
     ) as stream:
 
         def watch(so_far: soaking.Soak) -> None:
             say(soaking.line(so_far.minutes[-1]))
-            soaking.write_record(output, so_far)
+            reports.write_record(output, so_far)
 
-        result = soaking.soak(stream, minutes, watch=watch)
-    for file in soaking.write_report(output, result):
+        if resume and prompt is not None and (found := read_facts(state).prompt) != stream.prompt:
+            raise UserError(f"{state}: belongs to another prompt ({found}, here {stream.prompt})")
+        result = soaking.soak(stream, minutes, sheet_minutes, watch, str(engines.computes(opened)), state, resume)
+    for file in reports.write_report(output, result):
         say(str(file))
     problems = soaking.verdict(result.minutes)
     for problem in problems:

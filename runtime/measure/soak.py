@@ -5,30 +5,26 @@ Statistics of every chunk are averaged over each minute of video; `verdict` hold
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from PIL import Image
 
 from ...engines.errors import UserError
-from ...engines.files import reason, write_whole
 from ...engines.machine import resident_memory
+from ..state import load_beside, load_state, save_state
 from ..stream import Stream
-from .plots import pyplot
 from .statistics import clip_stats, latent_distance
 
 DRIFT = 0.10  # largest monotone drift of colour and sharpness, as a share of their early value
 MOTION = 0.5  # least motion, as a share of its early value
-MEMORY = 0.02  # largest growth of resident memory
+MEMORY = 0.02  # largest growth of resident memory, process by process
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,7 @@ class Minute:
     memory_bytes: int  # resident memory at the minute's end
     chunk_median_ms: float
     chunk_p99_ms: float
+    process: int = 0  # which of the processes that made the run, where it was resumed
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,48 @@ class Soak:
     settings: dict[str, Any]
     minutes: list[Minute]
     wall_seconds: float
-    sheet: list[NDArray[np.uint8]]  # one frame per `sheet_minutes` of video
+    sheet: list[NDArray[np.uint8]]  # one frame per `sheet_minutes` of video, and the last
+
+
+@dataclass
+class _Progress:
+    """What a run that goes on needs of the run so far, at the end of a minute."""
+
+    settings: dict[str, Any]
+    process: int = 0
+    minutes: list[Minute] = field(default_factory=list)
+    wall_seconds: float = 0.0
+    sheet: list[NDArray[np.uint8]] = field(default_factory=list)
+    sink: NDArray[np.float32] | None = None  # the first chunk's latents
+    before: NDArray[np.uint8] | None = None  # the last two frames
+
+    def save(self, stream: Stream, file: Path) -> None:
+        assert self.sink is not None
+        assert self.before is not None
+        found = {"settings": self.settings, "process": self.process, "wall_seconds": self.wall_seconds}
+        found["minutes"] = [asdict(m) for m in self.minutes]
+        beside = {"sink": self.sink, "before": self.before, "sheet": np.stack(self.sheet)}
+        save_state(stream, file, {"soak": found}, beside)
+
+    @classmethod
+    def resumed(cls, stream: Stream, file: Path, computed_by: str) -> _Progress:
+        """Raises UserError."""
+        found, beside = load_state(stream, file).get("soak"), load_beside(file)
+        if found is None:
+            raise UserError(f"{file}: a stream's state, but no soak's")
+        minutes = [Minute(**(m | {"colour": tuple(m["colour"])})) for m in found["minutes"]]
+        settings = found["settings"]
+        settings["computed_by"] = list(dict.fromkeys([*settings["computed_by"], computed_by]))
+        sheet = list(beside["sheet"])
+        return cls(
+            settings,
+            found["process"] + 1,
+            minutes,
+            found["wall_seconds"],
+            sheet,
+            beside["sink"],
+            beside["before"],
+        )
 
 
 def line(m: Minute) -> str:
@@ -66,15 +104,60 @@ def line(m: Minute) -> str:
 
 
 def soak(
-    stream: Stream, minutes: float, sheet_minutes: float = 5.0, watch: Callable[[Soak], None] = lambda so_far: None
+    stream: Stream,
+    minutes: float,
+    sheet_minutes: float = 5.0,
+    watch: Callable[[Soak], None] = lambda so_far: None,
+    computed_by: str = "",
+    keep: Path | None = None,
+    resume: bool = False,
 ) -> Soak:
-    """Run a stream for so many minutes of video. `watch` is given what was found so far after every minute, so that a run
-    that is cut off has not been for nothing."""
+    """Run a stream for so many minutes of video.
+
+    watch: is given what was found so far after every minute, so that a run that is cut off has not been for nothing.
+    computed_by: backend, device and precision, for the record. keep: a file that gets everything that the run needs to go
+    on, after every minute; resume: go on from there, up to `minutes` over all. A resumed run finds what an uninterrupted one
+    does, bit for bit, but for times and memory. Raises UserError for a state that is not this stream's soak's.
+    """
     g = stream.geometry
     per_minute = max(1, round(60 / g.chunk_seconds))
     chunks = max(1, round(60 * minutes / g.chunk_seconds))
     per_sheet = max(1, round(60 * sheet_minutes / g.chunk_seconds))
-    settings = {
+    if resume and keep is not None:
+        run = _Progress.resumed(stream, keep, computed_by)
+    else:
+        run = _Progress(_settings(stream, computed_by))
+    rows: list[dict[str, Any]] = []
+    spent, begin, last = run.wall_seconds, time.monotonic(), []
+
+    def found() -> Soak:
+        run.wall_seconds = spent + time.monotonic() - begin
+        return Soak(run.settings, list(run.minutes), run.wall_seconds, [*run.sheet, *last])
+
+    for index in range(len(run.minutes) * per_minute, chunks):
+        chunk = stream.next_chunk()
+        run.sink = chunk.latent if run.sink is None else run.sink
+        rows.append(
+            asdict(clip_stats(chunk.frames, run.before))
+            | {"distance": latent_distance(chunk.latent, run.sink), "ms": 1000 * chunk.timings.total}
+        )
+        run.before = chunk.frames[-2:].copy()
+        if index % per_sheet == 0:
+            run.sheet.append(chunk.frames[-1].copy())  # a view would keep the whole chunk
+        elif index == chunks - 1:
+            last = [chunk.frames[-1].copy()]
+        if len(rows) == per_minute or index == chunks - 1:
+            run.minutes.append(summary(len(run.minutes), rows, run.process))
+            watch(found())
+            if keep is not None and len(rows) == per_minute:
+                run.save(stream, keep)
+            rows = []
+    return found()
+
+
+def _settings(stream: Stream, computed_by: str) -> dict[str, Any]:
+    g = stream.geometry
+    return {
         "bundle": stream.bundle.manifest.name,
         "step_sha256": stream.bundle.manifest.graphs["step"].model.sha256,
         "prompt": stream.prompt,
@@ -87,29 +170,11 @@ def soak(
         "fps": g.fps,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "onnxruntime": onnxruntime.__version__,
+        "computed_by": [computed_by],
     }
-    done: list[Minute] = []
-    rows: list[dict[str, Any]] = []
-    sheet, before, sink, begin = [], None, None, time.monotonic()
-    for index in range(chunks):
-        chunk = stream.next_chunk()
-        sink = chunk.latent if sink is None else sink
-        rows.append(
-            asdict(clip_stats(chunk.frames, before))
-            | {"distance": latent_distance(chunk.latent, sink), "ms": 1000 * chunk.timings.total}
-        )
-        before = chunk.frames[-2:]
-        if index % per_sheet == 0 or index == chunks - 1:
-            sheet.append(chunk.frames[-1].copy())  # a view would keep the whole chunk
-        if len(rows) == per_minute or index == chunks - 1:
-            done.append(summary(len(done), rows))
-            watch(Soak(settings, list(done), time.monotonic() - begin, sheet))
-            rows = []
-    return Soak(settings, done, time.monotonic() - begin, sheet)
 
 
-def summary(minute: int, rows: Sequence[dict[str, Any]]) -> Minute:
+def summary(minute: int, rows: Sequence[dict[str, Any]], process: int = 0) -> Minute:
     def mean(name: str) -> float:
         return float(np.mean([row[name] for row in rows]))
 
@@ -127,6 +192,7 @@ def summary(minute: int, rows: Sequence[dict[str, Any]]) -> Minute:
         memory_bytes=resident_memory(),
         chunk_median_ms=float(np.median(times)),
         chunk_p99_ms=float(np.percentile(times, 99)),
+        process=process,
     )
 
 
@@ -151,77 +217,10 @@ def verdict(minutes: Sequence[Minute]) -> list[str]:
         problems.append(
             f"motion falls to {min(motion) / np.mean(motion[:n]):.0%} of its early value (bound {MOTION:.0%})"
         )
-    memory = [m.memory_bytes for m in minutes]
-    if max(memory) > (1 + MEMORY) * memory[0]:
-        problems.append(
-            f"memory grows by {max(memory) / memory[0] - 1:.1%} after the first minute (bound {MEMORY:.0%})"
-        )
+    grown = 0.0
+    for process in {m.process for m in minutes}:
+        memory = [m.memory_bytes for m in minutes if m.process == process]
+        grown = max(grown, max(memory) / memory[0] - 1)
+    if grown > MEMORY:
+        problems.append(f"memory grows by {grown:.1%} after the first minute (bound {MEMORY:.0%})")
     return problems
-
-
-def write_report(folder: Path, result: Soak) -> list[Path]:
-    """Write soak.json, soak.png (the plot; needs matplotlib) and sheet.png into folder. Raises UserError."""
-    try:
-        write_record(folder, result)
-        Image.fromarray(contact_sheet(result.sheet)).save(folder / "sheet.png", optimize=True)
-        written = [folder / "soak.json", folder / "sheet.png"]
-        if plot(result.minutes, folder / "soak.png"):
-            written.append(folder / "soak.png")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write: {reason(error)}") from None
-    return written
-
-
-def write_record(folder: Path, result: Soak) -> None:
-    """Write soak.json alone, whole. Raises UserError."""
-    record = {
-        "settings": result.settings,
-        "wall_seconds": result.wall_seconds,
-        "video_minutes": len(result.minutes),
-        "problems": verdict(result.minutes),
-        "minutes": [asdict(m) for m in result.minutes],
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot make the folder: {reason(error)}") from None
-    write_whole(folder / "soak.json", (json.dumps(record, indent=1) + "\n").encode())
-
-
-def contact_sheet(frames: Sequence[NDArray[np.uint8]], columns: int = 4) -> NDArray[np.uint8]:
-    """Frames [H, W, 3] in reading order; the last row is filled up with black."""
-    blank = np.zeros_like(frames[0])
-    padded = [*frames, *[blank] * (-len(frames) % columns)]
-    rows = [np.concatenate(padded[i : i + columns], 1) for i in range(0, len(padded), columns)]
-    return np.concatenate(rows, 0)
-
-
-def plot(minutes: Sequence[Minute], file: Path) -> bool:
-    """Draw the curves; False when matplotlib is not installed."""
-    if (plt := pyplot()) is None:
-        return False
-
-    x = [m.minute for m in minutes]
-    figure, axes = plt.subplots(2, 3, figsize=(12, 5.5), sharex=True)
-    for channel, name in enumerate(("red", "green", "blue")):
-        axes[0, 0].plot(x, [m.colour[channel] for m in minutes], color=name)
-    series = (
-        ("sharpness", [m.sharpness for m in minutes]),
-        ("motion", [m.motion for m in minutes]),
-        ("distance to the sinks", [m.sink_distance for m in minutes]),
-        ("chunk latency, ms (median)", [m.chunk_median_ms for m in minutes]),
-        ("resident memory, MiB", [m.memory_bytes / 2**20 for m in minutes]),
-    )
-    axes[0, 0].set_title("mean colour")
-    for ax, (title, values) in zip(list(axes.flat)[1:], series, strict=True):
-        ax.plot(x, values, color="black")
-        ax.set_title(title)
-    for ax in axes.flat:
-        ax.set_ylim(bottom=0)
-        ax.grid(alpha=0.3)
-    for ax in axes[1]:
-        ax.set_xlabel("minute of video")
-    figure.tight_layout()
-    figure.savefig(file, dpi=90)
-    plt.close(figure)
-    return True

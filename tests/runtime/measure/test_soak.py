@@ -12,7 +12,8 @@ from PIL import Image
 
 from everframe.engines.bundle import Bundle
 from everframe.runtime import Stream
-from everframe.runtime.measure.soak import Minute, soak, verdict, write_report
+from everframe.runtime.measure.soak import Minute, Soak, soak, verdict
+from everframe.runtime.measure.soak_report import write_report
 from everframe.runtime.measure.statistics import clip_stats, latent_distance
 
 RNG = np.random.default_rng(0)
@@ -74,6 +75,46 @@ def test_a_steady_run_holds_even_if_it_wanders() -> None:
 def test_each_bound_can_be_broken(change, words: str) -> None:
     (problem,) = verdict([change(m) for m in STEADY])
     assert words in problem
+
+
+def test_memory_is_held_process_by_process() -> None:
+    def run(*memory: int) -> list[str]:
+        return verdict([replace(m, memory_bytes=memory[m.minute // 30], process=m.minute // 30) for m in STEADY])
+
+    assert run(10**8, 2 * 10**8) == []
+    resumed = [replace(m, process=m.minute // 30) for m in STEADY]
+    resumed[-1] = replace(resumed[-1], memory_bytes=103 * 10**6)
+    assert verdict(resumed) == ["memory grows by 3.0% after the first minute (bound 2%)"]
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(bundle: Bundle, tmp_path: Path) -> None:
+    """Also from a minute that was recorded when the power went, but not kept: it is made again."""
+
+    def run(minutes: float, resume: bool, cut_in: int | None = None) -> Soak:
+        def watch(so_far: Soak) -> None:
+            if so_far.minutes[-1].minute == cut_in:
+                raise PowerCutError
+
+        with Stream(bundle, seed=4) as stream:
+            return soak(stream, minutes, 0.7, watch, "A" if cut_in else "B", tmp_path / "state", resume)
+
+    whole = run(3.4, False)
+    with pytest.raises(PowerCutError):
+        run(3.4, False, cut_in=2)
+    resumed = run(3.4, True)
+
+    def seen(result: Soak) -> list[tuple]:
+        return [(m.minute, m.colour, m.sharpness, m.motion, m.flicker, m.sink_distance) for m in result.minutes]
+
+    assert seen(resumed) == seen(whole)
+    assert [m.process for m in resumed.minutes] == [0, 0, 1, 1]
+    assert np.array_equal(resumed.sheet, whole.sheet)
+    assert resumed.settings == whole.settings | {"computed_by": ["A", "B"]}
+    assert seen(run(4, True))[:3] == seen(whole)[:3]  # on beyond what was asked for first
 
 
 def test_a_short_real_run(bundle: Bundle, tmp_path: Path) -> None:
