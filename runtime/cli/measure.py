@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ...engines.base import EngineOptions
 from ...engines.errors import UserError
-from ...engines.files import check_writable
+from ...engines.files import check_writable, write_whole
 from ...engines.ort import OrtBackend
 from ..choice import open_engines
 from ..demo import open_bundle
@@ -17,6 +18,8 @@ from ..state import read_facts
 from ..stream import Stream
 from . import options
 from .console import say, show_quality, show_table, status, tell, warn
+
+CUTS = 12  # of bench --browser, by each way
 
 app = typer.Typer()
 study = typer.Typer(no_args_is_help=True, help="Studies of the model's behaviour.")
@@ -43,6 +46,9 @@ def bench(
     checkpoint: Annotated[
         Path | None, typer.Option(help="With --sweep: what bundles of another window, size, … are exported from.")
     ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser", help="From a cut's order to a Chromium's screen, by MSE and by WebRTC.")
+    ] = False,
     threads: options.Threads = 0,
     provider: options.Provider = "cpu",
     backend: options.Backend = "onnxruntime",
@@ -66,6 +72,10 @@ def bench(
     if sweep:
         run_sweep([word for word in words if "=" in word], bundle, checkpoint, output, chunks)
         return
+    stream = {"threads": threads, "provider": provider, "backend": backend, "device": device, "precision": precision}
+    if browser:
+        run_browser(bundle, stream | {"gpu": gpu, "verify": not unverified}, output)
+        return
     from ..measure import bench as benches
     from ..measure import bench_report as reports
 
@@ -82,7 +92,7 @@ def bench(
             chunks,
             seed,
             prompt,
-            {"threads": threads, "provider": provider, "backend": backend, "device": device, "precision": precision},
+            stream,
             not unverified,
             lambda done, total: update(f"measuring, chunk {done} of {total}"),
         )
@@ -103,6 +113,18 @@ def show_ratios(words: list[str]) -> None:
     a, b = (benches.read_result(Path(word)) for word in words)
     rows = [[name, f"{x:.1f}", f"{y:.1f}", f"{ratio:.2f}×"] for name, x, y, ratio in benches.ratios(a, b)]
     show_table(["figure", *words, "ratio"], rows)
+
+
+def run_browser(bundle: Path | None, stream: dict[str, Any], output: Path | None) -> None:
+    from ..measure import screen as screens
+
+    if output is not None:
+        check_writable(output)
+    ways = ["mse", "webrtc"] if find_spec("aiortc") else ["mse"]
+    found = screens.order_to_screen(open_bundle(bundle).path, ways, CUTS, stream, say)
+    show_table(screens.COLUMNS, screens.summary(found), "from order to screen")
+    if output is not None:
+        write_whole(output, screens.record(found).encode())
 
 
 def run_sweep(axes: list[str], bundle: Path | None, checkpoint: Path | None, output: Path | None, chunks: int) -> None:

@@ -20,6 +20,7 @@ from .orders.guest_api import guest_routes
 from .orders.overlay_api import overlay_routes
 from .pictures.screens_api import screen_routes
 from .pictures.transports import Live, transport_routes
+from .pictures.whep import whep_routes
 from .service import Service
 from .survival.health import health_routes, tell_systemd
 from .survival.logs import Tail
@@ -31,6 +32,7 @@ FILES = {
     "/operator": ("operator.html", "text/html"),
     "/sw.js": ("sw.js", "text/javascript"),
     "/static/player.js": ("player.js", "text/javascript"),
+    "/static/webrtc.js": ("webrtc.js", "text/javascript"),
     "/static/screen.js": ("screen.js", "text/javascript"),
     "/static/overlay.js": ("overlay.js", "text/javascript"),
     "/static/old.js": ("old.js", "text/javascript"),
@@ -57,6 +59,7 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
         if service.another is None:  # systemd is not told of a start within
             notify("STOPPING=1")
         beat.cancel()
+        await service.peers.close()
         await asyncio.to_thread(service.stop)
 
     app = FastAPI(
@@ -76,6 +79,7 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
         overlay_routes(service, changing),
         health_routes(service),
         transport_routes(service),
+        whep_routes(service.peers),
         screen_routes(service, changing),
         page_routes(FILES | GUEST if service.guests else FILES),
         *([guest_routes(service.guests, service, changing)] if service.guests else []),

@@ -120,6 +120,7 @@ class Video(Section):
     crf: int = Field(default=20, ge=0, le=51)  # quality of libx264, smaller is better
     keyframe_seconds: float = Field(default=2, ge=0.5, le=10)  # also the length of an HLS segment
     hls_segments: int = Field(default=6, ge=3, le=60)
+    webrtc: int = Field(default=0, ge=0, le=200)  # viewers by WebRTC at most; 0: off
     push: Annotated[list[str], BeforeValidator(_push)] = []  # rtmp://, rtmps://, srt://, udp:// addresses
     # "silence": an AAC track, which some services insist on; else an audio file that is heard over and over
     push_audio: Literal["none", "silence"] | Path = "none"

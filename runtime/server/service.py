@@ -29,6 +29,7 @@ from .pictures.screens import Screens
 from .pictures.sound import check_sound
 from .pictures.thumbs import Thumbs
 from .pictures.viewers import Viewers
+from .pictures.whep import Peers, check_webrtc
 from .survival.metrics import Metrics, gpu_gauges
 from .survival.seen import Replacement, Seen
 from .survival.supervisor import Supervisor
@@ -55,6 +56,8 @@ class Service:
 
     def __init__(self, config: Config, seen: Seen):
         check_protocols(config.video.push)
+        if config.video.webrtc:
+            check_webrtc()
         manifest = seen.bundle.manifest
         g = manifest.geometry
         self.config, self.geometry, self.name, self.seen = config, g, manifest.name, seen
@@ -68,7 +71,9 @@ class Service:
             g.width,
             g.height,
             g.fps,
-            lambda: Encoder(g.width, g.height, g.fps, encoder, video.crf, video.keyframe_seconds),
+            lambda: Encoder(
+                g.width, g.height, g.fps, encoder, video.crf, video.keyframe_seconds, baseline=video.webrtc > 0
+            ),
             video.hls_segments,
             Numbers(config.state_dir / "hls.json"),
         )
@@ -95,7 +100,7 @@ class Service:
             check_sound(push.sound)
         self.pushes = [Push(target, g.width, g.height, g.fps, push) for target in video.push]
         self.channel.frames += self.pushes
-        self.viewers = Viewers()
+        self.viewers, self.peers = Viewers(), Peers(self.channel, video.webrtc)
         kept = config.state_dir / "screens.json"
         self.screens = Screens(self.viewers, config.screens, config.server.missing_seconds, kept)
         self.facts: dict[str, Any] = {}  # of the newest chunk
@@ -267,6 +272,7 @@ class Service:
         m.gauge("frames_repeated", "Frames shown again because the generator had none.", lambda: channel.repeated)
         m.gauge("real_time_factor", "Of the newest chunk.", lambda: self.history[-1][1] if self.history else 0)
         m.gauge("viewers", "Connected viewers.", lambda: len(self.viewers.watching))
+        m.gauge("webrtc_viewers", "Viewers by WebRTC.", lambda: len(self.peers))
         m.gauge("generator_running", "1 while chunks come.", lambda: float(self.ready()))
         m.gauge("generator_restarts", "Restarts of the generator.", lambda: self.supervisor.restarts)
         m.gauge("frozen_screens", "Screens that keep freezing.", lambda: len(self.viewers.problems(time.monotonic())))

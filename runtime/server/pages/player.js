@@ -1,10 +1,13 @@
-// Plays the server's fragmented MP4 through Media Source Extensions, for days.
+// Plays the server's fragmented MP4 through Media Source Extensions, or its WebRTC where the address or the configuration says
+// so, for days.
 //
 // It reconnects by itself, keeps the last picture on a canvas behind the video meanwhile, keeps close to the live edge,
 // keeps its buffer short, and reports what the screen has really shown, so that the server can tell it to reload.
 //
 // Where a browser has no Media Source Extensions (an iPhone before iOS 17.1) its own HLS player shows the stream, else Motion
 // JPEG; the server does not judge such a screen, since nobody can tell what it shows.
+
+import { openDirect } from "./webrtc.js";
 
 const REPORT = 2000; // ms between reports
 const SILENCE = 6000; // ms without data after which the connection is given up
@@ -21,15 +24,16 @@ const Source = window.MediaSource || window.ManagedMediaSource;
 const place = (path) => new URL(path, document.baseURI);
 
 export class Player {
-  constructor(video, still, { screen, preview = false, overlay = null, frame = null }) {
-    Object.assign(this, { video, still, screen, preview, overlay, frame });
+  constructor(video, still, { screen, via = "", preview = false, overlay = null, frame = null }) {
+    Object.assign(this, { video, still, screen, via, preview, overlay, frame });
+    this.why = ""; // not by WebRTC, where it was asked for
     this.sync = false;
     this.marks = []; // [media time at the browser's time 0 in ms, round trip in ms] of the last answers to a ping
     this.tries = 0;
     this.heard = performance.now();
     this.frames = 0; // frames that were put on the screen
     this.countFrames();
-    if (!Source) {
+    if (!Source && via !== "webrtc") {
       this.native();
       return;
     }
@@ -59,7 +63,8 @@ export class Player {
   connect() {
     const address = place("ws/video");
     address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
-    address.search = new URLSearchParams({ screen: this.screen, preview: this.preview });
+    const said = { screen: this.screen, preview: this.preview, via: this.via, why: this.why };
+    address.search = new URLSearchParams(said);
     const socket = new WebSocket(address);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
@@ -106,6 +111,8 @@ export class Player {
     this.video.after(image);
   }
 
+  leave() {} // the connection by WebRTC, if there is one
+
   again() {
     this.socket = null;
     const wait = Math.min(500 * 2 ** this.tries++, 5000);
@@ -129,14 +136,47 @@ export class Player {
     }
   }
 
-  begin({ mime, width, height, view = {} }) {
+  begin({ mime, width, height, via, view = {} }) {
     if (this.frame) this.frame(view);
     this.sync = Boolean(view.sync);
     this.marks = [];
     this.keepStill(width, height);
     this.tries = 0;
     this.queue = [];
-    this.buffer = null;
+    this.source = this.buffer = null;
+    this.leave();
+    this.direct = via === "webrtc";
+    if (this.direct) this.beginDirect();
+    else this.beginSource(mime);
+  }
+
+  async beginDirect() {
+    const { socket } = this;
+    const lost = () => socket === this.socket && this.restart();
+    try {
+      const leave = await openDirect(this.video, lost);
+      if (socket === this.socket) this.leave = leave;
+      else leave();
+    } catch (error) {
+      if (socket !== this.socket) return; // the server has gone
+      console.warn(`not by WebRTC: ${error.message}`);
+      Object.assign(this, { via: "mse", why: error.message });
+      if (Source) this.restart();
+      else this.end();
+    }
+  }
+
+  // Neither WebRTC nor Media Source Extensions.
+  end() {
+    const { socket } = this;
+    this.socket = null;
+    socket.close();
+    this.video.srcObject = null;
+    this.native();
+  }
+
+  beginSource(mime) {
+    this.video.srcObject = null;
     const source = new Source();
     if (!window.MediaSource) this.video.disableRemotePlayback = true; // which a ManagedMediaSource asks for
     this.source = source;
@@ -210,6 +250,7 @@ export class Player {
   watch() {
     const { video, buffer } = this;
     if (this.socket && performance.now() - this.heard > SILENCE) this.restart();
+    if (this.direct && video.paused) this.play();
     let ranges;
     try {
       ranges = buffer && buffer.buffered;
@@ -227,7 +268,8 @@ export class Player {
     if (!this.socket || this.socket.readyState !== WebSocket.OPEN) return;
     const visible = document.visibilityState === "visible";
     const said = { shown: this.shown(), buffered: this.ahead(), visible };
-    if (this.sync) Object.assign(said, { skew: this.skew === undefined ? null : 1000 * this.skew, ping: performance.now() });
+    if (this.sync) said.skew = this.skew === undefined ? null : 1000 * this.skew;
+    if (this.sync || this.direct) said.ping = performance.now(); // by WebRTC the answer is all that comes here
     this.socket.send(JSON.stringify(said));
   }
 

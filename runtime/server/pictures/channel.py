@@ -51,6 +51,8 @@ class Channel(threading.Thread):
         self.held = False  # paused: the picture stands, and what is queued waits
         self.epoch = 0  # counts encoders: a viewer of an older one has to begin anew
         self.fragments: list[Callable[[int, Fragment], None]] = []  # takers, called from this thread
+        # The same frames bare, with their numbers and the encoders that made them: plain, and with what is burned in.
+        self.bare: list[Callable[[int, Encoder, Encoder], None]] = []
         self.frames: list[Callable[[NDArray[np.uint8]], None]] = []
         # What lies above the picture, for whoever is not a page that shows it itself; the frame itself where nothing does.
         self.burn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda frame: frame
@@ -153,6 +155,8 @@ class Channel(threading.Thread):
         if self._burning is not None:
             for fragment in self._burning.encode(self._burned):
                 self.hls.add(fragment)
+        for give in self.bare:
+            give(self.shown, self.encoder, self._burning or self.encoder)
         self._at = (self.encoder.frames - 1) / self.fps, self.beat
         self.shown += 1
         for show in self.frames:

@@ -48,12 +48,16 @@ class Connection:
                 await asyncio.wait_for(self.socket.close(1012), 2)
 
     async def send(self) -> None:
-        """A greeting, the initialisation segment, then the fragments as they come."""
+        """A greeting, the initialisation segment, then the fragments as they come; where these come by WebRTC the greeting
+        alone."""
         channel, viewer = self.service.channel, self.viewer
         width, height = channel.size
         view = self.service.screens.views.get(viewer.screen.name) if viewer.judged else None
         greeting = {"type": "init", "mime": self.encoder.mime, "fps": channel.fps, "width": width, "height": height}
-        await self.socket.send_json(greeting | {"view": view.model_dump(exclude_defaults=True) if view else {}})
+        greeting |= {"via": viewer.via, "view": view.model_dump(exclude_defaults=True) if view else {}}
+        await self.socket.send_json(greeting)
+        if viewer.via == "webrtc":
+            await asyncio.Event().wait()  # until the page leaves
         await self.socket.send_bytes(self.encoder.init)
         self.live.queues[self.queue] = self.news
         while self.live.epoch == self.epoch:

@@ -1,4 +1,4 @@
-"""Frames to fragmented MP4 in memory, one fragment a frame."""
+"""Frames to H.264 in memory: fragmented MP4, one fragment a frame, and the same pictures bare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...video import add_video, encoding_frame
 
 @dataclass(frozen=True)
 class Fragment:
-    """moof and mdat of one frame."""
+    """moof and mdat of one frame, or the frame alone, in the byte stream of H.264's Annex B."""
 
     data: bytes
     key: bool  # a viewer can begin here
@@ -24,10 +24,14 @@ class Encoder:
     """H.264 in fragmented MP4. `init` (ftyp and moov) and `mime` are known from the start; `frames` counts what it was
     given.
 
-    A keyframe every `keyframe_seconds`, no B-frames and no look-ahead, so that a frame leaves as soon as it is in.
+    A keyframe every `keyframe_seconds`, no B-frames and no look-ahead, so that a frame leaves as soon as it is in. What it
+    was given last is in `bare` at once, its fragment comes with the next frame. baseline: H.264's Constrained Baseline
+    profile, the one that every peer of WebRTC takes (RFC 7742, 6.2).
     """
 
-    def __init__(self, width: int, height: int, fps: int, encoder: str, crf: int, keyframe_seconds: float):
+    def __init__(
+        self, width: int, height: int, fps: int, encoder: str, crf: int, keyframe_seconds: float, baseline: bool = False
+    ):
         self._file = _Bytes()
         flags = "empty_moov+default_base_moof+frag_every_frame+skip_trailer"
         self._container = av.open(self._file, "w", format="mp4", container_options={"movflags": flags})
@@ -35,10 +39,13 @@ class Encoder:
             options = {"preset": "veryfast", "tune": "zerolatency", "crf": str(crf), "sc_threshold": "0"}
         else:
             options = {"preset": "p4", "tune": "ull", "rc": "vbr", "cq": str(crf), "delay": "0"}
+        if baseline:
+            options["profile"] = "baseline"
         every = max(1, round(keyframe_seconds * fps))
         stream = add_video(self._container, encoder, (width, height), fps, options | {"bf": "0"}, every)
         self._stream, self._fps, self.frames = stream, fps, 0
         self._keys: deque[bool] = deque()  # of packets whose fragments have not come out yet
+        self.bare: list[Fragment] = []  # of the frame that it was given last; keyframes with their parameter sets
         self._container.start_encoding()
         self.init = self._file.take()
         self.mime = f'video/mp4; codecs="{codec_name(self.init)}"'
@@ -47,7 +54,10 @@ class Encoder:
         """One frame [H, W, 3] RGB -> the fragments that are ready by now: usually that of the frame before."""
         frame = encoding_frame(image, self.frames, self._fps)
         self.frames += 1
+        self.bare = []
         for packet in self._stream.encode(frame):
+            sets = self._stream.codec_context.extradata if packet.is_keyframe else None
+            self.bare.append(Fragment((sets or b"") + bytes(packet), packet.is_keyframe))
             self._keys.append(packet.is_keyframe)
             self._container.mux(packet)
         fragments: list[bytes] = []

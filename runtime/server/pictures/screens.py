@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ....engines.errors import UserError
 from ....engines.files import write_whole
@@ -45,6 +45,13 @@ class View(BaseModel):
     h: float = Field(default=100, ge=1, le=100)
     shift: int = Field(default=0, ge=0, le=50)  # pixels that the picture wanders around, against burn-in
     sync: bool = False  # in step with the other screens of a wall
+    via: Literal["mse", "webrtc"] = "mse"
+
+    @model_validator(mode="after")
+    def _in_step(self) -> View:
+        if self.sync and self.via != "mse":
+            raise ValueError('sync: screens are kept in step by MSE only; expected via = "mse"')
+        return self
 
 
 @dataclass
@@ -91,6 +98,12 @@ class Screens:
         self._changed = True
         return self.known.pop(name, None) is not None
 
+    def way(self, viewer: Viewer, asked: str) -> Literal["mse", "webrtc"]:
+        """How a page is to get the picture, by its address or the configuration. Only MSE keeps screens in step."""
+        view = self.views.get(viewer.screen.name) if viewer.judged else None
+        wanted = asked or (view.via if view else "mse")
+        return "webrtc" if wanted == "webrtc" and not (view and view.sync) else "mse"
+
     def viewer(self, name: str) -> Viewer | None:
         """The newest connection of a screen."""
         found = [v for v in self.viewers.watching if v.judged and v.screen.name == name]
@@ -119,6 +132,7 @@ class Screens:
         return found | {
             "frames_shown": max(0, viewer.shown),
             "fps": viewer.fps,
+            "via": viewer.via,
             "delay_seconds": round(viewer.buffered, 2),
             "skew_ms": viewer.skew,
             "visible": viewer.visible,

@@ -1,4 +1,4 @@
-"""How frames reach screens: fragmented MP4 over WebSocket, HLS, Motion JPEG, and a still."""
+"""How frames reach screens: fragmented MP4 over WebSocket, HLS, Motion JPEG, and a still; WebRTC is in `whep.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request, WebSocket
 from fastapi.responses import Response, StreamingResponse
 
-from ..guard import FRESH, Problem, same_origin
+from ..answers import plain
+from ..guard import FRESH, Problem, Told, same_origin
 from ..service import Service
 from .channel import Queue
 from .connection import Connection
@@ -19,6 +20,7 @@ from .fmp4 import Fragment
 from .hls import kind_of
 
 MAX_VIEWERS, MAX_JPEGS = 200, 50
+PLAYERS = Told()
 
 
 class Live:
@@ -63,15 +65,20 @@ def transport_routes(service: Service) -> APIRouter:
         return Response(await asyncio.to_thread(service.channel.png), media_type="image/png", headers=FRESH)
 
     @routes.websocket("/ws/video")
-    async def watch(socket: WebSocket, screen: str = "", preview: bool = False) -> None:
+    async def watch(socket: WebSocket, screen: str = "", preview: bool = False, via: str = "", why: str = "") -> None:
         """Fragmented MP4: a JSON greeting, the initialisation segment, then a fragment a message, the first a keyframe. The
-        page reports {"shown", "buffered", "visible"} every two seconds and may be told {"type": "reload"}."""
+        page reports {"shown", "buffered", "visible"} every two seconds and may be told {"type": "reload"}. Where the
+        greeting says "via": "webrtc", the page fetches the picture by /whep and nothing but words comes here. why: the
+        reason for which a page that should have done so did not."""
         if not same_origin(socket, service.config.server):
             return await socket.close(1008)
         if len(service.viewers.watching) >= MAX_VIEWERS:
             return await socket.close(1013)
         await socket.accept()
         viewer = service.viewers.join(screen[:64] or "unnamed", not preview, time.monotonic())
+        viewer.via = service.screens.way(viewer, via)
+        if why:
+            PLAYERS.once(f"screen {plain(viewer.screen.name, 64)!r}: not by WebRTC: {plain(why, 200)}")
         if viewer.judged:
             service.screens.came(viewer.screen.name)
         try:

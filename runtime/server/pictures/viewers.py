@@ -48,6 +48,7 @@ class Viewer:
     buffered: float = 0.0
     visible: bool = True
     skew: float | None = None  # milliseconds that a screen in step with others is late
+    via: Literal["mse", "webrtc"] = "mse"  # how it gets the picture
     fps: float | None = None  # frames that were put on the screen in a second, between the last two reports
     orders: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)  # what the page is to be told
 
