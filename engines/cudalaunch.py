@@ -90,7 +90,7 @@ class CudaLaunch:
         if self._runs and variant not in self.graphs and self.why_not is None:
             self._record(variant)
         with named("chunk"):
-            if variant in self.graphs and self.why_not is None:
+            if variant in self.graphs:
                 self.cuda.call("cudaGraphLaunch", self.graphs[variant], self.cuda.stream)
             else:
                 self._enqueue(0)
@@ -128,7 +128,8 @@ class CudaLaunch:
                 return
         mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         collecting = gc.isenabled()
-        gc.collect()
+        if not self.graphs:
+            gc.collect()
         gc.disable()  # a buffer that the collector frees meanwhile would make the recording invalid
         try:
             cuda.call("cudaStreamBeginCapture", cuda.stream, mode)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from .inspection import ORT_CPU, ORT_GPU, installed_backends
 from .machine import Gpu, find_cores, find_gpu, jetpack
 from .openvino import installed_devices
 
@@ -15,14 +16,13 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
-    "tensorrt-rtx",
-    "tensorrt",
     "cuda-python",
     "onnx",
     "torch",
     "av",
     "tokenizers",
 )
+RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")  # of TensorRT-RTX 1.7: no Hopper, no B200
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def installed() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return found | installed_backends()
 
 
 def diagnose(encoders: list[str], planned: Sequence[str]) -> Diagnosis:
@@ -85,7 +85,7 @@ def roads_of(
     both = {"onnxruntime", "onnxruntime-gpu"} <= set(packages)
     word = f"onnxruntime {packages.get('onnxruntime') or packages.get('onnxruntime-gpu', '?')}"
     if both:  # they write over each other's files: which one runs depends on the order in which they were installed
-        word += " and onnxruntime-gpu side by side: pip uninstall both, then install the one you want"
+        word += f" and onnxruntime-gpu side by side; for a GPU: {ORT_GPU}; else: {ORT_CPU}"
     roads = [Road("onnxruntime on the CPU", not both, word)]
     cuda = "CUDAExecutionProvider" in providers and "cuda-python" in packages
     lacking = [] if gpu else [f"no GPU ({note})"]
@@ -93,7 +93,7 @@ def roads_of(
         Road(
             "onnxruntime on the GPU",
             cuda and gpu is not None,
-            "; ".join([*lacking, *([] if cuda else ["pip install 'everframe[gpu]'"])]) or "CUDAExecutionProvider",
+            "; ".join([*lacking, *([] if cuda else [ORT_GPU])]) or "CUDAExecutionProvider",
         )
     )
     devices = ", ".join(openvino_devices)
@@ -108,6 +108,8 @@ def roads_of(
             missing.append("pip install cuda-python")
         if backend == "tensorrt-rtx" and is_jetson:
             missing = ["not for Jetson: use classic TensorRT"]
+        elif backend == "tensorrt-rtx" and gpu is not None and gpu.compute_capability not in RTX_TARGETS:
+            missing = [f"has no {gpu.compute_capability}: use classic TensorRT"]
         builds = f"builds engines ({packages[backend]})" if backend in packages else ""
         words = "; ".join(part for part in (builds, *missing, *lacking) if part)
         roads.append(Road(backend, not missing and not lacking, words))

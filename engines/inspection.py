@@ -15,6 +15,9 @@ PACKAGES = {
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_cu13", "tensorrt_rtx_cu12"),
     "tensorrt": ("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
 }
+# The base install has the CPU's package, and the two write over each other's files.
+ORT_GPU = "pip uninstall -y onnxruntime; pip install --force-reinstall onnxruntime-gpu cuda-python"
+ORT_CPU = "pip uninstall -y onnxruntime-gpu; pip install --force-reinstall onnxruntime"
 GRAPH_COLUMNS = ("graph", "MiB", "inputs", "outputs")
 
 

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cuda import too_old
 from .errors import UserError
 
 TEGRA = Path("/etc/nv_tegra_release")
@@ -159,7 +160,7 @@ def find_gpu() -> tuple[Gpu | None, str]:
     try:
         code, count = runtime.cudaGetDeviceCount()
         if code != runtime.cudaError_t.cudaSuccess or not count:
-            return None, f"none that CUDA can use ({code.name})"
+            return None, f"none that CUDA can use ({code.name}{too_old(code.name)})"
         properties = runtime.cudaGetDeviceProperties(0)[1]
         free, total = runtime.cudaMemGetInfo()[1:]
         driver, toolkit = runtime.cudaDriverGetVersion()[1], runtime.cudaRuntimeGetVersion()[1]

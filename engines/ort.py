@@ -16,6 +16,7 @@ from .cuda import Cuda, CudaBuffer
 from .cudalaunch import CudaDevice
 from .errors import UserError
 from .host import HostBuffer, HostDevice, HostLaunch, share
+from .inspection import ORT_GPU
 from .machine import card_name, find_cores, processor_name, thread_count
 from .machine import usable_cores as usable_cores  # where it used to live
 from .text import first_line
@@ -126,7 +127,7 @@ class OrtBackend:
         available = ort.get_available_providers()
         if self.provider not in available:
             if options.provider != "nvtensorrtrtx":
-                hint = ": pip install 'everframe[gpu]' in place of onnxruntime" if options.provider != "cpu" else ""
+                hint = f": {ORT_GPU}" if options.provider != "cpu" else ""
                 raise UserError(
                     f"provider {options.provider!r}: this onnxruntime has no {self.provider} "
                     f"(it has {', '.join(available)}){hint}"

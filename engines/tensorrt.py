@@ -9,6 +9,7 @@ import contextlib
 import os
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -159,6 +160,7 @@ class TrtPass:
                 if not engine.context.set_tensor_address(name, buffer.address):
                     raise engine.fail(f"does not accept the buffer of {name}")
             engine.bound = weakref.ref(self)
+        engine.errors.clear()
         with named(engine.file.stem):
             if not engine.context.execute_async_v3(stream):
                 raise engine.fail("could not run")
@@ -290,15 +292,29 @@ def streams(engine: Any) -> bool:
 
 
 def streaming_budget(engine: Any, bundle: Bundle, free: int, ahead: int) -> int:
-    """Bytes of weights that stay on the card: what the tensors of all graphs, the scratch memory and the engines ahead will
-    not need.
+    """Bytes of weights that stay on the card: what a stream's tensors, the scratch memory and the engines ahead will not
+    need.
 
     TensorRT's own automatic budget takes nearly all that is free, before any of them is there."""
-    specs = [s for g in bundle.manifest.graphs.values() for s in (*g.inputs, *g.outputs)]
-    tensors = {s.name.removesuffix("_next"): prod(s.shape) * SIZES.get(s.dtype, 8) for s in specs}  # each is there once
-    return max(
-        0, min(engine.streamable_weights_size, free - sum(tensors.values()) - engine.device_memory_size_v2 - ahead)
-    )
+    scratch = engine.device_memory_size_v2 + getattr(engine, "weight_streaming_scratch_memory_size", 0)
+    return max(0, min(engine.streamable_weights_size, free - stream_bytes(bundle) - scratch - ahead))
+
+
+def stream_bytes(bundle: Bundle) -> int:
+    """What the tensors of a stream take, rather more than less: those of its graphs, each as often as a graph has it, but a
+    ring that is updated in place, which is there once; and what passes hand to each other."""
+    most: Counter[str] = Counter()
+    for graph in (g for name, g in bundle.manifest.graphs.items() if name not in ("text", "encode", "probe")):
+        mine: Counter[str] = Counter()
+        for spec in graph.inputs:
+            mine[spec.name] += prod(spec.shape) * SIZES.get(spec.dtype, 8)
+        for spec in graph.outputs:
+            name = spec.name.removesuffix("_next")
+            if not (name.startswith(("k_", "v_")) and name in mine):
+                mine[name] += prod(spec.shape) * SIZES.get(spec.dtype, 8)
+        most |= mine
+    latents = 8 + len(bundle.manifest.schedule.steps)
+    return most.total() + 2 * most["frames"] + latents * most["latent"]
 
 
 def wrong_card(record: store.BuildRecord | None, capability: str) -> str | None:

@@ -14,7 +14,7 @@ class Timings:
     """Seconds spent on one chunk, by the field's stage names."""
 
     prompt: float  # a prompt change taking effect; 0 for most chunks
-    host: float  # noise, RoPE tables, copies
+    host: float  # from the passes of one chunk to the start of the next: noise, RoPE tables, copies, the launch
     diffuse: tuple[float, ...]  # denoising passes, by step
     finalize: float  # the commit pass
     decode: float

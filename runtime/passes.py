@@ -37,7 +37,7 @@ class Passes:
         if first_steps:
             self.schedules["first"] = range(n + 1, n + 1 + first_steps)
         self._commit = n
-        self.portable = manifest.form == "portable"
+        self.portable, self._folds = manifest.form == "portable", "sinks" in manifest.graphs
         self.lanes = lanes
         self.layers = range(net.layers)
         prompt = backend.load(bundle, "prompt")
@@ -64,13 +64,11 @@ class Passes:
         self.tables = {s.name: zeros(s.shape, s.dtype) for s in step.graph.inputs if s.name in tables}
         self.slot, self.valid = zeros((1,), "int64"), zeros((1,), "int64")
         self.mask = zeros((1, 1, 1, g.cache_tokens), "float32")
-        self._store = Store([(self.ring[name], own) for name, own in self.own.items()])
-        # A part of committing, but where moving sinks take in what stands there first.
-        self._stores_inside = self.portable and "sinks" not in manifest.graphs
         indices = [zeros((1,), "int64") for _ in range(n + 1 + first_steps)]
         for i, index in enumerate(indices):
             index.write(np.array([i], np.int64))
         self._told, self._told_beside = self._watched(step, decode, set(updated), len(indices))
+        self._store = Store([(self.ring[name], own) for name, own in self.own.items()])
         works = self._bind_steps(step, indices, updated, spare)
 
         self.text = zeros((1, net.text_len, net.text_dim), "float32")
@@ -84,7 +82,7 @@ class Passes:
         self._frames = [frames for _, frames in turns]
         self._chains = self._chained(step.device, works, [work for work, _ in turns])
         self.recache, self.recache_note = load_recache(backend, bundle, self.ring, self.prompt_kv)
-        self.moving = MovingSinks(backend, bundle, self.ring) if "sinks" in manifest.graphs else None
+        self.moving = MovingSinks(backend, bundle, self.ring) if self._folds else None
         self._leaves: tuple[Leaving, NDArray[np.float64]] | None = None  # when the chunk that is being made is there
         self._running: Launch | None = None
         self._kind = "keep"
@@ -158,6 +156,8 @@ class Passes:
         scratch = step.device.zeros(self.x0.shape, "float32")
         every = len(self._flows)
         commit = bound(self._commit, self.x0, every, self.noise[0], scratch, spare)
+        # A part of committing, but where moving sinks take in what stands there first.
+        self._stores_inside = self.portable and not self._folds
         if self._stores_inside:
             commit = Stored(commit, self._store)
         self._clean = step.device.zeros(self.x0.shape, "float32")
@@ -230,6 +230,10 @@ class Passes:
     def _kept(self, decoded: int) -> dict[str, Buffer]:
         """What lives on between chunks: the ring, moving sinks, and the set of decoder states that is read next."""
         return self.ring | self._states[decoded % 2] | (self.moving.mean if self.moving is not None else {})
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of every tensor of `tensors`."""
+        return {name: (buffer.shape, buffer.dtype) for name, buffer in self._kept(self.decoded).items()}
 
     def tensors(self) -> dict[str, NDArray]:
         return {name: buffer.read() for name, buffer in self._kept(self.decoded).items()}

@@ -225,9 +225,10 @@ class Stream:
         if this.written == 0 and loop.moving is not None:
             loop.moving.begin()
         self._recent.append(Standing(this.position, latent))
-        host = this.host + clock.lap()
         if self.overlap:
             loop.show()
+        host = this.host + clock.lap()
+        if self.overlap:
             self._begun = self._begin(this.fresh)
         frames, beside = loop.shown()
         # With overlap the next chunk's passes are already writing there.
@@ -272,8 +273,8 @@ class Stream:
             loop.write_noise(noise)
         if anew if self.overlap else fresh:
             loop.reset_decoder()
-        begun.host = clock.lap()
         loop.start(kind)
+        begun.host = clock.lap()
         self._index += 1
         self._written += 1
         self._position += geometry.chunk
@@ -310,6 +311,10 @@ class Stream:
             "shot": self._shots and self._shots.facts(),
         }
         return tensors, facts
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of the tensors that every `snapshot` has."""
+        return self._loop.shapes()
 
     def restore(self, tensors: dict[str, NDArray], facts: dict[str, Any]) -> None:
         """Go on where `snapshot` was taken."""

@@ -26,6 +26,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
+from everframe.engines import lower as lowering
 from everframe.engines.build import build_engines
 from everframe.engines.trtbuild import BuildOptions
 
@@ -43,14 +44,15 @@ Change = Callable[[str, Any], None]  # of a graph's name and model: what goes wr
 class StandIn:
     """`module` and `runtime` in the place of TensorRT and cuda.bindings.runtime.
 
-    folder: the bundle that is being built. change: what is wrong with the engines that are loaded.
+    folder: the bundle that is being built. change: what is wrong with the engines that are loaded. half: compute the lowered
+    graphs in FP16, as an engine does, in place of rounding what they keep; slow on a CPU.
     """
 
     def __init__(self, name: str, runtime: SimulatedRuntime | None = None, change: Change | None = None):
         self.name, self.runtime, self.change = name, runtime or SimulatedRuntime(), change
         self.folder = Path()
         self.faults: list[str] = []
-        self.host_code = False
+        self.host_code, self.capturable, self.streams_all, self.half = False, True, True, False
         listed = json.loads((LISTS / f"{name}.json").read_text())
         self.module = module = ModuleType({"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}[BACKEND[name]])
         module.__version__ = listed["version"]  # type: ignore[attr-defined]
@@ -174,16 +176,30 @@ def played_classes(stand: StandIn) -> dict[str, type]:
             return module.EngineValidity.VALID, 0
 
     class ICudaEngine:
-        ATTRIBUTES = ("device_memory_size_v2", "weight_streaming_budget_v2", "streamable_weights_size")
+        ATTRIBUTES = ("device_memory_size_v2", "streamable_weights_size", "weight_streaming_scratch_memory_size")
+        _budget = 0
 
         def _start(self, built: dict[str, Any]) -> None:
-            self._run = Graph(Path(built["folder"]), built["graph"], built["kinds"], stand.change)
-            self.device_memory_size_v2 = 8192
+            change = half_too if stand.half else stand.change
+            self._run = Graph(Path(built["folder"]), built["graph"], built["kinds"], change)
+            self.device_memory_size_v2, self.weight_streaming_scratch_memory_size = 8192, 1024
             size = (Path(built["folder"]) / f"{built['graph']}.onnx").stat().st_size
             self.streamable_weights_size = size if "WEIGHT_STREAMING" in built["flags"] else 0
-            self.weight_streaming_budget_v2 = self.streamable_weights_size
+            self.weight_streaming_budget_v2 = self.streamable_weights_size if stand.streams_all else 0
             if "VERSION_COMPATIBLE" in built["flags"]:  # carries code for the host
                 assert stand.host_code
+
+        def __del__(self) -> None:
+            runtime.free += self._budget
+
+        @property
+        def weight_streaming_budget_v2(self) -> int:
+            return self._budget
+
+        @weight_streaming_budget_v2.setter
+        def weight_streaming_budget_v2(self, size: int) -> None:
+            runtime.free += self._budget - size  # weights that stay on the card take its memory
+            self._budget = size
 
         def get_aliased_input_tensor(self, name: str) -> str:
             owner = name.removesuffix("_next")
@@ -227,15 +243,20 @@ def played_classes(stand: StandIn) -> dict[str, type]:
             return name in self._engine._run.kinds
 
         def is_stream_capturable(self, stream: int) -> bool:
-            return True
+            return stand.capturable
 
         def execute_async_v3(self, stream: int) -> bool:
             graph, places, scratch = self._engine._run, dict(self._places), self._scratch
 
+            if scratch is None or scratch[1] < self._engine.device_memory_size_v2:
+                return False
+
             def run() -> None:
-                if scratch is not None:
-                    runtime.view(*scratch)
+                mine = runtime.view(*scratch)
+                mine[:] = stamp = np.random.default_rng().integers(0, 256, mine.size, np.uint8)
                 graph(runtime, places)
+                if not np.array_equal(mine, stamp):
+                    stand.faults.append("two engines wrote the same scratch memory at a time")
 
             runtime.enqueue(stream, run)
             return True
@@ -252,6 +273,14 @@ def played_classes(stand: StandIn) -> dict[str, type]:
     )
     names: dict[str, type] = {one.__name__: one for one in (*found, IExecutionContext, ILogger)}
     return names | {"IErrorRecorder": Plain, "IProgressMonitor": Plain}
+
+
+def half_too(name: str, model: onnx.ModelProto) -> None:
+    """What TensorRT is given of an FP16 engine, but for the attention, which stays the standard one: ONNX Runtime has no
+    TRT_Attention."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowering, "rewrite_attention", lambda model: None)
+        lowering.lower(model, "fp16")
 
 
 class Graph:

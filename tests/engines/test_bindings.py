@@ -13,11 +13,11 @@ from everframe.engines import store
 from everframe.engines.build import build_engines
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.engines.tensorrt import TrtBackend, TrtEngine
+from everframe.engines.tensorrt import TrtBackend, stream_bytes
 from everframe.engines.trtbuild import BuildOptions
 from everframe.runtime import Stream
+from everframe.runtime.state import load_state, save_state
 
-from simulated_cuda import SimulatedRuntime
 from stand_in import BACKEND, LISTS, NAMES, StandIn, built, copied
 
 
@@ -71,26 +71,67 @@ def test_the_in_place_form_is_refused_before_11(
 def test_weights_that_do_not_fit_are_streamed_and_not_recorded(
     portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The budget leaves room for ring, states and scratch memory, which come later."""
-    for memory, why in (
-        (1 << 40, None),
-        (1 << 16, "TensorRT: an engine that streams its weights cannot be recorded"),
-    ):
-        stand = StandIn("classic-11.4", SimulatedRuntime(memory=4 << 20))
-        stand.install(monkeypatch)
-        folder = copied(stand, portable_path, tmp_path / str(memory))
-        build_engines(folder, BuildOptions(backend="tensorrt", weight_streaming=True))
-        bundle = Bundle.open(folder)
+    """The budget leaves room for ring, states and scratch memory, which come later: a stream starts on a card that has just
+    enough for it and half of its weights."""
+    stand = StandIn("classic-11.4")
+    stand.install(monkeypatch)
+    folder = copied(stand, portable_path, tmp_path)
+    build_engines(folder, BuildOptions(backend="tensorrt", weight_streaming=True))
+    bundle, free = Bundle.open(folder), stand.runtime.free
+    weights = sum((folder / f"{name}.onnx").stat().st_size for name in set(bundle.manifest.graphs) - {"probe"})
+    with Stream(bundle, seed=1, backend=TrtBackend("tensorrt")) as gpu:
+        for _ in range(4):
+            gpu.next_chunk()
+        assert gpu.not_one_launch is None
+        tensors = free - stand.runtime.free - weights
+    del gpu
+    gc.collect()
+    assert tensors <= stream_bytes(bundle) + 2 * 8192 < 3 * tensors
+    for memory in (stream_bytes(bundle) + weights // 2 + 4 * 8192, tensors + 8192):
+        stand.runtime.free, stand.streams_all = memory, False
         backend = TrtBackend("tensorrt")
-        stand.runtime.free = memory  # as it is when engines are loaded
-        step = backend.load(bundle, "step")
-        assert isinstance(step, TrtEngine)
-        stand.runtime.free = 1 << 40
         with Stream(bundle, seed=1) as cpu, Stream(bundle, seed=1, backend=backend) as gpu:
             for _ in range(4):
                 assert np.abs(cpu.next_chunk().latent - gpu.next_chunk().latent).max() < 0.1
-            assert gpu.not_one_launch == why
-        assert step.engine.weight_streaming_budget_v2 <= step.engine.streamable_weights_size
+            assert gpu.not_one_launch == "TensorRT: an engine that streams its weights cannot be recorded"
+            kept = sum(engine.engine.weight_streaming_budget_v2 for engine in backend._engines._loaded.values())
+        assert kept < weights
+        assert (kept > weights // 8) == (memory > tensors + 8192)
+        del gpu, backend
+        gc.collect()
+
+
+def test_a_stream_that_cannot_be_captured(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand, folder = built("rtx-1.7", portable_path, tmp_path, monkeypatch)
+    stand.capturable = False
+    with Stream(Bundle.open(folder), backend=TrtBackend("tensorrt-rtx")) as stream:
+        for _ in range(3):
+            stream.next_chunk()
+        assert "cannot be recorded" in (stream.not_one_launch or "")
+
+
+def test_an_engine_that_this_card_refuses(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX itself says why."""
+    stand, folder = built("rtx-1.7", portable_path, tmp_path, monkeypatch)
+    why = stand.module.EngineInvalidityDiagnostics.UNSUPPORTED_CC  # type: ignore[attr-defined]
+    runtime = stand.module.Runtime  # type: ignore[attr-defined]
+    monkeypatch.setattr(runtime, "deserialize_cuda_engine", lambda self, content: None)
+    monkeypatch.setattr(runtime, "get_engine_validity", lambda self, content: (2, int(why)))
+    with pytest.raises(UserError, match="cannot load it: UNSUPPORTED_CC"):
+        Stream(Bundle.open(folder), backend=TrtBackend("tensorrt-rtx"))
+
+
+def test_bfloat16_goes_on_after_a_restart(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand, folder = built("rtx-1.7", portable_path, tmp_path, monkeypatch, precision="bf16")
+    with Stream(Bundle.open(folder), seed=5, backend=TrtBackend("tensorrt-rtx")) as stream:
+        for _ in range(4):
+            stream.next_chunk()
+        assert stream._loop.keys[0].dtype.name == "bfloat16"
+        save_state(stream, tmp_path / "s")
+        expected = [stream.next_chunk().frames for _ in range(3)]
+    with Stream(Bundle.open(folder), seed=5, backend=TrtBackend("tensorrt-rtx")) as stream:
+        load_state(stream, tmp_path / "s")
+        assert all((stream.next_chunk().frames == frames).all() for frames in expected)
 
 
 def test_a_lean_runtime_is_allowed_to_run(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from everframe.engines.doctor import advice, roads_of
+from everframe.engines import inspection
+from everframe.engines.doctor import advice, installed, roads_of
 from everframe.engines.machine import Gpu
 
 CARD = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24564, 24000, "13.0", "13.0")
@@ -27,6 +30,7 @@ ALL = {"onnxruntime": "1.32", "tensorrt-rtx": "1.7", "tensorrt": "11.4", "cuda-p
         (ALL, CARD, ["CUDAExecutionProvider"], False, {"onnxruntime on the CPU", "onnxruntime on the GPU", *RTX}),
         (ALL, ORIN, [], True, {"onnxruntime on the CPU", "tensorrt"}),
         ({"tensorrt-rtx": "1.7"}, CARD, [], False, {"onnxruntime on the CPU"}),
+        (ALL, replace(CARD, compute_capability="sm_90"), [], False, {"onnxruntime on the CPU", "tensorrt"}),
     ],
 )  # fmt: skip
 def test_roads(packages: dict, gpu: Gpu | None, providers: list[str], is_jetson: bool, ready: set[str]) -> None:
@@ -34,7 +38,7 @@ def test_roads(packages: dict, gpu: Gpu | None, providers: list[str], is_jetson:
     assert {r.backend for r in roads if r.ready} == ready
     for road in roads:
         if not road.ready:
-            assert "pip install" in road.note or "no GPU" in road.note or "Jetson" in road.note
+            assert any(word in road.note for word in ("pip install", "no GPU", "use classic TensorRT"))
 
 
 def test_advice() -> None:
@@ -60,4 +64,20 @@ def test_two_onnxruntimes_side_by_side_are_noticed() -> None:
     both = {"onnxruntime": "1.32", "onnxruntime-gpu": "1.32"}
     road = roads_of(both, None, "none found", [], False)[0]
     assert not road.ready
-    assert "pip uninstall" in road.note
+    assert "pip uninstall -y onnxruntime; pip install --force-reinstall onnxruntime-gpu" in road.note
+    assert "pip uninstall -y onnxruntime-gpu; pip install --force-reinstall onnxruntime" in road.note
+
+
+def test_packages_for_one_cuda_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tensorrt_cu13 without the package that would install it."""
+    real = inspection.version
+
+    def version(name: str) -> str:
+        if name == "tensorrt_cu13":
+            return "11.4.0"
+        if name == "tensorrt":
+            raise PackageNotFoundError
+        return real(name)
+
+    monkeypatch.setattr(inspection, "version", version)
+    assert installed()["tensorrt"] == "11.4.0"

@@ -95,10 +95,18 @@ def test_a_file_that_is_no_graph(bundle_path: Path, tmp_path: Path) -> None:
 
 
 def test_a_provider_that_is_not_installed_says_what_to_install() -> None:
-    with pytest.raises(UserError, match=r"CUDAExecutionProvider.*everframe\[gpu\]"):
+    with pytest.raises(UserError, match=r"CUDAExecutionProvider.*--force-reinstall onnxruntime-gpu"):
         OrtBackend(EngineOptions(provider="cuda"))
     with pytest.raises(UserError, match="nvtensorrtrtx"):
         OrtBackend(EngineOptions(provider="nvtensorrtrtx"))
+
+
+def test_a_provider_that_falls_back_to_the_cpu_is_refused(bundle: Bundle) -> None:
+    """As ONNX Runtime does where CUDA's libraries are missing: a warning on the terminal, and a session on the CPU."""
+    backend = OrtBackend(EngineOptions())
+    backend.option = "cuda"  # what was asked for; the sessions are the CPU's
+    with pytest.raises(UserError, match="fell back to the CPU"):
+        backend.load(bundle, "decode")
 
 
 def test_tensorrt_providers_are_kept_from_the_in_place_form(bundle: Bundle) -> None:

@@ -6,13 +6,14 @@ with the shipped demo and the bundles that EVERFRAME_GPU_BUNDLES names (separate
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ import pytest
 
 from everframe.engines.build import build_engines
 from everframe.engines.bundle import Bundle
+from everframe.engines.doctor import installed
 from everframe.engines.errors import UserError
 from everframe.engines.inspection import installed_backends
+from everframe.engines.machine import find_gpu
 from everframe.engines.tensorrt import TrtBackend
 from everframe.engines.trtbuild import BuildOptions, load_module
 from everframe.runtime import open_bundle
@@ -76,7 +79,7 @@ QUICK = [
 ]
 
 
-NAMED_BY_BOTH = ("test_twelve_chunks_against_the_cpu", "test_prompt_changes")
+OF_THE_OLDER = ("test_twelve_chunks_against_the_cpu", "test_prompt_changes", "test_the_portable_form_s_too")
 
 
 @pytest.fixture(params=QUICK or ["none"])
@@ -93,8 +96,8 @@ def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         return
     if request.param == "none":
         pytest.skip("no NVIDIA GPU here, and no stand-in beside these tests")
-    if request.param == "classic-10.7" and request.node.originalname not in NAMED_BY_BOTH:
-        pytest.skip("its names that are used here are those of 10.3: two tests show it")
+    if request.param == "classic-10.7" and request.node.originalname not in OF_THE_OLDER:
+        pytest.skip("its names that are used here are those of 10.3: a few tests show it")
     stand = StandIn(request.param)  # pyright: ignore[reportPossiblyUnboundVariable]
     stand.install(monkeypatch)
     yield Card(request.param, BACKEND[request.param], stand)  # pyright: ignore[reportPossiblyUnboundVariable]
@@ -133,11 +136,12 @@ def report() -> Iterator[dict[str, Any]]:
     }
     yield found
     if CARD:
-        asked = "--query-gpu=name,driver_version,memory.total,power.limit"
-        said = subprocess.run(
-            ["nvidia-smi", asked, "--format=csv,noheader"], capture_output=True, text=True, check=False
-        )
-        found["card"], found["backends"] = said.stdout.strip(), installed_backends()
+        gpu, note = find_gpu()
+        found["card"], found["packages"] = asdict(gpu) if gpu else note, installed()
+        with contextlib.suppress(OSError):  # a container may be without it
+            asked = "--query-gpu=name,driver_version,memory.total,power.limit"
+            command = ["nvidia-smi", asked, "--format=csv,noheader"]
+            found["nvidia-smi"] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
         REPORT.write_text(json.dumps(found, indent=1, default=float) + "\n")
 
 

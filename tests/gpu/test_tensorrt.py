@@ -4,15 +4,23 @@ the names of each real binding. Both compare with ONNX Runtime on the CPU in flo
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from conftest import CARD, Card, error_of  # type: ignore[attr-defined]
 
+from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.cuda import CudaBuffer
+from everframe.engines.errors import UserError
+from everframe.engines.ort import OrtBackend
 from everframe.runtime import Stream, open_bundle
 from everframe.runtime.state import load_state, save_state
 
@@ -31,13 +39,16 @@ def test_twelve_chunks_against_the_cpu(built: Bundle, card: Card, report: dict[s
             frames.append(float(np.abs(a.frames.astype(float) - b.frames).mean()))
             stages.append(b.timings)
         assert gpu.not_one_launch is None
-        assert any(chain.graphs for chain in gpu._loop._chains.values())  # type: ignore[attr-defined]
+        used = [gpu._loop._chains["make", turn] for turn in (0, 1)]
+        assert all(chain.graphs for chain in used)  # type: ignore[attr-defined]
+        sizes = gpu.sizes()
     report[f"{card.name}, {built.path.stem}"] = {
+        "bytes": sizes,
         "error_of_x0": errors,
         "error_of_frames": frames,
         "ms": {
             name: [1000 * np.sum(getattr(t, name)) for t in stages]
-            for name in ("diffuse", "finalize", "decode", "total")
+            for name in ("host", "diffuse", "finalize", "decode", "copy", "total")
         },
     }
     assert max(errors) < CLOSE
@@ -52,14 +63,17 @@ def test_both_half_precisions(source: Path, card: Card, tmp_path: Path, precisio
             assert error_of(cpu.next_chunk().latent, gpu.next_chunk().latent) < 3 * CLOSE
 
 
-def test_the_recorded_graph_gives_what_plain_passes_give(built: Bundle, card: Card) -> None:
+def test_the_recorded_graph_gives_what_plain_passes_give(built: Bundle, card: Card, report: dict[str, Any]) -> None:
     frames = []
     for record in (True, False):
         with Stream(built, seed=2, backend=card.open()) as stream:
             if not record:
                 for chain in stream._loop._chains.values():
                     chain.why_not = "switched off"  # type: ignore[attr-defined]
-            frames.append(np.concatenate([stream.next_chunk().frames for _ in range(8)]))
+            chunks = [stream.next_chunk() for _ in range(8)]
+            key = f"{card.name}, {built.path.stem}, ms of a chunk, {'one launch' if record else 'passes one by one'}"
+            report[key] = [1000 * chunk.timings.total for chunk in chunks]
+            frames.append(np.concatenate([chunk.frames for chunk in chunks]))
     assert (frames[0] == frames[1]).all()
 
 
@@ -103,6 +117,108 @@ def test_a_saved_stream_goes_on_in_another_backend(built: Bundle, card: Card, tm
     with Stream(built, seed=5, backend=card.open()) as stream:
         load_state(stream, tmp_path / "s")
         assert all((stream.next_chunk().frames == frames).all() for frames in expected)
+
+
+@pytest.mark.skipif(not CARD, reason="the stand-in lives in one process")
+def test_another_process_goes_on_and_starts_faster(
+    built: Bundle, card: Card, tmp_path: Path, report: dict[str, Any]
+) -> None:
+    """As after a power cut. The second process finds the kernels that the first one compiled."""
+    script = """
+import json, sys, time
+from pathlib import Path
+from everframe.engines.bundle import Bundle
+from everframe.engines.tensorrt import TrtBackend
+from everframe.runtime import Stream
+from everframe.runtime.state import load_state, save_state
+backend, folder, state, number = sys.argv[1:]
+began = time.perf_counter()
+stream = Stream(Bundle.open(Path(folder)), seed=5, backend=TrtBackend(backend))
+loaded = time.perf_counter()
+if number == "0":
+    for _ in range(5):
+        stream.next_chunk()
+    first = loaded
+    save_state(stream, Path(state))
+else:
+    load_state(stream, Path(state))
+began_chunk = time.perf_counter()
+made = [stream.next_chunk() for _ in range(3)]
+seconds = {"load": loaded - began, "three chunks": time.perf_counter() - began_chunk}
+print(json.dumps([seconds, [int(chunk.frames.astype("int64").sum()) for chunk in made]]))
+"""
+    found = []
+    for number in range(2):
+        words = [sys.executable, "-c", script, card.backend, str(built.path), str(tmp_path / "s"), str(number)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    report[f"{card.name}, {built.path.stem}, seconds of two processes"] = [seconds for seconds, _ in found]
+    assert found[0][1] == found[1][1]
+
+
+@pytest.mark.skipif(not CARD, reason="a simulated card has no other users")
+def test_another_user_of_the_card_changes_nothing(built: Bundle, card: Card) -> None:
+    """Who allocates, frees and collects in another thread while chunks are recorded and run."""
+    with Stream(built, seed=2, backend=card.open()) as stream:
+        expected = [stream.next_chunk().frames for _ in range(8)]
+    over = threading.Event()
+
+    def disturb() -> None:
+        cuda = card.open().device.cuda
+        while not over.is_set():
+            CudaBuffer(cuda, (1 << 20,), "uint8").clear()
+            gc.collect()
+
+    other = threading.Thread(target=disturb)
+    other.start()
+    try:
+        with Stream(built, seed=2, backend=card.open()) as stream:
+            assert all((stream.next_chunk().frames == frames).all() for frames in expected)
+            assert stream.not_one_launch is None
+    finally:
+        over.set()
+        other.join()
+
+
+@pytest.mark.skipif(not CARD, reason="needs a card's encoder")
+def test_the_card_s_encoder_beside_the_engines(built: Bundle, card: Card, tmp_path: Path) -> None:
+    from everframe.runtime.outputs import open_output
+    from everframe.runtime.video import working_encoders
+
+    if "h264_nvenc" not in working_encoders():
+        pytest.skip("this card, or this PyAV, has no h264_nvenc")
+    g = built.manifest.geometry
+    with (
+        Stream(built, seed=2, backend=card.open()) as stream,
+        open_output(str(tmp_path / "x.mp4"), g.width, g.height, g.fps, encoder="h264_nvenc") as output,
+    ):
+        shown = [stream.next_chunk().frames for _ in range(4)]
+        for frames in shown:
+            output.write(frames)
+    with av.open(str(tmp_path / "x.mp4")) as video:
+        decoded = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(decoded) == sum(map(len, shown))
+    assert np.abs(np.concatenate(shown).astype(float) - np.stack(decoded)).mean() < 8
+
+
+@pytest.mark.skipif(not CARD, reason="tests/engines/test_ort.py runs its buffers on a simulated card")
+def test_onnxruntime_s_own_providers(source: Path, card: Card) -> None:
+    """cuda in both forms; TensorRT's in the portable one, for their parser loses the lengths."""
+    bundle = Bundle.open(source)
+    tried = 0
+    for provider in ("cuda", "tensorrt", "nvtensorrtrtx"):
+        if provider != "cuda" and bundle.manifest.form == "in-place":
+            continue
+        try:
+            backend = OrtBackend(EngineOptions(provider=provider))
+        except UserError:
+            continue  # of a package that is not installed
+        tried += 1
+        with Stream(bundle, seed=1) as cpu, Stream(bundle, seed=1, backend=backend) as gpu:
+            for _ in range(6):
+                assert error_of(cpu.next_chunk().latent, gpu.next_chunk().latent) < CLOSE, provider
+    if not tried:
+        pytest.skip("this onnxruntime has no GPU provider for this form")
 
 
 def test_frames_are_never_those_of_before(built: Bundle, card: Card) -> None:

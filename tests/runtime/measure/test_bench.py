@@ -18,13 +18,23 @@ from everframe.engines.errors import UserError
 from everframe.engines.ort import OrtBackend
 from everframe.runtime import Stream
 from everframe.runtime.measure.bench import Result, bench, lateness, ratios, read_result, spread
-from everframe.runtime.measure.bench_report import page
+from everframe.runtime.measure.bench_report import page, summary
 from everframe.runtime.measure.sweep import grid
+
+from simulated_cuda import SimulatedBackend, SimulatedRuntime
 
 
 @pytest.fixture(scope="module")
 def result(bundle_path: Path) -> Result:
     return bench(Bundle.open(bundle_path), lambda: OrtBackend(EngineOptions(threads=1)), chunks=12, seed=3)
+
+
+def test_a_card_that_records_nothing_is_told(bundle_path: Path) -> None:
+    backend = SimulatedBackend(SimulatedRuntime(captures=False))
+    found = bench(Bundle.open(bundle_path), lambda: backend, chunks=2, seed=3)  # type: ignore[arg-type, return-value]
+    why = "CUDA: cudaStreamBeginCapture: cudaErrorStreamCaptureUnsupported"
+    assert ("passes one by one, not one launch a chunk", why) in summary(found)
+    assert why in page(found)
 
 
 def everframe(*words: object) -> subprocess.CompletedProcess[str]:
