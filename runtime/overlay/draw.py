@@ -9,7 +9,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +35,32 @@ QUIET = 2  # modules of ground around a code
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Pixels uint8 [h, w, 4], straight alpha, and where their left upper corner stands, inside the picture."""
+class Pixels:
+    """uint8 [h, w, 4], straight alpha; split once for all the frames that they are burned into."""
 
-    x: int
     y: int
     pixels: NDArray[np.uint8]
+
+    @cached_property
+    def colours(self) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[..., :3]))
+
+    @cached_property
+    def alpha(self) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[..., 3]))
 
 
 @dataclass(frozen=True)
-class Strip:
-    """A ticker's words [h, w, 4], which come in at the right edge at second 0 and again once they have gone."""
+class Piece(Pixels):
+    """Its left upper corner stands at x, y, inside the picture."""
 
-    y: int
-    pixels: NDArray[np.uint8]
+    x: int
+
+
+@dataclass(frozen=True)
+class Strip(Pixels):
+    """A ticker's words, which come in at the right edge at second 0 and again once they have gone."""
+
     speed: float  # pixels a second
     width: int  # the picture's
 
@@ -150,7 +162,7 @@ def _inside(x: int, y: int, image: Image.Image, size: tuple[int, int]) -> Piece:
     left, top = max(0, -x), max(0, -y)
     right, bottom = min(image.width, size[0] - x), min(image.height, size[1] - y)
     pixels = np.asarray(image)[top : max(top, bottom), left : max(left, right)]
-    return Piece(x + left, y + top, pixels)
+    return Piece(y + top, pixels, x + left)
 
 
 def _message(part: Message, size: tuple[int, int], file: Path | None) -> Piece:
@@ -165,7 +177,7 @@ def _message(part: Message, size: tuple[int, int], file: Path | None) -> Piece:
         pixels = int(0.9 * pixels)
     board = Image.new("RGB", size, part.ground[:7]).convert("RGBA")  # whatever its opacity: nothing shines through
     board.alpha_composite(image, (max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)))
-    return Piece(0, 0, np.asarray(board))
+    return Piece(0, np.asarray(board), 0)
 
 
 def _broken(text: str, pixels: int, widest: float, file: Path | None) -> list[str]:
@@ -195,7 +207,7 @@ def _pieces(paragraph: str, letters: ImageFont.FreeTypeFont | ImageFont.ImageFon
 
 def _bar(part: Ticker, size: tuple[int, int]) -> Piece:
     y, high = strip_place(part, size[1])
-    return Piece(0, y, np.asarray(Image.new("RGBA", (size[0], high), part.ground)))
+    return Piece(y, np.asarray(Image.new("RGBA", (size[0], high), part.ground)), 0)
 
 
 def _strip(part: Ticker, size: tuple[int, int], file: Path | None) -> Strip:

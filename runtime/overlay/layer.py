@@ -7,9 +7,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ...engines.errors import UserError
 from ...engines.files import reason
@@ -41,6 +43,7 @@ class Layer:
         self.logo = logo
         # Who burns does not wait for who draws for a page, which is ten times as large.
         self._burned, self._pages = _Drawings(), _Drawings()
+        self._last: tuple[tuple[Any, ...], NDArray[np.uint8]] = (None, None, None), np.empty(0, np.uint8)
         now = dt.datetime.now(dt.UTC)
         self._drawing(self._burned, size, now)
         self.drawn((round(PAGE * size[0] / size[1]), PAGE), now)
@@ -63,11 +66,17 @@ class Layer:
         if self.empty:
             return frame
         drawn = self._drawing(self._burned, (frame.shape[1], frame.shape[0]), now)
-        out = frame.copy()
+        left = None if drawn.strip is None else drawn.strip.place(now.timestamp())
+        before, out = self._last
+        if before[0] is frame and before[1] is drawn and before[2] == left:  # a picture that stands still
+            return out
+        image = Image.fromarray(frame)
         for piece in drawn.pieces:
-            blend(out, piece.x, piece.y, piece.pixels)
-        if drawn.strip is not None:
-            blend(out, drawn.strip.place(now.timestamp()), drawn.strip.y, drawn.strip.pixels)
+            image.paste(piece.colours, (piece.x, piece.y), piece.alpha)
+        if drawn.strip is not None and left is not None:
+            image.paste(drawn.strip.colours, (left, drawn.strip.y), drawn.strip.alpha)
+        out = np.asarray(image)
+        self._last = (frame, drawn, left), out
         return out
 
     def _drawing(self, kept: _Drawings, size: tuple[int, int], now: dt.datetime) -> Drawn:
@@ -92,21 +101,6 @@ class _Drawings:
                     self._made.popitem(last=False)
             self._made.move_to_end(key)
             return self._made[key]
-
-
-def blend(frame: NDArray[np.uint8], x: int, y: int, pixels: NDArray[np.uint8]) -> None:
-    """pixels [h, w, 4], straight alpha, over the frame [H, W, 3] in place; what is outside is left out."""
-    left, right = max(0, -x), min(pixels.shape[1], frame.shape[1] - x)
-    if right <= left:
-        return
-    part = pixels[:, left:right]
-    region = frame[y : y + len(part), x + left : x + right]
-    alpha = part[..., 3:]
-    if (alpha == 255).all():
-        region[:] = part[..., :3]
-        return
-    weight = alpha.astype(np.uint16)  # 255² and a half still fit
-    region[:] = (region * (255 - weight) + part[..., :3] * weight + 127) // 255
 
 
 def read_logo(file: Path) -> bytes:

@@ -71,12 +71,24 @@ def origin(text: str) -> str:
     return f"{found['scheme']}://{host_name(found['host'])}{found['port'] or ''}"
 
 
+def _plain(host: str) -> bool:
+    """Whether a host that ends in a number is an address as it is written: the system takes 127.1 and 0x7f000001 for
+    loopback, and the guard of names would not."""
+    if not re.fullmatch(r"\d+|0x[\da-f]*", host.lower().rstrip(".").rsplit(".", 1)[-1]):
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host) is not None
+    return False
+
+
 def listening(host: str, port: int) -> socket.socket:
     """A socket that is bound but does not listen yet. Raises UserError with the reason."""
     where = f"{in_url(host)}:{port}"
     bare = host.strip("[]")
     if not bare:  # which would listen on every address
         raise UserError("server.host: found nothing, expected an address such as 127.0.0.1, or 0.0.0.0 for every one")
+    if not _plain(bare):
+        raise UserError(f"server.host: found {host!r}, expected a name or a whole address such as 127.0.0.1")
     one = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -27,23 +27,13 @@ from .survival.logs import Tail
 from .survival.notify import notify
 
 PAGES = Path(__file__).parent / "pages"
-FILES = {
-    "/": ("player.html", "text/html"),
-    "/operator": ("operator.html", "text/html"),
-    "/sw.js": ("sw.js", "text/javascript"),
-    "/static/player.js": ("player.js", "text/javascript"),
-    "/static/webrtc.js": ("webrtc.js", "text/javascript"),
-    "/static/screen.js": ("screen.js", "text/javascript"),
-    "/static/overlay.js": ("overlay.js", "text/javascript"),
-    "/static/old.js": ("old.js", "text/javascript"),
-    "/static/operator.js": ("operator.js", "text/javascript"),
-    "/static/desk.js": ("desk.js", "text/javascript"),
-    "/static/above.js": ("above.js", "text/javascript"),
-    "/static/screens.js": ("screens.js", "text/javascript"),
-    "/static/wishes.js": ("wishes.js", "text/javascript"),
-    "/static/style.css": ("style.css", "text/css"),
-}
-GUEST = {"/guest": ("guest.html", "text/html"), "/static/guest.js": ("guest.js", "text/javascript")}
+KINDS = {".js": "text/javascript", ".css": "text/css"}
+PLACES = {
+    "/": "player.html",
+    "/operator": "operator.html",
+    "/sw.js": "sw.js",
+}  # sw.js rules over what is below its place
+GUEST = {"/guest": "guest.html"}
 
 
 def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
@@ -81,24 +71,26 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
         transport_routes(service),
         whep_routes(service.peers),
         screen_routes(service, changing),
-        page_routes(FILES | GUEST if service.guests else FILES),
+        page_routes(PLACES | GUEST if service.guests else PLACES),
         *([guest_routes(service.guests, service, changing)] if service.guests else []),
     ):
         app.include_router(routes)
     return app
 
 
-def page_routes(files: dict[str, tuple[str, str]]) -> APIRouter:
+def page_routes(places: dict[str, str]) -> APIRouter:
     """The player, the operator's and the visitors' page, and what they load."""
     routes = APIRouter()
+    static = {f"/static/{file.name}": file.name for file in PAGES.iterdir() if file.suffix in KINDS}
 
-    def page(name: str, kind: str) -> Callable[[], Any]:
+    def page(name: str) -> Callable[[], Any]:
         async def get() -> FileResponse:
+            kind = KINDS.get(Path(name).suffix, "text/html")
             return FileResponse(PAGES / name, media_type=kind, headers=FRESH | {"Access-Control-Allow-Origin": "*"})
 
         return get
 
     # Scripts of a page in a sandboxed frame are asked for from no origin; these files are anybody's.
-    for path, (name, kind) in files.items():
-        routes.add_api_route(path, page(name, kind), include_in_schema=False)
+    for path, name in (places | static).items():
+        routes.add_api_route(path, page(name), include_in_schema=False)
     return routes

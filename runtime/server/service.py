@@ -49,10 +49,12 @@ QUIET = ("saved", "stopped", "busy", "later")  # events that only who debugs wan
 class Service:
     """Made once; start() and stop() once each. Raises UserError for what can be known before.
 
-    finish: where the server can end, what ends it; then `fatal` says why, or `another` is the bundle to start anew with.
+    settled: called when the first generator is up, or had to be started again: the server stays. finish: where the server
+    can end, what ends it; then `fatal` says why, or `another` is the bundle to start anew with.
     """
 
     finish: Callable[[], None] | None = None
+    settled: Callable[[], None] | None = None
 
     def __init__(self, config: Config, seen: Seen):
         check_protocols(config.video.push)
@@ -191,7 +193,7 @@ class Service:
     def _order(self, kind: str, value: Any) -> None:
         if kind == "pause":
             self.channel.held = value  # at once: chunks are under way
-        if kind == "prompt" and value.at_once and not self.channel.held:
+        if kind in ("prompt", "lend") and value.at_once and not self.channel.held:
             self._hurry = time.monotonic() + HURRY
         self.supervisor.order(kind, value)
 
@@ -224,6 +226,7 @@ class Service:
     def _ready(self, facts: dict[str, Any]) -> None:
         log.info("generator ready%s", f", resumed at latent frame {facts['position']}" if facts["resumed"] else "")
         self.control.ready(facts)
+        self._settle()
 
     def _chunk(self, facts: dict[str, Any], frames: NDArray[np.uint8]) -> None:
         self.facts, self.last_chunk = facts, time.monotonic()
@@ -236,7 +239,14 @@ class Service:
         self.channel.offer(frames, at_once=facts["cut"])
         self.thumbs.seen(facts["prompt"], frames)
 
+    def _settle(self) -> None:
+        settled, self.settled = self.settled, None
+        if settled is not None:
+            settled()
+
     def _event(self, kind: str, text: str) -> None:
+        if kind == "backoff":
+            self._settle()
         self.metrics.event(kind)
         if kind in ("refused", "later", "died", "hung"):
             self._hurry = 0.0

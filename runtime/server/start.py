@@ -51,13 +51,12 @@ def prepare(app: Any, server: Server) -> Any:
     return uvicorn.Server(settings)
 
 
-def run(web: Any, bound: socket.socket, server: Server, token_in: str, tell: Callable[[str], None]) -> None:
+def run(web: Any, bound: socket.socket, server: Server) -> None:
     """Until a signal or `should_exit` ends it. Raises UserError when it cannot listen or start."""
     try:
         bound.listen(2048)
     except OSError as error:  # somebody was faster
         raise UserError(f"cannot listen on {in_url(server.host)}:{server.port}: {reason(error)}") from None
-    tell(f"{page_of(server.host, server.port)} · token in {token_in}")
     web.run(sockets=[bound])
     if not web.started:
         raise UserError("the web process could not start; the log says why")
@@ -106,8 +105,9 @@ def one_life(config: Config, token: str, tail: Tail, tell: Callable[[str], None]
         service = Service(config, seen or see(config.stream.bundle))
         osc = serve_osc(config.osc, service.control, service.state) if config.osc.enabled else None
         web = prepare(create_app(service, token, tail), config.server)
+        service.settled = lambda: tell(address_line(config.server, config.state_dir))
         service.finish = lambda: setattr(web, "should_exit", True)
-        run(web, bound, config.server, token_place(config.state_dir, config.server), tell)
+        run(web, bound, config.server)
     finally:
         bound.close()
         if osc is not None:
@@ -136,5 +136,6 @@ def secrets_in(config: Config) -> set[str]:
     return found | ({config.server.token} if config.server.token else set())
 
 
-def token_place(folder: Path, server: Server) -> str:
-    return "server.token" if server.token else str(folder / "token")
+def address_line(server: Server, folder: Path) -> str:
+    """Where it can be seen, and where the token is."""
+    return f"{page_of(server.host, server.port)} · token in {'server.token' if server.token else folder / 'token'}"

@@ -10,7 +10,7 @@ from ..config import Logging
 from ..discretion import secrets_of
 from ..orders.control import read_token
 from ..pictures.push import check_protocols
-from ..start import make_state_dir, prepare, run, token_place
+from ..start import address_line, make_state_dir, prepare, run
 from ..survival.lock import hold
 from ..survival.logs import set_up
 from .actors import Fleet, read_fleet
@@ -29,6 +29,7 @@ def serve_fleet(file: Path, tell: Callable[[str], None] = lambda line: None) -> 
         bound = listening(config.server.host, config.server.port)
         try:
             web = prepare(create_gateway(Fleet(config), config.server, token), config.server)
-            run(web, bound, config.server, token_place(config.state_dir, config.server), tell)
+            tell(address_line(config.server, config.state_dir))
+            run(web, bound, config.server)
         finally:
             bound.close()

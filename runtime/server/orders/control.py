@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import logging
 import os
@@ -13,14 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ....engines.bundle import Bundle, first_problem
+from ....engines.bundle import Bundle
 from ....engines.errors import UserError
 from ....engines.files import reason, write_whole
 from ...prompts import PromptBank
 from ...stream import MAX_SEED
 from ..config import Config, check_token
+from .kept import digest, read_kept
 from .playlist import Change, Playlist
 from .timetable import Timetable
 
@@ -78,13 +78,13 @@ class Control:
             if self.kept.playlist is None and self.kept.prompt is None and running is not None:
                 self.kept.prompt = Change(prompt=running)
                 self._save()
-            self._order("prompt", change)
+            self._order("lend", change)
 
     def back(self) -> None:
-        """Show again what was ordered."""
+        """Show again what was ordered: a playlist goes on where it was."""
         with self._lock:
             if self.kept.playlist is not None:
-                self._order("playlist", self.kept.playlist)
+                self._order("back", None)
             else:
                 self._order("prompt", self.kept.prompt or Change(prompt=self.prompts[0]))
 
@@ -182,26 +182,17 @@ class Control:
     def _load(self, config: Config) -> Kept:
         told = [config.playlist, config.schedule, config.stream.prompt, config.stream.seed]
         text = json.dumps([one.model_dump() if isinstance(one, BaseModel) else one for one in told])
-        for part in self._file.parent.glob(f".{self._file.name}.*.part"):
-            part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        try:
-            kept = Kept.model_validate_json(self._file.read_bytes())
-            if kept.config == digest:
+        kept = read_kept(self._file, Kept, digest(text))
+        if kept is not None:
+            try:
                 self._check(kept)
                 return kept
-        except FileNotFoundError:
-            pass
-        except UserError as error:  # another bundle than the one that they were given to
-            log.warning("%s: kept orders do not fit, starting from the configuration: %s", self._file, error)
-        except ValidationError as error:
-            log.warning("%s: not usable, starting from the configuration: %s", self._file, first_problem(error))
-        except OSError as error:
-            log.warning("%s: not usable, starting from the configuration: %s", self._file, reason(error))
+            except UserError as error:  # another bundle than the one that they were given to
+                log.warning("%s: kept orders do not fit, starting from the configuration: %s", self._file, error)
         prompt = config.stream.prompt
         first = None if prompt is None or config.first_playlist else self._spell(Change(prompt=prompt))
         return Kept(
-            config=digest,
+            config=digest(text),
             prompt=first,
             playlist=config.first_playlist,
             timetable=config.schedule,

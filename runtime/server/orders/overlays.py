@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from ....engines.bundle import first_problem
 from ....engines.errors import UserError
-from ....engines.files import reason, write_whole
+from ....engines.files import write_whole
 from ...overlay.layer import Layer, read_logo
 from ...overlay.parts import Logo, Message, Overlay
 from .control import Control
+from .kept import digest, read_kept
 from .timetable import zone_of
 
 log = logging.getLogger(__name__)
@@ -45,8 +44,9 @@ class Overlays:
         self.kept = self._fresh()
         self.layer = self._layer(self.kept)  # an error of the configuration ends the start
         try:
-            kept = self._load()
-            self.layer, self.kept = self._layer(kept), kept
+            kept = read_kept(self._file, Kept, self.kept.config)
+            if kept is not None:
+                self.layer, self.kept = self._layer(kept), kept
         except UserError as error:
             log.warning("%s: not usable, starting from the configuration: %s", self._file, error)
 
@@ -108,19 +108,6 @@ class Overlays:
         return Layer(overlay, lambda: zone_of(self._control.kept.timetable.timezone), logo, self._size)
 
     def _fresh(self) -> Kept:
-        digest = hashlib.sha256(self._configured.model_dump_json().encode()).hexdigest()[:16]
         overlay = self._configured.model_copy(update={"message": None})
-        return Kept(config=digest, overlay=overlay, message=self._configured.message)
-
-    def _load(self) -> Kept:
-        fresh = self._fresh()
-        try:
-            kept = Kept.model_validate_json(self._file.read_bytes())
-            return kept if kept.config == fresh.config else fresh
-        except FileNotFoundError:
-            return fresh
-        except ValidationError as error:
-            log.warning("%s: not usable, starting from the configuration: %s", self._file, first_problem(error))
-        except OSError as error:
-            log.warning("%s: not usable, starting from the configuration: %s", self._file, reason(error))
-        return fresh
+        config = digest(self._configured.model_dump_json())
+        return Kept(config=config, overlay=overlay, message=self._configured.message)

@@ -49,10 +49,21 @@ class Director:
         self.chunk_seconds = chunk_seconds
         self.playlist: Playlist | None = None
         self.item, self.left = -1, 0
+        self.lent = False  # something else is shown for a while; the item's time stands still
+        self._again = False  # the item's own prompt has to come back
 
     def follow(self, playlist: Playlist | None) -> None:
         """Begin a playlist with the next chunk; None: stay where the stream is."""
         self.playlist, self.item, self.left = playlist, -1, 0
+        self.lent = self._again = False
+
+    def lend(self) -> None:
+        """Let something else be shown, until `back`."""
+        self.lent = True
+
+    def back(self) -> None:
+        """Go on with the next chunk where the playlist was."""
+        self.lent, self._again = False, self.item >= 0
 
     def skip(self) -> None:
         """Let the next item begin with the next chunk."""
@@ -60,9 +71,11 @@ class Director:
 
     def next(self) -> Change | None:
         """Called before every chunk: the change that is due with it."""
-        if self.playlist is None:
+        if self.playlist is None or self.lent:
             return None
-        items, change = self.playlist.items, None
+        items = self.playlist.items
+        change = items[self.item] if self._again else None
+        self._again = False
         if self.left == 0 and (self.playlist.loop or self.item + 1 < len(items)):
             before, self.item = self.item, (self.item + 1) % len(items)
             self.left = max(1, math.ceil(items[self.item].seconds / self.chunk_seconds - 1e-9))
@@ -76,9 +89,12 @@ class Director:
             "playlist": self.playlist and self.playlist.model_dump(),
             "item": self.item,
             "left": self.left,
+            "lent": self.lent or self._again,
         }
 
     def restore(self, facts: dict[str, Any]) -> None:
         kept = facts.get("playlist")
         self.playlist = None if kept is None else Playlist.model_validate(kept)
         self.item, self.left = facts.get("item", -1), facts.get("left", 0)
+        if facts.get("lent"):  # the loan was the life's before
+            self.back()

@@ -1,4 +1,6 @@
 // The visitors' page: buttons, a queue, and no token.
+import { promptButton } from "./buttons.js";
+
 const $ = (id) => document.getElementById(id);
 const place = (path) => new URL(path, document.baseURI);
 const POLL = 2000;
@@ -29,21 +31,7 @@ function buttons(prompts) {
   if (now === shown) return;
   shown = now;
   $("wishes").replaceChildren(
-    ...prompts.map(({ prompt, picture }) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      if (picture) {
-        const image = new Image();
-        image.alt = "";
-        image.src = place(`api/prompts/picture.jpg?${new URLSearchParams({ prompt })}`);
-        button.append(image);
-      }
-      const words = document.createElement("span");
-      words.textContent = prompt;
-      button.append(words);
-      button.addEventListener("click", () => wish(prompt));
-      return button;
-    }),
+    ...prompts.map(({ prompt, picture }) => promptButton(prompt, picture, wish)),
   );
 }
 

@@ -1,5 +1,6 @@
 // The operator's page: what is running, and orders.
 import { fillOverlay } from "./above.js";
+import { promptButton } from "./buttons.js";
 import { $, ask, hasToken, order as give } from "./desk.js";
 import { Overlay } from "./overlay.js";
 import { Player } from "./player.js";
@@ -105,18 +106,7 @@ function draw({ seconds, real_time_factor: factors }) {
 async function fill() {
   const { prompts, pictures } = await ask("api/prompts");
   for (const prompt of prompts) $("text").append(new Option(prompt, prompt));
-  for (const prompt of pictures) {
-    const button = document.createElement("button");
-    button.type = "button";
-    const image = new Image();
-    image.alt = "";
-    image.src = `api/prompts/picture.jpg?${new URLSearchParams({ prompt })}`;
-    const words = document.createElement("span");
-    words.textContent = prompt;
-    button.append(image, words);
-    button.addEventListener("click", () => change(prompt));
-    $("thumbs").append(button);
-  }
+  $("thumbs").append(...pictures.map((prompt) => promptButton(prompt, true, change)));
   const playlist = await ask("api/playlist");
   const items = playlist ? playlist.items : prompts.slice(0, 3).map((prompt) => ({ prompt, seconds: 60 }));
   $("items").value = items.map((item) => `${item.seconds}: ${item.prompt}`).join("\n");

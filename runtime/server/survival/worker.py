@@ -1,9 +1,9 @@
 """The generator process: one stream, its playlist, its state on disk.
 
-It talks to the web process over one pipe of pickled tuples, both ends ours. From there: ("prompt", change), ("playlist",
-playlist or None), ("skip", None), ("seed", number), ("pause", bool), ("stop",). To there: ("ready", facts), ("chunk", facts)
-followed by the frames as bytes, ("event", kind, text). A full pipe holds the generator back: nobody wants its next chunk
-yet.
+It talks to the web process over one pipe of pickled tuples, both ends ours. From there: ("prompt", change), ("lend",
+change) until ("back", None), ("playlist", playlist or None), ("skip", None), ("seed", number), ("pause", bool), ("stop",).
+To there: ("ready", facts), ("chunk", facts) followed by the frames as bytes, ("event", kind, text). A full pipe holds the
+generator back: nobody wants its next chunk yet.
 """
 
 from __future__ import annotations
@@ -200,13 +200,18 @@ class Generator:
             self.connection.send(("event", "alive", ""))
 
     def _obey(self, kind: str, value: Any) -> None:
-        if kind == "prompt":
+        if kind in ("prompt", "lend"):
             self._change(value)
             if value.at_once:
                 self.cut = self.stream.cut_at_once()
                 if not self.cut:
                     self.connection.send(("event", "later", "the cut comes after the chunk that is being made"))
-            self.director.follow(None)
+            if kind == "lend":
+                self.director.lend()
+            else:
+                self.director.follow(None)
+        elif kind == "back":
+            self.director.back()
         elif kind == "playlist":
             self._check(value)
             self.director.follow(value)

@@ -83,6 +83,17 @@ def test_blending_is_straight_alpha_over() -> None:
     assert np.abs(layer.burned(frame, NOW) - expected).max() <= 0.51
 
 
+def test_a_picture_that_stands_still_is_burned_once() -> None:
+    frame = np.zeros((360, 640, 3), np.uint8)
+    layer = Layer(Overlay(clock=Clock(format="%S")), lambda: dt.UTC)
+    burned = layer.burned(frame, NOW)
+    assert layer.burned(frame, NOW) is burned
+    assert layer.burned(frame.copy(), NOW) is not burned
+    later = layer.burned(frame, NOW + dt.timedelta(seconds=1))
+    assert (later != burned).any()
+    assert not frame.any()
+
+
 def test_a_code_can_be_read() -> None:
     """By ZXing, from the burned frame."""
     frame = np.full((360, 640, 3), 90, np.uint8)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from everframe.runtime.server.addresses import asked_name, host_name, is_loopback, origin, page_of
+from everframe.engines.errors import UserError
+from everframe.runtime.server.addresses import asked_name, host_name, is_loopback, listening, origin, page_of
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,12 @@ def test_names_are_compared_as_browsers_send_them(entry: str, name: str) -> None
 def test_names_that_no_browser_can_send_are_refused(entry: str) -> None:
     with pytest.raises(ValueError, match="never what a browser asks for"):
         host_name(entry)
+
+
+@pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f000001", "0x7F.1", "127.0.0.1.1", "10.0.0.256", "1."])
+def test_addresses_that_are_not_written_out_are_not_listened_on(host: str) -> None:
+    with pytest.raises(UserError, match=r"server\.host: found .*, expected a name or a whole address"):
+        listening(host, 0)
 
 
 def test_loopback() -> None:

@@ -33,7 +33,7 @@ def control(bundle: Bundle, tmp_path: Path, ordered: list) -> Control:
 
 
 def prompts(ordered: list[tuple[str, Any]]) -> list[str]:
-    return [value.prompt if kind == "prompt" else kind for kind, value in ordered]
+    return [value.prompt if kind in ("prompt", "lend") else kind for kind, value in ordered]
 
 
 def test_wishes_take_turns_and_the_playlist_comes_back(control: Control, ordered: list) -> None:
@@ -49,7 +49,7 @@ def test_wishes_take_turns_and_the_playlist_comes_back(control: Control, ordered
     guests.tick(47.0)
     assert guests.place("visitor-b", 50.0)["yours_is_shown"]
     guests.tick(92.0)
-    assert prompts(ordered) == ["playlist", LAVA, SNOW, "playlist"]
+    assert prompts(ordered) == ["playlist", LAVA, SNOW, "back"]
     assert control.kept.playlist == playlist
     guests.tick(1000.0)
     assert len(ordered) == 4

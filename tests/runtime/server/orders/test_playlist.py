@@ -62,6 +62,24 @@ def test_a_restored_director_goes_on_where_it_was() -> None:
     assert begun + played(second, 19) == expected
 
 
+def test_a_loan_ends_where_the_playlist_was() -> None:
+    """Two chunks of a are left, and then b comes; also over a restart in the middle, which ends the loan."""
+    director = Director(0.75)
+    director.follow(playlist(a=2.25, b=0.75))
+    assert played(director, 1) == ["a"]
+    director.lend()
+    assert played(director, 9) == [None] * 9
+    restarted = Director(0.75)
+    restarted.restore(director.facts())
+    director.back()
+    for one in (director, restarted):
+        assert played(one, 5) == ["a", None, "b", "a", None]
+    director.lend()
+    director.skip()
+    director.back()
+    assert played(director, 1) == ["b"]
+
+
 def utc(text: str) -> dt.datetime:
     return dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC)
 

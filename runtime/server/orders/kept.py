@@ -1,0 +1,40 @@
+"""What was ordered last, on disk: read again by the next life, as long as the configuration that it started from stays."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ....engines.bundle import first_problem
+from ....engines.files import reason
+
+log = logging.getLogger(__name__)
+
+Kept = TypeVar("Kept", bound=BaseModel)  # with a field `config`: the digest
+
+
+def digest(text: str) -> str:
+    """Of what the configuration says: another one begins anew."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_kept(file: Path, kind: type[Kept], config: str) -> Kept | None:
+    """None where there is nothing, or nothing of this configuration. What cannot be used is told in the log."""
+    for part in file.parent.glob(f".{file.name}.*.part"):
+        part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
+    why: Any = None
+    try:
+        kept = kind.model_validate_json(file.read_bytes())
+        return kept if kept.config == config else None  # type: ignore[attr-defined]
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        why = first_problem(error)
+    except OSError as error:
+        why = reason(error)
+    log.warning("%s: not usable, starting from the configuration: %s", file, why)
+    return None

@@ -1,0 +1,16 @@
+// A button of a prompt, with its picture where there is one.
+export function promptButton(prompt, picture, pressed) {
+  const button = document.createElement("button");
+  button.type = "button";
+  if (picture) {
+    const image = new Image();
+    image.alt = "";
+    image.src = new URL(`api/prompts/picture.jpg?${new URLSearchParams({ prompt })}`, document.baseURI);
+    button.append(image);
+  }
+  const words = document.createElement("span");
+  words.textContent = prompt;
+  button.append(words);
+  button.addEventListener("click", () => pressed(prompt));
+  return button;
+}
