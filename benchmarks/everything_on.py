@@ -103,7 +103,7 @@ def memory(site: Site) -> dict[str, float]:
 
 def minute(site: Site, osc: SimpleUDPClient, prompts: list[str], n: int, third: Page) -> None:
     """Orders, wishes, and a screen that comes and goes."""
-    third.goto(f"{site.url}/?screen=third&via={('mse', 'webrtc')[n % 2]}")
+    third.goto(f"{site.url}/?screen=third&via={('mse', 'webrtc')[n % 2]}", wait_until="commit", timeout=0)
     osc.send_message("/everframe/prompt", [prompts[n % len(prompts)], ("smooth", "cut")[n % 2]])
     time.sleep(20)
     site.ask("/api/guest", "POST", {"visitor": VISITOR, "prompt": prompts[(n + 3) % len(prompts)]}, token=None)
