@@ -131,7 +131,7 @@ def serve(folder: Path, bundle: Path, config: str = "", port: int | None = None)
         )
     site = Site(port, folder / "state", process, log)
     try:
-        wait_for(lambda: process.poll() is not None or up(site))
+        wait_for(lambda: process.poll() is not None or up(site), 180)
         assert process.poll() is None, log.read_text()
         yield site
     finally:
