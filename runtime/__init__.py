@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .generation import PromptChange as PromptChange
     from .generation import generate as generate
     from .outputs import open_output as open_output
-    from .stream import TRANSITIONS as TRANSITIONS
+    from .prompts import TRANSITIONS as TRANSITIONS
+    from .prompts import Transition as Transition
     from .stream import Stream as Stream
-    from .stream import Transition as Transition
 
 # Imported at the first use of a name: the command line's help, and whoever needs one module of this room, load no more.
 _HOMES = {
@@ -36,11 +36,11 @@ _HOMES = {
     "open_bundle": ".demo",
     "PromptChange": ".generation",
     "generate": ".generation",
-    "TRANSITIONS": ".stream",
+    "TRANSITIONS": ".prompts",
     "Chunk": ".chunks",
     "Stream": ".stream",
     "Timings": ".chunks",
-    "Transition": ".stream",
+    "Transition": ".prompts",
     "open_output": ".outputs",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

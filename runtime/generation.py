@@ -21,7 +21,8 @@ from ..engines.errors import UserError
 from .chunks import Chunk
 from .outputs import open_output
 from .overlay.layer import Layer
-from .stream import Stream, Transition, check_transition
+from .prompts import Transition, check_transition
+from .stream import Stream
 from .video import choose_encoder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz import fuzz, process
@@ -14,6 +16,8 @@ from ..engines.errors import UserError
 from ..engines.ort import OrtBackend
 from ..engines.text import key, quoted, tidy
 
+Transition = Literal["swap", "smooth", "flush", "cut"]  # what becomes of the ring when the prompt changes
+TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")
 KEPT = 64  # free prompts whose embeddings are remembered
 SUGGESTIONS, SURE = 5, 80  # prompts that a message names; likeness in percent from which one of them is what was meant
 LONGEST = 500  # characters of a prompt that are compared
@@ -141,3 +145,9 @@ class PromptBank:
                 del self._free[next(iter(self._free))]
             self._free[prompt] = self._encoder.embedding(prompt)
         return prompt
+
+
+def check_transition(transition: str) -> None:
+    """Raises UserError."""
+    if transition not in TRANSITIONS:
+        raise UserError(f"transition {transition!r}: expected one of {', '.join(TRANSITIONS)}")

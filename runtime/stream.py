@@ -27,7 +27,7 @@ from .chunks import BEGUN_FACTS, Chunk, Clock, Timings
 from .chunks import Begun as _Begun
 from .noise import NoiseAhead
 from .passes import Passes
-from .prompts import PromptBank
+from .prompts import PromptBank, Transition, check_transition
 from .proof import require
 from .recache import Standing
 from .ring import RingLayout, Slot
@@ -35,8 +35,6 @@ from .rope import head_frequencies
 from .shots import shot_ring
 from .sinks import check_distance, leaving, own_mode, sink_turn
 
-Transition = Literal["swap", "smooth", "flush", "cut"]
-TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")
 MAX_SEED = 2**64 - 1
 
 
@@ -397,9 +395,3 @@ class Stream:
                     self._loop.recommit(chunk.latent[None])
                     self._written += 1
         return False
-
-
-def check_transition(transition: str) -> None:
-    """Raises UserError."""
-    if transition not in TRANSITIONS:
-        raise UserError(f"transition {transition!r}: expected one of {', '.join(TRANSITIONS)}")

@@ -18,7 +18,7 @@ from ..generation import Progress, parse_change
 from ..generation import generate as make
 from ..overlay.layer import Layer
 from ..picture import read_picture
-from ..stream import check_transition
+from ..prompts import check_transition
 from . import options
 from .console import StopSignals, say, status
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engines.errors import UserError
-from ..stream import TRANSITIONS, Stream, Transition
+from ..prompts import TRANSITIONS, Transition
+from ..stream import Stream
 
 KEYS = "←/→ prompt · t transition · f full screen · space pause · q or Esc quit"
 

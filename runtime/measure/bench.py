@@ -24,11 +24,12 @@ from ...engines.bundle import Bundle, Geometry, first_problem
 from ...engines.errors import UserError
 from ...engines.machine import chosen_gpu, find_gpu, peak_memory, resident_memory
 from ...engines.text import read_text
+from ..prompts import TRANSITIONS
 from ..proof import proven
 from ..recache import recache_bytes
 from ..server.pictures.fmp4 import Encoder
 from ..state import identity
-from ..stream import TRANSITIONS, Stream
+from ..stream import Stream
 from ..video import choose_encoder
 
 FORMAT = 1

@@ -14,7 +14,8 @@ from ...engines.bundle import first_problem
 from ...engines.errors import UserError
 from ...engines.text import read_text
 from ..overlay.parts import Overlay
-from ..stream import MAX_SEED, Transition
+from ..prompts import Transition
+from ..stream import MAX_SEED
 from .addresses import host_name, origin
 from .discretion import redacted
 from .orders.playlist import Item, Playlist, Text

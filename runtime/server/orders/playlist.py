@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...stream import Transition
+from ...prompts import Transition
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ...stream import Transition
+from ...prompts import Transition
 from .playlist import Part, Playlist, Text
 
 LOCALTIME, TIMEZONE = Path("/etc/localtime"), Path("/etc/timezone")
