@@ -172,8 +172,7 @@ def soak(
 
     check_writable(output)
     state = output / "soak.state"
-    if state.exists() and not (resume or force):
-        raise UserError(f"{state}: an earlier run stands here; --resume goes on with it, --force replaces it")
+    refuse_to_replace(state, resume or force)
     opened = open_bundle(bundle)
     engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say)
     with Stream(
@@ -203,6 +202,12 @@ def soak(
         raise typer.Exit(1)
 
 
+def refuse_to_replace(file: Path, told: bool) -> None:
+    """What took hours is not replaced by a command that is typed again."""
+    if file.exists() and not told:
+        raise UserError(f"{file}: an earlier run stands here; --resume goes on with it, --force replaces it")
+
+
 @study.command()
 def sinks(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for sinks.json and the plots.")],
@@ -224,11 +229,16 @@ def sinks(
     jobs: Annotated[
         int, typer.Option(min=1, max=256, help="Streams at a time, each in a process with one thread.")
     ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the streams of that folder; make those that are missing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier study in that folder.")] = False,
 ) -> None:
     """The sink-collapse study: predicted collapse frames of the spectrum, and what the engines do, by RoPE variant."""
     from ..measure import study as studies
 
     check_writable(output)
+    refuse_to_replace(output / "sinks.json", resume or force)
     files = studies.study_sinks(
         open_bundle(bundle),
         output,
@@ -239,6 +249,7 @@ def sinks(
         frames=frames,
         trained=trained,
         jobs=jobs,
+        resume=resume,
         tell=say,
     )
     for file in files:

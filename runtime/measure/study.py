@@ -180,20 +180,17 @@ def run_all(
     trained: int,
     jobs: int,
     tell: Callable[[Run], None],
-) -> list[Run]:
+) -> None:
     """Every (variant, prompt, seed), in so many processes of one thread each; with jobs = 1 here, with all cores."""
     if jobs == 1:
-        runs = []
         for variant, prompt, seed in wanted:
-            runs.append(run(bundle, variant, prompt, seed, frames, trained, EngineOptions()))
-            tell(runs[-1])
-        return runs
+            tell(run(bundle, variant, prompt, seed, frames, trained, EngineOptions()))
+        return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         single = EngineOptions(threads=1)
         futures = [pool.submit(run, bundle, *one, frames, trained, single) for one in wanted]
         for future in as_completed(futures):
             tell(future.result())
-        return [future.result() for future in futures]
 
 
 def study_sinks(
@@ -207,12 +204,14 @@ def study_sinks(
     frames: int = 600,
     trained: int = 21,
     jobs: int = 1,
+    resume: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Every variant on every prompt (default: the bank's first) and seed; what was found stands in `output` after each.
 
     methods: default all that the bundle has tables for. frames: latent frames of a stream; trained: latent frames that the
-    model was trained to reach. Raises UserError.
+    model was trained to reach. resume: keep the streams that `output` has already, and run those that it lacks. Raises
+    UserError.
     """
     methods = fitting(bundle, OTHERS) if methods is OTHERS else methods
     if missing := [method for method in methods if method in OTHERS and method not in fitting(bundle, methods)]:
@@ -224,8 +223,12 @@ def study_sinks(
         tell(line)
     bank = PromptBank(bundle, OrtBackend(EngineOptions()))
     found = [bank.find(text) for text in prompts or bank.prompts[:1]]  # fail now, not in another process
-    wanted = [(variant, text, seed) for variant in variants(sigmas, methods) for text in found for seed in seeds]
-    so_far: list[Run] = []
+    so_far = read_runs(output, bundle, frames, trained) if resume else []
+    there = {(run.variant, run.prompt, run.seed) for run in so_far}
+    everything = [(variant, text, seed) for variant in variants(sigmas, methods) for text in found for seed in seeds]
+    wanted = [one for one in everything if one not in there]
+    if there:
+        tell(f"{len(there)} streams were made before, {len(wanted)} are to be made")
 
     def keep(done: Run) -> None:
         so_far.append(done)
@@ -236,7 +239,26 @@ def study_sinks(
             f"mean {figures.mean:4.1f} % · motion {done.motion:4.2f} · {done.prompt}"
         )
 
-    return write_report(output, bundle, run_all(bundle, wanted, frames, trained, jobs, keep), frames, trained)
+    run_all(bundle, wanted, frames, trained, jobs, keep)
+    order = {one: place for place, one in enumerate(everything)}
+    so_far.sort(key=lambda run: order.get((run.variant, run.prompt, run.seed), len(order)))
+    return write_report(output, bundle, so_far, frames, trained)
+
+
+def read_runs(folder: Path, bundle: Bundle, frames: int, trained: int) -> list[Run]:
+    """What sinks.json has of an earlier study of the same kind; nothing where there is none. Raises UserError."""
+    file = folder / "sinks.json"
+    if not file.is_file():
+        return []
+    ours = {"step_sha256": bundle.manifest.graphs["step"].model.sha256, "latent_frames": frames, "trained": trained}
+    try:
+        record = json.loads(file.read_text())
+        for name, value in ours.items():
+            if record[name] != value:
+                raise UserError(f"{file}: belongs to another {name} ({record[name]}, here {value})")
+        return [Run(**(run | {"variant": Variant(**run["variant"])})) for run in record["runs"]]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{file}: not a study's record: {error}") from None
 
 
 def fitting(bundle: Bundle, methods: Sequence[str]) -> list[str]:

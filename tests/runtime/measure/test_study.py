@@ -79,6 +79,29 @@ def test_a_short_real_study(bundle_path: Path, tmp_path: Path) -> None:
     assert plain != jittered
 
 
+def test_a_study_that_was_cut_off_makes_what_it_lacks(bundle_path: Path, tmp_path: Path) -> None:
+    arguments = ["study", "sinks", "-b", str(bundle_path), "-o", str(tmp_path / "r"), "--frames", "60", "--sigma", "0"]
+    file = tmp_path / "r" / "sinks.json"
+
+    def study(*words: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, [*arguments, *words])
+        assert done.exit_code == code, done.output
+        return str(done.exception) if code else done.output
+
+    both = ("--method", "pi", "--method", "ntk", "--seed", "3")
+    study(*both)
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole | {"runs": [whole["runs"][1]]}))  # one of three, and not the first
+    assert "1 streams were made before, 2 are to be made" in study(*both, "--resume")
+    resumed = json.loads(file.read_text())
+    assert resumed["table"] == whole["table"]
+    assert [r["distance"] for r in resumed["runs"]] == [r["distance"] for r in whole["runs"]]
+    assert "--resume goes on with it" in study(*both, code=1)  # as an exception: the command line's own turns it to 2
+    assert "another trained" in study(*both, "--resume", "--trained", "30", code=1)
+    file.write_text('{"runs": 1}')
+    assert "not a study's record" in study(*both, "--resume", code=1)
+
+
 def test_every_variant_of_a_bundle_that_can_do_all(checkpoint: Path, tmp_path: Path) -> None:
     """Each fills the tables in its own way, so each makes a stream of its own; what spectra gain stands in the record."""
     path = tmp_path / "all.everframe"
