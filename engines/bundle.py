@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from .errors import UserError
 from .files import reason
+from .post import POST, Output, check_post, output_of, without
 from .text import read_text
 
 FORMAT = 1
@@ -281,6 +282,7 @@ class Manifest(Model):
             raise ValueError("geometry.sink_ema: must be there exactly when there is a graph 'sinks'")
         if ("text" in self.graphs) != (self.tokenizer is not None):
             raise ValueError("tokenizer: must be there exactly when there is a graph 'text'")
+        check_post(self.graphs)
         return self
 
     def files(self) -> Iterable[FileRef]:
@@ -292,10 +294,11 @@ class Manifest(Model):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle."""
+    """A verified bundle. without: those of its post graphs that shall not run."""
 
     path: Path
     manifest: Manifest
+    without: frozenset[str] = frozenset()
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -308,6 +311,20 @@ class Bundle:
 
     def graph_path(self, name: str) -> Path:
         return self.path / self.manifest.graphs[name].model.file
+
+    @property
+    def post(self) -> tuple[str, ...]:
+        """The post graphs that run behind the decoder: see everframe.engines.post."""
+        return tuple(name for name in POST if name in self.manifest.graphs and name not in self.without)
+
+    @property
+    def output(self) -> Output:
+        """Size and rate of the frames that leave a stream."""
+        return output_of(self.manifest.geometry, self.manifest.graphs, self.post)
+
+    def with_post(self, choice: str) -> Bundle:
+        """The same, of whose post graphs only the chosen ones run. Raises UserError for one that it does not have."""
+        return replace(self, without=without(choice, self.manifest.graphs, self.path))
 
 
 def read_manifest(file: Path) -> Manifest:

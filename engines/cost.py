@@ -1,7 +1,7 @@
 """What a graph costs: floating-point operations and weights, counted by walking the ONNX graph itself.
 
 A multiply-add is two operations, as in torch.utils.flop_counter. Counted are the operators that matter: MatMul, Gemm,
-Conv and Attention (over the whole ring: what a full stream pays). Needs the package onnx.
+Conv, ConvTranspose and Attention (over the whole ring: what a full stream pays). Needs the package onnx.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def graph_flops(file: Path) -> Counter[str]:
         elif node.op_type == "Conv":
             _, *kernel = shapes[node.input[1]]
             total["Conv"] += 2 * math.prod(shapes[node.output[0]]) * math.prod(kernel)
+        elif node.op_type == "ConvTranspose":
+            total["Conv"] += 2 * math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
         elif node.op_type == "Attention":
             (_, _, _, depth), keys = shapes[node.input[0]], shapes[node.input[1]]
             rows = math.prod(shapes[node.input[0]][:3])

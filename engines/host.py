@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from .base import Buffer
+from .post import decodes
 
 
 class HostBuffer:
@@ -91,7 +92,7 @@ def share(threads: int, name: str, beside: bool) -> int:
     if not beside:
         return threads
     half = threads // 2
-    return max(1, half if name.startswith("decode") else threads - half)
+    return max(1, half if decodes(name) else threads - half)
 
 
 class HostLaunch:

@@ -25,6 +25,7 @@ from .errors import UserError
 from .files import cache_place
 from .lower import STORED_LOW, lower
 from .machine import card_name
+from .post import decodes
 from .trtbuild import first_error_logger, load_module
 
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -228,7 +229,7 @@ class TrtBackend:
                 engine, bundle, self.device.free() or 0, self._ahead(bundle, name)
             )
         graph = stored_types(bundle.manifest.graphs[name], LOW_TYPES[str(record.options["precision"])])
-        workspace = self._decoding if name.startswith("decode") else self._scratch
+        workspace = self._decoding if decodes(name) else self._scratch
         return TrtEngine(engine, self.trt, graph, self.device, file, self.errors, workspace)
 
     def _ahead(self, bundle: Bundle, name: str) -> int:

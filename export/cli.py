@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -15,9 +15,6 @@ from ..runtime.cli import options
 from ..runtime.cli.console import needs_extra, reporting, say, show_table, tell, tell_json
 from ..runtime.cli.plan import of_model, record
 from ..runtime.demo import open_bundle
-
-if TYPE_CHECKING:
-    from .recipes import Recipe
 
 
 class FolderByDefault(TyperGroup):
@@ -36,6 +33,8 @@ export = typer.Typer(
 app.add_typer(export, name="export")
 prompts = typer.Typer()
 app.add_typer(prompts, name="prompts")
+post = typer.Typer(no_args_is_help=True, help="Smoother and larger frames behind a bundle's decoder.")
+app.add_typer(post, name="post")
 
 Compared = Annotated[
     int,
@@ -256,6 +255,8 @@ def wan(  # as long as its options: it does nothing but parse them
         check_target(output, force)
         given["loras"] = tuple(parse_lora(text, lora_alpha) for text in lora or ())
         if recipe is not None:
+            from .recipes import recipe_options
+
             given |= recipe_options(recipe, explicit, {f.name for f in dataclasses.fields(WanSource)}, report)
             planned = WanSource(**given)
             check_choices(settled(planned, named_family(planned.family or "wan2.1")))  # before anything is fetched
@@ -278,31 +279,13 @@ def check_no_recipe(given: dict[str, Any], explicit: set[str]) -> None:
 
 def plan_recipe(name: str, decoder: str, explicit: set[str], report: Report) -> None:
     """What --dry-run tells: the options and the files that the recipe would use, those left out that the user gives."""
-    from .recipes import find
+    from .recipes import find, tell_recipe
 
     recipe = find(name)
     with needs_extra("hub"):
         from .hub import survey, tell
     tell_recipe(recipe, explicit, report)
     tell([found for file in recipe.files(decoder, explicit).values() for found in survey([file])], report)
-
-
-def tell_recipe(recipe: Recipe, explicit: set[str], report: Report) -> dict[str, Any]:
-    """Tell what the recipe is and which of its options are used: those that no option overrules, which are returned."""
-    own = recipe.left(explicit)
-    report.line(f"{recipe.name}: {recipe.line}; {recipe.source}")
-    report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in own.items())}")
-    return own
-
-
-def recipe_options(name: str, explicit: set[str], known: set[str], report: Report) -> dict[str, Any]:
-    """The recipe's options that no option overrules, as fields of WanSource. known: the fields it has. Raises UserError."""
-    from .recipes import PROMPTS, check_options, find
-
-    recipe = find(name)
-    check_options(recipe, known)
-    own = tell_recipe(recipe, explicit, report)
-    return own if "prompts" in explicit else own | {"prompts": PROMPTS}
 
 
 def recipe_files(name: str, decoder: str, explicit: set[str], report: Report) -> tuple[dict[str, Any], float | None]:
@@ -318,10 +301,6 @@ def recipe_files(name: str, decoder: str, explicit: set[str], report: Report) ->
     own: dict[str, Any] = {use: str(path) if use == "text_encoder" else path for use, path in paths.items()}
     own["origin"] = {use: f"{files[use].repo}/{files[use].path}@{commit_of(path)}" for use, path in paths.items()}
     return own, recipe.lora_alpha
-
-
-def _words(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @app.command("recipes")
@@ -390,3 +369,31 @@ def add(
 
         added = put(bundle, prompt or [], file, text_encoder)
     say(f"{bundle}: {added} prompts added")
+
+
+@post.command("add")
+def add_post(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to add to.")],
+    upscale: Annotated[
+        Path | None,
+        typer.Option(help="2x or 4x network: .onnx, or a super-resolution checkpoint (needs the extra `post`)."),
+    ] = None,
+    smooth: Annotated[
+        Path | None, typer.Option(help="Network that makes a frame between two: .onnx, or the weights of RIFE's IFNet.")
+    ] = None,
+    times: Annotated[int, typer.Option(help="With --smooth: 2 or 4 times the frame rate.")] = 2,
+) -> None:
+    """Add smooth, upscale or both to a bundle (needs the extra `export`)."""
+    with needs_extra("export"):
+        from .post import add as put
+    with reporting() as report:
+        shows = put(bundle, upscale, smooth, times, report)
+    say(f"{bundle}: shows {shows.width}x{shows.height} at {shows.fps} fps")
+
+
+@post.command("remove")
+def remove_post(bundle: Annotated[Path, typer.Argument(help="The bundle to take them from.")]) -> None:
+    """Take smooth and upscale out of a bundle (needs the extra `export`)."""
+    with needs_extra("export"):
+        from .post import remove
+    say(f"{bundle}: {' and '.join(remove(bundle))} taken out")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.errors import UserError
+from ..engines.progress import Report
 from .families import WAN_21, WAN_22
 
 FOLDER = Path(__file__).parent
@@ -89,3 +90,23 @@ def check_options(recipe: Recipe, known: set[str]) -> None:
     """Raises UserError where the recipe needs what this version can't export: guessing would make another model."""
     if unknown := sorted(set(recipe.options) - known):
         raise UserError(f"--recipe {recipe.name}: needs {', '.join(unknown)}, which this version does not export yet")
+
+
+def tell_recipe(recipe: Recipe, explicit: set[str], report: Report) -> dict[str, Any]:
+    """Tell what the recipe is and which of its options are used: those that no option overrules, which are returned."""
+    own = recipe.left(explicit)
+    report.line(f"{recipe.name}: {recipe.line}; {recipe.source}")
+    report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in own.items())}")
+    return own
+
+
+def recipe_options(name: str, explicit: set[str], known: set[str], report: Report) -> dict[str, Any]:
+    """The recipe's options that no option overrules, as fields of WanSource. known: the fields it has. Raises UserError."""
+    recipe = find(name)
+    check_options(recipe, known)
+    own = tell_recipe(recipe, explicit, report)
+    return own if "prompts" in explicit else own | {"prompts": PROMPTS}
+
+
+def _words(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -32,8 +32,9 @@ from .scaled import descale
 from .wan import WanConfig
 
 HEAD_DIM = 128  # of every Wan model; a config.json overrules it
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-DICTIONARIES = ("generator_ema", "generator", "generator_lora", "state_dict", "model")
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+# Of generators, then of super-resolution networks.
+DICTIONARIES = ("generator_ema", "generator", "generator_lora", "state_dict", "model", "params_ema", "params")
 RELEASES = {
     "vae": ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth"),
     "text_encoder": ("models_t5_umt5-xxl-enc-bf16.pth",),

@@ -120,5 +120,13 @@ def _key(bundle: Bundle, found: list[Candidate]) -> str:
     packages = {name: version for name, version in installed().items() if name != "torch"}
     gpu, _ = find_gpu()
     graphs = [graph.digest for _, graph in sorted(bundle.manifest.graphs.items())]
-    what = [graphs, packages, [str(one) for one in found], repr(found[0].options), processor_name(), gpu and gpu.name]
+    what = [
+        graphs,
+        bundle.post,
+        packages,
+        [str(one) for one in found],
+        repr(found[0].options),
+        processor_name(),
+        gpu and gpu.name,
+    ]
     return record_key(what)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..engines.errors import UserError
+
+Transition = Literal["swap", "smooth", "flush", "cut"]
+TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")  # of a prompt change
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,17 @@ class Timings:
     decode: float
     copy: float  # frames to the host
     total: float  # wall clock of the call that returned the chunk; less than the sum of the stages where they overlap
+    smooth: float = 0.0  # frames between frames, and
+    upscale: float = 0.0  # larger ones, where the bundle has the graphs
+
+    @classmethod
+    def of(cls, prompt: float, host: float, total: float, seconds: Sequence[float], after: Sequence[str]) -> Self:
+        """seconds: of all passes in order, of which the last are those that `after` names."""
+        *diffuse, finalize = seconds[: len(seconds) - len(after)]
+        spent: dict[str, float] = {}
+        for name, one in zip(after, seconds[len(seconds) - len(after) :], strict=True):
+            spent[name] = spent.get(name, 0.0) + one
+        return cls(prompt, host, tuple(diffuse), finalize, total=total, **spent)
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,8 @@ class Chunk:
     index: int  # 0, 1, 2 … since the stream began
     position: int  # latent frame index of its first frame
     prompt: str
-    frames: NDArray[np.uint8]  # [4F, H, W, 3] RGB; fewer in a stream's first chunk where the decoder says so
+    # [4F, H, W, 3] RGB; fewer in a stream's first chunk where the decoder says so; by `Bundle.output` with post graphs.
+    frames: NDArray[np.uint8]
     latent: NDArray[np.float32]  # [C, F, h, w], x0
     timings: Timings
     # What instrumented graphs tell beside their contract, by name, for every pass: denoising, then commit, then decode.
@@ -68,3 +87,9 @@ class Clock:
         now = time.perf_counter()
         spent, self._last = now - self._last, now
         return spent
+
+
+def check_transition(transition: str) -> None:
+    """Raises UserError."""
+    if transition not in TRANSITIONS:
+        raise UserError(f"transition {transition!r}: expected one of {', '.join(TRANSITIONS)}")

@@ -96,7 +96,7 @@ def generate(
 
     Raises UserError before anything is written for bad arguments, and when the output cannot be written.
     """
-    g = bundle.manifest.geometry
+    g = bundle.output
     total = None if seconds is None else max(1, round(seconds * g.fps))
     waiting = sorted(changes, key=lambda change: change.seconds)
     with Stream(
@@ -120,7 +120,7 @@ def generate(
         chosen, told = choose_encoder(encoder, g.width, g.height)
         if told:
             notice(told)
-        ahead = g.chunk * g.time_scale if stream.overlap else 0  # the chunk that is being made already
+        ahead = g.chunk_frames if stream.overlap else 0  # the chunk that is being made already
         made, began = 0, dt.datetime.now(dt.UTC)
         with open_output(output, g.width, g.height, g.fps, chosen, replace) as out:
             while made != total and not stop():

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ..engines.base import HIDDEN, Backend, Buffer, Device, Engine, Launch
 from ..engines.bundle import Bundle, Geometry
 from ..engines.errors import UserError
-from .recache import Recache, recache_bytes
+from .post import Decoding, Post
+from .recache import load_recache
 from .ring import Slot
 from .rope import temporal_tables
 from .sinks import Leaving, MovingSinks
@@ -73,14 +74,10 @@ class Passes:
 
         self.text = zeros((1, net.text_len, net.text_dim), "float32")
         self._encode_prompt = prompt.bind({"text": self.text}, self.prompt_kv)
-        self._states = [
-            {s.name: zeros(s.shape, s.dtype) for s in decode.graph.inputs if s.name != "latent"} for _ in range(2)
-        ]
-        # A decoder state is read and written in one pass, so two sets take turns; a first chunk has a decoder of its own.
-        first = backend.load(bundle, "decode_first", lanes == 2) if "decode_first" in manifest.graphs else decode
-        turns = [self._bind_decode(*turn) for turn in ((decode, 0), (decode, 1), (first, 0))]
-        self._frames = [frames for _, frames in turns]
-        self._chains = self._chained(step.device, works, [work for work, _ in turns])
+        self._post = Post(backend, bundle, beside=lanes == 2)
+        self._turns = self._decoder(backend, bundle, decode)
+        self.after = self._turns[0].names  # what the passes behind the step graph's are called
+        self._chains = self._chained(step.device, works, [turn.passes for turn in self._turns])
         self.recache, self.recache_note = load_recache(backend, bundle, self.ring, self.prompt_kv)
         self.moving = MovingSinks(backend, bundle, self.ring) if self._folds else None
         self._leaves: tuple[Leaving, NDArray[np.float64]] | None = None  # when the chunk that is being made is there
@@ -173,8 +170,16 @@ class Passes:
         own = {"noise": noise, "still": self.still}
         return read | {name: b for name, b in own.items() if name in names and b is not None}, left
 
-    def _bind_decode(self, engine: Engine, turn: int) -> tuple[list[Callable[[], None]], Buffer]:
-        """The decoding pass, then the copy of its frames to the host."""
+    def _decoder(self, backend: Backend, bundle: Bundle, decode: Engine) -> list[Decoding]:
+        """A state is read and written in one pass, so two sets take turns; a first chunk has a decoder of its own."""
+        specs, zeros = [s for s in decode.graph.inputs if s.name != "latent"], decode.device.zeros
+        self._states = [{s.name: zeros(s.shape, s.dtype) for s in specs} for _ in range(2)]
+        own = "decode_first" in bundle.manifest.graphs
+        first = backend.load(bundle, "decode_first", self.lanes == 2) if own else decode
+        return [self._bind_decode(decode, 0), self._bind_decode(decode, 1), self._bind_decode(first, 0, True)]
+
+    def _bind_decode(self, engine: Engine, turn: int, first: bool = False) -> Decoding:
+        """The decoding pass, those behind it, then the copy of the frames to the host."""
         old, new = self._states[turn], self._states[turn ^ 1]
         spec = next(s for s in engine.graph.outputs if s.name == "frames")
         frames = engine.device.zeros(spec.shape, spec.dtype)
@@ -184,7 +189,7 @@ class Passes:
         outputs = {"frames": frames, **{f"{name}_next": buffer for name, buffer in new.items()}, **told}
         read = {s.name for s in engine.graph.inputs}  # a first chunk's decoder need not read all states
         inputs = {name: buffer for name, buffer in ({"latent": self._shown} | old).items() if name in read}
-        return [engine.bind(inputs, outputs), frames.fetch], frames
+        return self._post.bind(engine.bind(inputs, outputs), frames, turn, first)
 
     def show(self) -> None:
         """With two lanes: what stands in x0 is decoded beside the chunk that is started next."""
@@ -192,11 +197,12 @@ class Passes:
             self._shown.copy(self.x0)
             self._shows = True
 
-    def start(self, kind: str) -> None:
+    def start(self, kind: str, cut: bool = False) -> None:
         """Start a chunk: "make" denoises and commits one, "first" does so by the first chunk's own schedule (only where
         the bundle has one), "keep" commits the latent in x0. With one lane its decoding follows; with two, what `show` was
-        called for is decoded beside it."""
+        called for is decoded beside it. cut: what is decoded begins a new picture, as it does with a decoder that is new."""
         if self.lanes == 1 or self._shows:
+            self._post.start(cut or self.decoded == 0)
             self._turn = self.decoded % 2 if self.decoded else 2
             self.decoded += 1
         else:
@@ -225,11 +231,18 @@ class Passes:
         assert self._running is not None
         assert self._turn is not None
         seconds = self._running.side()
-        return self._frames[self._turn].fetched(), seconds
+        parts = [part.fetched() for part in self._turns[self._turn].frames]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts), seconds
+
+    def decoded_frames(self) -> NDArray[np.uint8]:
+        """What the decoder made of the frames that `shown` returned last, uint8 [N, H, W, 3]."""
+        assert self._turn is not None
+        return self._turns[self._turn].decoded.read()
 
     def _kept(self, decoded: int) -> dict[str, Buffer]:
         """What lives on between chunks: the ring, moving sinks, and the set of decoder states that is read next."""
-        return self.ring | self._states[decoded % 2] | (self.moving.mean if self.moving is not None else {})
+        states = self._states[decoded % 2] | self._post.kept(decoded)
+        return self.ring | states | (self.moving.mean if self.moving is not None else {})
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of every tensor of `tensors`."""
@@ -254,6 +267,7 @@ class Passes:
 
     def load(self, tensors: dict[str, NDArray], decoded: int) -> None:
         self.decoded = decoded
+        self._post.load(tensors, decoded)
         for name, buffer in self._kept(decoded).items():
             buffer.write(tensors[name])
 
@@ -302,6 +316,7 @@ class Passes:
         for states in self._states:
             for buffer in states.values():
                 buffer.clear()
+        self._post.restart(self.decoded)
         self.decoded = 0
 
     @property
@@ -323,6 +338,7 @@ class Passes:
         if self.moving is not None:
             self.moving.clear()
         self._store.at = -1
+        self._post.clear()
         self.reset_decoder()
 
     def move_chunk(self, source: int, target: int, tokens: int) -> None:
@@ -361,22 +377,6 @@ class Stored:
 
     def why_not_recorded(self) -> str | None:
         return getattr(self._work, "why_not_recorded", lambda: None)()
-
-
-def load_recache(
-    backend: Backend, bundle: Bundle, ring: dict[str, Buffer], prompt: dict[str, Buffer]
-) -> tuple[Recache | None, str | None]:
-    """The pass of a smooth prompt change, if the bundle has its graph and the device room for it (asked when all else is
-    loaded); and what to tell where it has not."""
-    if bundle.manifest.recache != "window":
-        return None, None
-    free, wanted = backend.device.free(), recache_bytes(bundle)
-    if free is not None and wanted > free:
-        return None, (
-            f"{bundle.path}: smooth prompt changes go chunk by chunk: the pass over the whole window wants "
-            f"{wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on the device"
-        )
-    return Recache(backend, bundle, ring, prompt), None
 
 
 def _bytes(buffer: Buffer) -> int:

@@ -99,3 +99,19 @@ def recache_bytes(bundle: Bundle) -> int:
     own = sum(int(np.prod(s.shape)) * wide.get(s.dtype, 2) for s in graph.inputs if s.name.startswith(("sink_", "lat")))
     live = g.cache_tokens * (net.ffn_dim + 4 * net.dim) * 2
     return sum(ref.bytes for ref in (graph.model, *graph.data)) + own + live
+
+
+def load_recache(
+    backend: Backend, bundle: Bundle, ring: dict[str, Buffer], prompt: dict[str, Buffer]
+) -> tuple[Recache | None, str | None]:
+    """The pass of a smooth prompt change, if the bundle has its graph and the device room for it (asked when all else is
+    loaded); and what to tell where it has not."""
+    if bundle.manifest.recache != "window":
+        return None, None
+    free, wanted = backend.device.free(), recache_bytes(bundle)
+    if free is not None and wanted > free:
+        return None, (
+            f"{bundle.path}: smooth prompt changes go chunk by chunk: the pass over the whole window wants "
+            f"{wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on the device"
+        )
+    return Recache(backend, bundle, ring, prompt), None

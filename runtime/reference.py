@@ -129,7 +129,8 @@ def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[n
         loop.show()
         loop.start("keep")
         loop.made()
-        return loop.shown()[0]
+        loop.shown()
+        return loop.decoded_frames()  # whatever runs behind the decoder
 
     first = make(0)
     kept = (first.astype(np.float16) if committed is None else committed).astype(np.float32)

@@ -24,6 +24,7 @@ from ..engines.base import Buffer
 from ..engines.bundle import Bundle, Model, first_problem
 from ..engines.errors import UserError
 from ..engines.files import write_whole
+from .post import LAST
 from .stream import Stream
 
 FORMAT = 1
@@ -208,6 +209,8 @@ def load_state(stream: Stream, file: Path) -> dict[str, Any]:
         if kind.kind == "V" and values.dtype == np.uint16:
             tensors[name] = values.view(kind)
     for name, (shape, dtype) in expected.items():
+        if name == LAST and name not in tensors:  # saved with other post graphs, or before the first frame
+            continue
         found = (tensors[name].shape, tensors[name].dtype) if name in tensors else None
         if found != (shape, dtype):
             raise UserError(f"{file}: tensor {name}: found {found}, expected {shape} {dtype}")

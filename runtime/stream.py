@@ -23,7 +23,8 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.ort import OrtBackend
 from .anchor import encode_anchor
-from .chunks import BEGUN_FACTS, Chunk, Clock, Timings
+from .chunks import BEGUN_FACTS, Chunk, Clock, Timings, Transition, check_transition
+from .chunks import TRANSITIONS as TRANSITIONS
 from .chunks import Begun as _Begun
 from .noise import NoiseAhead
 from .passes import Passes
@@ -91,7 +92,7 @@ class Stream:
             raise UserError(f"jitter sigma {sigma}: expected 0 <= sigma < 1")
         backend = backend or OrtBackend(options or EngineOptions())
         self.bank = PromptBank(bundle, backend)
-        self.bundle, self.geometry, self.seed = bundle, manifest.geometry, seed
+        self.bundle, self.geometry, self.output, self.seed = bundle, manifest.geometry, bundle.output, seed
         self.layout = RingLayout.of(manifest.geometry)
         mode, note = own_mode(bundle) if rope_mode is None else (rope_mode, None)
         self.rope_mode = mode
@@ -232,9 +233,8 @@ class Stream:
         # With overlap the next chunk's passes are already writing there.
         watched = [] if self.overlap else loop.observed
         observed = [{name: buffer.read() for name, buffer in told.items()} for told in watched]
-        *diffuse, finalize, decode, copy = seconds + beside
         total = time.perf_counter() - began
-        timings = Timings(this.prompt_time, host, tuple(diffuse), finalize, decode, copy, total)
+        timings = Timings.of(this.prompt_time, host, total, seconds + beside, loop.after)
         return Chunk(this.index, this.position, this.prompt, frames, latent, timings, observed)
 
     def keep_chunk(self, latent: NDArray[np.float32]) -> Chunk:
@@ -251,6 +251,7 @@ class Stream:
         """
         clock = Clock()
         loop, geometry = self._loop, self.geometry
+        before = self._shots is not None and self._shots.cut  # whether the last chunk begins a shot
         fresh = self._apply_prompt()
         prompt_time = clock.lap()
         begun = _Begun(self._index, self._position, self._written, self._prompt, fresh, prompt_time)
@@ -271,7 +272,7 @@ class Stream:
             loop.write_noise(noise)
         if anew if self.overlap else fresh:
             loop.reset_decoder()
-        loop.start(kind)
+        loop.start(kind, before if self.overlap else self._shots is not None and self._shots.cut)
         begun.host = clock.lap()
         self._index += 1
         self._written += 1

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FPS = 16
+BASE = 144  # pixels high: the picture whose pixels some sizes are in
 Painter = Callable[[Tensor], Tensor]  # times [T] in seconds -> [T, H, W, 3]
 
 
@@ -95,8 +96,10 @@ def palette(colours: list[str], k: Tensor) -> Tensor:
 
 
 def splat(image: Tensor, x: Tensor, y: Tensor, radius: Tensor, colour: Tensor, stretch: float = 1.0) -> None:
-    """Add soft round lights to image [T, H, W, 3] in place; x, y [T, N] (height units), radius [N] px, colour [N, 3]."""
+    """Add soft round lights to image [T, H, W, 3] in place; x, y [T, N] (height units), radius [N] in pixels of a picture
+    144 pixels high, colour [N, 3]."""
     t, h, w, _ = image.shape
+    radius = radius * (h / BASE)
     reach = math.ceil(float(radius.max()) * 2.2 * max(stretch, 1.0))
     oy, ox = torch.meshgrid(torch.arange(-reach, reach + 1), torch.arange(-reach, reach + 1), indexing="ij")
     px, py = x * h - 0.5, y * h - 0.5  # [T, N]
@@ -220,27 +223,27 @@ def city(c: Canvas, variant: str) -> Painter:
         "neon": ("#0c0318", "#5a1860", "#140a24", "#ff4ac8", "#4ae8ff"),
         "dusk": ("#2c2a50", "#f08a4c", "#1c1626", "#ffb850", "#ffe0a0"),
     }[variant]
-    h, w = c.height, c.width
-    ground = int(h * 0.84)
+    h, w, k = c.height, c.width, max(1, round(c.height / BASE))  # k: pixels of one of its own
+    ground = int(h / k * 0.84) * k
     mask = torch.zeros(h, w)  # 1 inside a building
     shade = torch.zeros(h, w)
     lit = torch.zeros(h, w, 3)
     phase, rate = torch.zeros(h, w), torch.zeros(h, w)
     for layer in (0, 1):
-        x = -int(c.uniform(0, 12))
+        x = -int(c.uniform(0, 12)) * k
         while x < w:
-            bw, tall = int(c.uniform(16, 34)), c.uniform(0.34, 0.66) * (1.0 if layer == 0 else 0.72)
-            y0, x0, x1 = ground - int(tall * h), max(x, 0), min(x + bw, w)
+            bw, tall = int(c.uniform(16, 34)) * k, c.uniform(0.34, 0.66) * (1.0 if layer == 0 else 0.72)
+            y0, x0, x1 = ground - int(tall * h / k) * k, max(x, 0), min(x + bw, w)
             mask[y0:ground, x0:x1] = 1
             shade[y0:ground, x0:x1] = 1.6 - 0.6 * layer
             lit[y0:ground, x0:x1] = 0
-            for wy in range(y0 + 4, ground - 4, 6):
-                for wx in range(x + 3, x + bw - 4, 6):
+            for wy in range(y0 + 4 * k, ground - 4 * k, 6 * k):
+                for wx in range(x + 3 * k, x + bw - 4 * k, 6 * k):
                     if c.rng.random() < 0.5:
-                        box = (slice(wy, wy + 3), slice(max(wx, 0), max(wx + 3, 0)))
+                        box = (slice(wy, wy + 3 * k), slice(max(wx, 0), max(wx + 3 * k, 0)))
                         lit[box] = (rgb(lamp_a) if c.rng.random() < 0.7 else rgb(lamp_b)) * c.uniform(0.55, 1.0)
                         phase[box], rate[box] = c.uniform(0, 6.28), c.uniform(0.15, 0.8)
-            x += bw + int(c.uniform(0, 5))
+            x += bw + int(c.uniform(0, 5)) * k
     haze = Texture(c.rng, 3.2)
     n = 9
     lane = torch.from_numpy(c.rng.integers(0, 2, n)).double()

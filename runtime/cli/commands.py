@@ -20,6 +20,7 @@ COMMANDS = {
     "fleet": Place(".runtime.cli.serve", "Many streams on a Ray cluster behind one gateway."),
     "prompts": Place(".export.cli", "List the prompts of a bundle, or add to them."),
     "export": Place(".export.cli", "Export a checkpoint into an engine bundle: FOLDER, or wan."),
+    "post": Place(".export.cli", "Smoother and larger frames behind a bundle's decoder."),
     "recipes": Place(".export.cli", "List the recipes of export wan: files, options, memory on a card."),
     "calibrate": Place(".calibration.cli", "Quantise a bundle by real streams and measure what it lost."),
     "build": Place(".engines.cli", "Compile a bundle's graphs into engines."),

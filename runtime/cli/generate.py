@@ -54,6 +54,7 @@ def generate(
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
     gpu: options.Gpu = None,
+    post: options.Post = "all",
     unverified: options.Unverified = False,
     overlap: Annotated[
         bool | None,
@@ -71,7 +72,7 @@ def generate(
     check_transition(transition)
     changes = [parse_change(text, transition) for text in then or []]  # type: ignore[arg-type] - checked
     layer = None if overlay is None else layer_of(overlay)
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle).with_post(post)
     g = opened.manifest.geometry
     picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
     with StopSignals() as signals, status("loading engines …") as update:

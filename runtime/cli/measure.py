@@ -55,6 +55,7 @@ def bench(
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
     gpu: options.Gpu = None,
+    post: options.Post = "all",
     unverified: options.Unverified = False,
 ) -> None:
     """Latency per chunk by stage, cold start, prompt changes, memory, energy.
@@ -73,6 +74,7 @@ def bench(
         run_sweep([word for word in words if "=" in word], bundle, checkpoint, output, chunks)
         return
     stream = {"threads": threads, "provider": provider, "backend": backend, "device": device, "precision": precision}
+    stream["post"] = post
     if browser:
         run_browser(bundle, stream | {"gpu": gpu, "verify": not unverified}, output)
         return
@@ -82,7 +84,7 @@ def bench(
     files = [file for file in (output, report) if file is not None]
     for file in files:
         check_writable(file)
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle).with_post(post)
     with status("measuring …") as update:
         result = benches.bench(
             opened,
@@ -173,7 +175,7 @@ def soak(
     check_writable(output)
     state = output / "soak.state"
     refuse_to_replace(state, resume or force)
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle).with_post("none")  # its figures are of the model
     engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say)
     with Stream(
         opened,
@@ -240,7 +242,7 @@ def sinks(
     check_writable(output)
     refuse_to_replace(output / "sinks.json", resume or force)
     files = studies.study_sinks(
-        open_bundle(bundle),
+        open_bundle(bundle).with_post("none"),
         output,
         prompts=prompt,
         seeds=seed or (0, 1),
@@ -280,7 +282,7 @@ def compare(
 
     if output is not None:
         check_writable(output)
-    a, b = open_bundle(first), open_bundle(second)
+    a, b = (open_bundle(one).with_post("none") for one in (first, second))
     known = OrtBackend(EngineOptions(threads=threads))
     judged = open_engines(b, backend, EngineOptions(provider, threads, device, precision), say)
     prompts = prompt or a.manifest.prompts[:2]

@@ -41,6 +41,9 @@ Gpu = Annotated[
         min=0, max=1023, callback=choose_gpu, expose_value=False, help="Which NVIDIA card, as nvidia-smi counts them."
     ),
 ]
+Post = Annotated[
+    str, Option(help="Of the graphs of everframe post add: all, smooth, upscale or none; default: all that there are.")
+]
 Unverified = Annotated[bool, Option("--unverified", help="Stream even if the engines fail their proof.")]
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 Force = Annotated[bool, Option("--force", help="Replace the bundle if it exists.")]

@@ -33,6 +33,7 @@ def play(
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
     gpu: options.Gpu = None,
+    post: options.Post = "all",
     unverified: options.Unverified = False,
 ) -> None:
     """Show the stream in a window.
@@ -44,7 +45,7 @@ def play(
         import pygame  # noqa: F401 - fail before the engines are loaded
 
         from . import window
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle).with_post(post)
     g = opened.manifest.geometry
     picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
     engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say, not unverified)

@@ -28,7 +28,7 @@ class Frames:
 
     def __init__(self, stream: Stream):
         self._stream = stream
-        self._ready: queue.Queue[NDArray[np.uint8] | BaseException] = queue.Queue(stream.geometry.chunk_frames)
+        self._ready: queue.Queue[NDArray[np.uint8] | BaseException] = queue.Queue(stream.output.chunk_frames)
         self._commands: queue.Queue[Callable[[Stream], Any]] = queue.Queue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
@@ -75,7 +75,7 @@ def play(stream: Stream, prompts: Sequence[str], fullscreen: bool, seconds: floa
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     import pygame
 
-    g = stream.geometry
+    g = stream.output
     flags = pygame.SCALED | pygame.RESIZABLE | (pygame.FULLSCREEN if fullscreen else 0)
     try:
         pygame.display.init()

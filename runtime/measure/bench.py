@@ -1,7 +1,8 @@
 """`everframe bench`: latency per chunk by stage, as the field quotes it, with everything needed to repeat it.
 
 Steady figures are taken after the KV ring has been full for a chunk. Stages: encode (a prompt's keys and values), diffuse by
-step, finalize (the commit pass), decode, host copy, host (noise, tables), video encode.
+step, finalize (the commit pass), decode, smooth and upscale (where the bundle has them), host copy, host (noise, tables),
+video encode.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...engines.base import Backend
-from ...engines.bundle import Bundle, Geometry, first_problem
+from ...engines.bundle import Bundle, first_problem
 from ...engines.errors import UserError
 from ...engines.machine import chosen_gpu, find_gpu, peak_memory, resident_memory
+from ...engines.post import Output
 from ...engines.text import read_text
 from ..prompts import TRANSITIONS
 from ..proof import proven
@@ -120,7 +122,7 @@ def bench(
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """Run it. Raises UserError."""
-    g = bundle.manifest.geometry
+    g = bundle.output
     if verify and not proven(bundle, engines := backend()):  # once a machine: no part of what a start costs
         Stream(bundle, backend=engines).close()
     began = time.perf_counter()
@@ -168,8 +170,9 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
     return {
         "name": m.name,
         "identity": identity(bundle),
-        "size": [g.width, g.height],
-        "fps": g.fps,
+        "size": [bundle.output.width, bundle.output.height],
+        "fps": bundle.output.fps,
+        "post": list(bundle.post),
         "window": g.window,
         "sink": g.sink,
         "steps": len(m.schedule.steps),
@@ -192,7 +195,9 @@ def measured(
         t = chunk.timings
         rows.append(
             {f"diffuse {s + 1}": v for s, v in enumerate(t.diffuse)}
-            | {"diffuse": sum(t.diffuse), "finalize": t.finalize, "decode": t.decode, "host copy": t.copy}
+            | {"diffuse": sum(t.diffuse), "finalize": t.finalize, "decode": t.decode}
+            | {name: getattr(t, name) for name in stream.bundle.post}
+            | {"host copy": t.copy}
             | {"host": t.host, "chunk": t.total, "video encode": arrivals[-1] - before}
         )
         tell(i + 1, chunks)
@@ -200,7 +205,7 @@ def measured(
 
 
 def steady_figures(
-    rows: Sequence[Mapping[str, float]], arrivals: Sequence[float], changes: Mapping[str, Sequence[float]], g: Geometry
+    rows: Sequence[Mapping[str, float]], arrivals: Sequence[float], changes: Mapping[str, Sequence[float]], g: Output
 ) -> Steady:
     """changes: seconds of the stages that only chunks with a prompt change have."""
     late, worst = lateness(arrivals, g.chunk_frames, g.fps)
@@ -246,7 +251,8 @@ def prompt_changes(stream: Stream, times: int = 3) -> tuple[dict[str, float], li
 def memory(bundle: Bundle, stream: Stream) -> dict[str, int]:
     """Bytes by part. weights: of the graphs' files, as they are stored; recache: what the pass of a smooth change wants
     beside all else, its activations included (`recache_bytes`)."""
-    used = [g for n, g in bundle.manifest.graphs.items() if n in ("step", "prompt", "decode", "decode_first")]
+    running = ("step", "prompt", "decode", "decode_first", *(f"{n}{s}" for n in bundle.post for s in ("", "_first")))
+    used = [g for n, g in bundle.manifest.graphs.items() if n in running]
     files = {ref.file: ref.bytes for g in used for ref in (g.model, *g.data)}
     return {
         "weights": sum(files.values()),

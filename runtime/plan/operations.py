@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from ...engines.bundle import Geometry, Network
@@ -71,6 +71,7 @@ class Request:
     decoder: Literal["taehv", "wan"] = "taehv"
     decode_flops: int | None = None  # of a bundle's own decoder, in place of the public one's
     recache: Literal["window", "chunks", "none"] = "window"  # what `smooth` does
+    post_flops: dict[str, int] = field(default_factory=dict)  # a chunk's, of the graphs behind the decoder
     first_passes: int | None = None  # of a first chunk with a schedule of its own, the commit pass included
 
 
@@ -134,5 +135,7 @@ def memory(request: Request) -> Memory:
 
 
 def decode_flops(request: Request) -> int:
+    """A chunk's, from its latent to its frames as they are shown."""
     known = request.decode_flops
-    return decode_cost(request.decoder, request.geometry)[0] if known is None else known
+    decoder = decode_cost(request.decoder, request.geometry)[0] if known is None else known
+    return decoder + sum(request.post_flops.values())

@@ -34,6 +34,7 @@ def costs(request: Request) -> list[str]:
         f"{g.cache_tokens} in the ring, {work.total / 1e12:.2f} TFLOP a pass, {total / 1e12:.1f} TFLOP a chunk, "
         f"{total / g.chunk_seconds / 1e12:.1f} TFLOP/s for {g.fps} fps",
         *first,
+        *(f"{name}: {flops / 1e12:.3f} TFLOP a chunk" for name, flops in request.post_flops.items()),
         ", ".join(f"{name} {value:.2f} GB" for name, value in gigabytes.items()),
         smooth,
     ]

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from ...engines.bundle import Bundle, Geometry, first_problem
 from ...engines.cost import graph_flops
 from ...engines.errors import UserError
+from ...engines.post import times_of
 from .operations import GEOMETRIES, MODELS, NO_RECACHE, WEIGHT_BYTES, Request
 
 
@@ -20,12 +21,13 @@ def check_precision(precision: str) -> None:
 
 
 def of_bundle(path: Path, precision: str, int8_ring: bool) -> Request:
-    """The bundle's network, geometry and steps, and its decoder's operations counted in the graph. Raises UserError."""
+    """The bundle's network, geometry and steps, and the operations of its decoder and of what runs behind it counted in
+    the graphs. Raises UserError."""
     check_precision(precision)
     opened = Bundle.open(path)
     manifest = opened.manifest
     try:
-        flops = sum(graph_flops(opened.graph_path("decode")).values())
+        flops = {name: sum(graph_flops(opened.graph_path(name)).values()) for name in ("decode", *opened.post)}
     except ImportError:
         raise UserError("plan --bundle reads the graphs: pip install onnx") from None
     schedule = manifest.schedule
@@ -37,7 +39,11 @@ def of_bundle(path: Path, precision: str, int8_ring: bool) -> Request:
         precision=precision,  # type: ignore[arg-type] - checked above
         int8_ring=int8_ring,
         recache=manifest.recache,
-        decode_flops=flops,
+        decode_flops=flops["decode"],
+        post_flops={
+            name: flops[name] * (times_of(manifest.graphs) if name == "upscale" and "smooth" in opened.post else 1)
+            for name in opened.post
+        },
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ...engines.bundle import first_problem
 from ...engines.errors import UserError
+from ...engines.post import Choice
 from ...engines.text import read_text
 from ..overlay.parts import Overlay
 from ..prompts import Transition
@@ -108,6 +109,7 @@ class StreamSettings(Section):
     device: str = "cpu"  # of openvino
     precision: str = "auto"  # of openvino
     gpu: int | None = Field(default=None, ge=0, le=1023)  # which NVIDIA card, as nvidia-smi counts them
+    post: Choice = "all"  # which of the graphs of `everframe post add` run
     verify: bool = True  # hold the engines against the bundle's reference before the first chunk
     save_seconds: float = Field(default=300, ge=0, le=30 * 86400)  # of video between two saved states; 0: only on stop
     stall_seconds: Seconds = 20  # without a chunk for so long, the generator is restarted

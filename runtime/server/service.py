@@ -61,7 +61,7 @@ class Service:
         if config.video.webrtc:
             check_webrtc()
         manifest = seen.bundle.manifest
-        g = manifest.geometry
+        g = seen.bundle.with_post(config.stream.post).output
         self.config, self.geometry, self.name, self.seen = config, g, manifest.name, seen
         self.fatal: str | None = None
         self.another: Seen | None = None

@@ -38,6 +38,7 @@ GIVEN = {
     "export checkpoint": ["CHECKPOINT", "-o", "none/x.everframe"],
     "export wan": ["--generator", "x", "--vae", "x", "--text-encoder", "x", "--prompts", "x", "-o", "none/x.everframe"],
     "recipes": [],
+    "post add": ["none", "--upscale", "none.onnx"],
 }
 
 

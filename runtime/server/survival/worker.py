@@ -27,6 +27,7 @@ from ....engines.bundle import Bundle
 from ....engines.errors import UserError
 from ....engines.files import reason
 from ....engines.machine import choose_gpu, resident_memory
+from ....engines.post import POST
 from ....engines.text import first_line
 from ...choice import open_engines
 from ...chunks import Chunk
@@ -78,7 +79,8 @@ class Generator:
     def __init__(self, connection: Connection, job: Job):
         self.connection, self.job = connection, job
         settings = job.stream
-        bundle = open_bundle(settings.bundle) if job.seen is None else job.seen.open()
+        opened = open_bundle(settings.bundle) if job.seen is None else job.seen.open()
+        bundle = opened.with_post(settings.post)
         self.free_text = "text" in bundle.manifest.graphs
         self.geometry = g = bundle.manifest.geometry
         resumed = self._usable_state()
@@ -88,7 +90,7 @@ class Generator:
             self.connection.send(("event", "recache", note))
         self.director = Director(g.chunk_seconds)
         self.director.follow(job.playlist)
-        self.fader = Fader(g.fps)
+        self.fader = Fader(bundle.output.fps)
         self.paused = job.paused
         self.cut = False  # the next chunk begins the scene that somebody waits for
         self.saver, self.stood = Saver(self.stream, self.job.state), 0.0
@@ -348,6 +350,7 @@ def _figures(chunk: Chunk, chunk_seconds: float) -> dict[str, Any]:
             "diffuse": sum(t.diffuse),
             "finalize": t.finalize,
             "decode": t.decode,
+            **{name: seconds for name in POST if (seconds := getattr(t, name))},
             "copy": t.copy,
             "host": t.host,
             "total": t.total,
