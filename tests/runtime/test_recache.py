@@ -16,8 +16,7 @@ from everframe.engines.ort import OrtBackend
 from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime import EngineOptions, Stream
 from everframe.runtime.noise import chunk_noise
-from everframe.runtime.passes import load_recache
-from everframe.runtime.recache import Recache, Standing, recache_bytes
+from everframe.runtime.recache import Recache, Standing, load_recache, recache_bytes
 from everframe.runtime.ring import RingLayout
 
 from helpers import PROMPTS, TRANSFORMER, resumes_with_a_smooth_change, with_int8_ring
