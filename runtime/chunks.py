@@ -5,15 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ..engines.errors import UserError
-
-Transition = Literal["swap", "smooth", "flush", "cut"]
-TRANSITIONS: tuple[Transition, ...] = ("swap", "smooth", "flush", "cut")  # of a prompt change
 
 
 @dataclass(frozen=True)
@@ -87,9 +82,3 @@ class Clock:
         now = time.perf_counter()
         spent, self._last = now - self._last, now
         return spent
-
-
-def check_transition(transition: str) -> None:
-    """Raises UserError."""
-    if transition not in TRANSITIONS:
-        raise UserError(f"transition {transition!r}: expected one of {', '.join(TRANSITIONS)}")

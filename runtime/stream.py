@@ -23,8 +23,7 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.ort import OrtBackend
 from .anchor import encode_anchor
-from .chunks import BEGUN_FACTS, Chunk, Clock, Timings, Transition, check_transition
-from .chunks import TRANSITIONS as TRANSITIONS
+from .chunks import BEGUN_FACTS, Chunk, Clock, Timings
 from .chunks import Begun as _Begun
 from .noise import NoiseAhead
 from .passes import Passes
