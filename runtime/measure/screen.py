@@ -156,10 +156,13 @@ def _cuts(site: Served, browser: Any, way: str, cuts: int, tell: Callable[[str],
     pair, colours, taken = (prompts[0], prompts[-1]), [], []
     for prompt in pair:
         _order(site, prompt)
+        _until(lambda p=prompt: site.ask("/api/state")["prompt"] == p, LONGEST, "a cut is not made")
         time.sleep(1.5 * SETTLED)
         colours.append(_settled(page))
     for i in range(cuts):
         old, new = colours[1 - i % 2], colours[i % 2]
+        # Else what is seen at once would be the cut before, or no cut at all.
+        _until(lambda o=old, n=new: _nearer(_settled(page), o, n), LONGEST, "the scene before a cut is not seen")
         page.evaluate("window.colours = []")
         began = time.time()
         _order(site, pair[i % 2])
@@ -189,7 +192,11 @@ def _settled(page: Any) -> list[float]:
 def _first(page: Any, began: float, old: list[float], new: list[float]) -> list[float]:
     """When a frame was first nearer to the new scene than to the old one."""
     rows = [row for row in page.evaluate("window.colours") if row[0] > began]
-    return [row[0] for row in rows if _apart(row[1:], new) < _apart(row[1:], old)][:1]
+    return [row[0] for row in rows if _nearer(row[1:], new, old)][:1]
+
+
+def _nearer(colour: list[float], one: list[float], other: list[float]) -> bool:
+    return _apart(colour, one) < _apart(colour, other)
 
 
 def _apart(a: list[float], b: list[float]) -> float:
