@@ -1,11 +1,12 @@
-"""The Wan 2.1 VAE, causal in time: a streaming decoder with its feature cache as explicit state, and the encoder.
+"""The Wan 2.1 VAE, causal in time: a streaming decoder and a streaming encoder, their feature caches as explicit state.
 
 Parameter names are the public checkpoint's (`Wan2.1_VAE.pth`). Tensors are [B, C, T, H, W] inside.
 
 Every 3×3×3 convolution sees its own input one and two frames earlier: that is its state, zeros before the stream begins.
 The two temporal up-samplers double every frame but the stream's very first, which passes around them and which their own
 state never sees; so the first chunk of F latent frames gives 4F − 3 pixel frames, every later one 4F, and the first has a
-graph of its own.
+graph of its own. The encoder goes the other way: a first piece of 1 + 4n frames, then pieces of 4n; its temporal
+down-samplings see the last frame before a piece.
 """
 
 from __future__ import annotations
@@ -150,18 +151,21 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width; with `time`, of 1 + 2n frames the first and then n."""
+    """Half the height and width; with `time`, of a stream's first 1 + 2n frames the first and then n, of 2n later ones n."""
 
     def __init__(self, channels: int, time: bool):
         super().__init__()
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if time else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, states: States, first: bool) -> Tensor:
         x = per_frame(self.resample, x)
-        if self.time_conv is not None and x.shape[2] > 1:
-            x = torch.cat([x[:, :, :1], self.time_conv(x)], 2)
-        return x
+        if self.time_conv is None:
+            return x
+        run = states.extend(x, 1)
+        if not first:
+            return self.time_conv(run)
+        return x if x.shape[2] == 1 else torch.cat([x[:, :, :1], self.time_conv(x)], 2)
 
 
 class Middle(nn.ModuleList):
@@ -221,11 +225,10 @@ class Encoder(nn.Module):
         self.middle = Middle(widths[-1])
         self.head = Head(widths[-1], 2 * c.latent_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        states = States(None)
+    def forward(self, x: Tensor, states: States, first: bool) -> Tensor:
         x = self.conv1(x, states)
         for block in self.downsamples:
-            x = block(x) if isinstance(block, Downsample) else block(x, states)
+            x = block(x, states, first) if isinstance(block, Downsample) else block(x, states)
         return self.head(self.middle(x, states), states)
 
 
@@ -270,11 +273,15 @@ class WanVae(nn.Module):
         x = self.conv2((latents * self.std + self.mean).to(self.conv2.weight.dtype))
         return unfolded(self.decoder(x, running, first), self.config.patch), running.after
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """frames [B, 3, 1 + 4n, H, W] in [−1, 1] -> normalised latents [B, C, 1 + n, H/s, W/s]: the posterior's mean."""
+    def encode(
+        self, frames: Tensor, states: list[Tensor] | None = None, first: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
+        """frames [B, 3, 4n (+ 1 if first), H, W] in [−1, 1] -> normalised latents [B, C, n (+ 1), H/s, W/s], the posterior's
+        mean, and states. A later piece takes the states that the one before it left."""
+        running = States(states)
         x = folded(frames.to(self.conv1.weight.dtype), self.config.patch)
-        moments = self.conv1(self.encoder(x)).float()
-        return (moments[:, : self.config.latent_channels] - self.mean) / self.std
+        moments = self.conv1(self.encoder(x, running, first)).float()
+        return (moments[:, : self.config.latent_channels] - self.mean) / self.std, running.after
 
     def zero_states(self, latent: Tensor) -> list[Tensor]:
         """The decoder's states before a stream of latents [1, C, T, h, w] begins."""
@@ -323,4 +330,10 @@ class WanEncodeGraph(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """frames [1 + 4n, H, W, 3] uint8 RGB -> latent [1, C, 1 + n, h, w] float32."""
-        return self.model.encode((frames.float() / 127.5 - 1).permute(3, 0, 1, 2).unsqueeze(0))
+        clip = (frames.float() / 127.5 - 1).permute(3, 0, 1, 2).unsqueeze(0)
+        latent, after = self.model.encode(clip[:, :, :1])  # one latent frame after the other, as when decoding
+        parts = [latent]
+        for four in clip[:, :, 1:].split(4, 2) if clip.shape[2] > 1 else ():
+            latent, after = self.model.encode(four, after, first=False)
+            parts.append(latent)
+        return torch.cat(parts, 2)

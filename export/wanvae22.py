@@ -64,10 +64,10 @@ class DownStage(nn.Module):
         layers: list[nn.Module] = [ResidualBlock(n_in if j == 0 else n_out, n_out) for j in range(blocks)]
         self.downsamples = nn.ModuleList([*layers, Downsample(n_out, time)] if down else layers)
 
-    def forward(self, x: Tensor, states: States) -> Tensor:
+    def forward(self, x: Tensor, states: States, first: bool) -> Tensor:
         y = x
         for block in self.downsamples:
-            y = block(y) if isinstance(block, Downsample) else block(y, states)
+            y = block(y, states, first) if isinstance(block, Downsample) else block(y, states)
         return y + averaged(x, self.channels, self.time, self.space)
 
 
@@ -103,11 +103,10 @@ class Encoder(nn.Module):
         self.middle = Middle(widths[-1])
         self.head = Head(widths[-1], 2 * c.latent_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        states = States(None)
+    def forward(self, x: Tensor, states: States, first: bool) -> Tensor:
         x = self.conv1(x, states)
         for stage in self.downsamples:
-            x = stage(x, states)
+            x = stage(x, states, first)
         return self.head(self.middle(x, states), states)
 
 

@@ -22,7 +22,7 @@ from clips import HEIGHT, WIDTH
 from rollout import CHUNK, ETA, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE, SHORT
 from run import WORK, load_part, progress_of
 from scenes import FPS, PROMPTS
-from settings import TRANSFORMER
+from settings import MANY_HEADED, TRANSFORMER
 from weights import shipped_autoencoder, trained_autoencoder
 
 
@@ -33,16 +33,20 @@ def newest_autoencoder() -> Taehv:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument(
-        "--transformer", choices=("newest", "short"), default="newest", help="short: the study's variant"
+        "--transformer",
+        choices=("newest", "short", "many"),
+        default="newest",
+        help="the others are the study's variants",
     )
     parser.add_argument("--target", type=Path, default=WORK / "demo")
     args = parser.parse_args()
     target: Path = args.target
-    short = args.transformer == "short"
+    short = args.transformer != "newest"
+    network = MANY_HEADED if args.transformer == "many" else TRANSFORMER
     target.mkdir(exist_ok=True, parents=True)
     if short:
         autoencoder = shipped_autoencoder()
-        shutil.copyfile(WORK / "short.safetensors", target / "transformer.safetensors")
+        shutil.copyfile(WORK / f"{args.transformer}.safetensors", target / "transformer.safetensors")
     else:
         autoencoder = newest_autoencoder()
         state = unfold(load_part("distill" if progress_of("distill") else "transformer", "model"), TRANSFORMER)
@@ -54,7 +58,7 @@ def main() -> None:
     save_file({prompt: texts[prompt] for prompt in bank}, target / "prompts.safetensors")
     config = {
         "name": "everframe-demo",
-        "transformer": dataclasses.asdict(TRANSFORMER),
+        "transformer": dataclasses.asdict(network),
         "autoencoder": dataclasses.asdict(autoencoder.config),
         "geometry": {
             "width": WIDTH,

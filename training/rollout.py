@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everframe.export.schedule import Schedule
-from everframe.export.wan import Wan, eager_attention, join_tables, spatial_tables
+from everframe.export.wan import Wan, WanConfig, eager_attention, join_tables, spatial_tables
 from everframe.runtime.rope import axis_frequencies, draw_jitter, head_thetas, split_head_dim, temporal_tables
 
 from settings import TRANSFORMER
@@ -26,14 +26,20 @@ KV = list[tuple[Tensor, Tensor]]  # per layer (k, v), each [B, H, N, D]
 class Tables:
     """RoPE tables of whole chunks, for plain (row 0) and jittered (row 1) bases."""
 
-    def __init__(self, device: str, jittered: bool = True, size: tuple[int, int] = (ROWS, COLUMNS)):
+    def __init__(
+        self,
+        device: str,
+        jittered: bool = True,
+        size: tuple[int, int] = (ROWS, COLUMNS),
+        network: WanConfig = TRANSFORMER,
+    ):
         self.jittered, self.size = jittered, size
-        channels = split_head_dim(TRANSFORMER.head_dim)[0]
-        epsilon = draw_jitter(TRANSFORMER.heads, JITTER_SEED)
+        channels = split_head_dim(network.head_dim)[0]
+        epsilon = draw_jitter(network.heads, JITTER_SEED)
         self.frequencies = [
-            axis_frequencies(head_thetas(TRANSFORMER.theta, s, epsilon), channels) for s in (0.0, JITTER_SIGMA)
+            axis_frequencies(head_thetas(network.theta, s, epsilon), channels) for s in (0.0, JITTER_SIGMA)
         ]
-        self.spatial = [t.to(device) for t in spatial_tables(TRANSFORMER, *size)]
+        self.spatial = [t.to(device) for t in spatial_tables(network, *size)]
         self.device = device
 
     def __call__(self, starts: Sequence[int], jitter: Sequence[int]) -> tuple[Tensor, Tensor]:

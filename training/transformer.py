@@ -14,7 +14,8 @@ outranks the sinks.
 
 `--short` leaves all of that out but the history's noise: five chunks from latent frame 0, plain RoPE, true history. That is
 how the published models were trained, so it is the variant in which sink-collapse can be studied (docs/study.md). The same
-network at half the picture's height and width, so that it trains in minutes, on clips that it renders itself.
+network at half the picture's height and width, so that it trains in minutes, on clips that it renders itself. `--many`: the
+same with 12 layers of 8 heads, whether jitter cures more where there are more bases.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from rollout import (
 )
 from run import RUNS, WORK, Ema, Run
 from scenes import PROMPTS
-from settings import TRANSFORMER
+from settings import MANY_HEADED, TRANSFORMER
 from team import Team
 from weights import shipped_autoencoder, trained_autoencoder
 
@@ -177,8 +178,11 @@ def main() -> None:
         "--rollout-from", type=float, default=0.6, help="share of the steps at which self-rollout starts"
     )
     parser.add_argument("--short", action="store_true", help="the variant for the sink-collapse study")
+    parser.add_argument("--many", action="store_true", help="the same with 12 layers of 8 heads")
     args = parser.parse_args()
-    name, size = ("short", SHORT) if args.short else ("transformer", (ROWS, COLUMNS))
+    args.short |= args.many
+    network = MANY_HEADED if args.many else TRANSFORMER
+    name, size = ("many" if args.many else "short", SHORT) if args.short else ("transformer", (ROWS, COLUMNS))
     team = Team(args.workers)
     if args.short:
         latents = render_short(args.use, SHORT, args.device, team)
@@ -187,13 +191,13 @@ def main() -> None:
     torch.manual_seed(0)
     batches = Batches(latents, load_texts(), args.device, args.short)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
-    model = Wan(TRANSFORMER).to(args.device)
+    model = Wan(network).to(args.device)
     nn.init.zeros_(model.head.head.weight)
     muon, adam = optimisers(model)
     ema = Ema(model, 0.998)
     parts = {"model": model, "muon": muon, "adam": adam, "ema": ema}
     run = Run(name, parts, {"model": ema}, args.steps, args.minutes, team)
-    tables = Tables(args.device, jittered=not args.short, size=size)
+    tables = Tables(args.device, jittered=not args.short, size=size, network=network)
     total, counted = 0.0, 0
     for step in run.count([(muon, args.peak), (adam, args.peak)]):
         own = not args.short and run.progress > args.rollout_from and step % 2 == 0
@@ -215,8 +219,8 @@ def main() -> None:
         if step % args.report == args.report - 1:
             evaluate_with(ema, model, lambda: preview(run, model, tables, batches, args.device))
     if args.short and run.finished and team.first:
-        state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, TRANSFORMER)
-        save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / "short.safetensors")
+        state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, network)
+        save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / f"{name}.safetensors")
 
 
 if __name__ == "__main__":
