@@ -47,10 +47,12 @@ export class Player {
   countFrames() {
     const video = this.video;
     if (video.requestVideoFrameCallback) {
-      let last = -1;
+      let last = -1, presented = 0;
       const count = (_, meta) => {
-        if (meta.mediaTime !== last) this.frames += 1;
+        // A busy page is called for some of its frames alone; the compositor counts them all, those of before a restart anew.
+        if (meta.mediaTime !== last) this.frames += Math.max(1, meta.presentedFrames - presented);
         last = meta.mediaTime;
+        presented = meta.presentedFrames;
         video.requestVideoFrameCallback(count);
       };
       video.requestVideoFrameCallback(count);
