@@ -22,8 +22,8 @@ from ..engines.files import link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.ort import OrtBackend
 from ..engines.progress import QUIET, Report
-from ..engines.text import few, quoted
 from ..runtime.measure.compare import compare
+from ..runtime.prompts import PromptBank
 from . import sensitivity
 from .linears import Linear, find_convolutions, find_linears, find_matching
 from .observe import Statistics, observe
@@ -69,13 +69,11 @@ def check(settings: Settings) -> None:
 
 def choose_prompts(bundle: Bundle, settings: Settings) -> tuple[list[str], list[str]]:
     """Prompts to calibrate with and others to judge with. Raises UserError for one that the bank does not have."""
-    bank = bundle.manifest.prompts
-    for prompt in (*settings.prompts, *settings.held_out):
-        if prompt not in bank:
-            raise UserError(f"prompt {quoted(prompt)}: not in the bank of {bundle.path}, which has: {few(bank, 5)}")
-    chosen = list(settings.prompts or bank[::2])
-    others = [prompt for prompt in bank if prompt not in chosen]
-    return chosen, list(settings.held_out or others[:: max(1, len(others) // 2)][:2] or chosen[:1])
+    bank, every = PromptBank(bundle), bundle.manifest.prompts
+    chosen = [bank.find(prompt) for prompt in settings.prompts] or every[::2]
+    others = [prompt for prompt in every if prompt not in chosen]
+    held_out = [bank.find(prompt) for prompt in settings.held_out]
+    return chosen, held_out or others[:: max(1, len(others) // 2)][:2] or chosen[:1]
 
 
 def calibrate(source: Path, target: Path, settings: Settings, force: bool, report: Report = QUIET) -> dict[str, Any]:

@@ -85,6 +85,8 @@ class Adapter:
 
 def parse_lora(text: str, alpha: float | None = None) -> Lora:
     """'FILE' or 'FILE:0.8'. Raises UserError for a strength that is no number."""
+    if alpha == 0:
+        raise UserError("--lora-alpha 0: would merge nothing; expected another number")
     head, colon, tail = text.rpartition(":")
     if not colon or not head or Path(text).exists():
         return Lora(Path(text), alpha=alpha)

@@ -114,7 +114,7 @@ def generate(
     ) as stream:
         for change in waiting:
             check_transition(change.transition)
-            stream.bank.find(change.prompt)  # fail now, not in an hour
+            stream.bank.change(change.prompt, change.transition)  # fail now, not in an hour
         for note in stream.notices:
             notice(note)
         chosen, told = choose_encoder(encoder, g.width, g.height)

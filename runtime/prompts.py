@@ -117,6 +117,12 @@ class PromptBank:
             f"prompt {quoted(prompt)} is not in the bundle's prompt bank of {len(self.prompts)}; {self._nearest(prompt)}"
         )
 
+    def change(self, prompt: str, transition: Transition) -> tuple[str, Transition]:
+        """A change as a stream makes it: the bank's own spelling, and a cut where the prompt begins a shot by its prefix.
+        Raises UserError as `find` does."""
+        begins = self.begins_shot(prompt)
+        return self.find(prompt, shot=begins or transition == "cut"), "cut" if begins else transition
+
     def _nearest(self, prompt: str) -> str:
         """The prompts that look most like this one, best first."""
         wanted, keys = key(prompt)[:LONGEST], list(self._index)

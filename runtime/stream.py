@@ -156,8 +156,7 @@ class Stream:
         Raises UserError when the prompt is not in the bank or the transition is unknown.
         """
         check_transition(transition)
-        begins = self.bank.begins_shot(prompt)
-        self._pending = (self.bank.find(prompt, shot=begins or transition == "cut"), "cut" if begins else transition)
+        self._pending = self.bank.change(prompt, transition)
 
     def set_seed(self, seed: int) -> None:
         """Draw the noise of the chunks to come from another seed. Raises UserError."""

@@ -316,7 +316,7 @@ def test_the_decoder_too(bundle_path: Path, tmp_path: Path) -> None:
         ({"method": "guess"}, "--method 'guess'"),
         ({"ring": "int4"}, "--ring 'int4'"),
         ({"alpha": 1.5}, "--alpha 1.5"),
-        ({"prompts": ("a stone",)}, "prompt 'a stone': not in the bank"),
+        ({"prompts": ("a stone",)}, "prompt 'a stone' is not in the bundle's prompt bank"),
     ],
 )
 def test_bad_settings(changes: dict, words: str, bundle_path: Path, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ from everframe.runtime import Stream
 from everframe.runtime.anchor import encode_anchor
 from everframe.runtime.noise import chunk_noise
 from everframe.runtime.ring import RingLayout
+from everframe.runtime.server.config import Config
+from everframe.runtime.server.orders.control import Control
+from everframe.runtime.server.orders.playlist import Item, Playlist
 from everframe.runtime.shots import ShotRing
 from everframe.runtime.state import load_state, save_state
 
@@ -192,6 +195,11 @@ def test_a_prompt_that_is_not_there_for_a_shot(wan22_home: Path, wan22_paths: di
         stream.set_prompt(WAN_PROMPTS[1], "swap")
         with pytest.raises(UserError, match=r"not there as the first of a shot, behind 'The scene transitions\. '"):
             stream.set_prompt(WAN_PROMPTS[1], "cut")
+    # The server says so when it is told, not when it is due, perhaps in an hour.
+    control = Control(Config(state_dir=tmp_path), Bundle.open(path), lambda kind, value: None)
+    items = [Item(prompt=WAN_PROMPTS[0]), Item(prompt=WAN_PROMPTS[1], transition="cut")]
+    with pytest.raises(UserError, match="not there as the first of a shot"):
+        control.set_playlist(Playlist(items=items))
     assert add(path, ["a quiet city"], None, str(wan22_home / "text")) == 1
     with Stream(Bundle.open(path), overlap=False) as stream:
         stream.next_chunk()

@@ -160,14 +160,14 @@ class Control:
 
     def _spell(self, change: Any) -> Any:
         """The change with the bank's spelling of its prompt."""
-        changes = {"prompt": change.prompt}
-        if self._bank.begins_shot(change.prompt):  # by its prefix the model's authors mark a cut
-            changes = {"prompt": self._bank.of_shot(change.prompt), "transition": "cut"}
         if not self.free_text:
-            changes["prompt"] = self._bank.find(changes["prompt"])
-        elif not changes["prompt"].strip():
-            raise UserError("prompt: is empty; expected words")
-        return change.model_copy(update=changes)
+            prompt, transition = self._bank.change(change.prompt, change.transition)
+        else:  # the stream, which has the text encoder, looks it up
+            begins = self._bank.begins_shot(change.prompt)  # by its prefix the model's authors mark a cut
+            prompt, transition = self._bank.of_shot(change.prompt), "cut" if begins else change.transition
+            if not prompt.strip():
+                raise UserError("prompt: is empty; expected words")
+        return change.model_copy(update={"prompt": prompt, "transition": transition})
 
     def _check_entry(self, prompt: str | None, playlist: Playlist | None) -> None:
         for change in [*([Change(prompt=prompt)] if prompt else []), *(playlist.items if playlist else [])]:
