@@ -232,4 +232,9 @@ def _super_resolution(state: State, file: Path) -> tuple[nn.Module, str]:
     needs = found.size_requirements
     if needs.square:
         raise UserError(f"--upscale {file}: {found.architecture.name} wants square images")
-    return Padded(found.model.float(), found.scale, needs.minimum, needs.multiple_of), found.architecture.name
+    model = found.model.float().eval()
+    for part in model.modules():  # SPAN folds its weights anew in every pass, and torch.export crashes on that
+        if hasattr(part, "update_params"):
+            part.update_params()  # type: ignore[operator]
+            part.update_params = lambda: None  # type: ignore[assignment]
+    return Padded(model, found.scale, needs.minimum, needs.multiple_of), found.architecture.name

@@ -126,7 +126,7 @@ def train(kind: str, minutes: float) -> nn.Module:
     """Root of squares plus a little (Charbonnier), Adam, the rate falling along a half cosine of time."""
     clips, coded = pool()
     torch.manual_seed(0)
-    rng, net = np.random.default_rng(0), NETS[kind]().to(memory_format=torch.channels_last)
+    rng, net = np.random.default_rng(0), NETS[kind]()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     began, step, mean = time.time(), 0, 0.0
     while (spent := (time.time() - began) / (60 * minutes)) < 1:
@@ -149,9 +149,7 @@ def keep(kind: str, net: nn.Module) -> None:
     KEPT.mkdir(exist_ok=True)
     names = ["image"] if kind == "upscale" else ["before", "after"]
     example = tuple(torch.rand(1, 3, HEIGHT // 2, WIDTH // 2) for _ in names)
-    half = (
-        net.to(memory_format=torch.contiguous_format).half().float().eval()
-    )  # stored so: what runs is what was judged
+    half = net.half().float().eval()  # stored so: what runs is what was judged
     torch.onnx.export(
         half, example, str(KEPT / f"{kind}.onnx"), dynamo=True, opset_version=18, input_names=names,
         output_names=["frame"], external_data=False, verbose=False,

@@ -218,7 +218,7 @@ def test_super_resolution_checkpoints(tmp_path: Path, name: str, container: str)
     file = tmp_path / "net.pth"
     torch.save({"params_ema": state} if container == "params_ema" else state, file)
     net, what = read_net(file, "upscale", H, W)
-    assert what == name
+    assert what.endswith(name)
     picture = torch.rand(1, 3, H, W)
     with torch.no_grad():
         expected = module(picture).numpy()
