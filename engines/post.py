@@ -75,9 +75,12 @@ def check_post(graphs: Mapping[str, Graph]) -> None:
     for name in POST:
         if name in graphs and ("decode_first" in graphs) != (f"{name}_first" in graphs):
             raise ValueError(f"graphs: {name}_first must be there exactly when there are {name} and decode_first")
+    if not any(name in graphs for name in POST):
+        return
     for suffix in ("", "_first"):
-        frames = next((g.outputs[0].shape for n, g in graphs.items() if n == f"decode{suffix}"), None)
-        if frames is None:
+        outputs = graphs[f"decode{suffix}"].outputs if f"decode{suffix}" in graphs else []
+        frames = next((spec.shape for spec in outputs if spec.name == "frames"), None)
+        if frames is None or len(frames) != 4:
             continue
         n, h, w, colours = frames
         if (graph := graphs.get(f"smooth{suffix}")) is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx.checker import ValidationError
 
 from ..engines.bundle import MANIFEST, Bundle, Graph, Manifest, describe, write_manifest
 from ..engines.errors import UserError
@@ -16,6 +17,7 @@ from ..engines.files import check_replaceable, link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.post import POST, TIMES, Output
 from ..engines.progress import QUIET, Report
+from ..engines.text import first_line
 from .onnxfile import store_small
 from .postgraph import smooth_graph, upscale_graph
 from .postnet import Kind, read_net
@@ -48,9 +50,17 @@ def add(path: Path, upscale: Path | None, smooth: Path | None, times: int = 2, r
             for suffix in ("", "_first"):
                 if (decoder := bundle.manifest.graphs.get(f"decode{suffix}")) is None:
                     continue
-                shape = decoder.outputs[0].shape
-                model = upscale_graph(net, shape) if kind == "upscale" else smooth_graph(net, shape, times)
-                graphs[f"{kind}{suffix}"] = save(model, part / f"{kind}{suffix}.onnx")
+                shape = next(spec.shape for spec in decoder.outputs if spec.name == "frames")
+                try:
+                    model = upscale_graph(net, shape) if kind == "upscale" else smooth_graph(net, shape, times)
+                    graphs[f"{kind}{suffix}"] = save(model, part / f"{kind}{suffix}.onnx")
+                except (
+                    ValidationError,
+                    ValueError,
+                    LookupError,
+                    TypeError,
+                ) as error:  # of onnx, about a stranger's nodes
+                    raise UserError(f"{files[kind]}: no graph can be made of it: {first_line(error)}") from None
             provenance[kind] = {"from": what, "sha256": describe(files[kind]).sha256}
             report.line(f"{kind}: {what}")
     return Bundle.open(path).output

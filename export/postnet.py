@@ -46,7 +46,10 @@ def read_net(file: Path, kind: Kind, height: int, width: int) -> tuple[Net, str]
     if kind == "smooth":
         from .rife import find_ifnet
 
-        module, what = find_ifnet(state, file)
+        try:
+            module, what = find_ifnet(state, file)
+        except (IndexError, RuntimeError) as error:  # a tensor of another rank than the name says
+            raise UserError(f"--smooth {file}: no weights of RIFE's IFNet: {first_line(error)}") from None
     else:
         module, what = _super_resolution(state, file)
     return from_module(module, file, kind, height, width), what

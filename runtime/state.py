@@ -219,7 +219,10 @@ def load_state(stream: Stream, file: Path) -> dict[str, Any]:
             raise UserError(f"{file}: fewer than {count} tensors {prefix}…")
     if facts.begun and "begun" not in tensors:
         raise UserError(f"{file}: no tensor begun")
-    stream.restore(tensors, facts.model_dump())
+    try:
+        stream.restore(tensors, facts.model_dump())
+    except ValueError as error:  # of a buffer that is not always there, by its shape
+        raise UserError(f"{file}: {error}") from None
     return facts.extra
 
 

@@ -76,6 +76,8 @@ def bench(
     stream = {"threads": threads, "provider": provider, "backend": backend, "device": device, "precision": precision}
     stream["post"] = post
     if browser:
+        if report is not None:
+            raise UserError("--browser: writes no --report; expected -o FILE.json alone")
         run_browser(bundle, stream | {"gpu": gpu, "verify": not unverified}, output)
         return
     from ..measure import bench as benches

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ...engines.errors import UserError
+from ...engines.text import first_line
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -99,15 +100,19 @@ def order_to_screen(
     """
     browser = find_browser()
     try:
+        from playwright.sync_api import Error as PlaywrightError
         from playwright.sync_api import sync_playwright
     except ImportError:
         raise UserError("--browser: needs playwright: pip install 'everframe[browser]'") from None
     with served(bundle, "webrtc" in ways, stream or {}) as site, sync_playwright() as play:
-        running = play.chromium.launch(executable_path=browser, args=FLAGS)
         try:
-            return [_cuts(site, running, way, cuts, tell) for way in ways]
-        finally:
-            running.close()
+            running = play.chromium.launch(executable_path=browser, args=FLAGS)
+            try:
+                return [_cuts(site, running, way, cuts, tell) for way in ways]
+            finally:
+                running.close()
+        except PlaywrightError as error:
+            raise UserError(f"--browser: {browser}: {first_line(error)}") from None
 
 
 @contextlib.contextmanager

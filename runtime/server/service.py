@@ -266,7 +266,7 @@ class Service:
                 log.exception("timetable")
 
     def _look(self) -> None:
-        replacement = Replacement(self.seen)
+        replacement = Replacement(self.seen, self.config.stream.post)
         while self.finish is not None and not self._stop.wait(LOOK):
             try:
                 self.another = replacement.there()

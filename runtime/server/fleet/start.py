@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ....engines.errors import UserError
 from ..addresses import listening
 from ..config import Logging
 from ..discretion import secrets_of
@@ -24,6 +25,8 @@ def serve_fleet(file: Path, tell: Callable[[str], None] = lambda line: None) -> 
     secrets = {secret for target in config.video.push for secret in secrets_of(target)}
     set_up(Logging(), secrets | ({config.server.token} if config.server.token else set()))
     check_protocols(config.video.push)
+    if config.video.webrtc:
+        raise UserError(f"{file}: video.webrtc: a fleet's gateway has no WebRTC; expected 0")
     with hold(config.state_dir):
         token = read_token(config.state_dir, config.server.token)
         bound = listening(config.server.host, config.server.port)

@@ -22,7 +22,7 @@ export class Overlay {
     const number = ++this.number;
     if (!news.shown) {
       canvas.hidden = true;
-      this.still = this.strip = null;
+      this.keep(null, null);
       return;
     }
     const height = Math.max(1, Math.round((canvas.parentElement.clientHeight || innerHeight) * (window.devicePixelRatio || 1)));
@@ -31,16 +31,24 @@ export class Overlay {
         picture("overlay.png", height, news.version),
         news.ticker ? picture("overlay-ticker.png", height, news.version) : null,
       ]);
-      if (number !== this.number) return; // there are newer ones
-      Object.assign(this, { still, strip });
-      canvas.width = still.naturalWidth;
-      canvas.height = still.naturalHeight;
+      if (number !== this.number) {
+        release(still, strip); // there are newer ones
+        return;
+      }
+      this.keep(still, strip);
+      canvas.width = still.width;
+      canvas.height = still.height;
       canvas.hidden = false;
       this.draw();
       if (strip && !this.running) this.run();
     } catch (error) {
       setTimeout(() => number === this.number && this.load(), AGAIN);
     }
+  }
+
+  keep(still, strip) {
+    release(this.still, this.strip);
+    Object.assign(this, { still, strip });
   }
 
   run() {
@@ -56,18 +64,31 @@ export class Overlay {
     pen.clearRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(still, 0, 0);
     if (!strip) return;
-    const gone = ((Date.now() / 1000) * news.ticker.speed * canvas.width) % (canvas.width + strip.naturalWidth);
+    const gone = ((Date.now() / 1000) * news.ticker.speed * canvas.width) % (canvas.width + strip.width);
     pen.drawImage(strip, canvas.width - gone, news.ticker.top * canvas.height);
   }
 }
 
-function picture(path, height, version) {
+// A clock of seconds is a new picture every second. An <img> of each would stay in the browser's cache of decoded pictures, at
+// 4K 33 MB of them, until it thinks of collecting; a bitmap goes when it is told to.
+async function picture(path, height, version) {
+  const address = place(path);
+  address.search = new URLSearchParams({ height, version });
+  if (!window.createImageBitmap) return element(address);
+  const answer = await fetch(address, { cache: "no-store" });
+  if (!answer.ok) throw new Error(answer.status);
+  return createImageBitmap(await answer.blob());
+}
+
+function element(address) {
   return new Promise((done, failed) => {
     const image = new Image();
     image.onload = () => done(image);
     image.onerror = failed;
-    const address = place(path);
-    address.search = new URLSearchParams({ height, version });
     image.src = address;
   });
+}
+
+function release(...pictures) {
+  for (const one of pictures) if (one && one.close) one.close();
 }

@@ -18,6 +18,7 @@ const STEP = 200; // ms between corrections of a screen that keeps in step with 
 const DELAY = 0.9; // seconds that all screens of a wall are behind the server
 const LEAP = 0.4; // seconds out of step at which it jumps instead of playing faster or slower
 const STILL = 20000; // ms without progress after which the browser's own player is given the stream again
+const FULL = 60000; // ms until WebRTC is tried again where the server had no place
 const Source = window.MediaSource || window.ManagedMediaSource;
 
 // Relative to the page, which may stand below a path.
@@ -147,7 +148,7 @@ export class Player {
     this.queue = [];
     this.source = this.buffer = null;
     this.leave();
-    this.direct = via === "webrtc";
+    this.direct = this.opening = via === "webrtc";
     if (this.direct) this.beginDirect();
     else this.beginSource(mime);
   }
@@ -157,15 +158,22 @@ export class Player {
     const lost = () => socket === this.socket && this.restart();
     try {
       const leave = await openDirect(this.video, lost);
-      if (socket === this.socket) this.leave = leave;
+      if (socket === this.socket) Object.assign(this, { leave, opening: false });
       else leave();
     } catch (error) {
       if (socket !== this.socket) return; // the server has gone
       console.warn(`not by WebRTC: ${error.message}`);
       Object.assign(this, { via: "mse", why: error.message });
+      if (error.full) setTimeout(() => this.tryDirect(), FULL);
       if (Source) this.restart();
       else this.end();
     }
+  }
+
+  // A place by WebRTC may be free by now: of a viewer that vanished the server knows after half a minute.
+  tryDirect() {
+    Object.assign(this, { via: "webrtc", why: "" });
+    if (Source) this.restart();
   }
 
   // Neither WebRTC nor Media Source Extensions.
@@ -179,6 +187,10 @@ export class Player {
 
   beginSource(mime) {
     this.video.srcObject = null;
+    if (!Source) {
+      this.end();
+      return;
+    }
     const source = new Source();
     if (!window.MediaSource) this.video.disableRemotePlayback = true; // which a ManagedMediaSource asks for
     this.source = source;
@@ -268,6 +280,7 @@ export class Player {
 
   report() {
     if (!this.socket || this.socket.readyState !== WebSocket.OPEN) return;
+    if (this.opening) return; // whether this browser's network lets WebRTC through: no picture yet is not a frozen one
     const visible = document.visibilityState === "visible";
     const said = { shown: this.shown(), buffered: this.ahead(), visible };
     if (this.sync) said.skew = this.skew === undefined ? null : 1000 * this.skew;

@@ -26,7 +26,10 @@ export async function openDirect(video, lost) {
     const headers = { "Content-Type": "application/sdp" };
     const body = peer.localDescription.sdp;
     const answer = await fetch(place("whep?overlay=false"), { method: "POST", headers, body });
-    if (!answer.ok) throw new Error(`the server answers ${answer.status}: ${await reason(answer)}`);
+    if (!answer.ok) {
+      const error = new Error(`the server answers ${answer.status}: ${await reason(answer)}`);
+      throw Object.assign(error, { full: answer.status === 503 });
+    }
     left = new URL(answer.headers.get("Location"), answer.url);
     await peer.setRemoteDescription({ type: "answer", sdp: await answer.text() });
     video.srcObject = new MediaStream([receiver.track]);

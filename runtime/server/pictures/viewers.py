@@ -43,7 +43,7 @@ class Viewer:
     screen: Screen
     judged: bool  # a preview in a background tab may stand still
     heard: float
-    moved: float  # when its count of shown frames last grew
+    moved: float  # when its count of shown frames last grew; before the first report nothing is judged
     shown: int = -1
     buffered: float = 0.0
     visible: bool = True
@@ -64,7 +64,7 @@ class Viewer:
         """What the server should say to it."""
         if now - self.heard > SILENCE:
             return "gone"
-        if self.judged and self.visible and now - self.moved > self.buffered + GRACE:
+        if self.shown >= 0 and self.judged and self.visible and now - self.moved > self.buffered + GRACE:
             return "reload"
         return "ok"
 

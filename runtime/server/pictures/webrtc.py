@@ -27,7 +27,9 @@ from .fmp4 import Fragment
 logging.getLogger("aioice").setLevel(logging.WARNING)  # it tells every address that it tries
 
 CODECS = ("video/H264", "video/rtx")
-MOST_SECTIONS = 8  # of an offer; each may ask for sockets
+MOST_BYTES = 16_384  # of an offer: browsers send a quarter of it
+MOST_SECTIONS = 8  # each may ask for sockets
+MOST_CANDIDATES = 32  # each is tried with every address of this machine
 PATIENCE = 15.0  # seconds in which a connection has to come about
 
 
@@ -82,6 +84,10 @@ class Peer:
         # Browsers hide their addresses behind names that multicast has to resolve, for a second or in vain. The viewer's own
         # checks tell where it is; until then more candidates are waited for.
         offer = re.sub(r"(?m)^a=(candidate:.*\.local |end-of-candidates).*\r?\n", "", offer)
+        if len(offer) > MOST_BYTES:
+            raise UserError(f"offer: {len(offer)} bytes, expected {MOST_BYTES} at most")
+        if offer.count("a=candidate:") > MOST_CANDIDATES:
+            raise UserError(f"offer: more than {MOST_CANDIDATES} candidates")
         wanted = [c for c in RTCRtpSender.getCapabilities("video").codecs if c.mimeType in CODECS]
         if offer.count("\nm=") > MOST_SECTIONS:
             raise UserError(f"offer: more than {MOST_SECTIONS} media sections, expected one of video")

@@ -57,7 +57,7 @@ class Peers:
         self._works[name] = asyncio.create_task(self._serve(name, peer))  # it counts from now on
         try:
             answer = await peer.answer(offer)
-        except UserError:
+        except BaseException:  # also where the asking viewer has gone meanwhile
             peer.gone.set()
             raise
         self._peers[name] = peer, burned

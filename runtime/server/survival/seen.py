@@ -71,10 +71,10 @@ def see(path: Path | None) -> Seen:
 
 
 class Replacement:
-    """Whether another bundle lies where ours was, whole and different."""
+    """Whether another bundle lies where ours was, whole, different, and fit for the configuration. post: its stream.post."""
 
-    def __init__(self, seen: Seen):
-        self._seen = seen
+    def __init__(self, seen: Seen, post: str):
+        self._seen, self._post = seen, post
         self._judged: object = None  # what the folder looked like when it was last read
         self._before: object = None
 
@@ -92,6 +92,7 @@ class Replacement:
             if digest_of(self._seen.path) == self._seen.manifest:
                 return None
             found = see(self._seen.path)
+            found.bundle.with_post(self._post)  # it may lack the graph that the configuration names
         except UserError as error:
             log.warning("%s: replaced by one that cannot be used; going on: %s", self._seen.path, error)
             return None

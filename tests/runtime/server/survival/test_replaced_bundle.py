@@ -59,7 +59,7 @@ def test_a_bundle_is_hashed_once(bundle_path: Path, tmp_path: Path, monkeypatch:
 def test_another_bundle_is_noticed_when_it_is_whole(bundle_path: Path, tmp_path: Path) -> None:
     copy, other = tmp_path / "copy.everframe", with_prompts(bundle_path, tmp_path / "other", OTHERS)
     shutil.copytree(bundle_path, copy)
-    replacement = Replacement(see(copy))
+    replacement = Replacement(see(copy), "all")
     assert [replacement.there() for _ in range(4)] == [None] * 4
     (copy / "step.onnx").touch()
     assert [replacement.there() for _ in range(4)] == [None] * 4  # the same manifest
@@ -73,6 +73,20 @@ def test_another_bundle_is_noticed_when_it_is_whole(bundle_path: Path, tmp_path:
     found = replacement.there()
     assert found is not None
     assert found.bundle.manifest.prompts == OTHERS
+
+
+def test_one_that_lacks_a_graph_of_the_configuration_is_refused(
+    bundle_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy, other = tmp_path / "copy.everframe", with_prompts(bundle_path, tmp_path / "other", OTHERS)
+    shutil.copytree(bundle_path, copy)
+    replacement = Replacement(see(copy), "upscale")  # of a bundle that had it
+    assert replacement.there() is None
+    for name in ("manifest.json", "prompts.safetensors"):
+        shutil.copy(other / name, copy)
+    assert [replacement.there() for _ in range(4)] == [None] * 4
+    assert "cannot be used; going on" in caplog.text
+    assert "has no graph upscale" in caplog.text
 
 
 @pytest.mark.parametrize("kill", [True, False])
