@@ -231,11 +231,12 @@ def test_frames_are_never_those_of_before(built: Bundle, card: Card) -> None:
         loop = stream._loop
         start = loop.start
 
-        def spoil(kind: str) -> None:
-            frames: Any = loop._frames[loop.decoded % 2 if loop.decoded else 2]
-            if loop._shows and frames._pinned is not None:
-                frames._pinned[:] = 0x55
-            start(kind)
+        def spoil(kind: str, cut: bool = False) -> None:
+            frames: list[Any] = loop._turns[loop.decoded % 2 if loop.decoded else 2].frames
+            for part in frames if loop._shows else ():
+                if part._pinned is not None:
+                    part._pinned[:] = 0x55
+            start(kind, cut)
 
         loop.start = spoil
         for c in range(200 if CARD else 8):
