@@ -38,11 +38,8 @@ def too_old(error: str, file: Path = DRIVER) -> str:
         return ""
     cuda = max((cuda for cuda, least in NEEDED.items() if int(found[1]) >= least), default=None)
     told = f": the driver is {found[0]}, CUDA 13 needs {NEEDED[13]} or later"
-    return told + (
-        f"; install one, or packages for CUDA {cuda} (cuda-python~=12.9 and tensorrt-rtx-cu12)"
-        if cuda == 12
-        else "; install one"
-    )
+    older = f", or packages for CUDA {cuda} (cuda-python~=12.9 and tensorrt-rtx-cu12)" if cuda == 12 else ""
+    return f"{told}; install one{older}"
 
 
 def hidden() -> str:

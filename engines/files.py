@@ -95,6 +95,14 @@ def check_writable(target: Path) -> None:
         raise UserError(f"{target}: cannot write in {folder}: {reason(error)}") from None
 
 
+def make_folder(folder: Path) -> None:
+    """With those above it, unless it is there. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot make the folder: {reason(error)}") from None
+
+
 def write_whole(file: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file, or one part after the other, under a temporary name beside its place, sync and rename it; the old one
     stays until then.

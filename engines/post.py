@@ -78,10 +78,11 @@ def check_post(graphs: Mapping[str, Graph]) -> None:
     if not any(name in graphs for name in POST):
         return
     for suffix in ("", "_first"):
-        outputs = graphs[f"decode{suffix}"].outputs if f"decode{suffix}" in graphs else []
-        frames = next((spec.shape for spec in outputs if spec.name == "frames"), None)
-        if frames is None or len(frames) != 4:
+        if (decoder := graphs.get(f"decode{suffix}")) is None:
             continue
+        frames = next((spec.shape for spec in decoder.outputs if spec.name == "frames"), [])
+        if len(frames) != 4:
+            raise ValueError(f"graphs.decode{suffix}: its frames are {frames}, post graphs expect [N, H, W, 3]")
         n, h, w, colours = frames
         if (graph := graphs.get(f"smooth{suffix}")) is not None:
             found = {spec.name: (spec.shape, spec.dtype) for spec in (*graph.inputs, *graph.outputs)}

@@ -22,6 +22,8 @@ from .onnxfile import store_small
 from .postgraph import smooth_graph, upscale_graph
 from .postnet import Kind, read_net
 
+REFUSALS = (ValidationError, ValueError, LookupError, TypeError)  # of onnx, about a stranger's nodes
+
 
 def add(path: Path, upscale: Path | None, smooth: Path | None, times: int = 2, report: Report = QUIET) -> Output:
     """Write the graphs that are given into the bundle, in place of those that it has; returns size and rate of what it
@@ -54,12 +56,7 @@ def add(path: Path, upscale: Path | None, smooth: Path | None, times: int = 2, r
                 try:
                     model = upscale_graph(net, shape) if kind == "upscale" else smooth_graph(net, shape, times)
                     graphs[f"{kind}{suffix}"] = save(model, part / f"{kind}{suffix}.onnx")
-                except (
-                    ValidationError,
-                    ValueError,
-                    LookupError,
-                    TypeError,
-                ) as error:  # of onnx, about a stranger's nodes
+                except REFUSALS as error:
                     raise UserError(f"{files[kind]}: no graph can be made of it: {first_line(error)}") from None
             provenance[kind] = {"from": what, "sha256": describe(files[kind]).sha256}
             report.line(f"{kind}: {what}")

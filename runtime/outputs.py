@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..engines.errors import UserError
-from ..engines.files import check_writable, reason
+from ..engines.files import check_writable, make_folder, reason
 from .video import ENCODERS, add_video, encoding_frame
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}
@@ -247,10 +247,7 @@ class PngOutput:
             names = set()
         if len(names) != 2:
             raise UserError(f"output {pattern}: a PNG sequence needs a number pattern such as frame-%06d.png")
-        try:
-            pattern.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{pattern.parent}: cannot make the folder: {reason(error)}") from None
+        make_folder(pattern.parent)
         check_writable(pattern)
         check_free(pattern.with_name(pattern.name % 0), replace)
         self._pattern, self._count = pattern, 0

@@ -310,7 +310,7 @@ class Stream:
         return tensors, facts
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of the tensors that every `snapshot` has."""
+        """Shape and dtype of the large tensors of a `snapshot`, without reading them."""
         return self._loop.shapes()
 
     def restore(self, tensors: dict[str, NDArray], facts: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from everframe.export.families import MEAN_22, STD_22
 from everframe.export.names import public_names, vae_names
 from everframe.export.taehv import Taehv, TaehvConfig
 from everframe.export.wanexport import WanSource
+from everframe.export.wanvae import WanVae
 
 WAN_PROMPTS = ["a quiet sea", "snow falling on a quiet city"]
 
@@ -133,3 +134,12 @@ def source(home: Path, **changes) -> WanSource:
         "precision": "fp32",
     }
     return WanSource(**(given | changes))
+
+
+def encoded(vae: WanVae, clip: torch.Tensor, pieces: list[int]) -> torch.Tensor:
+    """Piece by piece, each with the states that the one before it left."""
+    states, parts = None, []
+    for i, piece in enumerate(clip.split(pieces, 2)):
+        latents, states = vae.encode(piece, states, first=i == 0)
+        parts.append(latents)
+    return torch.cat(parts, 2)

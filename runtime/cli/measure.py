@@ -73,8 +73,8 @@ def bench(
     if sweep:
         run_sweep([word for word in words if "=" in word], bundle, checkpoint, output, chunks)
         return
-    stream = {"threads": threads, "provider": provider, "backend": backend, "device": device, "precision": precision}
-    stream["post"] = post
+    engines = {"threads": threads, "provider": provider, "backend": backend, "device": device, "precision": precision}
+    stream = engines | {"post": post}
     if browser:
         if report is not None:
             raise UserError("--browser: writes no --report; expected -o FILE.json alone")

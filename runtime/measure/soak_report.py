@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...engines.errors import UserError
-from ...engines.files import reason, write_whole
+from ...engines.files import make_folder, reason, write_whole
 from .plots import pyplot
 from .soak import Minute, Soak, verdict
 
@@ -39,10 +39,7 @@ def write_record(folder: Path, result: Soak) -> None:
         "problems": verdict(result.minutes),
         "minutes": [asdict(m) for m in result.minutes],
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot make the folder: {reason(error)}") from None
+    make_folder(folder)
     write_whole(folder / "soak.json", (json.dumps(record, indent=1) + "\n").encode())
 
 

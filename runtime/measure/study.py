@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...engines.base import EngineOptions
 from ...engines.bundle import Bundle, Geometry, RopeSpec
 from ...engines.errors import UserError
-from ...engines.files import reason, write_whole
+from ...engines.files import make_folder, reason, write_whole
 from ...engines.ort import OrtBackend
 from ..prompts import PromptBank
 from ..rope import (
@@ -315,10 +315,7 @@ def write_record(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int,
         "table": table(runs, chunk, bundle.manifest.network.heads),
         "runs": [asdict(r) for r in runs],
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot make the folder: {reason(error)}") from None
+    make_folder(folder)
     write_whole(folder / "sinks.json", (json.dumps(record) + "\n").encode())
 
 

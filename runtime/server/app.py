@@ -28,11 +28,8 @@ from .survival.notify import notify
 
 PAGES = Path(__file__).parent / "pages"
 KINDS = {".js": "text/javascript", ".css": "text/css"}
-PLACES = {
-    "/": "player.html",
-    "/operator": "operator.html",
-    "/sw.js": "sw.js",
-}  # sw.js rules over what is below its place
+# sw.js rules over what is below its place.
+PLACES = {"/": "player.html", "/operator": "operator.html", "/sw.js": "sw.js"}
 GUEST = {"/guest": "guest.html"}
 
 

@@ -19,6 +19,8 @@ from everframe.export.taehv import Taehv, TaehvConfig, public_weights
 from everframe.export.taehvgraphs import DecodeGraph
 from everframe.export.wanvae import WanDecodeGraph, WanEncodeGraph, WanVae, WanVaeConfig
 
+from wanfiles import encoded
+
 SMALL = WanVaeConfig(dim=8)
 
 
@@ -74,15 +76,6 @@ def test_in_single_precision_too(theirs: AutoencoderKLWan) -> None:
     latents = torch.randn(1, 16, 21, 4, 4, generator=torch.Generator().manual_seed(2))
     expected = theirs.decode(raw(latents.double())).sample
     assert (streamed(model, latents, [3] * 7).clamp(-1, 1) - expected).abs().max() < 1e-5
-
-
-def encoded(vae: WanVae, clip: torch.Tensor, pieces: list[int]) -> torch.Tensor:
-    """Piece by piece, each with the states that the one before it left."""
-    states, parts = None, []
-    for i, piece in enumerate(clip.split(pieces, 2)):
-        latents, states = vae.encode(piece, states, first=i == 0)
-        parts.append(latents)
-    return torch.cat(parts, 2)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from everframe.export.vaes import load_vae
 from everframe.export.wanvae import WanDecodeGraph, WanEncodeGraph, WanVaeConfig
 from everframe.export.wanvae22 import WAN_22_VAE, Wan22Vae, averaged, duplicated
 
-from wanfiles import wan22_vae
+from wanfiles import encoded, wan22_vae
 
 SMALL = WanVaeConfig(dim=8, decoder_dim=12, latent_channels=48, mean=MEAN_22, std=STD_22, patch=2)
 
@@ -90,19 +90,11 @@ def test_in_single_precision_from_the_published_file(theirs: AutoencoderKLWan, t
 def test_encode(theirs: AutoencoderKLWan, ours: Wan22Vae, frames: int) -> None:
     clip = torch.randint(0, 256, (frames, 32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     expected = theirs.encode((clip.double() / 127.5 - 1).permute(3, 0, 1, 2)[None]).latent_dist.mode()
-    for latents in (WanEncodeGraph(ours)(clip), encoded(ours, (clip.double() / 127.5 - 1).permute(3, 0, 1, 2)[None])):
+    pieces = [min(5, frames), *[4] * ((frames - 5) // 4)]
+    streamed = encoded(ours, (clip.double() / 127.5 - 1).permute(3, 0, 1, 2)[None], pieces)
+    for latents in (WanEncodeGraph(ours)(clip), streamed):
         assert latents.shape == (1, 48, 1 + (frames - 1) // 4, 2, 3)
         assert (raw(latents.double()) - expected).abs().max() < 1e-5
-
-
-def encoded(vae: Wan22Vae, clip: torch.Tensor) -> torch.Tensor:
-    """In pieces, the first as long as it may be, each with the states that the one before it left."""
-    latents, states = vae.encode(clip[:, :, :5])
-    parts = [latents]
-    for piece in clip[:, :, 5:].split(4, 2) if clip.shape[2] > 5 else ():
-        latents, states = vae.encode(piece, states, first=False)
-        parts.append(latents)
-    return torch.cat(parts, 2)
 
 
 def test_the_ways_around_a_stage_by_index() -> None:

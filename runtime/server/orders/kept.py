@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,7 +26,6 @@ def read_kept(file: Path, kind: type[Kept], config: str) -> Kept | None:
     """None where there is nothing, or nothing of this configuration. What cannot be used is told in the log."""
     for part in file.parent.glob(f".{file.name}.*.part"):
         part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
-    why: Any = None
     try:
         kept = kind.model_validate_json(file.read_bytes())
         return kept if kept.config == config else None  # type: ignore[attr-defined]
