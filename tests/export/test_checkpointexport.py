@@ -59,8 +59,9 @@ def test_portable_form_keeps_to_what_old_parsers_know(portable_path: Path, follo
     "changes",
     [
         {"form": "portable", "window": 3, "sink": 0},
-        {"form": "portable", "sink": 6},
-        {"form": "portable", "window": 6, "rope": "relative"},  # nothing but sinks in the ring
+        pytest.param({"form": "portable", "sink": 6}, marks=pytest.mark.slow),
+        # nothing but sinks in the ring
+        pytest.param({"form": "portable", "window": 6, "rope": "relative"}, marks=pytest.mark.slow),
     ],
 )
 def test_portable_windows(checkpoint: Path, tmp_path: Path, changes: dict) -> None:
@@ -97,7 +98,13 @@ def test_wan_schedule_by_its_published_numbers() -> None:
     assert Schedule().timesteps().tolist() == pytest.approx([1000, 937.5, 2500 / 3, 625])
 
 
-@pytest.mark.parametrize("changes", [{"size": "48x32"}, {"window": 6}, {"sink": 0}, {"sink": 6, "rope": "relative"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sink": 6, "rope": "relative"},
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ({"size": "48x32"}, {"window": 6}, {"sink": 0})),
+    ],
+)
 def test_overrides(checkpoint: Path, tmp_path: Path, changes: dict) -> None:
     """Other sizes and windows agree with PyTorch too (export fails otherwise)."""
     out = tmp_path / "x.everframe"

@@ -86,6 +86,7 @@ def test_refusals(wan_home: Path, wan22_home: Path, tmp_path: Path, changes: dic
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_steps_by_a_lora(wan22_home: Path, tmp_path: Path) -> None:
     """As LongLive 2.0 saves one: PEFT's names, rank and alpha the same. No flow is kept, and there is no noise to read."""
     a, b = torch.randn(4, 256), torch.randn(64, 4)

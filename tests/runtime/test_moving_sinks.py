@@ -115,6 +115,7 @@ def test_folded_as_the_original_does(paths: dict, checkpoint: Path, name: str, m
             assert error(stream.next_chunk().latent, reference.next(4)) < 2e-5, c
 
 
+@pytest.mark.slow
 def test_folded_with_bases_of_every_layer(checkpoint: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(exported(checkpoint, tmp_path / "b.everframe", "portable", 9, "layer"))
     reference = Rolled(bundle, checkpoint)

@@ -115,7 +115,7 @@ def test_probe_tells_the_attention_on_the_sinks(checkpoint: Path, bundle_path: P
             assert np.abs(same.latent - chunk.latent).max() < 1e-4
 
 
-@pytest.mark.parametrize("eta", [0.4, 0.05])
+@pytest.mark.parametrize("eta", [0.4, pytest.param(0.05, marks=pytest.mark.slow)])
 def test_less_fresh_noise(checkpoint: Path, tmp_path: Path, eta: float) -> None:
     """The share eta of the schedule, against the reference's direct formula."""
     changed = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
@@ -181,8 +181,15 @@ def test_prompt_changes_before_the_ring_is_full(bundle: Bundle, checkpoint: Path
             assert (latent - expected).abs().max() / expected.abs().max() < 2e-5, f"chunk {c}"
 
 
-@pytest.mark.parametrize("form", ["in-place", "portable"])
-@pytest.mark.parametrize("sink", [3, 6])
+@pytest.mark.parametrize(
+    ("form", "sink"),
+    [
+        ("in-place", 3),
+        ("portable", 6),
+        pytest.param("portable", 3, marks=pytest.mark.slow),
+        pytest.param("in-place", 6, marks=pytest.mark.slow),
+    ],
+)
 def test_an_anchor_becomes_the_sinks(
     checkpoint: Path, tmp_path: Path, form: Literal["in-place", "portable"], sink: int
 ) -> None:
