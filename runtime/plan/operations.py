@@ -49,6 +49,7 @@ class Memory:
     prompt: int
     decoder: int
     activations: int
+    post: int = 0  # the graphs behind the decoder: weights, values and the frames that they hand on
     # What the pass of a smooth prompt change wants beside all that: its graph's weights, copies of the sinks, and the
     # activations of all frames of the window. 0 where `smooth` goes chunk by chunk.
     recache: int = 0
@@ -72,6 +73,7 @@ class Request:
     decode_flops: int | None = None  # of a bundle's own decoder, in place of the public one's
     recache: Literal["window", "chunks", "none"] = "window"  # what `smooth` does
     post_flops: dict[str, int] = field(default_factory=dict)  # a chunk's, of the graphs behind the decoder
+    post_bytes: int = 0  # theirs on the device
     first_passes: int | None = None  # of a first chunk with a schedule of its own, the commit pass included
 
 
@@ -130,6 +132,7 @@ def memory(request: Request) -> Memory:
         prompt=2 * n.layers * n.text_len * n.dim * wide,
         decoder=(decoder_weights + decoder_values) * wide,
         activations=live_values(n, g.chunk_tokens, wide),
+        post=request.post_bytes,
         recache=recache_memory(request),
     )
 

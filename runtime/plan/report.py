@@ -22,7 +22,8 @@ def costs(request: Request) -> list[str]:
             f"{request.passes}, {(request.first_passes * work.total + decode_flops(request)) / 1e12:.1f} TFLOP"
         ]
     )
-    gigabytes = {k: v / 1e9 for k, v in vars(parts).items() if k != "recache"} | {"in all": parts.total / 1e9}
+    listed = [k for k in vars(parts) if k != "recache" and (k != "post" or request.post_flops)]
+    gigabytes = {k: getattr(parts, k) / 1e9 for k in listed} | {"in all": parts.total / 1e9}
     smooth = f"smooth prompt changes: {'as swap' if request.recache == 'none' else 'chunk by chunk'}"
     if request.recache == "window":
         smooth = (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ...engines.bundle import Bundle, Geometry, first_problem
-from ...engines.cost import graph_flops
+from ...engines.cost import graph_flops, graph_memory
 from ...engines.errors import UserError
 from ...engines.post import times_of
 from .operations import GEOMETRIES, MODELS, NO_RECACHE, WEIGHT_BYTES, Request
@@ -28,6 +29,7 @@ def of_bundle(path: Path, precision: str, int8_ring: bool) -> Request:
     manifest = opened.manifest
     try:
         flops = {name: sum(graph_flops(opened.graph_path(name)).values()) for name in ("decode", *opened.post)}
+        held = post_bytes(opened, precision)
     except ImportError:
         raise UserError("plan --bundle reads the graphs: pip install onnx") from None
     schedule = manifest.schedule
@@ -44,7 +46,20 @@ def of_bundle(path: Path, precision: str, int8_ring: bool) -> Request:
             name: flops[name] * (times_of(manifest.graphs) if name == "upscale" and "smooth" in opened.post else 1)
             for name in opened.post
         },
+        post_bytes=held,
     )
+
+
+def post_bytes(bundle: Bundle, precision: str) -> int:
+    """What the graphs behind the decoder take on the device. What they hand on is there twice, for the decoder's two turns,
+    and `upscale` behind `smooth` hands on every part of its own. Their weights are never quantised."""
+    total = 0
+    for name in bundle.post:
+        held = graph_memory(bundle.graph_path(name), 4 if precision == "fp32" else 2)
+        parts = times_of(bundle.manifest.graphs) if name == "upscale" and "smooth" in bundle.post else 1
+        made = sum(math.prod(spec.shape) for spec in bundle.manifest.graphs[name].outputs)  # frames are bytes
+        total += held.weights + held.live + 2 * parts * made
+    return total
 
 
 def of_model(

@@ -70,7 +70,7 @@ def read_fleet(file: Path) -> FleetConfig:
 
 
 def memory_of(bundle: Bundle) -> int:
-    """Bytes that a stream of this bundle is expected to take: weights (float32 on a CPU), ring, and two processes."""
+    """Bytes that a stream of this bundle is expected to take: weights (float32 on a CPU), ring, frames, two processes."""
     m = bundle.manifest
     weights = sum(ref.bytes for graph in m.graphs.values() for ref in (graph.model, *graph.data))
     sizes = {"float32": 4, "float16": 2, "int8": 1}
@@ -79,7 +79,9 @@ def memory_of(bundle: Bundle) -> int:
         for spec in m.graphs["step"].inputs
         if spec.name[:2] in ("k_", "v_") and spec.dtype in sizes
     )
-    return 2 * weights + ring + PROCESS
+    shown = bundle.output
+    frames = 4 * shown.chunk_frames * shown.width * shown.height * 3  # two chunks here, and two on their way to viewers
+    return 2 * weights + ring + frames + PROCESS
 
 
 class Actor:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from everframe.engines.bundle import Bundle, Geometry, Network
-from everframe.engines.cost import graph_flops
+from everframe.engines.cost import Held, graph_flops, graph_memory
 from everframe.engines.errors import UserError
 from everframe.export.graphs import PromptGraph, Ring, StepGraph
+from everframe.export.post import add
 from everframe.export.schedule import Schedule
 from everframe.export.taehv import Taehv, TaehvConfig
 from everframe.export.wan import Wan, WanConfig
@@ -32,8 +36,10 @@ from everframe.runtime.plan.operations import (
     recache_pass,
     step_pass,
 )
-from everframe.runtime.plan.request import of_model
+from everframe.runtime.plan.request import of_bundle, of_model
 from everframe.runtime.plan.roofline import SIZES, judge
+
+from postfiles import smooth_file, upscale_file
 
 FULL = Geometry(width=832, height=480, fps=16, latent_channels=16, chunk=3, sink=3, window=12)
 SMALL = Geometry(width=64, height=48, fps=16, latent_channels=16, chunk=3, sink=3, window=12)
@@ -198,6 +204,42 @@ def test_full_size_is_that_of_the_design() -> None:
     assert step_pass(n, FULL).total == pytest.approx(28e12, rel=0.03)
     small = FULL.model_copy(update={"width": 320, "height": 192})
     assert step_pass(n, small).total == pytest.approx(2.2e12, rel=0.05)
+
+
+def test_live_values_are_those_that_a_later_node_reads(tmp_path: Path) -> None:
+    """Two of 768 bytes where `sum` is made of them, with the half of one that was read before gone."""
+    node = onnx.helper.make_node
+    image = onnx.helper.make_tensor_value_info
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [
+            node("Relu", ["x"], ["a"]),
+            node("ReduceMax", ["a"], ["rows"], axes=[3]),
+            node("Neg", ["a"], ["b"]),
+            node("Add", ["b", "rows"], ["sum"]),
+            node("Mul", ["sum", "w"], ["y"]),
+        ],
+        "net",
+        [image("x", kind, [1, 3, 8, 8])],
+        [image("y", kind, [1, 3, 8, 8])],
+        [onnx.numpy_helper.from_array(np.ones((8, 8), np.float32), "w")],
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n"
+    )
+    assert graph_memory(tmp_path / "n", 4) == Held(weights=256, live=2 * 768 + 96)
+    assert graph_memory(tmp_path / "n", 2) == Held(weights=128, live=2 * 384 + 48)
+
+
+def test_graphs_behind_the_decoder_take_memory(bundle_path: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(bundle_path, tmp_path / "post.everframe"))
+    add(path, upscale_file(tmp_path / "u.onnx"), smooth_file(tmp_path / "s.onnx"), 2)
+    plain, both = (memory(of_bundle(p, "fp32", False)) for p in (bundle_path, path))
+    frames = 12 * 32 * 64 * 3
+    shown = 2 * (2 * frames + 8 * frames)  # of smooth two parts of a chunk, of upscale both at four times the size
+    assert plain.post == 0
+    assert shown < both.post < shown + 4 * 32 * frames
+    assert both.total - plain.total == both.post
 
 
 def test_verdicts_move_the_right_way() -> None:
