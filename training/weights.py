@@ -9,6 +9,7 @@ from torch import Tensor
 
 from everframe.export.checkpoint import load
 from everframe.export.taehv import Taehv
+from everframe.export.wan import Wan
 
 from run import HERE, compact_path, load_part, progress_of
 from settings import AUTOENCODER
@@ -19,6 +20,10 @@ EPSILON = 1e-5  # of the latents' normalisation
 def shipped_autoencoder(folder: Path = HERE / "demo") -> Taehv:
     """That of an assembled checkpoint."""
     return load(folder).autoencoder.float().eval()
+
+
+def shipped_transformer(folder: Path = HERE / "demo") -> Wan:
+    return load(folder).transformer.float()
 
 
 def fold_norm(ae: Taehv, mean: Tensor, var: Tensor) -> None:
