@@ -158,7 +158,7 @@ export class Player {
     const lost = () => socket === this.socket && this.restart();
     try {
       const leave = await openDirect(this.video, lost);
-      if (socket === this.socket) Object.assign(this, { leave, opening: false });
+      if (socket === this.socket) Object.assign(this, { leave, opening: false, heard: performance.now() });
       else leave();
     } catch (error) {
       if (socket !== this.socket) return; // the server has gone
@@ -263,7 +263,8 @@ export class Player {
 
   watch() {
     const { video, buffer } = this;
-    if (this.socket && performance.now() - this.heard > SILENCE) this.restart();
+    // While WebRTC opens, which has a patience of its own, nothing comes here.
+    if (this.socket && !this.opening && performance.now() - this.heard > SILENCE) this.restart();
     if (this.direct && video.paused) this.play();
     let ranges;
     try {

@@ -1,7 +1,7 @@
 // The server's video by WebRTC (WHEP): the shortest way from the server to the screen, without a buffer.
 
 const GATHER = 1000; // ms until the browser's addresses are known; the server finds those that are missing
-const PATIENCE = 10000; // ms until the first picture
+const PATIENCE = 10000; // ms until the server's answer, and from there until the first picture
 
 const place = (path) => new URL(path, document.baseURI);
 
@@ -25,7 +25,7 @@ export async function openDirect(video, lost) {
     await gathered(peer);
     const headers = { "Content-Type": "application/sdp" };
     const body = peer.localDescription.sdp;
-    const answer = await fetch(place("whep?overlay=false"), { method: "POST", headers, body });
+    const answer = await inTime(fetch(place("whep?overlay=false"), { method: "POST", headers, body }));
     if (!answer.ok) {
       const error = new Error(`the server answers ${answer.status}: ${await reason(answer)}`);
       throw Object.assign(error, { full: answer.status === 503 });
@@ -51,6 +51,13 @@ function gathered(peer) {
     peer.onicegatheringstatechange = () => peer.iceGatheringState === "complete" && done();
     setTimeout(done, GATHER);
   });
+}
+
+function inTime(answer) {
+  const late = new Promise((_, failed) => {
+    setTimeout(() => failed(new Error(`no answer of the server within ${PATIENCE / 1000} s`)), PATIENCE);
+  });
+  return Promise.race([answer, late]);
 }
 
 async function reason(answer) {

@@ -276,6 +276,27 @@ def test_a_browser_that_cannot_falls_back(direct: Site, browser: Browser, script
     wait_for(lambda: empty(direct), 60)
 
 
+NO_ADDRESSES = """
+const strip = (d) => d && { type: d.type, sdp: d.sdp.replace(/a=candidate:.*\\r\\n/g, "") };
+const { prototype } = RTCPeerConnection, set = prototype.setRemoteDescription;
+prototype.setRemoteDescription = function (d) { return set.call(this, strip(d)); };
+const { get } = Object.getOwnPropertyDescriptor(prototype, "localDescription");
+Object.defineProperty(prototype, "localDescription", { get() { return strip(get.call(this)); } });
+"""
+
+
+@browsing
+def test_where_udp_is_blocked_mse_shows_the_picture(direct: Site, browser: Browser) -> None:
+    """Neither side learns an address of the other: after ten seconds the page gives up and says so, once."""
+    page = opened(browser, direct, "via=webrtc&screen=blocked", NO_ADDRESSES)
+    assert page.evaluate("!player.direct && player.source !== null")
+    said = direct.log.read_text()
+    assert said.count("screen=blocked&preview=false&via=webrtc") == 1  # it was not reloaded meanwhile
+    assert "screen 'blocked': not by WebRTC: no picture within 10 s: is UDP let through?" in said
+    page.context.close()
+    wait_for(lambda: empty(direct), 60)
+
+
 @browsing
 def test_a_server_that_has_it_off_and_a_wall(direct: Site, site: Site, browser: Browser) -> None:
     page = opened(browser, site, "via=webrtc&screen=hall")
