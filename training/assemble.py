@@ -23,7 +23,7 @@ from rollout import CHUNK, ETA, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE, SHORT
 from run import WORK, load_part, progress_of
 from scenes import FPS, PROMPTS
 from settings import MANY_HEADED, TRANSFORMER
-from weights import shipped_autoencoder, trained_autoencoder
+from weights import first_autoencoder, trained_autoencoder
 
 
 def newest_autoencoder() -> Taehv:
@@ -45,7 +45,7 @@ def main() -> None:
     network = MANY_HEADED if args.transformer == "many" else TRANSFORMER
     target.mkdir(exist_ok=True, parents=True)
     if short:
-        autoencoder = shipped_autoencoder()
+        autoencoder = first_autoencoder()
         shutil.copyfile(WORK / f"{args.transformer}.safetensors", target / "transformer.safetensors")
     else:
         autoencoder = newest_autoencoder()

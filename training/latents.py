@@ -17,7 +17,7 @@ from run import WORK, load_part, progress_of
 from scenes import PROMPTS, render
 from settings import AUTOENCODER, TRANSFORMER
 from team import Team
-from weights import shipped_autoencoder, trained_autoencoder
+from weights import first_autoencoder, trained_autoencoder
 
 PER_CLIP = (NEAR + FAR) // 4
 
@@ -53,10 +53,10 @@ def encode_pool(instances: int, use: int, device: str, team: Team) -> np.ndarray
 
 def render_short(use: int, size: tuple[int, int], device: str, team: Team) -> np.ndarray:
     """Latents of so many instances' first five chunks at the size of the study's variant (transformer.py --short), by the
-    autoencoder that ships [use, 15, C, h, w] float16."""
+    first demo's autoencoder [use, 15, C, h, w] float16."""
     path = WORK / f"latents-short-{use}.npy"
     if team.first and not path.exists():
-        ae = shipped_autoencoder().to(device)
+        ae = first_autoencoder().to(device)
         height, width = (16 * tokens for tokens in size)
         made = []
         for i in range(use):

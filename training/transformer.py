@@ -56,7 +56,7 @@ from run import RUNS, WORK, Ema, Run
 from scenes import PROMPTS
 from settings import MANY_HEADED, TRANSFORMER
 from team import Team
-from weights import shipped_autoencoder, shipped_transformer, trained_autoencoder
+from weights import first_autoencoder, shipped_transformer, trained_autoencoder
 
 HELD_OUT = 24
 STEPS, PEAK = 2_000, 1e-3
@@ -143,7 +143,7 @@ def preview(run: Run, model: Wan, tables: Tables, batches: Batches, device: str,
     """A contact sheet: one row per scene, frames spread over the stream, from the first chunk to the last."""
     if not run.team.first:
         return
-    ae = (shipped_autoencoder() if batches.short else trained_autoencoder("decoder")).to(device)
+    ae = (first_autoencoder() if batches.short else trained_autoencoder("decoder")).to(device)
     prompts = [variants[list(variants)[i % 3]][0] for i, variants in enumerate(PROMPTS.values())]
     with torch.no_grad():
         with autocast(device):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from everframe.export.checkpoint import load
 from everframe.export.taehv import Taehv
 from everframe.export.wan import Wan
 
-from run import HERE, compact_path, load_part, progress_of
-from settings import AUTOENCODER
+from run import HERE, RUNS, compact_path, load_part, progress_of
+from settings import AUTOENCODER, FIRST_AUTOENCODER
 
 EPSILON = 1e-5  # of the latents' normalisation
 
@@ -20,6 +21,13 @@ EPSILON = 1e-5  # of the latents' normalisation
 def shipped_autoencoder(folder: Path = HERE / "demo") -> Taehv:
     """That of an assembled checkpoint."""
     return load(folder).autoencoder.float().eval()
+
+
+def first_autoencoder() -> Taehv:
+    """That of the first demo, which the study's variants need (transformer.py --short, --many)."""
+    ae = Taehv(FIRST_AUTOENCODER)
+    ae.load_state_dict({k: v.float() for k, v in load_file(RUNS / "first" / "autoencoder.safetensors").items()})
+    return ae.eval()
 
 
 def shipped_transformer(folder: Path = HERE / "demo") -> Wan:
