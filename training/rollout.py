@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everframe.export.schedule import Schedule
-from everframe.export.wan import Wan, WanConfig, eager_attention, join_tables, spatial_tables
+from everframe.export.wan import Wan, WanConfig, join_tables, spatial_tables
 from everframe.runtime.rope import axis_frequencies, draw_jitter, head_thetas, split_head_dim, temporal_tables
 
 from settings import TRANSFORMER
@@ -55,6 +55,13 @@ def seen_by(c: int) -> list[int]:
     return sorted({0, *range(max(0, c - PAST), c)} - {c})
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q·kᵀ)·v, [B, H, N, D] × [B, H, S, D]. Written out: PyTorch's fused kernel takes 235 ms forward and backward on a
+    core with bfloat16 for six chunks of 432 tokens against 1728, this 108 ms, and three fifths of a step were there. Scores are
+    rounded to the inputs' type, which the fused kernel does not do."""
+    return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+
+
 class Reader:
     """The `attend` of training: own keys and values behind those of the chunks in the ring."""
 
@@ -66,7 +73,7 @@ class Reader:
         self.own.append((k, v))
         for_all = [tuple(t.repeat(self.copies, 1, 1, 1) for t in kv[layer]) for kv in self.past]
         keys, values = (torch.cat([*(kv[i] for kv in for_all), own], 2) for i, own in enumerate((k, v)))
-        return eager_attention(q.to(v.dtype), keys.to(v.dtype), values)
+        return attention(q.to(v.dtype), keys.to(v.dtype), values)
 
 
 def sample_chunk(model: Wan, noise: list[Tensor], rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:

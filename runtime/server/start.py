@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import socket
@@ -102,19 +101,11 @@ def one_life(config: Config, token: str, tail: Tail, tell: Callable[[str], None]
 
     bound = listening(config.server.host, config.server.port)  # before gigabytes are read
     osc = None
-
-    def settled() -> None:
-        tell(address_line(config.server, config.state_dir))
-        # What is here now stays: not looked through again, it lets the collector find what viewers leave behind (a WebRTC
-        # connection is a ring of objects) after a few of them, and not after hundreds.
-        gc.collect()
-        gc.freeze()
-
     try:
         service = Service(config, seen or see(config.stream.bundle))
         osc = serve_osc(config.osc, service.control, service.state) if config.osc.enabled else None
         web = prepare(create_app(service, token, tail), config.server)
-        service.settled = settled
+        service.settled = lambda: tell(address_line(config.server, config.state_dir))
         service.finish = lambda: setattr(web, "should_exit", True)
         run(web, bound, config.server)
     finally:
