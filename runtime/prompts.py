@@ -86,6 +86,11 @@ class PromptBank:
         """Without that prefix."""
         return prompt.removeprefix(self._shots.prefix) if self._shots is not None else prompt
 
+    def spelled(self, prompt: str) -> str:
+        """As a stream will say it, whether the bank has it or a text encoder takes it."""
+        plain = self.of_shot(prompt)
+        return self._index.get(key(plain)) or tidy(plain)
+
     def shot_embedding(self, prompt: str) -> NDArray[np.float32]:
         """As `embedding`, of a prompt behind that prefix. Raises UserError where nothing here can make it."""
         assert self._shots is not None

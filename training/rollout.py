@@ -56,9 +56,9 @@ def seen_by(c: int) -> list[int]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·kᵀ)·v, [B, H, N, D] × [B, H, S, D]. Written out: PyTorch's fused kernel takes 235 ms forward and backward on a
-    core with bfloat16 for six chunks of 432 tokens against 1728, this 108 ms, and three fifths of a step were there. Scores are
-    rounded to the inputs' type, which the fused kernel does not do."""
+    """softmax(q·kᵀ)·v, [B, H, N, D] × [B, H, S, D]. Written out: PyTorch's fused kernel takes 235 ms forward and backward
+    on a core with bfloat16 for six chunks of 432 tokens against 1728, this 108 ms, and three fifths of a step were there.
+    Scores are rounded to the inputs' type, which the fused kernel does not do."""
     return (q @ k.transpose(-1, -2)).softmax(-1) @ v
 
 

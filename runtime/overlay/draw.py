@@ -28,6 +28,7 @@ USUAL = (
     "dejavu-sans-fonts/DejaVuSans.ttf",
     "TTF/DejaVuSans.ttf",
 )
+PAGE = 1080  # pixels that a page's drawing is high, where nothing else is asked for
 PAD = 0.25  # of a line's height, between words and the edge of their ground
 FULL = 0.96  # of the picture's width that words may take
 LARGEST = 32_000_000  # pixels of a logo or of a ticker's words
@@ -61,12 +62,13 @@ class Piece(Pixels):
 class Strip(Pixels):
     """A ticker's words, which come in at the right edge at second 0 and again once they have gone."""
 
-    speed: float  # pixels a second
+    speed: float  # in the picture's widths a second
+    share: float  # the words' length in the picture's widths
     width: int  # the picture's
 
     def place(self, seconds: float) -> int:
         """Left edge of the words; negative where they have begun to leave."""
-        return self.width - int(seconds * self.speed) % (self.width + self.pixels.shape[1])
+        return self.width - int(seconds * self.speed % (1 + self.share) * self.width)
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,15 @@ def _height(percent: float, height: int) -> int:
     return max(1, round(percent / 100 * height))
 
 
+def _extent(text: str, letters: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[float, float, float, float]:
+    return ImageDraw.Draw(Image.new("RGBA", (1, 1))).multiline_textbbox((0, 0), text, letters)
+
+
 def _words(text: str, pixels: int, colour: str, file: Path | None, widest: float) -> Image.Image:
     """Lines of text on nothing, as wide as they are, in a smaller font where they would be wider than `widest`."""
-    measure = ImageDraw.Draw(Image.new("RGBA", (1, 1)))
     while True:
         letters = font(file, pixels)
-        left, top, right, bottom = measure.multiline_textbbox((0, 0), text, letters)
+        left, top, right, bottom = _extent(text, letters)
         if right - left <= widest or pixels <= 2:
             break
         pixels = max(2, min(pixels - 1, int(pixels * widest / (right - left))))
@@ -218,7 +223,15 @@ def _strip(part: Ticker, size: tuple[int, int], file: Path | None) -> Strip:
     line.alpha_composite(
         words.crop((0, 0, words.width, min(high, words.height))), (0, max(0, (high - words.height) // 2))
     )
-    return Strip(y, np.asarray(line), part.speed / 100 * size[0], size[0])
+    return Strip(y, np.asarray(line), part.speed / 100, strip_share(part, size, file), size[0])
+
+
+def strip_share(part: Ticker, size: tuple[int, int], file: Path | None) -> float:
+    """A ticker's words in widths of the picture, as they are in a page's drawing: letters are rounded differently at every
+    height, and after all the rounds since 1970 the smallest difference is another place."""
+    pixels = _height(part.size, PAGE)
+    left, _, right, _ = _extent(" ".join(part.text.split()), font(file, pixels))
+    return min(right - left, LARGEST / pixels) / (PAGE * size[0] / size[1])
 
 
 def strip_place(part: Ticker, height: int) -> tuple[int, int]:

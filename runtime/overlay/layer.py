@@ -15,11 +15,10 @@ from PIL import Image
 
 from ...engines.errors import UserError
 from ...engines.files import reason
-from .draw import Drawn, draw
+from .draw import PAGE, Drawn, draw
 from .parts import Overlay
 
 KEPT = 4  # drawings, of the sizes that are asked for
-PAGE = 1080  # pixels that a page's drawing is high, where nothing else is asked for
 LARGEST_FILE = 8 << 20  # bytes of a logo
 
 

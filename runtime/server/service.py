@@ -27,6 +27,7 @@ from .pictures.hls import Numbers
 from .pictures.push import Push, check_protocols
 from .pictures.screens import Screens
 from .pictures.sound import check_sound
+from .pictures.still import keep_still, kept_still
 from .pictures.thumbs import Thumbs
 from .pictures.viewers import Viewers
 from .pictures.whep import Peers, check_webrtc
@@ -43,6 +44,7 @@ HURRY = 10.0  # seconds that a cut is waited for
 TICK = 0.5  # seconds between looks at the timetable
 LOOK = 2.0  # seconds between looks at the bundle's folder
 LONGEST = 500  # characters of a reason that health tells
+STILL = "last.png"  # in state_dir
 QUIET = ("saved", "stopped", "busy", "later")  # events that only who debugs wants to read
 
 
@@ -78,6 +80,7 @@ class Service:
             ),
             video.hls_segments,
             Numbers(config.state_dir / "hls.json"),
+            kept_still(config.state_dir / STILL, g.width, g.height),
         )
         self.supervisor = Supervisor(
             self._job,
@@ -125,6 +128,7 @@ class Service:
         self._stop.set()
         self.supervisor.stop()
         self.channel.stop()
+        keep_still(self.config.state_dir / STILL, self.channel.bare_frame)
         self.screens.write(at_once=True)
         for push in self.pushes:
             push.stop()
@@ -193,6 +197,8 @@ class Service:
     def _order(self, kind: str, value: Any) -> None:
         if kind == "pause":
             self.channel.held = value  # at once: chunks are under way
+            if value:  # and it stands after a restart too
+                keep_still(self.config.state_dir / STILL, self.channel.bare_frame)
         if kind in ("prompt", "lend") and value.at_once and not self.channel.held:
             self._hurry = time.monotonic() + HURRY
         self.supervisor.order(kind, value)

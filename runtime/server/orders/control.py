@@ -164,8 +164,9 @@ class Control:
             prompt, transition = self._bank.change(change.prompt, change.transition)
         else:  # the stream, which has the text encoder, looks it up
             begins = self._bank.begins_shot(change.prompt)  # by its prefix the model's authors mark a cut
-            prompt, transition = self._bank.of_shot(change.prompt), "cut" if begins else change.transition
-            if not prompt.strip():
+            # Spelled as the stream will say it: `ready` compares them.
+            prompt, transition = self._bank.spelled(change.prompt), "cut" if begins else change.transition
+            if not prompt:
                 raise UserError("prompt: is empty; expected words")
         return change.model_copy(update={"prompt": prompt, "transition": transition})
 

@@ -57,6 +57,11 @@ def guest_routes(guests: Guests, service: Service, changing: dict[str, Any]) -> 
             raise HTTPException(429, str(error), {"Retry-After": str(int(error.seconds) + 1)}) from None
         return told(wished.visitor)
 
+    @routes.delete("/api/guest", status_code=204, **changing)
+    def clear() -> None:
+        """Forget every wish that is not shown yet."""
+        guests.clear()
+
     @routes.get("/api/guest/waiting", **changing)
     def waiting() -> dict[str, list[dict[str, Any]]]:
         """Free texts that wait for approval."""

@@ -1,11 +1,13 @@
 """Visitors' wishes: one after the other, each for a while, then back to what was running.
 
-Whoever orders something with the token, or the timetable, has the last word: a wish that is being shown ends with it.
+Whoever orders something with the token, or the timetable, has the last word: a wish that is being shown ends with it, and
+the next one waits as long as a wish is shown.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -69,6 +71,7 @@ class Guests:
         self._waiting: OrderedDict[int, Wish] = OrderedDict()  # for the operator's approval
         self._asked: OrderedDict[str, float] = OrderedDict()  # visitor -> when it asked last
         self._showing: Showing | None = None
+        self._held = -math.inf  # until when an order of somebody else is not touched
         self._lock = threading.RLock()
 
     def wish(self, visitor: str, prompt: str, now: float | None = None) -> None:
@@ -112,6 +115,12 @@ class Guests:
             if approve:
                 self._queue.append(wish)
 
+    def clear(self) -> None:
+        """Forget every wish that is not shown yet."""
+        with self._lock:
+            self._queue.clear()
+            self._waiting.clear()
+
     @property
     def waiting(self) -> list[Wish]:
         with self._lock:
@@ -126,7 +135,7 @@ class Guests:
         """What a visitor is told: how many wishes are before its own, and in how many seconds that is shown."""
         now = time.monotonic() if now is None else now
         with self._lock:
-            left = max(0.0, self._showing.until - now) if self._showing else 0.0
+            left = max(0.0, (self._showing.until if self._showing else self._held) - now)
             ahead = next((i for i, wish in enumerate(self._queue) if wish.visitor == visitor), None)
             mine = self._showing is not None and self._showing.wish.visitor == visitor
             return {
@@ -146,8 +155,8 @@ class Guests:
             for number in [n for n, wish in self._waiting.items() if now - wish.asked > EXPIRES]:
                 del self._waiting[number]
             if self._showing is not None and self._control.orders != self._showing.orders:
-                self._showing = None  # somebody else has ordered something
-            if self._showing is not None and now < self._showing.until:
+                self._showing, self._held = None, now + self.settings.seconds  # somebody else has ordered something
+            if now < (self._held if self._showing is None else self._showing.until):
                 return
             if kept.paused:
                 return

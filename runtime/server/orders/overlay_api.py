@@ -12,8 +12,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from PIL import Image
 
-from ...overlay.draw import strip_place
-from ...overlay.layer import PAGE, Layer
+from ...overlay.draw import PAGE, strip_place, strip_share
+from ...overlay.layer import Layer
 from ...overlay.parts import Message, Overlay
 from ..guard import FRESH
 from ..service import Service
@@ -21,6 +21,7 @@ from .overlays import Overlays
 
 KEPT = 8  # pictures for pages
 HEIGHTS = (360, 720, PAGE, 2160)  # that it is drawn at for pages
+ANYWHERE = {"Access-Control-Allow-Origin": "*"}  # a page in a sandboxed frame has no origin, and fetches them
 PNG: dict[str, Any] = {"response_class": Response, "responses": {200: {"content": {"image/png": {}}}}}
 
 
@@ -42,13 +43,13 @@ def add_pictures(routes: APIRouter, service: Service) -> None:
         g, layer, now = service.geometry, service.overlays.layer, dt.datetime.now(dt.UTC)
         tall = next((one for one in HEIGHTS if one >= height), HEIGHTS[-1])
         size = round(tall * g.width / g.height), tall
-        key = id(layer), service.overlays.version, kind, size, layer.face(now)
+        key = id(layer), service.overlays.version, kind, size, layer.face(now) if kind == "still" else ""
         async with drawing:
             if key not in made:
                 made[key] = await asyncio.to_thread(png_of, layer, size, now, kind)
                 while len(made) > KEPT:
                     made.popitem(last=False)
-            return Response(made[key], media_type="image/png", headers=FRESH)
+            return Response(made[key], media_type="image/png", headers=FRESH | ANYWHERE)
 
     @routes.get("/overlay.png", **PNG)
     async def overlay_picture(height: int = Query(default=1080, ge=1, le=10_000)) -> Response:
@@ -103,15 +104,25 @@ def add_orders(routes: APIRouter, overlays: Overlays, changing: dict[str, Any]) 
 
 def overlay_news(service: Service, now: dt.datetime) -> dict[str, Any]:
     """What a page has to know to show the overlay: `version` changes whenever its pictures do; of the ticker where its
-    words stand, as a share of the height, and how fast they run, in widths a second."""
+    words stand, as a share of the height, how fast they run, in widths a second, and how long they are, in widths; of a
+    message what lies around it where the screen has another shape."""
     overlays = service.overlays
     layer = overlays.layer
-    ticker = None if layer.overlay.message else layer.overlay.ticker
-    line = None
-    if ticker is not None:
-        line = {"top": strip_place(ticker, PAGE)[0] / PAGE, "speed": ticker.speed / 100}
-    version = f"{overlays.version} {layer.face(now)}"
-    return {"type": "overlay", "version": version, "shown": not layer.empty, "ticker": line}
+    message, ticker, line = layer.overlay.message, layer.overlay.ticker, None
+    if ticker is not None and message is None:
+        line = {
+            "top": strip_place(ticker, PAGE)[0] / PAGE,
+            "speed": ticker.speed / 100,
+            "width": strip_share(ticker, service.channel.size, layer.overlay.font),
+            "version": overlays.version,
+        }
+    return {
+        "type": "overlay",
+        "version": f"{overlays.version} {layer.face(now)}",
+        "shown": not layer.empty,
+        "ticker": line,
+        "message": None if message is None else {"ground": message.ground[:7]},
+    }
 
 
 def png_of(layer: Layer, size: tuple[int, int], now: dt.datetime, kind: str) -> bytes:

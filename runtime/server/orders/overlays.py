@@ -61,8 +61,9 @@ class Overlays:
         stays."""
         with self._lock:
             if overlay is None:
-                fresh = self._fresh()
-                self._show(fresh.model_copy(update={"message": self.kept.message}))
+                fresh = self._fresh().model_copy(update={"message": self.kept.message})
+                self._layer(fresh.model_copy(update={"message": None}))
+                self._show(fresh)
                 return
             if overlay.font is not None or (overlay.logo is not None and overlay.logo.file is not None):
                 raise UserError(
@@ -71,7 +72,9 @@ class Overlays:
             if overlay.message is not None:
                 raise UserError("message: expected at /api/overlay/message, which alone takes it away again")
             font = {"font": self._configured.font}
-            self._show(self.kept.model_copy(update={"overlay": overlay.model_copy(update=font)}))
+            kept = self.kept.model_copy(update={"overlay": overlay.model_copy(update=font)})
+            layer = self._layer(kept.model_copy(update={"message": None}))  # also what a message covers can be drawn
+            self._show(kept, layer if kept.message is None else None)
 
     def tell(self, message: Message | None) -> None:
         """Cover everything with a message; None: show again what was there before it."""

@@ -51,7 +51,7 @@ async function refresh() {
     draw(history);
     await refreshScreens();
     $("guests").hidden = !state.guests;
-    if (state.guests && hasToken()) await refreshWishes();
+    if (state.guests && hasToken()) refreshWishes();
   } catch {
     $("health").textContent = "the server does not answer";
     $("health").classList.add("bad");

@@ -1,54 +1,75 @@
 // What lies above the picture: drawn by the server as pictures, laid on a canvas that fills its place as the video does, so
-// that it stands where it would be burned in. Only the ticker's words move here.
+// that it stands where it would be burned in. Only the ticker's words move here. A message is for reading, whatever shape the
+// screen has and whichever part of a wall it is: it fills the stage, whole.
 
 const place = (path) => new URL(path, document.baseURI);
 const AGAIN = 3000; // ms until a picture that did not come is asked for again
 
 export class Overlay {
-  constructor(canvas) {
-    this.canvas = canvas;
-    this.number = 0; // of the pictures asked for last
-    this.running = false;
+  constructor(canvas, stage = null) {
+    Object.assign(this, { canvas, stage, home: canvas.parentElement });
+    this.number = 0; // of what is to be shown
+    this.ahead = 0; // seconds that the server's clock is ahead of this one
+    this.loading = this.running = false;
     window.addEventListener("resize", () => this.news && this.load());
   }
 
   told(news) {
     this.news = news;
+    // The server's clock moves the ticker, so that screens of a wall agree. What came fastest knows it best.
+    const ahead = news.now - Date.now() / 1000;
+    this.ahead = Math.abs(ahead - this.ahead) < 1 ? Math.max(ahead, this.ahead) : ahead;
     this.load();
   }
 
+  // One at a time, and the newest after it: a clock of seconds must not keep a slow screen from ever showing one.
   async load() {
-    const { canvas, news } = this;
-    const number = ++this.number;
+    this.number++;
+    if (this.loading) return;
+    this.loading = true;
+    for (let shown = 0; shown !== this.number; ) {
+      shown = this.number;
+      await this.show(this.news);
+    }
+    this.loading = false;
+  }
+
+  async show(news) {
     if (!news.shown) {
-      canvas.hidden = true;
-      this.keep(null, null);
+      this.canvas.hidden = true;
+      this.keep(null, null, null);
       return;
     }
-    const height = Math.max(1, Math.round((canvas.parentElement.clientHeight || innerHeight) * (window.devicePixelRatio || 1)));
+    const ground = this.home.clientHeight || innerHeight;
+    const height = Math.max(1, Math.round(ground * (window.devicePixelRatio || 1)));
+    const words = news.ticker && `${news.ticker.version} ${height}`;
     try {
       const [still, strip] = await Promise.all([
         picture("overlay.png", height, news.version),
-        news.ticker ? picture("overlay-ticker.png", height, news.version) : null,
+        news.ticker ? (words === this.words ? this.strip : picture("overlay-ticker.png", height, words)) : null,
       ]);
-      if (number !== this.number) {
-        release(still, strip); // there are newer ones
-        return;
-      }
-      this.keep(still, strip);
-      canvas.width = still.width;
-      canvas.height = still.height;
-      canvas.hidden = false;
+      this.keep(still, strip, news.ticker, words);
+      this.lie(news.message);
+      this.canvas.width = still.width;
+      this.canvas.height = still.height;
+      this.canvas.hidden = false;
       this.draw();
       if (strip && !this.running) this.run();
     } catch (error) {
-      setTimeout(() => number === this.number && this.load(), AGAIN);
+      setTimeout(() => this.load(), AGAIN);
     }
   }
 
-  keep(still, strip) {
-    release(this.still, this.strip);
-    Object.assign(this, { still, strip });
+  keep(still, strip, ticker, words = null) {
+    release(this.still, strip === this.strip ? null : this.strip);
+    Object.assign(this, { still, strip, ticker, words });
+  }
+
+  lie(message) {
+    const { canvas, stage, home } = this;
+    const where = message && stage ? stage : home;
+    if (canvas.parentElement !== where) where.appendChild(canvas);
+    canvas.style.background = message ? message.ground : "";
   }
 
   run() {
@@ -59,13 +80,14 @@ export class Overlay {
   }
 
   draw() {
-    const { canvas, still, strip, news } = this;
+    const { canvas, still, strip, ticker } = this;
     const pen = canvas.getContext("2d");
     pen.clearRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(still, 0, 0);
     if (!strip) return;
-    const gone = ((Date.now() / 1000) * news.ticker.speed * canvas.width) % (canvas.width + strip.width);
-    pen.drawImage(strip, canvas.width - gone, news.ticker.top * canvas.height);
+    const seconds = Date.now() / 1000 + this.ahead;
+    const gone = ((seconds * ticker.speed) % (1 + ticker.width)) * canvas.width;
+    pen.drawImage(strip, canvas.width - gone, ticker.top * canvas.height);
   }
 }
 
@@ -83,6 +105,7 @@ async function picture(path, height, version) {
 function element(address) {
   return new Promise((done, failed) => {
     const image = new Image();
+    image.crossOrigin = "anonymous"; // a sandboxed frame has an origin of its own
     image.onload = () => done(image);
     image.onerror = failed;
     image.src = address;

@@ -4,9 +4,10 @@
 // It reconnects by itself, keeps the last picture on a canvas behind the video meanwhile, keeps close to the live edge,
 // keeps its buffer short, and reports what the screen has really shown, so that the server can tell it to reload.
 //
-// Where a browser has no Media Source Extensions (an iPhone before iOS 17.1) its own HLS player shows the stream, else Motion
-// JPEG; the server does not judge such a screen, since nobody can tell what it shows.
+// Where a browser has no Media Source Extensions (an iPhone before iOS 17.1), or none that play the video, or where WebSockets do
+// not get through, the picture comes by other ways.
 
+import { askView, otherWays } from "./otherways.js";
 import { openDirect } from "./webrtc.js";
 
 const REPORT = 2000; // ms between reports
@@ -17,7 +18,8 @@ const KEPT = 10; // seconds of the past that stay in the buffer
 const STEP = 200; // ms between corrections of a screen that keeps in step with others
 const DELAY = 0.9; // seconds that all screens of a wall are behind the server
 const LEAP = 0.4; // seconds out of step at which it jumps instead of playing faster or slower
-const STILL = 20000; // ms without progress after which the browser's own player is given the stream again
+const AWAY = 30000; // ms between tries to get a connection after all
+const REFUSED = 3; // connections in a row that were never opened, after which the picture comes by other ways
 const FULL = 60000; // ms until WebRTC is tried again where the server had no place
 const Source = window.MediaSource || window.ManagedMediaSource;
 
@@ -33,9 +35,12 @@ export class Player {
     this.tries = 0;
     this.heard = performance.now();
     this.frames = 0; // frames that were put on the screen
+    this.refused = 0;
+    this.ended = false; // the picture comes by HLS or Motion JPEG, which is the browser's own business
     this.countFrames();
+    this.watchPlace();
     if (!Source && via !== "webrtc") {
-      this.native();
+      this.end();
       return;
     }
     this.connect();
@@ -43,6 +48,13 @@ export class Player {
     setInterval(() => this.report(), REPORT);
     setInterval(() => this.keepStep(), STEP);
     video.addEventListener("error", () => this.restart());
+  }
+
+  // In a frame of another page it may be scrolled out of sight: then the browser shows no frames, which is not frozen.
+  watchPlace() {
+    this.inSight = true;
+    if (!window.IntersectionObserver) return;
+    new IntersectionObserver((seen) => (this.inSight = seen[seen.length - 1].isIntersecting)).observe(this.video.parentElement);
   }
 
   countFrames() {
@@ -78,46 +90,43 @@ export class Player {
       if (typeof data === "string") this.told(JSON.parse(data));
       else this.feed(data);
     };
-    socket.onclose = () => socket === this.socket && this.again();
-  }
-
-  native() {
-    const { video } = this;
-    let moved = performance.now();
-    let last = -1;
-    const load = () => {
-      moved = performance.now();
-      video.src = place("hls/live.m3u8");
-      this.play();
+    let opened = false;
+    socket.onopen = () => {
+      opened = true;
+      this.refused = 0;
     };
-    video.addEventListener("error", () => {
-      if (video.canPlayType("application/vnd.apple.mpegurl")) setTimeout(load, 3000);
-      else this.pictures();
-    });
-    setInterval(() => {
-      const now = performance.now();
-      if (video.currentTime !== last) moved = now;
-      last = video.currentTime;
-      if (video.paused) this.play();
-      if (now - moved > STILL && !this.image) load();
-    }, 1000);
-    load();
+    socket.onclose = () => {
+      if (!opened) this.refused++;
+      if (socket !== this.socket) return;
+      if (this.refused >= REFUSED) this.lookElsewhere();
+      else this.again();
+    };
   }
 
-  pictures() {
-    if (this.image) return;
-    const image = (this.image = new Image());
-    image.alt = "";
-    const load = () => (image.src = `${place("video.mjpeg")}?${Date.now()}`);
-    image.addEventListener("error", () => setTimeout(load, 3000));
-    load();
-    this.video.after(image);
+  // The server answers, but WebSockets do not get through: a proxy that does not pass them on. It tells the log.
+  async lookElsewhere() {
+    const alive = await fetch(place("ws/video"), { cache: "no-store" }).then((answer) => answer.status === 426, () => false);
+    if (!alive) {
+      this.again();
+      return;
+    }
+    this.end();
+    const knock = () => {
+      const address = place("ws/video");
+      address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+      address.search = new URLSearchParams({ screen: this.screen, preview: true });
+      const socket = new WebSocket(address);
+      socket.onopen = () => location.reload();
+      socket.onclose = () => setTimeout(knock, AWAY);
+    };
+    setTimeout(knock, AWAY);
   }
 
   leave() {} // the connection by WebRTC, if there is one
 
   again() {
     this.socket = null;
+    if (this.ended) return;
     const wait = Math.min(500 * 2 ** this.tries++, 5000);
     setTimeout(() => this.socket === null && this.connect(), wait);
   }
@@ -162,8 +171,9 @@ export class Player {
       else leave();
     } catch (error) {
       if (socket !== this.socket) return; // the server has gone
-      console.warn(`not by WebRTC: ${error.message}`);
-      Object.assign(this, { via: "mse", why: error.message });
+      const why = `not by WebRTC: ${error.message}`;
+      console.warn(why);
+      Object.assign(this, { via: "mse", why });
       if (error.full) setTimeout(() => this.tryDirect(), FULL);
       if (Source) this.restart();
       else this.end();
@@ -176,19 +186,30 @@ export class Player {
     if (Source) this.restart();
   }
 
-  // Neither WebRTC nor Media Source Extensions.
+  // Neither WebRTC nor Media Source Extensions, or not with what they would have to play. What comes instead has the overlay
+  // burned in.
   end() {
-    const { socket } = this;
+    if (this.ended) return;
+    this.ended = true;
+    const { socket, overlay } = this;
     this.socket = null;
-    socket.close();
+    if (socket) socket.close();
+    this.leave();
     this.video.srcObject = null;
-    this.native();
+    Object.assign(this, { source: null, buffer: null, direct: false, sync: false });
+    if (overlay) overlay.told({ shown: false });
+    otherWays(this.video);
+    if (!this.preview && this.frame) askView(this.screen, this.frame);
   }
 
   beginSource(mime) {
     this.video.srcObject = null;
     if (!Source) {
       this.end();
+      return;
+    }
+    if (Source.isTypeSupported && !Source.isTypeSupported(mime)) {
+      this.say(`this browser does not play ${mime}`);
       return;
     }
     const source = new Source();
@@ -205,6 +226,14 @@ export class Player {
     });
     this.video.src = this.url;
     this.play();
+  }
+
+  // A last connection tells the log why the picture comes by other ways.
+  say(why) {
+    Object.assign(this, { via: "mse", why });
+    if (this.said) this.end();
+    else this.restart();
+    this.said = true;
   }
 
   play() {
@@ -282,7 +311,7 @@ export class Player {
   report() {
     if (!this.socket || this.socket.readyState !== WebSocket.OPEN) return;
     if (this.opening) return; // whether this browser's network lets WebRTC through: no picture yet is not a frozen one
-    const visible = document.visibilityState === "visible";
+    const visible = document.visibilityState === "visible" && this.inSight;
     const said = { shown: this.shown(), buffered: this.ahead(), visible };
     if (this.sync) said.skew = this.skew === undefined ? null : 1000 * this.skew;
     if (this.sync || this.direct) said.ping = performance.now(); // by WebRTC the answer is all that comes here
@@ -326,7 +355,7 @@ export class Player {
       if (overlay && !overlay.canvas.hidden) pen.drawImage(overlay.canvas, 0, 0, small.width, small.height);
       this.socket.send(JSON.stringify({ picture: small.toDataURL("image/jpeg", 0.6) }));
     } catch (error) {
-      // in a sandboxed frame the overlay's pictures come from elsewhere, and a canvas with them is not read
+      // a canvas that may not be read: then there is no picture for the list
     }
   }
 }

@@ -42,7 +42,7 @@ function frame(view) {
 frame({});
 
 const $ = (id) => document.getElementById(id);
-window.player = new Player($("video"), $("still"), { screen: name, via: asked.get("via") || "", overlay: new Overlay($("overlay")), frame });
+window.player = new Player($("video"), $("still"), { screen: name, via: asked.get("via") || "", overlay: new Overlay($("overlay"), $("stage")), frame });
 
 // With the page in its cache, a restart of the server finds a player and not the browser's error page.
 allowed(() => navigator.serviceWorker && navigator.serviceWorker.register("sw.js").catch(() => {}));

@@ -20,9 +20,14 @@ function row({ number, prompt }) {
 }
 
 export async function refreshWishes() {
-  const { wishes } = await ask("api/guest/waiting");
-  const now = JSON.stringify(wishes);
-  if (now === shown) return;
-  shown = now;
-  $("wish-list").replaceChildren(...(wishes.length ? wishes.map(row) : ["None."]));
+  try {
+    const { wishes } = await ask("api/guest/waiting");
+    const now = JSON.stringify(wishes);
+    if (now === shown) return;
+    shown = now;
+    $("wish-list").replaceChildren(...(wishes.length ? wishes.map(row) : ["None."]));
+  } catch (error) {
+    shown = ""; // a token that is wrong, or half written, is no sign of a server that does not answer
+    $("wish-list").textContent = error.message;
+  }
 }

@@ -25,13 +25,14 @@ from .hls import HlsWindow, Numbers
 
 log = logging.getLogger(__name__)
 
+RENEW = 5.0  # seconds until another encoder is tried where none could be had
 LATE = 1.0  # seconds behind the beat after which it starts anew instead of hurrying
 JPEG_QUALITY = 85
 SLOWEST = 0.2  # of real time, that a slow generator is shown at
 
 
 class Channel(threading.Thread):
-    """encoder: makes a new Encoder; called again when one has failed."""
+    """encoder: makes a new Encoder; called again when one has failed. first: [H, W, 3], shown before the first frame."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Channel(threading.Thread):
         encoder: Callable[[], Encoder],
         hls_segments: int,
         numbers: Numbers | None = None,
+        first: NDArray[np.uint8] | None = None,
     ):
         super().__init__(name="channel", daemon=True)
         self.size, self.fps = (width, height), fps
@@ -60,18 +62,22 @@ class Channel(threading.Thread):
         self.pace = 1.0  # new frames a beat: less than 1 where the generator is too slow
         self._credit, self._starved = 0.0, False
         self._queue: deque[NDArray[np.uint8]] = deque()
-        self._frame = self._burned = calm_picture(width, height)
+        self._frame = self._burned = calm_picture(width, height) if first is None else first
         self._burning: Encoder | None = None  # HLS's own, while something is burned in
         self._unburned = False  # it could not be, which is told once
+        self._unburnt_hls = False  # HLS could not have an encoder of its own
         self._jpeg: tuple[int, bytes] = (-1, b"")
         self._ending = threading.Event()
         self._renew()
 
     def _renew(self) -> None:
-        if self._burning is not None:
-            with contextlib.suppress(Exception):
-                self._burning.close()
-        self.encoder, self._burning = self._make_encoder(), None
+        """Begin with a new encoder, the old ones closed first: a card may have room for no more."""
+        for old in (self._burning, getattr(self, "encoder", None)):
+            if old is not None:
+                with contextlib.suppress(Exception):
+                    old.close()
+        self._burning = None
+        self.encoder = self._make_encoder()
         self.hls.begin(self.encoder.init)
         self.epoch += 1
         self._at = 0.0, time.monotonic()
@@ -91,6 +97,11 @@ class Channel(threading.Thread):
         self.pace = max(SLOWEST, 0.87 * self.pace) if self._starved else min(1.0, 1.03 * self.pace)
         self._starved = False
         self._queue.extend(frames)
+
+    @property
+    def bare_frame(self) -> NDArray[np.uint8]:
+        """What is shown now [H, W, 3], without what lies above it."""
+        return self._frame
 
     @property
     def frame(self) -> NDArray[np.uint8]:
@@ -126,9 +137,19 @@ class Channel(threading.Thread):
                 self._show()
             except Exception:  # an encoder that fails is replaced, the picture goes on
                 log.exception("encoder")
-                self._renew()
+                self._replace_encoder()
                 self._ending.wait(1)
-        self.encoder.close()
+        with contextlib.suppress(Exception):  # it may be the one that failed
+            self.encoder.close()
+
+    def _replace_encoder(self) -> None:
+        """Until there is one again: a driver may be resetting."""
+        while not self._ending.is_set():
+            try:
+                return self._renew()
+            except Exception as error:
+                log.error("no new encoder: %s: %s; trying again in %g s", type(error).__name__, error, RENEW)
+                self._ending.wait(RENEW)
 
     def _show(self) -> None:
         self.beat = time.monotonic()
@@ -145,10 +166,12 @@ class Channel(threading.Thread):
             self._starved = self._starved or not self._queue
         self._burned = self._burn()
         plain = self._burned is self._frame
-        if plain != (self._burning is None):
+        if plain:
+            self._unburnt_hls = False
+        if plain != (self._burning is None) and not self._unburnt_hls:
             self._change_hls(plain)
         for fragment in self.encoder.encode(self._frame):
-            if plain:
+            if self._burning is None:
                 self.hls.add(fragment)
             for take in self.fragments:
                 take(self.epoch, fragment)
@@ -178,7 +201,14 @@ class Channel(threading.Thread):
         """Its segments come from the pages' encoder, or, while something lies above the picture, from one of their own."""
         if self._burning is not None:
             self._burning.close()
-        self._burning = None if plain else self._make_encoder()
+            self._burning = None
+        if not plain:
+            try:
+                self._burning = self._make_encoder()
+            except Exception:  # as where no second session of a card's encoder is to be had
+                log.exception("HLS is without what lies above the picture: it has no encoder of its own")
+                self._unburnt_hls = True
+                return
         self.hls.begin((self._burning or self.encoder).init)
 
 

@@ -102,7 +102,7 @@ class Connection:
         while True:
             found = overlay_news(self.service, dt.datetime.now(dt.UTC))
             if found != told:
-                await self.socket.send_json(found)
+                await self.socket.send_json(found | {"now": time.time()})
             told = found
             await asyncio.sleep(LOOK)
 

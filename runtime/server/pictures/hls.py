@@ -136,6 +136,7 @@ class HlsWindow:
         lines = [
             "#EXTM3U",
             "#EXT-X-VERSION:7",
+            "#EXT-X-INDEPENDENT-SEGMENTS",
             f"#EXT-X-TARGETDURATION:{math.ceil(max(s.seconds for s in segments))}",
             f"#EXT-X-MEDIA-SEQUENCE:{first.number}",
             # The mark stands before a timeline's first segment while that is in the window, and is counted when it has gone.

@@ -26,6 +26,7 @@ from .viewers import Viewer, Viewers
 log = logging.getLogger(__name__)
 
 WIDEST, LARGEST = 640, 48_000  # of a screen's own picture: pixels, characters as it comes
+ASKING = 90.0  # seconds in which a page without a connection asks for its view again
 DARK = 4.0  # mean grey level below which a picture is dark
 FORGOTTEN = 7 * 86400.0  # seconds after which an unnamed screen that is gone is forgotten
 MOST = 500  # names that are kept
@@ -59,6 +60,7 @@ class Known:
     """A screen that was here once. Times are Unix seconds."""
 
     seen: float
+    asked: float = 0.0  # for its view: by a page that has no connection to report by
     picture: bytes = b""  # JPEG
     pictured: float = 0.0
     dark: bool = False
@@ -83,6 +85,13 @@ class Screens:
                 del self.known[spare]
         self._changed = True
         return known
+
+    def view(self, name: str) -> View | None:
+        """What the configuration says of a screen, asked for by a page that cannot report: it is there, no more is known."""
+        view = self.views.get(name)
+        if view is not None:
+            self.heard(name).asked = time.time()
+        return view
 
     def came(self, name: str) -> None:
         """A page was loaded: what was dark before need not be now."""
@@ -143,6 +152,8 @@ class Screens:
         """ok, dark, hidden, frozen, missing (a configured one that is not there) or gone."""
         viewer, known = self.viewer(name), self.known.get(name)
         if viewer is None:
+            if known is not None and time.time() - known.asked < ASKING:
+                return "ok"
             return "missing" if name in self.views else "gone"
         if viewer.word(time.monotonic()) != "ok":
             return "frozen"
@@ -156,7 +167,7 @@ class Screens:
         for name in self.views if self.missing else ():
             known = self.known.get(name)
             away = now - max(self.began, known.seen if known else 0.0)
-            if away > self.missing and self.viewer(name) is None:
+            if away > self.missing and self.state(name) == "missing":
                 found.append(f"screen {name!r}: missing for {away:.0f} s")
         return found + [f"screen {name!r}: dark" for name in self.views if self.state(name) == "dark"]
 

@@ -29,6 +29,13 @@ def screen_routes(service: Service, changing: dict[str, Any]) -> APIRouter:
         """Every screen that the configuration names or that was here lately."""
         return {"screens": screens.listed()}
 
+    @routes.get("/api/screens/{name}/view", response_model=dict[str, Any])
+    async def view(name: str) -> dict[str, Any]:
+        """What the configuration says of how a screen shows the picture. Asked for every half minute by pages that show HLS
+        or Motion JPEG and have no connection to report by; they count as there."""
+        found = screens.view(name)
+        return {} if found is None else found.model_dump(exclude_defaults=True)
+
     @routes.get("/api/screens/{name}/picture.jpg", response_class=Response, responses=lost)
     async def picture(name: str) -> Response:
         """What the screen showed when it was last asked."""

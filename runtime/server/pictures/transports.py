@@ -69,7 +69,7 @@ def transport_routes(service: Service) -> APIRouter:
         """Fragmented MP4: a JSON greeting, the initialisation segment, then a fragment a message, the first a keyframe. The
         page reports {"shown", "buffered", "visible"} every two seconds and may be told {"type": "reload"}. Where the
         greeting says "via": "webrtc", the page fetches the picture by /whep and nothing but words comes here. why: the
-        reason for which a page that should have done so did not."""
+        reason for which a page did not take the way that it should have."""
         if not same_origin(socket, service.config.server):
             return await socket.close(1008)
         if len(service.viewers.watching) >= MAX_VIEWERS:
@@ -78,13 +78,23 @@ def transport_routes(service: Service) -> APIRouter:
         viewer = service.viewers.join(screen[:64] or "unnamed", not preview, time.monotonic())
         viewer.via = service.screens.way(viewer, via)
         if why:
-            PLAYERS.once(f"screen {plain(viewer.screen.name, 64)!r}: not by WebRTC: {plain(why, 200)}")
+            PLAYERS.once(f"screen {plain(viewer.screen.name, 64)!r}: {plain(why, 200)}")
         if viewer.judged:
             service.screens.came(viewer.screen.name)
         try:
             await Connection(socket, viewer, service, socket.app.state.live).serve()
         finally:
             service.viewers.leave(viewer)
+
+    upgrade = {426: {"model": Problem, "description": "Not a WebSocket"}}
+
+    @routes.get("/ws/video", status_code=426, response_model=Problem, responses=upgrade)
+    async def no_socket(response: Response) -> Problem:
+        """Where a proxy takes the Upgrade off a WebSocket's request, which the log tells."""
+        response.headers["Upgrade"] = "websocket"
+        why = "a request for the video's WebSocket came without Upgrade: a proxy has to pass Upgrade and Connection on"
+        PLAYERS.once(f"refused: {why}")
+        return Problem(detail=why)
 
     @routes.get(
         "/video.mjpeg", response_class=Response, responses={200: {"content": {"multipart/x-mixed-replace": {}}}}

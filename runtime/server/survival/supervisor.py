@@ -118,19 +118,18 @@ class Supervisor(threading.Thread):
     def _listen(self, ours: Connection, process: BaseProcess) -> None:
         """Until the generator has ended, or has to be."""
         cut = threading.Event()  # set where the generator is killed in the middle of a message
-        patience, stopping = Patience(self.start_seconds, process), None
+        patience, stopping, outbox = Patience(self.start_seconds, process), None, Outbox(ours)
         while True:
             now = time.monotonic()
             if self._ending.is_set() and stopping is None:
                 if not patience.ready:  # it is still loading: there is nothing new to save
                     return None
                 stopping = now
-                with contextlib.suppress(OSError):
-                    ours.send(("stop",))
+                self.order("stop")
             if stopping is not None and now - stopping > 30:
                 return None
-            if not self._send(ours):
-                return self._died()
+            if not self._send(outbox):
+                return None if stopping is not None else self._died()
             if stopping is None and not self.wanted():
                 patience.heard()  # it is held back by us, not hanging
                 time.sleep(0.005)
@@ -186,16 +185,17 @@ class Supervisor(threading.Thread):
         self.event(*values)
         return values[0]
 
-    def _send(self, pipe: Connection) -> bool:
+    def _send(self, outbox: Outbox) -> bool:
+        """What was ordered, without waiting for the generator; False: it is gone, and the orders are for the next one."""
+        if outbox.busy:
+            return True
         with self._lock:
+            self._orders = outbox.left() + self._orders
+            if outbox.broken:
+                return False
             orders, self._orders = self._orders, []
-        try:
-            for message in orders:
-                pipe.send(message)
-        except OSError:
-            with self._lock:
-                self._orders = orders + self._orders
-            return False
+        if orders:
+            outbox.send(orders)
         return True
 
     def _obituary(self) -> str:
@@ -209,6 +209,37 @@ class Supervisor(threading.Thread):
             if self.process.is_alive():
                 self.process.kill()
             self.process.join(5)
+
+
+class Outbox:
+    """Sends orders from threads of its own, one after the other: a generator that writes a chunk reads nothing, and who
+    waited for it with a long order would wait for ever, since nobody reads the chunk."""
+
+    def __init__(self, pipe: Connection):
+        self._pipe, self._orders, self.broken = pipe, list[tuple[Any, ...]](), False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def send(self, orders: list[tuple[Any, ...]]) -> None:
+        self._orders = orders
+        self._thread = threading.Thread(target=self._work, name="orders", daemon=True)
+        self._thread.start()
+
+    def left(self) -> list[tuple[Any, ...]]:
+        """Orders that could not be sent; taken once."""
+        left, self._orders = self._orders, []
+        return left
+
+    def _work(self) -> None:
+        try:
+            while self._orders:
+                self._pipe.send(self._orders[0])
+                del self._orders[0]
+        except (OSError, ValueError):  # the pipe's end, or its other side
+            self.broken = True
 
 
 class Patience:

@@ -132,12 +132,23 @@ def test_long_messages_fit(text: str) -> None:
     assert not written[:, -8:].any()
 
 
+def test_a_ticker_stands_in_the_same_place_at_every_height() -> None:
+    """On all screens of a wall, and in what is burned in, though letters round differently: after 56 years of seconds."""
+    layer = Layer(Overlay(ticker=Ticker(text="a line of news " * 9, speed=12)), lambda: dt.UTC)
+    strips = [layer.drawn((16 * high // 9, high), NOW).strip for high in (144, 360, 720, 1080, 2160)]
+    seconds = NOW.timestamp()
+    places = np.array([[s.place(seconds + t) / s.width for t in (0, 3.3, 7.7)] for s in strips if s is not None])
+    assert len(places) == 5
+    assert np.ptp(places, 0).max() < 0.01
+
+
 def test_the_ticker_comes_in_at_the_right_and_leaves_at_the_left() -> None:
     ticker = Ticker(text="hello", speed=10, ground=None, size=10)
     layer = Layer(Overlay(ticker=ticker), lambda: dt.UTC)
     strip = layer.drawn(SIZE, NOW).strip
     assert strip is not None
-    period = (SIZE[0] + strip.pixels.shape[1]) / 64  # seconds: 64 pixels a second
+    assert strip.share * SIZE[0] == pytest.approx(strip.pixels.shape[1], abs=2)
+    period = (1 + strip.share) / 0.1  # seconds: a tenth of the width a second
     places = []
     for step in np.linspace(0.05, period - 0.05, 20):
         now = dt.datetime.fromtimestamp(1000 * period + step, dt.UTC)

@@ -114,10 +114,10 @@ class Site:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, bundle: Path, config: str = "", port: int | None = None) -> Iterator[Site]:
+def serve(folder: Path, bundle: Path, config: str = "", port: int | None = None, rate: int = 1000) -> Iterator[Site]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "everframe.toml"
-    file.write_text(f'state_dir = "state"\n[server]\ntoken = "{TOKEN}"\nrate = 1000\n{config}')
+    file.write_text(f'state_dir = "state"\n[server]\ntoken = "{TOKEN}"\nrate = {rate}\n{config}')
     port = port or free_port()
     log = folder / "log.txt"
     with open(log, "ab") as out:

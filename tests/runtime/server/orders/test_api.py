@@ -17,7 +17,7 @@ from everframe.engines.errors import UserError
 from everframe.runtime.server.config import read_config
 
 from helpers import PROMPTS
-from serving import TOKEN, Site, wait_for
+from serving import TOKEN, Site, serve, wait_for
 
 
 def test_the_stream_runs(site: Site) -> None:
@@ -221,6 +221,15 @@ def test_the_rate_is_limited_by_address() -> None:
     assert rates.wait("b") == 0
     time.sleep(rates.wait("a") + 0.01)
     assert rates.wait("a") == 0
+
+
+def test_who_guesses_tokens_does_not_lock_out_who_knows(bundle_path: Path, tmp_path: Path) -> None:
+    """Behind a proxy both come from one address."""
+    with serve(tmp_path, bundle_path, rate=2) as site:
+        refused = [site.ask("/api/pause", "POST", token="wrong")[0] for _ in range(8)]
+        assert refused.count(401) in (4, 5)
+        assert refused[-1] == 429
+        assert site.ask("/api/pause", "POST")[0] == 204
 
 
 CONFIGS = [

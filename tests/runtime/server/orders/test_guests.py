@@ -63,6 +63,20 @@ def test_who_orders_with_the_token_has_the_last_word(control: Control, ordered: 
     guests.tick(10.0)
     guests.tick(100.0)
     assert prompts(ordered) == [LAVA, SNOW]
+    for n in range(2):  # wishes that wait do not take the place of an order at once
+        guests.wish(f"visitor-{n}", LAVA, 101.0 + n)
+    guests.tick(103.0)
+    control.set_prompt(Change(prompt=SEA))
+    guests.tick(104.0)
+    guests.tick(148.9)
+    assert prompts(ordered) == [LAVA, SNOW, LAVA, SEA]
+    assert guests.place("visitor-1", 110.0)["yours_in_seconds"] == 39.0
+    guests.tick(149.0)
+    assert prompts(ordered)[-1] == LAVA
+    guests.wish("visitor-3", LAVA, 150.0)
+    guests.clear()
+    assert guests.place("visitor-3", 151.0)["queue"] == 0
+    guests.tick(194.0)
     control.pause(True)
     guests.wish("visitor-a", LAVA, 200.0)
     guests.tick(200.0)
@@ -70,7 +84,7 @@ def test_who_orders_with_the_token_has_the_last_word(control: Control, ordered: 
     control.pause(False)
     guests.tick(201.0)
     guests.tick(300.0)
-    assert prompts(ordered)[-2:] == [LAVA, SNOW]
+    assert prompts(ordered)[-2:] == [LAVA, SEA]
 
 
 def test_a_restart_goes_on_with_what_was_ordered(bundle: Bundle, control: Control, tmp_path: Path) -> None:
@@ -185,6 +199,8 @@ def test_over_http(lobby: Site) -> None:
     assert lobby.ask("/api/guest", "POST", {"visitor": "x", "prompt": other}, token=None)[0] == 422
     assert lobby.ask("/api/guest", "POST", {"visitor": "visitor-other", "prompt": "a horse"}, token=None)[0] == 422
     assert lobby.ask("/api/guest/waiting", token=None)[0] == 401
+    assert lobby.ask("/api/guest", "DELETE", token=None)[0] == 401
+    assert lobby.ask("/api/guest", "DELETE")[0] == 204
     assert lobby.ask("/api/guest/waiting")[1] == {"wishes": []}
     assert lobby.ask("/api/guest/waiting/1", "POST", {"approve": True})[0] == 422
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,13 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+
+from everframe.engines.bundle import Bundle
+from everframe.engines.errors import UserError
+from everframe.runtime.overlay.parts import Code, Message, Overlay
+from everframe.runtime.server.config import Config
+from everframe.runtime.server.orders.control import Control
+from everframe.runtime.server.orders.overlays import Overlays
 
 from serving import Site, serve, wait_for
 
@@ -87,6 +95,20 @@ def test_what_the_message_covered_comes_back(site: Site) -> None:
     assert site.ask("/api/overlay")[1] == {
         "logo": None, "texts": [], "ticker": None, "clock": None, "code": None, "message": None, "font": None
     }  # fmt: skip
+
+
+def test_what_cannot_be_drawn_is_refused_under_a_message_too(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the message could not be taken away again."""
+    monkeypatch.setitem(sys.modules, "segno", None)  # as where the extra is not installed
+    overlays = Overlays(Overlay(), tmp_path, Control(Config(state_dir=tmp_path), bundle, lambda *_: None), (64, 32))
+    overlays.tell(Message(text="Leave"))
+    with pytest.raises(UserError, match="needs segno"):
+        overlays.put(Overlay(code=Code(text="https://example.org")))
+    assert overlays.shown().message is not None
+    overlays.tell(None)
+    assert overlays.layer.empty
 
 
 def test_the_page_s_picture_is_the_burned_one(site: Site) -> None:

@@ -23,6 +23,8 @@ from everframe.runtime.server.pictures.push import Push, PushSettings, speaks
 from everframe.runtime.server.pictures.sound import RATE, check_sound, samples
 from everframe.runtime.video import add_video, encoding_frame
 
+from serving import wait_for
+
 W, H, FPS = 64, 32, 16
 
 
@@ -66,6 +68,7 @@ def test_hls_is_a_sliding_window_whose_segments_play() -> None:
     assert text is not None
     lines = text.splitlines()
     assert lines[0] == "#EXTM3U"
+    assert "#EXT-X-INDEPENDENT-SEGMENTS" in lines  # each begins with a keyframe, as the levels below show
     assert "#EXT-X-MEDIA-SEQUENCE:3" in lines
     assert [line for line in lines if line.endswith(".m4s")] == ["3.m4s", "4.m4s", "5.m4s"]
     assert lines.count("#EXTINF:0.500,") == 3
@@ -124,6 +127,55 @@ def test_the_beat_is_the_frame_rate(channel: Channel) -> None:
     time.sleep(2)
     rate = (channel.shown - before) / (time.monotonic() - began)
     assert rate == pytest.approx(FPS, rel=0.2)
+
+
+def test_where_no_second_encoder_is_to_be_had_the_picture_goes_on_without_the_overlay_in_hls() -> None:
+    """As on a card with no session left. Viewers keep the encoder that they began with."""
+    made: list[Encoder] = []
+
+    def scarce() -> Encoder:
+        if made:
+            raise OSError("no session left")
+        made.append(encoder())
+        return made[0]
+
+    channel = Channel(W, H, FPS, scarce, 3)
+    channel.start()
+    try:
+        channel.burn = lambda frame: frame // 2
+        before, epoch = channel.shown, channel.epoch
+        time.sleep(2)
+        assert channel.shown - before > 1.5 * FPS
+        assert channel.epoch == epoch
+        text = channel.hls.playlist()
+        assert text is not None
+        assert text.count("#EXT-X-MAP") == 1
+    finally:
+        channel.stop()
+
+
+def test_an_encoder_that_is_not_to_be_had_for_a_while_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a driver is reset."""
+    monkeypatch.setattr("everframe.runtime.server.pictures.channel.RENEW", 0.1)
+    tries = []
+
+    def flaky() -> Encoder:
+        tries.append(len(tries))
+        if 1 <= len(tries) - 1 <= 2:
+            raise OSError("the device is lost")
+        return encoder()
+
+    channel = Channel(W, H, FPS, flaky, 3)
+    channel.start()
+    try:
+        channel.encoder.close()  # and so it fails at the next frame
+        channel.encoder = None  # type: ignore[assignment]
+        wait_for(lambda: channel.epoch == 2, 10)
+        before = channel.shown
+        wait_for(lambda: channel.shown > before + 4, 5)
+        assert len(tries) == 4
+    finally:
+        channel.stop()
 
 
 def test_a_broken_encoder_is_replaced(channel: Channel) -> None:

@@ -99,6 +99,44 @@ def test_a_browser_without_media_source(framed: Site, browser: Browser, hls: boo
         assert framed.ask("/healthz")[1]["status"] == "ok"
 
 
+SHOWN = "document.querySelector('video').currentTime > 1 || document.querySelector('img')?.naturalWidth"
+
+
+def test_a_browser_that_plays_no_h264(framed: Site, browser: Browser) -> None:
+    """As builds without the codecs that cost licences: other ways show the picture, and the log says why."""
+    with page_of(browser, script="MediaSource.isTypeSupported = () => false;") as page:
+        page.goto(f"{framed.url}/?screen=free")
+        until(page, f"player.ended && ({SHOWN})", 60)
+    assert "screen 'free': this browser does not play video/mp4" in framed.log.read_text()
+
+
+def test_a_proxy_that_passes_no_websocket_on(framed: Site, browser: Browser) -> None:
+    """The page is there, its WebSocket is refused: other ways show the picture; the log says what the proxy has to do."""
+    closed = free_port()
+    elsewhere = f"constructor() {{ super('ws://127.0.0.1:{closed}'); }}"
+    script = f"const Real = WebSocket; window.WebSocket = class extends Real {{ {elsewhere} }};"
+    with page_of(browser, script=script) as page:
+        page.goto(f"{framed.url}/?screen=office")
+        until(page, f"player.ended && ({SHOWN})", 60)
+    assert framed.ask("/ws/video")[0] == 426
+    assert "came without Upgrade: a proxy has to pass Upgrade and Connection on" in framed.log.read_text()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_named_screen_without_a_connection(bundle_path: Path, browser: Browser, tmp_path: Path, old: bool) -> None:
+    """It hangs as the configuration says, and counts as there."""
+    config = "missing_seconds = 3\n[video]\nkeyframe_seconds = 0.5\n[screens.tv]\nrotate = 90\n"
+    with serve(tmp_path, bundle_path, config) as site, page_of(browser, script=NO_MSE) as page:
+        if old:  # a browser that knows no modules
+            page.route("**/static/screen.js", lambda route: route.abort())
+        page.goto(f"{site.url}/?screen=tv")
+        until(page, "document.body.classList.contains('rotate-90')")
+        time.sleep(4)
+        assert site.ask("/healthz")[1]["problems"] == []
+        assert site.ask("/api/screens")[1]["screens"][0]["state"] == "ok"
+        assert site.ask("/api/screens/somebody/view")[1] == {}
+
+
 def test_named_pages_may_embed_the_player() -> None:
     policy = dict(headers_of(Server()))[b"content-security-policy"]
     assert b"frame-ancestors 'self';" in policy
@@ -132,6 +170,10 @@ def test_in_a_frame_of_another_page(
 
             wait_for(inner)
             until(inner(), PLAYS, 60)  # type: ignore[arg-type]
+            assert framed.ask("/api/overlay/message", "POST", {"text": "Leave"})[0] == 204
+            lies = "!document.querySelector('#overlay').hidden && document.querySelector('#overlay').width > 1"
+            until(inner(), lies)  # type: ignore[arg-type]
+            assert framed.ask("/api/overlay/message", "DELETE")[0] == 204
         other.shutdown()
 
 

@@ -144,7 +144,43 @@ def test_the_overlay_lies_above_the_video(wall: Site, browser: Browser) -> None:
     before, after = pink(), pink()
     assert before[:200].sum() == after[:200].sum() == 0  # at the bottom alone
     assert (before != after).sum() > 200
+    # A message that comes and goes does not stop the ticker.
+    assert wall.ask("/api/overlay/message", "POST", {"text": "out", "ground": "#00ff00", "colour": "#00ff00"})[0] == 204
+    wait_for(lambda: np.abs(seen() - (0, 255, 0)).max() < 8)
+    assert wall.ask("/api/overlay/message", "DELETE")[0] == 204
+    wait_for(lambda: pink().sum() > 500)
+    before, after = pink(), pink()
+    assert (before != after).sum() > 200
     wall.ask("/api/overlay", "DELETE")
+    page.context.close()
+
+
+@pytest.mark.parametrize(("query", "width", "height"), [("screen=other", 270, 480), ("screen=lobby-left", 640, 360)])
+def test_a_message_is_read_whole(wall: Site, browser: Browser, query: str, width: int, height: int) -> None:
+    """On a panel that stands, where the picture is cropped to a third, and on one part of a wall: every word is there, as
+    the burned-in picture has it, with its ground around it."""
+    page = opened(browser, wall, query, width, height)
+    message = {"text": "LEAVE the building by the stairs", "ground": "#00ff00", "colour": "#ff0000"}
+    assert wall.ask("/api/overlay/message", "POST", message)[0] == 204
+
+    def red() -> Any:
+        with Image.open(io.BytesIO(page.screenshot())) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        found = (pixels[..., 0] > 150) & (pixels[..., 1] < 100)
+        ground = (np.abs(pixels - (0, 255, 0)).max(2) < 60).mean()
+        return found if found.any() and ground > 0.5 else None
+
+    words = wait_for(lambda: (found := red()) is not None and (found,))[0]
+    with Image.open(io.BytesIO(wall.ask("/overlay.png?height=360")[1])) as image:
+        drawn = np.asarray(image.convert("RGB").resize((width, width // 2))).astype(int)
+    burned = (drawn[..., 0] > 150) & (drawn[..., 1] < 100)
+    columns, expected = (np.flatnonzero(x.any(0)) for x in (words, burned))
+    scale = min(1.0, 2 * height / width)  # contained: a picture of 2:1
+    left = (width - scale * width) / 2
+    assert abs(columns[0] - left - scale * expected[0]) < 4
+    assert abs(columns[-1] - left - scale * expected[-1]) < 4
+    assert wall.ask("/api/overlay/message", "DELETE")[0] == 204
+    until(page, "document.querySelector('#overlay').hidden")
     page.context.close()
 
 

@@ -270,9 +270,18 @@ def test_systemd_hears_ready_and_watchdog(bundle_path: Path, tmp_path: Path, mon
 
 def test_orders_are_kept_on_disk(bundle_path: Path, tmp_path: Path) -> None:
     with serve(tmp_path, bundle_path) as site:
+        wait_for(lambda: site.state_of()["position"] > 6)
         site.ask("/api/pause", "POST")
         kept = json.loads((site.state / "control.json").read_text())
         assert kept["paused"] is True
+        wait_for(lambda: site.state_of()["generator"] == "paused")
+        picture = site.ask("/api/snapshot.png")[1]
+        site.process.kill()  # as when the power fails
     with serve(tmp_path, bundle_path) as site:
         assert site.state_of()["paused"] is True
         assert site.ask("/readyz")[0] == 200
+        assert site.ask("/api/snapshot.png")[1] == picture  # it stands
+    (tmp_path / "state" / "last.png").write_bytes(b"rubbish")
+    with serve(tmp_path, bundle_path) as site:
+        assert site.ask("/api/snapshot.png")[1] != picture
+        assert "last.png: not a picture" in site.log.read_text()

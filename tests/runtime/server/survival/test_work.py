@@ -19,7 +19,7 @@ from everframe.engines.errors import UserError
 from everframe.runtime import Stream
 from everframe.runtime.server.config import StreamSettings
 from everframe.runtime.server.orders.playlist import Change
-from everframe.runtime.server.survival.supervisor import Patience
+from everframe.runtime.server.survival.supervisor import Patience, Supervisor
 from everframe.runtime.server.survival.work import bytes_read
 from everframe.runtime.server.survival.worker import Job, main
 from everframe.runtime.state import read_facts, save_state
@@ -96,6 +96,51 @@ def test_a_free_prompt_is_not_a_hang(speaking_path: Path, tmp_path: Path) -> Non
         wait_for(lambda: (site.state_of()["prompt"] or "").startswith("a very long"), 60)
         assert site.state_of()["restarts"] == 0, site.log.read_text()
         assert site.ask("/api/prompt", "POST", {"prompt": "\ud800"})[0] == 422
+
+
+def test_a_free_prompt_holds_over_a_restart_without_being_ordered_anew(speaking_path: Path, tmp_path: Path) -> None:
+    """However it was written: a cut would begin another scene each time."""
+    with serve(tmp_path, speaking_path, "[stream]\nsave_seconds = 0.7\n") as site:
+        order = {"prompt": " A Sail   in the MIST", "transition": "cut"}
+        assert site.ask("/api/prompt", "POST", order)[1]["prompt"] == "A Sail in the MIST"
+        wait_for(lambda: site.state_of()["prompt"] == "A Sail in the MIST", 60)
+        position = site.state_of()["position"]
+        wait_for(lambda: site.state_of()["position"] > position + 12)
+        os.kill(site.generator(), signal.SIGKILL)
+        wait_for(lambda: site.metric("generator_restarts") == 1 and site.state_of()["generator"] == "running", 60)
+        wait_for(lambda: site.state_of()["position"] > position + 24, 60)
+        picture = site.ask("/api/state")[1]
+        assert picture["prompt"] == "A Sail in the MIST"
+        assert json.loads((tmp_path / "state" / "control.json").read_text())["prompt"]["prompt"] == "A Sail in the MIST"
+
+
+def test_a_long_order_while_nobody_wants_a_chunk(bundle_path: Path, tmp_path: Path) -> None:
+    """Longer than the pipe's buffer, and the generator is writing a chunk that nobody reads: neither waits for the other."""
+    hungry, chunks, events = [True], [], []
+    supervisor = Supervisor(
+        lambda: Job(StreamSettings(bundle=bundle_path, threads=1), tmp_path / "state.safetensors"),
+        lambda: hungry[0],
+        lambda facts, frames: chunks.append(facts),
+        lambda facts: None,
+        lambda kind, text: events.append((kind, text)),
+        20,
+        180,
+    )
+    supervisor.start()
+    try:
+        wait_for(lambda: len(chunks) > 2, 60)
+        hungry[0] = False
+        time.sleep(1)  # by now the generator waits in the middle of a chunk
+        supervisor.order("a kind that nobody knows", "x" * 1_000_000)  # as a playlist of long free prompts
+        supervisor.order("seed", 77)
+        time.sleep(1)
+        hungry[0] = True
+        wait_for(lambda: chunks[-1]["seed"] == 77, 30)
+        assert not [kind for kind, _ in events if kind in ("died", "hung")]
+    finally:
+        supervisor.stop()
+    assert supervisor.state == "stopped"
+    assert (tmp_path / "state.safetensors").exists()
 
 
 def test_a_state_that_could_not_be_read_is_not_saved(bundle_path: Path, tmp_path: Path) -> None:
