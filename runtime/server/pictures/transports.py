@@ -86,7 +86,7 @@ def transport_routes(service: Service) -> APIRouter:
         finally:
             service.viewers.leave(viewer)
 
-    upgrade = {426: {"model": Problem, "description": "Not a WebSocket"}}
+    upgrade: dict[int | str, dict[str, Any]] = {426: {"model": Problem, "description": "Not a WebSocket"}}
 
     @routes.get("/ws/video", status_code=426, response_model=Problem, responses=upgrade)
     async def no_socket(response: Response) -> Problem:
