@@ -132,10 +132,10 @@ class PromptBank:
         return (f"did you mean {near[0]}? " if sure else "") + f"nearest: {'; '.join(near)}"
 
     def embedding(self, prompt: str) -> NDArray[np.float32]:
-        """Embedding of a prompt of the bank, zero rows after its tokens: float32 [1, text_len, text_dim]."""
-        if prompt in self._free:
-            return self._free[prompt]
-        return self._padded(self._bank[self.find(prompt)])
+        """Embedding of a prompt that `find` finds, zero rows after its tokens: float32 [1, text_len, text_dim]. Free text
+        is encoded again where it is not remembered, as that of a saved state or one before many others is not."""
+        known = self.find(prompt)
+        return self._free[known] if known in self._free else self._padded(self._bank[known])
 
     def _padded(self, rows: NDArray) -> NDArray[np.float32]:
         out = np.zeros((1, self._rows, self._dim), np.float32)

@@ -16,6 +16,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.runtime import Stream
@@ -65,6 +66,23 @@ def test_bit_for_bit(
             assert (chunk.frames == expected[c].frames).all()
             assert (chunk.latent == expected[c].latent).all()
     assert [f.name for f in tmp_path.iterdir()] == ["s.safetensors"]
+
+
+def test_a_running_stream_goes_back(bundle: Bundle) -> None:
+    """As the server does when numbers are not finite: a chunk is in flight, with one thread not even begun."""
+    one = EngineOptions(threads=1)
+    with Stream(bundle, seed=4, overlap=True, options=one) as stream:
+        for _ in range(5):
+            stream.next_chunk()
+        state = stream.snapshot()
+        expected = [stream.next_chunk() for _ in range(4)]
+        for _ in range(2):  # the same state again
+            stream.restore(*state)
+            for chunk in expected:
+                again = stream.next_chunk()
+                assert again.index == chunk.index
+                assert (again.latent == chunk.latent).all()
+                assert (again.frames == chunk.frames).all()
 
 
 LOOP = """
