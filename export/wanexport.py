@@ -81,7 +81,7 @@ def read_parts(source: WanSource, weights: WeightFile, report: Report = QUIET) -
     """Everything that the settled source names, read; the transformer's large weights written to `weights` one after the
     other. Raises UserError."""
     dtype = half if source.precision == "fp16" else single
-    prompts = read_prompts(source.prompts)
+    prompts = read_prompts(source.prompts, shots_of(source))
     transformer = load_transformer(source, dtype, report, weights)
     decoders, encoder, latent_channels = load_vae(source.vae, dtype, source.vae_kind, report)
     config = transformer.config
@@ -167,7 +167,7 @@ def check_choices(source: WanSource) -> None:
     for lora in source.loras:
         if not lora.path.exists():
             raise UserError(f"--lora {lora.path}: no such file or folder")
-    read_prompts(source.prompts)
+    read_prompts(source.prompts, shots_of(source))
 
 
 def geometry_of(source: WanSource) -> Geometry:

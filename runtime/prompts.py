@@ -80,11 +80,11 @@ class PromptBank:
 
     def begins_shot(self, prompt: str) -> bool:
         """Whether the prompt has the prefix by which the bundle's model knows the first chunk of a shot."""
-        return self._shots is not None and prompt.startswith(self._shots.prefix)
+        return self.of_shot(prompt) != prompt
 
     def of_shot(self, prompt: str) -> str:
         """Without that prefix."""
-        return prompt.removeprefix(self._shots.prefix) if self._shots is not None else prompt
+        return self._shots.without(prompt) if self._shots is not None else prompt
 
     def shot_embedding(self, prompt: str) -> NDArray[np.float32]:
         """As `embedding`, of a prompt behind that prefix. Raises UserError where nothing here can make it."""
@@ -103,8 +103,9 @@ class PromptBank:
         """The bank's own spelling of prompt (case, blanks and the form of accents don't matter); where the bundle has its
         text encoder, a prompt that is not in the bank is encoded here. Without the prefix of shots, if it has that; with
         shot, it must be there behind that prefix too. Raises UserError naming the nearest."""
-        prompt = self.of_shot(prompt)
-        known = self._index.get(key(prompt))
+        whole, prompt = prompt, self.of_shot(prompt)
+        # Banks of before may hold one with the prefix alone.
+        known = self._index.get(key(prompt), self._index.get(key(whole)))
         if known is not None:
             if shot and self._shots is not None:
                 self.shot_embedding(known)

@@ -20,10 +20,12 @@ from everframe.export.wanexport import (
     export_wan,
     generator_family,
     geometry_of,
+    read_parts,
     schedule_of,
     settled,
     shots_of,
 )
+from everframe.export.weightfile import scratch
 from everframe.runtime import Stream
 
 from wanfiles import WAN_PROMPTS, source, source22
@@ -84,6 +86,20 @@ def test_refusals(wan_home: Path, wan22_home: Path, tmp_path: Path, changes: dic
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_with_the_prefix_of_a_shot(wan22_home: Path, tmp_path: Path) -> None:
+    """A bank holds them without it; the same one with and without is there twice."""
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"{WAN_PROMPTS[0]}\n{SHOT_PREFIX}{WAN_PROMPTS[1]}\n")
+    chosen = settled(source22(wan22_home, prompts=file, vae=wan22_home / "taew2_2.pth"), WAN_22)
+    with scratch(tmp_path / "x.everframe") as weights:
+        parts = read_parts(chosen, weights)
+    assert list(parts.prompts) == WAN_PROMPTS
+    assert list(parts.shot_prompts) == [SHOT_PREFIX + prompt for prompt in WAN_PROMPTS]
+    file.write_text(f"{WAN_PROMPTS[0]}\n{SHOT_PREFIX}{WAN_PROMPTS[0]}\n")
+    with pytest.raises(UserError, match=r"prompts\.txt: prompt 'a quiet sea' is there twice"):
+        check_choices(chosen)
 
 
 @pytest.mark.slow

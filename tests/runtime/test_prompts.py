@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from everframe.engines.base import EngineOptions
-from everframe.engines.bundle import Bundle, describe, write_manifest
+from everframe.engines.bundle import Bundle, Shots, describe, write_manifest
 from everframe.engines.errors import UserError
 from everframe.engines.ort import OrtBackend
 from everframe.runtime import Stream, prompts
@@ -91,7 +91,9 @@ def speaking(bundle: Bundle, patch: pytest.MonkeyPatch) -> Bundle:
     return Bundle(bundle.path, bundle.manifest.model_copy(update=changes))
 
 
-def test_free_prompts_that_are_not_remembered_are_encoded_again(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_prompts_that_are_not_remembered_are_encoded_again(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bank = PromptBank(speaking(bundle, monkeypatch), OrtBackend(EngineOptions()))
     first = bank.find("a walrus in  the sun")
     told = bank.embedding(first)
@@ -119,3 +121,15 @@ def test_a_saved_state_with_a_free_prompt(
         chunk = second.next_chunk()
     assert chunk.prompt == expected.prompt == "a walrus in the sun"
     assert (chunk.latent == expected.latent).all()
+
+
+def test_a_bank_of_before_that_holds_the_prefix_of_shots(bundle_path: Path, tmp_path: Path) -> None:
+    """Its prompts are found, with that prefix and in its own spelling."""
+    bank_of(bundle_path, tmp_path / "x.everframe", ["Next. a sea", "a city", "Next. a city"])
+    bundle = Bundle.open(tmp_path / "x.everframe")
+    shots = Shots(offset=8, prefix="Next. ")
+    bank = PromptBank(Bundle(bundle.path, bundle.manifest.model_copy(update={"shots": shots})))
+    assert bank.find("Next. a sea") == "Next. a sea"
+    assert bank.embedding("Next. a sea").max() == 0
+    assert bank.find("Next. a city") == bank.find("Next. Next. a city") == "a city"
+    assert bank.shot_embedding("a city").max() == 2

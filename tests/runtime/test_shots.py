@@ -221,6 +221,14 @@ def test_a_prompt_that_is_not_there_for_a_shot(wan22_home: Path, wan22_paths: di
         stream.next_chunk()
         stream.set_prompt("a quiet city", "cut")
         assert stream.next_chunk().prompt == "a quiet city"
+    # With the prefix it is the same prompt: lists of prompts of the model's authors have it.
+    encoder = str(wan22_home / "text")
+    assert add(path, [f"{PREFIX}a quiet city", f"{PREFIX}{PREFIX}a quiet snow"], None, encoder) == 1
+    assert Bundle.open(path).manifest.prompts == [*WAN_PROMPTS, "a quiet city", "a quiet snow"]
+    with Stream(Bundle.open(path), prompt=f"{PREFIX}a quiet snow", overlap=False) as stream:
+        assert stream.next_chunk().prompt == "a quiet snow"
+        stream.set_prompt(f"  {PREFIX}a quiet snow", "swap")
+        assert stream.next_chunk().prompt == "a quiet snow"
 
 
 class Rolled:
