@@ -22,14 +22,15 @@ from ..engines.files import link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.ort import OrtBackend
 from ..engines.progress import QUIET, Report
+from ..engines.text import few
 from ..runtime.measure.compare import compare
 from ..runtime.prompts import PromptBank
 from . import sensitivity
 from .linears import Linear, find_convolutions, find_linears, find_matching
 from .observe import Statistics, observe
 from .quantisedfile import QuantisedFile
-from .quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
-from .ring import int8_ring
+from .quantize import METHODS, PRECISIONS, Range, check_decoder, peaks_of_weights, quantise, ranges
+from .ring import check_form, int8_ring
 
 HELD_OUT_SEED = 1000  # gate seeds start here: never used for calibration
 RESULT, PLOT = "calibration.json", "calibration.png"
@@ -55,8 +56,10 @@ class Settings:
     threads: int = 0
 
 
-def check(settings: Settings) -> None:
-    """Raises UserError naming the flag."""
+def check(settings: Settings, bundle: Bundle) -> None:
+    """Everything that can be wrong of the choices, before hours of streaming. Raises UserError naming the flag."""
+    if bundle.manifest.quality is not None or bundle.manifest.calibration is not None:
+        raise UserError(f"{bundle.path}: is quantised already; calibrate the bundle it was made from")
     if settings.precision not in PRECISIONS:
         raise UserError(f"--precision {settings.precision!r}: expected one of {', '.join(PRECISIONS)}")
     if settings.method not in METHODS:
@@ -65,6 +68,34 @@ def check(settings: Settings) -> None:
         raise UserError(f"--ring {settings.ring!r}: expected float or int8")
     if not 0 < settings.alpha < 1:
         raise UserError(f"--alpha {settings.alpha}: expected a number between 0 and 1")
+    if settings.ring == "int8":
+        check_form(bundle.manifest.form)
+    if settings.decoder:
+        check_decoder(settings.precision)
+
+
+def exclusions_of(bundle: Bundle, linears: Sequence[Linear], step: ModelProto, settings: Settings) -> list[str]:
+    """Names of the layers that the user leaves in float. Raises UserError for a part of a name that no layer has, and for a
+    recache graph in which no layer is found again."""
+    names = [one.name for one in linears]
+    for words in settings.exclude:
+        if not any(words in name for name in names):
+            raise UserError(f"--exclude {words!r}: is in no layer's name; expected a part of one of {few(names)}")
+    excluded = [name for name in names if any(words in name for words in settings.exclude)]
+    if "recache" in bundle.manifest.graphs:
+        recache_layers(bundle, linears, step)
+    return excluded
+
+
+def recache_layers(
+    bundle: Bundle, linears: Sequence[Linear], step: ModelProto
+) -> tuple[ModelProto, list[tuple[Linear, Linear]]]:
+    """The recache graph, and its layers beside those of the step graph that have the same weights. Raises UserError."""
+    model = onnx.load(bundle.graph_path("recache"), load_external_data=False)
+    pairs = find_matching(model, linears, step)
+    if not pairs:
+        raise UserError(f"{bundle.path}: its recache graph has none of the step graph's weights: export it anew")
+    return model, pairs
 
 
 def choose_prompts(bundle: Bundle, settings: Settings) -> tuple[list[str], list[str]]:
@@ -82,19 +113,19 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, repor
 
     Raises UserError.
     """
-    check(settings)
     bundle = Bundle.open(source)
-    if bundle.manifest.quality is not None or bundle.manifest.calibration is not None:
-        raise UserError(f"{source}: is quantised already; calibrate the bundle it was made from")
+    check(settings, bundle)
     prompts, held_out = choose_prompts(bundle, settings)
     options = EngineOptions(threads=settings.threads)
     work = target.with_name(f"{target.name}.calibrating")
+    shutil.rmtree(work / "one", ignore_errors=True)  # of an interrupted run, perhaps with another bundle's weights
     with new_folder(target, replace=force) as part:
         models = {"step": onnx.load(bundle.graph_path("step"), load_external_data=False)}
         linears = find_linears(models["step"], bundle.manifest.network.layers)
         if settings.decoder:
             models["decode"] = onnx.load(bundle.graph_path("decode"), load_external_data=False)
             linears += find_convolutions(models["decode"])
+        excluded = exclusions_of(bundle, linears, models["step"], settings)
         record: dict[str, Any] = {"settings": asdict(settings), "prompts": prompts, "held_out": held_out}
         found: dict[str, Range] = {}
         if not settings.precision.endswith("weights"):
@@ -105,7 +136,6 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, repor
             weights = peaks_of_weights(models["step"], linears, bundle.path)
             found = ranges(statistics, weights, settings.method, settings.alpha)
             record["ranges"] = report_ranges(statistics, found)
-        excluded = [one.name for one in linears if any(words in one.name for words in settings.exclude)]
         if settings.sensitivity:
             after = bundle.manifest.geometry.window // bundle.manifest.geometry.chunk + 2
             known = sensitivity.references(bundle, prompts[:2], settings.seeds[0], after, options)
@@ -171,10 +201,9 @@ def quantised_graphs(
         chosen = [one for one in linears if one.conv == (name == "decode") and one.name not in excluded]
         change(name, models.pop(name), chosen, found)
     if "recache" in graphs:  # the same layers of the same weights, at the ranges of the step graph
-        model, step = (onnx.load(bundle.graph_path(n), load_external_data=False) for n in ("recache", "step"))
-        pairs = [pair for pair in find_matching(model, linears, step) if pair[1].name not in excluded]
-        if not pairs and len(excluded) < len(linears):
-            raise UserError(f"{bundle.path}: its recache graph has none of the step graph's weights: export it anew")
+        step = onnx.load(bundle.graph_path("step"), load_external_data=False)
+        model, every = recache_layers(bundle, linears, step)
+        pairs = [pair for pair in every if pair[1].name not in excluded]
         spans = {own.key: found[twin.key] for own, twin in pairs if twin.key in found}
         change("recache", model, [own for own, _ in pairs], spans)
     if "sinks" in graphs and settings.ring == "int8":

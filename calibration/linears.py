@@ -23,7 +23,7 @@ PARTS = ("self.q", "self.k", "self.v", "self.o", "cross.q", "cross.o", "ffn.0", 
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear layer y = x·W with W [K, N], or one convolution with W [O, I, height, width]."""
+    """One linear layer y = x·W with W [K, N], or one convolution with W [O, I, (time,) height, width]."""
 
     name: str  # block 3 ffn.0
     node: str  # the node's name

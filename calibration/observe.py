@@ -171,12 +171,16 @@ def observe(
     """
     statistics = Statistics(histograms=collector(method))
     runs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    step = bundle.manifest.graphs["step"].model.sha256
+    graphs = bundle.manifest.graphs
+    sources = [graphs[name].digest for name in ("step", "decode")]  # of large graphs the weights beside them too
     names = sorted({linear.key for linear in linears})
-    key = hashlib.sha256(json.dumps([step, names, runs, chunks, method]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([sources, names, runs, chunks, method]).encode()).hexdigest()
     work.mkdir(parents=True, exist_ok=True)
     kept = work / "statistics.npz"
     done = statistics.load(kept, key)
+    for file in work.iterdir() if not done else ():  # links to another bundle's weights would stay
+        if file.is_file():
+            file.unlink()
     if done < len(runs):
         changed = {}
         for name, source in (("probe", "step"), ("decode", "decode")):

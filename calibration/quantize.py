@@ -81,10 +81,13 @@ def quantise(
     precision: str,
     found: Mapping[str, Range],
     data: QuantisedFile | None = None,
+    refer: bool = False,
 ) -> None:
-    """Quantise these layers of the graph, in place. folder: where external data lies; none is referred to afterwards.
+    """Quantise these layers of the graph, in place. folder: where external data lies.
 
     found is not needed for weight-only precisions. data: where weights go as they are made; without it they stay in memory.
+    refer: external tensors that stay as they are stay where they are, for a graph that is saved beside them; else none is
+    referred to afterwards.
     """
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
@@ -121,7 +124,7 @@ def quantise(
         ]
         used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    for tensor in kept:
+    for tensor in kept if not refer else ():
         if tensor.data_location == TensorProto.EXTERNAL and data is not None:
             tensor.CopyFrom(data.copy(tensor, folder))
         elif tensor.data_location == TensorProto.EXTERNAL:
@@ -158,6 +161,12 @@ def _activation(
     return f"{name}.dq"
 
 
+def check_decoder(precision: str) -> None:
+    """Raises UserError for what convolutions are not quantised to."""
+    if precision.removesuffix("-weights") != "int8":
+        raise UserError(f"--decoder: convolutions are quantised to int8, not {precision}; expected --precision int8")
+
+
 def _weight(
     linear: Linear,
     weight: NDArray[np.float32],
@@ -172,10 +181,10 @@ def _weight(
     attributes: dict[str, Any]
     base = precision.removesuffix("-weights")
     if linear.conv:
-        if base != "int8":
-            raise UserError(f"--decoder: convolutions are quantised to int8, not {precision}")
-        scale = np.maximum(np.abs(weight).max((1, 2, 3)), 1e-8) / largest  # [O]
-        stored, attributes = np.rint(weight / scale[:, None, None, None]).astype(np.int8), {"axis": 0}
+        check_decoder(precision)
+        inner = tuple(range(1, weight.ndim))  # of images or of clips
+        widest = np.maximum(np.abs(weight).max(inner, keepdims=True), 1e-8) / largest
+        scale, stored, attributes = widest.ravel(), np.rint(weight / widest).astype(np.int8), {"axis": 0}
     elif base == "int4":
         block = BLOCK if weight.shape[0] % BLOCK == 0 else weight.shape[0]
         grouped = weight.reshape(-1, block, weight.shape[1])

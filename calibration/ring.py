@@ -19,6 +19,12 @@ MADE = re.compile(r"([kv]_\d+)_(new|next)")  # outputs
 LARGEST = 127.0
 
 
+def check_form(form: str) -> None:
+    """Raises UserError for a step graph whose ring stays in floats."""
+    if form != "portable":
+        raise UserError("--ring int8 needs the portable form: everframe export … --form portable")
+
+
 def int8_ring(model: ModelProto, turned: int = 0) -> None:
     """Change a step, recache or sinks graph in place. turned: tokens of the sinks, where these follow the window: their keys
     stand beside the ring too, in float, and the graph turns those. Raises UserError for the in-place form, whose cache
@@ -28,8 +34,7 @@ def int8_ring(model: ModelProto, turned: int = 0) -> None:
     if turned:
         read = [value for value in read if not SINK_KEYS.fullmatch(value.name)]
     made = [value for value in graph.output if MADE.fullmatch(value.name)]
-    if {f"{value.name}_next" for value in read} & {value.name for value in made}:
-        raise UserError("--ring int8 needs the portable form: everframe export … --form portable")
+    check_form("in-place" if {f"{value.name}_next" for value in read} & {value.name for value in made} else "portable")
     graph.initializer.append(helper.make_tensor("ring.largest", TensorProto.FLOAT, [], [LARGEST]))
     graph.initializer.append(helper.make_tensor("ring.least", TensorProto.FLOAT, [], [1e-8]))
     graph.initializer.append(helper.make_tensor("ring.axis", TensorProto.INT64, [1], [3]))

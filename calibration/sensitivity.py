@@ -76,7 +76,8 @@ def measure(
     for number, linear in enumerate(linears):
         graph = "decode" if linear.conv else "step"
         model = onnx.load(bundle.graph_path(graph), load_external_data=False)
-        quantise(model, [linear], bundle.path, precision, found)
+        # A large model's other weights are not read: its graph refers to the file that lies linked in `work`.
+        quantise(model, [linear], bundle.path, precision, found, refer=True)
         changed = with_graphs(bundle, work, {graph: (graph, model, ())})
         latent, frames = [], []
         with Stream(changed, seed=known[0].seed, overlap=False, verify=False, options=options) as stream:

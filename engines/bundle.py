@@ -233,6 +233,12 @@ class Shots(Model):
     offset: int = Field(ge=0)  # latent frames that positions jump by at a cut
     prefix: str = Field(min_length=1)  # of the first chunk's prompt, as it is encoded
 
+    def without(self, prompt: str) -> str:
+        """A prompt as banks hold it: the prefix is no part of it, for who looks a prompt up takes the prefix off."""
+        while prompt.lstrip().startswith(self.prefix):
+            prompt = prompt.lstrip().removeprefix(self.prefix)
+        return prompt
+
 
 class Manifest(Model):
     """What manifest.json says."""

@@ -22,7 +22,10 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
     Raises UserError for a bad bundle or prompt file, no prompts, or an encoder that is not this model's.
     """
     bundle = Bundle.open(path)
+    shots = bundle.manifest.shots
     wanted = [clean(p) for p in prompts] + (read_prompts(file) if file else [])
+    if shots is not None:
+        wanted = [shots.without(prompt) for prompt in wanted]
     if not wanted or not all(wanted):
         raise UserError("prompts add: give one or more prompts, or --prompts FILE")
     check_distinct(list({key(p): p for p in wanted}.values()), "prompts add")
@@ -34,7 +37,6 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
     if made_by not in (None, encoder.name):
         raise UserError(f"--text-encoder {text_encoder}: is {encoder.name}, the bank of {path} was made by {made_by}")
     network = bundle.manifest.network
-    shots = bundle.manifest.shots
     told = new if shots is None else [*new, *(shots.prefix + p for p in new)]
     embeddings = encode_all(encoder, told, network.text_len)
     for embedding in embeddings.values():

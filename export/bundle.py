@@ -166,11 +166,10 @@ def write_bundle(
 def modules_of(parts: Parts, probe: bool) -> GraphSet:
     """Everything that is exported. Raises UserError for what the portable form does not have."""
     g, model = parts.geometry, parts.transformer
-    check_distance(parts)
+    check_distance(g, parts.rope)
+    check_form(parts.form, g, probe)
     ring = Ring(g.chunk, g.sink, g.window, *(side // (2 * g.space_scale) for side in (g.height, g.width)))
     portable = parts.form == "portable"
-    if portable and (probe or g.window == g.chunk):
-        raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
     step = PortableStepGraph if portable else StepGraph
     names = ("step", "probe") if probe else ("step",)
     turning = parts.rope.mode == "relative" and g.sink > 0  # else nothing is turned, and nothing paid for it
@@ -185,13 +184,19 @@ def modules_of(parts: Parts, probe: bool) -> GraphSet:
     )
 
 
-def check_distance(parts: Parts) -> None:
+def check_form(form: str, geometry: Geometry, probe: bool) -> None:
+    """Raises UserError for what the portable form does not have."""
+    if form == "portable" and (probe or geometry.window == geometry.chunk):
+        raise UserError("--form portable: has no probe, and needs a window larger than a chunk")
+
+
+def check_distance(geometry: Geometry, rope: RopeConfig) -> None:
     """Raises UserError for a distance without sinks that follow the window, or too small a one."""
-    distance = parts.rope.sink_distance
-    if distance is not None and (parts.rope.mode != "relative" or not parts.geometry.sink):
+    distance = rope.sink_distance
+    if distance is not None and (rope.mode != "relative" or not geometry.sink):
         raise UserError(f"--sink-distance {distance}: expected --rope relative and sinks with it")
     try:
-        check_sink_distance(parts.geometry, distance)
+        check_sink_distance(geometry, distance)
     except ValueError as error:
         raise UserError(f"--sink-distance: {error}") from None
 

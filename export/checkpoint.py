@@ -37,6 +37,8 @@ class RopeConfig(Model):
     def _by_layer(self) -> RopeConfig:
         if self.jitter_design is not None and self.jitter_by != "layer":
             raise ValueError(f"jitter_design {self.jitter_design}: expected jitter_by layer with it")
+        if self.jitter_design is not None and not self.jitter_sigma:
+            raise ValueError(f"jitter_design {self.jitter_design}: expected a jitter_sigma above 0 with it")
         return self
 
 

@@ -259,7 +259,7 @@ def wan(  # as long as its options: it does nothing but parse them
 
             given |= recipe_options(recipe, explicit, {f.name for f in dataclasses.fields(WanSource)}, report)
             planned = WanSource(**given)
-            check_choices(settled(planned, named_family(planned.family or "wan2.1")))  # before anything is fetched
+            check_choices(settled(planned, named_family(planned.family or "wan2.1")), probe)  # before fetching
             fetched, alpha = recipe_files(recipe, decoder, explicit, report)
             if "lora" in fetched:
                 own = Lora(fetched.pop("lora"), alpha=alpha if lora_alpha is None else lora_alpha)

@@ -41,6 +41,11 @@ RELEASES = {
 }  # in the folder of a Wan release, which holds one of them
 
 
+FLAT = "flat"  # in the place of a name: the tensors themselves
+# Of a .pt: a name, several of which the first that is there is taken, or None for what is known.
+Dictionary = str | tuple[str, ...] | None
+
+
 @dataclass(frozen=True)
 class Source:
     """What a path held."""
@@ -51,7 +56,7 @@ class Source:
 
 def read(
     path: Path,
-    dictionary: str | None = None,
+    dictionary: Dictionary = None,
     part: Part = "transformer",
     report: Report = QUIET,
     dtype: torch.dtype = torch.float32,
@@ -78,7 +83,7 @@ def place_of(path: Path, part: Part) -> Path:
     return path
 
 
-def tensors(path: Path, dictionary: str | None = None, report: Report = QUIET) -> State:
+def tensors(path: Path, dictionary: Dictionary = None, report: Report = QUIET) -> State:
     """All tensors of a file or folder under the names that they have there. Raises UserError."""
     if path.is_dir():
         path = _file_in(path)
@@ -89,7 +94,7 @@ def tensors(path: Path, dictionary: str | None = None, report: Report = QUIET) -
     _check_kind(path)
     if path.suffix in PICKLES:
         return _read_pickle(path, dictionary, report)
-    if dictionary:
+    if dictionary and (isinstance(dictionary, str) or FLAT not in dictionary):
         raise UserError(f"{path}: holds no dictionaries, expected a .pt file for --dictionary {dictionary}")
     return _read_index(path) if path.suffix == ".json" else _read_safetensors(path)
 
@@ -154,7 +159,7 @@ def _read_index(index: Path) -> State:
     return state
 
 
-def _read_pickle(file: Path, dictionary: str | None, report: Report) -> State:
+def _read_pickle(file: Path, dictionary: Dictionary, report: Report) -> State:
     """weights_only: a file that holds anything but tensors and plain containers is refused, not run."""
     try:
         with open(file, "rb") as f:
@@ -173,12 +178,13 @@ def _read_pickle(file: Path, dictionary: str | None, report: Report) -> State:
     return _chosen(content, file, dictionary, report)
 
 
-def _chosen(content: dict[Any, Any], file: Path, dictionary: str | None, report: Report) -> State:
+def _chosen(content: dict[Any, Any], file: Path, dictionary: Dictionary, report: Report) -> State:
     """The dictionary that is asked for, else the tensors themselves, else the first that is known by name."""
     choices = {k: v for k, v in content.items() if isinstance(v, dict) and _is_state(v)}
-    if dictionary is None and _is_state(content):
+    wanted = (dictionary,) if isinstance(dictionary, str) else dictionary or (FLAT, *DICTIONARIES)
+    if FLAT in wanted and _is_state(content):
         return content
-    wanted = (dictionary,) if dictionary else DICTIONARIES
+    wanted = tuple(name for name in wanted if name != FLAT)
     taken = next((name for name in wanted if name in choices), None)
     if taken is None:
         found = listed(content) or "nothing"

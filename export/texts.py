@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..engines.bundle import Shots
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
 from ..engines.text import INVISIBLE, first_line, key, quoted, read_text, tidy
@@ -43,10 +44,13 @@ def open_encoder(source: str, report: Report = QUIET) -> TextEncoder:
         raise UserError(f"--text-encoder {source}: needs {error.name}: pip install 'everframe[{extra}]'") from None
 
 
-def read_prompts(file: Path) -> list[str]:
-    """One prompt a line; empty lines and lines that begin with # are skipped. Raises UserError."""
+def read_prompts(file: Path, shots: Shots | None = None) -> list[str]:
+    """One prompt a line; empty lines and lines that begin with # are skipped. Without the prefix of shots. Raises
+    UserError."""
     lines = (line.strip().lstrip(INVISIBLE) for line in read_text(file).split("\n"))
     prompts = [clean(line) for line in lines if tidy(line) and not line.startswith("#")]
+    if shots is not None:
+        prompts = [shots.without(prompt) for prompt in prompts]
     if not prompts:
         raise UserError(f"{file}: holds no prompt (one a line)")
     check_distinct(prompts, str(file))

@@ -15,13 +15,13 @@ from torch import Tensor
 from ..engines.bundle import Geometry, Shots, check_shots, describe, first_problem, parse_size
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
-from .bundle import Parts, Recache, check_target, write_bundle
+from .bundle import Parts, Recache, check_distance, check_form, check_target, write_bundle
 from .checkpoint import RopeConfig
 from .families import FAMILIES, SHOT_OFFSET, SHOT_PREFIX, Family, Sampler, family_of
 from .lora import Lora, merge_loras
 from .names import public_names
 from .schedule import Schedule, warped_from
-from .sources import fit, half, read, single, wan_config
+from .sources import Dictionary, fit, half, read, single, wan_config
 from .texts import Umt5, encode_all, open_encoder, read_prompts
 from .vaes import KINDS, VaeKind, load_vae
 from .wan import Wan, fold
@@ -36,7 +36,7 @@ class WanSource:
     vae: Path
     text_encoder: str
     prompts: Path
-    dictionary: str | None = None  # of a .pt file: generator_ema, generator …
+    dictionary: Dictionary = None  # of a .pt file: generator_ema, generator …
     loras: tuple[Lora, ...] = ()  # merged in this order
     vae_kind: VaeKind = "auto"
     family: str | None = None  # a name of families.FAMILIES; None: by the generator's latent channels
@@ -71,7 +71,7 @@ def export_wan(
     """Read everything, then write the bundle as `command.write_bundle` does. Raises UserError."""
     check_target(output, force)
     source = settled(source, generator_family(source))
-    check_choices(source)
+    check_choices(source, probe)
     with scratch(output) as weights:
         parts = read_parts(source, weights, report)
         write_bundle(parts, output, chunks=chunks, force=force, report=report, probe=probe)
@@ -81,7 +81,7 @@ def read_parts(source: WanSource, weights: WeightFile, report: Report = QUIET) -
     """Everything that the settled source names, read; the transformer's large weights written to `weights` one after the
     other. Raises UserError."""
     dtype = half if source.precision == "fp16" else single
-    prompts = read_prompts(source.prompts)
+    prompts = read_prompts(source.prompts, shots_of(source))
     transformer = load_transformer(source, dtype, report, weights)
     decoders, encoder, latent_channels = load_vae(source.vae, dtype, source.vae_kind, report)
     config = transformer.config
@@ -155,19 +155,20 @@ def settled(source: WanSource, family: Family) -> WanSource:
     return replace(source, family=family.name, **own)
 
 
-def check_choices(source: WanSource) -> None:
+def check_choices(source: WanSource, probe: bool = False) -> None:
     """Everything that can be wrong of a settled source before a file is fetched or read. Raises UserError naming the
     flag."""
     check_schedule(source)
-    geometry_of(source)
+    geometry = geometry_of(source)
     shots_of(source)
-    rope_of(source)
+    check_distance(geometry, rope_of(source))
+    check_form(source.form, geometry, probe)
     if source.vae_kind not in KINDS:
         raise UserError(f"--vae-kind {source.vae_kind}: expected one of {', '.join(KINDS)}")
     for lora in source.loras:
         if not lora.path.exists():
             raise UserError(f"--lora {lora.path}: no such file or folder")
-    read_prompts(source.prompts)
+    read_prompts(source.prompts, shots_of(source))
 
 
 def geometry_of(source: WanSource) -> Geometry:
@@ -235,18 +236,20 @@ def check_schedule(source: WanSource) -> None:
         raise UserError("--first-steps: expected --sampler renoise with it: unipc samples every chunk alike")
     for flag, steps in (("--steps", source.steps), ("--first-steps", source.first_steps)):
         if steps is not None:
-            check_steps(flag, steps, source.shift)
+            check_steps(flag, steps, source.shift, source.sampler or "renoise")
 
 
-def check_steps(flag: str, steps: tuple[int, ...], shift: float) -> None:
+def check_steps(flag: str, steps: tuple[int, ...], shift: float, sampler: Sampler) -> None:
     told = ",".join(map(str, steps))
     if not steps or steps[0] > 1000 or steps[-1] < 1 or any(b >= a for a, b in itertools.pairwise(steps)):
         raise UserError(f"{flag} {told}: expected falling numbers from 1000 to 1")
     if shift != 1 and (found := warped_from(steps, shift)):
         plain, likely = found
+        # UniPC begins at 0.999 and scales all steps by it, before the shift: without one they are not these.
+        either = "" if sampler == "unipc" else "--shift 1 with these, or "
         raise UserError(
             f"{flag} {told}: look like {','.join(map(str, plain))} after a shift of {likely:g}, and "
-            f"--shift {shift:g} shifts them again; expected --shift 1 with these, or those with --shift {likely:g}"
+            f"--shift {shift:g} shifts them again; expected {either}those with --shift {likely:g}"
         )
 
 

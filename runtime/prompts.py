@@ -80,11 +80,11 @@ class PromptBank:
 
     def begins_shot(self, prompt: str) -> bool:
         """Whether the prompt has the prefix by which the bundle's model knows the first chunk of a shot."""
-        return self._shots is not None and prompt.startswith(self._shots.prefix)
+        return self.of_shot(prompt) != prompt
 
     def of_shot(self, prompt: str) -> str:
         """Without that prefix."""
-        return prompt.removeprefix(self._shots.prefix) if self._shots is not None else prompt
+        return self._shots.without(prompt) if self._shots is not None else prompt
 
     def spelled(self, prompt: str) -> str:
         """As a stream will say it, whether the bank has it or a text encoder takes it."""
@@ -108,8 +108,9 @@ class PromptBank:
         """The bank's own spelling of prompt (case, blanks and the form of accents don't matter); where the bundle has its
         text encoder, a prompt that is not in the bank is encoded here. Without the prefix of shots, if it has that; with
         shot, it must be there behind that prefix too. Raises UserError naming the nearest."""
-        prompt = self.of_shot(prompt)
-        known = self._index.get(key(prompt))
+        whole, prompt = prompt, self.of_shot(prompt)
+        # Banks of before may hold one with the prefix alone.
+        known = self._index.get(key(prompt), self._index.get(key(whole)))
         if known is not None:
             if shot and self._shots is not None:
                 self.shot_embedding(known)
@@ -137,10 +138,10 @@ class PromptBank:
         return (f"did you mean {near[0]}? " if sure else "") + f"nearest: {'; '.join(near)}"
 
     def embedding(self, prompt: str) -> NDArray[np.float32]:
-        """Embedding of a prompt of the bank, zero rows after its tokens: float32 [1, text_len, text_dim]."""
-        if prompt in self._free:
-            return self._free[prompt]
-        return self._padded(self._bank[self.find(prompt)])
+        """Embedding of a prompt that `find` finds, zero rows after its tokens: float32 [1, text_len, text_dim]. Free text
+        is encoded again where it is not remembered, as that of a saved state or one before many others is not."""
+        known = self.find(prompt)
+        return self._free[known] if known in self._free else self._padded(self._bank[known])
 
     def _padded(self, rows: NDArray) -> NDArray[np.float32]:
         out = np.zeros((1, self._rows, self._dim), np.float32)

@@ -34,7 +34,9 @@ class ShotRing:
         return {"slots": list(self.slots), "kept": self.kept, "cut": self.cut, "jump": self.jump}
 
     def load(self, facts: dict[str, Any]) -> None:
-        self.slots, self.kept, self.cut, self.jump = (facts[name] for name in ("slots", "kept", "cut", "jump"))
+        """The facts stay as they are: a state may be restored again."""
+        self.slots = list(facts["slots"])
+        self.kept, self.cut, self.jump = facts["kept"], facts["cut"], facts["jump"]
 
     def place(self, chunk: int) -> Slot:
         """The next chunk's slot, which it then has; what `RingLayout.place` is for a model without shots."""

@@ -75,6 +75,7 @@ class Facts(Model):
     overlap: bool
     begun: tuple[int, int, int, str, bool] | None
     shot: Shot | None = None
+    ring: dict[str, int | float | None] | None = None  # see `ring_of`; states of before say nothing of it
     extra: dict[str, Any] = Field(default_factory=dict)  # what the saver wants back
 
 
@@ -83,6 +84,26 @@ def identity(bundle: Bundle) -> str:
     graphs = bundle.manifest.graphs
     parts = [graphs[name].digest for name in ("step", "decode", "recache") if name in graphs]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def ring_of(bundle: Bundle) -> dict[str, int | float | None]:
+    """What a bundle's ring is by its manifest: bundles may differ in it alone, their graphs the same."""
+    g, shots = bundle.manifest.geometry, bundle.manifest.shots
+    jump = None if shots is None else shots.offset
+    return {"chunk": g.chunk, "window": g.window, "sink": g.sink, "sink_ema": g.sink_ema, "shots": jump}
+
+
+def _check_ring(bundle: Bundle, file: Path, facts: Facts) -> None:
+    """Raises UserError for a state of another ring."""
+    ours = ring_of(bundle)
+    theirs = facts.ring
+    if theirs is None:  # of a ring with shots the state itself tells
+        theirs = ours | ({"shots": None} if facts.shot is None else {"shots": ours["shots"] or 0})
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise UserError(f"{file}: belongs to another bundle: {name} {theirs.get(name)}, here {value}")
+    if (facts.shot is None) != (ours["shots"] is None):
+        raise UserError(f"{file}: shot: found {facts.shot}, expected {'none' if ours['shots'] is None else 'one'}")
 
 
 def save_state(
@@ -138,6 +159,7 @@ class Saver:
 def _told(stream: Stream, file: Path, facts: dict[str, Any], extra: dict[str, Any] | None) -> str:
     """The facts as they are now, for the file's metadata. Raises UserError for what could not be read again."""
     facts |= {"format": FORMAT, "bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
+    facts["ring"] = ring_of(stream.bundle)
     facts["extra"] = extra or {}
     try:  # what is saved can be read again: else the state before it stays
         told = json.dumps(facts)
@@ -203,6 +225,7 @@ def load_state(stream: Stream, file: Path) -> dict[str, Any]:
             raise UserError(
                 f"{file}: belongs to another {name.replace('_', ' ')} ({getattr(facts, name)}, here {value})"
             )
+    _check_ring(stream.bundle, file, facts)
     expected = stream.shapes()
     for name, values in tensors.items():  # bfloat16 was written as its bits
         _, kind = expected.get(name, ((), values.dtype))

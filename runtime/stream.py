@@ -80,8 +80,7 @@ class Stream:
         options: EngineOptions | None = None,
         backend: Backend | None = None,
     ):
-        if not 0 <= seed <= MAX_SEED:
-            raise UserError(f"seed {seed}: expected 0 to {MAX_SEED}")
+        self.set_seed(seed)
         if not 0 <= start <= 2**52:
             raise UserError(f"start {start}: expected a latent frame index from 0 to 2^52")
         manifest = bundle.manifest
@@ -91,15 +90,13 @@ class Stream:
             raise UserError(f"jitter sigma {sigma}: expected 0 <= sigma < 1")
         backend = backend or OrtBackend(options or EngineOptions())
         self.bank = PromptBank(bundle, backend)
-        self.bundle, self.geometry, self.output, self.seed = bundle, manifest.geometry, bundle.output, seed
+        self.bundle, self.geometry, self.output = bundle, manifest.geometry, bundle.output
         self.layout = RingLayout.of(manifest.geometry)
         mode, note = own_mode(bundle) if rope_mode is None else (rope_mode, None)
         self.rope_mode = mode
         # None: they stay where they were made.
         self.sink_distance = check_distance(bundle, self.rope_mode, sink_distance)
-        if frequencies is None:
-            frequencies = head_frequencies(rope, sigma)
-        self.frequencies = frequencies
+        self.frequencies = head_frequencies(rope, sigma) if frequencies is None else frequencies
         self._prompt = self.bank.find(prompt) if prompt is not None else self.bank.prompts[0]
         self._pending: tuple[str, Transition | Literal["anew"]] | None = (self._prompt, "swap")
 
@@ -156,7 +153,10 @@ class Stream:
         Raises UserError when the prompt is not in the bank or the transition is unknown.
         """
         check_transition(transition)
-        self._pending = self.bank.change(prompt, transition)
+        found, change = self.bank.change(prompt, transition)
+        # A scene that is to begin anew does so under the newer prompt: what was in the ring is cleared already.
+        anew = self._pending is not None and self._pending[1] == "anew"
+        self._pending = (found, "anew" if anew else change)
 
     def set_seed(self, seed: int) -> None:
         """Draw the noise of the chunks to come from another seed. Raises UserError."""
@@ -171,13 +171,12 @@ class Stream:
     def cut_at_once(self) -> bool:
         """After `set_prompt` with a cut: let it take effect with the next chunk, also with overlap: the chunk that is being
         made already is forgotten. Returns whether it does; a model of many shots has that chunk in its ring already."""
-        if self._pending is None or self._pending[1] != "cut" or (self._begun and self._shots):
+        if self._pending is None or self._pending[1] not in ("cut", "anew") or (self._begun and self._shots):
             return False
         if self._begun is None:
             return True
-        self._loop.made()
-        self._index, self._position = self._begun.index, self._begun.position
-        self._begun = None
+        self._settle()
+        self._index, self._position, self._begun = self._begun.index, self._begun.position, None
         return True
 
     def begin_anew(self, prompt: str) -> None:
@@ -187,10 +186,14 @@ class Stream:
         Raises UserError.
         """
         self._pending = (self.bank.find(prompt), "anew")
+        self._settle()
+        self._begun = None
+        self._loop.clear()
+
+    def _settle(self) -> None:
+        """Let the chunk in flight be made: its passes write x0 and the ring, some of them not before they are waited for."""
         if self._begun is not None:
             self._loop.made()
-            self._begun = None
-        self._loop.clear()
 
     def __iter__(self) -> Iterator[Chunk]:
         while True:
@@ -284,8 +287,7 @@ class Stream:
         twins: the large ones become copies on the device, in these buffers, which are made where they are missing and are
         for the next time too; else they are arrays. Raises UserError where the device has no room for twins.
         """
-        if self._begun is not None:
-            self._loop.made()
+        self._settle()
         tensors: dict[str, Any] = dict(self._loop.tensors() if twins is None else self._loop.tensors_into(twins))
         if self._begun is not None:
             tensors["begun"] = self._loop.x0.read()
@@ -315,6 +317,7 @@ class Stream:
 
     def restore(self, tensors: dict[str, NDArray], facts: dict[str, Any]) -> None:
         """Go on where `snapshot` was taken."""
+        self._settle()
         self._index, self._written, self._position = facts["index"], facts["written"], facts["position"]
         self._prompt, self._first = self.bank.find(facts["prompt"]), facts["first"]
         self._pending = tuple(facts["pending"]) if facts["pending"] else None  # type: ignore[assignment]

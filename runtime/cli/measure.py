@@ -177,6 +177,8 @@ def soak(
     check_writable(output)
     state = output / "soak.state"
     refuse_to_replace(state, resume or force)
+    if not state.exists():  # a run of less than a minute leaves its record alone
+        refuse_to_replace(output / "soak.json", resume or force, "it has no state to go on from")
     opened = open_bundle(bundle).with_post("none")  # its figures are of the model
     engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say)
     with Stream(
@@ -196,6 +198,10 @@ def soak(
 
         if resume and prompt is not None and (found := read_facts(state).prompt) != stream.prompt:
             raise UserError(f"{state}: belongs to another prompt ({found}, here {stream.prompt})")
+        if (
+            force and not resume
+        ):  # else --resume would go on with the run that is replaced, until the first minute is over
+            state.unlink(missing_ok=True)
         result = soaking.soak(stream, minutes, sheet_minutes, watch, str(engines.computes(opened)), state, resume)
     for file in reports.write_report(output, result):
         say(str(file))
@@ -206,10 +212,10 @@ def soak(
         raise typer.Exit(1)
 
 
-def refuse_to_replace(file: Path, told: bool) -> None:
-    """What took hours is not replaced by a command that is typed again."""
+def refuse_to_replace(file: Path, told: bool, going_on: str = "--resume goes on with it") -> None:
+    """What took hours is not replaced by a command that is typed again. going_on: how it would go on."""
     if file.exists() and not told:
-        raise UserError(f"{file}: an earlier run stands here; --resume goes on with it, --force replaces it")
+        raise UserError(f"{file}: an earlier run stands here; {going_on}, --force replaces it")
 
 
 @study.command()

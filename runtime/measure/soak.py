@@ -77,9 +77,12 @@ class _Progress:
     @classmethod
     def resumed(cls, stream: Stream, file: Path, computed_by: str) -> _Progress:
         """Raises UserError."""
+        start = stream.position
         found, beside = load_state(stream, file).get("soak"), load_beside(file)
         if found is None:
             raise UserError(f"{file}: a stream's state, but no soak's")
+        if found["settings"]["start"] != start:
+            raise UserError(f"{file}: belongs to another start ({found['settings']['start']}, here {start})")
         minutes = [Minute(**(m | {"colour": tuple(m["colour"])})) for m in found["minutes"]]
         settings = found["settings"]
         settings["computed_by"] = list(dict.fromkeys([*settings["computed_by"], computed_by]))

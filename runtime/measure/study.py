@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +22,7 @@ from ...engines.bundle import Bundle, Geometry, RopeSpec
 from ...engines.errors import UserError
 from ...engines.files import make_folder, reason, write_whole
 from ...engines.ort import OrtBackend
+from ...engines.text import quoted
 from ..prompts import PromptBank
 from ..rope import (
     axis_frequencies,
@@ -39,7 +41,9 @@ SIGMAS = (0.0, 0.2, 0.5, 0.8)  # jitter strengths
 STRETCHED = ("pi", "ntk", "yarn", "riflex")
 FOLLOWING = ("relative", "relative-jitter", "horizon")  # by a bundle exported with --rope relative
 JITTERED = ("heads", "layers", "designed")  # by a bundle with tables of every layer, --jitter-by layer
+BY_SIGMA = ("relative-jitter", *JITTERED)  # at the bundle's own strength
 OTHERS = (*STRETCHED, *FOLLOWING, *JITTERED)
+TOLD_ALWAYS = ("step_sha256", "latent_frames", "trained")  # the rest is not in records of before
 NEIGHBOURHOOD = 10  # chunks on either side that a chunk is compared with
 
 
@@ -215,10 +219,7 @@ def study_sinks(
     """
     methods = fitting(bundle, OTHERS) if methods is OTHERS else methods
     if missing := [method for method in methods if method in OTHERS and method not in fitting(bundle, methods)]:
-        raise UserError(
-            f"method {missing[0]}: {bundle.path} has no tables for it; export it with "
-            f"{'--rope relative' if missing[0] in FOLLOWING else '--jitter-by layer'}"
-        )
+        raise UserError(f"method {missing[0]}: {bundle.path} {lack(bundle, missing[0])}")
     for line in spectra_lines(bundle, min(frames, LONGEST)):
         tell(line)
     bank = PromptBank(bundle, OrtBackend(EngineOptions()))
@@ -250,31 +251,64 @@ def read_runs(folder: Path, bundle: Bundle, frames: int, trained: int) -> list[R
     file = folder / "sinks.json"
     if not file.is_file():
         return []
-    ours = {"step_sha256": bundle.manifest.graphs["step"].model.sha256, "latent_frames": frames, "trained": trained}
+    ours = told_of(bundle, frames, trained)
     try:
         record = json.loads(file.read_text())
         for name, value in ours.items():
-            if record[name] != value:
-                raise UserError(f"{file}: belongs to another {name} ({record[name]}, here {value})")
+            found = record[name] if name in TOLD_ALWAYS else record.get(name, value)
+            wrong = differing(name, found, json.loads(json.dumps(value)))
+            if wrong is not None:
+                raise UserError(f"{file}: belongs to another {wrong}")
         return [Run(**(run | {"variant": Variant(**run["variant"])})) for run in record["runs"]]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{file}: not a study's record: {error}") from None
 
 
+def told_of(bundle: Bundle, frames: int, trained: int) -> dict[str, Any]:
+    """What a record says of its streams. Bases, sinks and the weights of large graphs are not in the step graph's file."""
+    manifest = bundle.manifest
+    return {
+        "step_sha256": manifest.graphs["step"].model.sha256,
+        "latent_frames": frames,
+        "trained": trained,
+        "step_digest": manifest.graphs["step"].digest,
+        "rope": manifest.rope.model_dump(),
+        "geometry": manifest.geometry.model_dump(),
+    }
+
+
+def differing(name: str, found: Any, ours: Any) -> str | None:
+    """What is not the same, in words. Of what has parts, the first such part; one that an earlier record lacks is ours."""
+    if isinstance(found, dict) and isinstance(ours, dict):
+        parts = (differing(f"{name} {part}", found.get(part, value), value) for part, value in ours.items())
+        return next((part for part in parts if part is not None), None)
+    return None if found == ours else f"{name} ({quoted(str(found))[1:-1]}, here {quoted(str(ours))[1:-1]})"
+
+
 def fitting(bundle: Bundle, methods: Sequence[str]) -> list[str]:
-    """The methods that the bundle's step graph has tables for."""
+    """The methods that the bundle's step graph has tables for, without those that its σ of 0 makes the same as others."""
     inputs = {spec.name: spec.shape for spec in bundle.manifest.graphs["step"].inputs}
     without = (() if "sink_cos" in inputs else FOLLOWING) + (() if len(inputs["rope_cos"]) == 4 else JITTERED)
+    without += () if bundle.manifest.rope.jitter_sigma else BY_SIGMA
     return [method for method in methods if method not in without]
+
+
+def lack(bundle: Bundle, method: str) -> str:
+    """Why a method does not fit the bundle."""
+    if method in BY_SIGMA and not bundle.manifest.rope.jitter_sigma:
+        return "has a jitter of 0, at which it is no other; export it with --jitter above 0"
+    return f"has no tables for it; export it with {'--rope relative' if method in FOLLOWING else '--jitter-by layer'}"
 
 
 def heads_together(mass: ArrayLike, heads: int) -> float:
     """Share of the chunks, in percent, in which every head at once gives the sinks more than its own mean and a standard
     deviation of it: the paper's second cause of collapse.
 
-    mass [chunks, L·H]; the first NEIGHBOURHOOD chunks are left out.
+    mass [chunks, L·H]; the first NEIGHBOURHOOD chunks are left out. 0 where there are no others.
     """
     by_head = np.asarray(mass, np.float64)[NEIGHBOURHOOD:]
+    if not len(by_head):
+        return 0.0
     by_head = by_head.reshape(len(by_head), -1, heads).mean(1)
     return 100 * float((by_head > by_head.mean(0) + by_head.std(0)).all(1).mean())
 
@@ -307,9 +341,7 @@ def write_record(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int,
     spectra = spectra_of(bundle, runs, frames, trained)
     record = {
         "bundle": bundle.manifest.name,
-        "step_sha256": bundle.manifest.graphs["step"].model.sha256,
-        "latent_frames": frames,
-        "trained": trained,
+        **told_of(bundle, frames, trained),
         "spectra": spectra_table(bundle, min(frames, LONGEST)),
         "predicted": {label: collapse_indices(spectrum, frames)[:5] for label, spectrum in spectra.items()},
         "table": table(runs, chunk, bundle.manifest.network.heads),

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ...engines.bundle import Geometry
 
 FOLDED_FROM = 16  # pixels a latent pixel, from which on the last 2×2 pixels are channels
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What decoding a chunk takes. weights: of all its engines, for the first chunk's has its own; states: one set of
+    them; live: the values between, for engines that take turns share their scratch memory."""
+
+    flops: int
+    weights: int
+    states: int
+    live: int
+
+    @property
+    def held(self) -> int:
+        """Values on the device. A chunk reads one set of states and leaves the other."""
+        return self.weights + 2 * self.states + self.live
+
+    def at(self, share: float) -> Decoder:
+        """The same at another size, of `share` of the pixels."""
+        flops, states, live = (round(share * values) for values in (self.flops, self.states, self.live))
+        return Decoder(flops, self.weights, states, live)
 
 
 class _Count:
@@ -25,9 +48,9 @@ class _Count:
         self.widest = max(self.widest, (n_in + n_out) * places * self.time)  # one latent frame after the other
 
 
-def decode_cost(kind: str, g: Geometry) -> tuple[int, int, int]:
-    """Of the public decoder, for one chunk: operations, weights, and values in its states and widest activations. kind:
-    taehv or wan. The VAEs' 1×1 convolutions and their attention are left out: below two per cent at any size."""
+def decode_cost(kind: str, g: Geometry) -> Decoder:
+    """Of the public decoder, for one chunk, with the first chunk's twin. kind: taehv or wan. The VAEs' 1×1 convolutions and
+    their attention are left out: below two per cent at any size."""
     count, folded = _Count(g), g.space_scale >= FOLDED_FROM
     if kind == "taehv":
         _tiny(count, g.latent_channels, 12 if folded else 3)
@@ -35,7 +58,7 @@ def decode_cost(kind: str, g: Geometry) -> tuple[int, int, int]:
         _staged(count, g.latent_channels)
     else:
         _flat(count, g.latent_channels)
-    return count.flops, count.weights, count.held + count.widest
+    return Decoder(count.flops, 2 * count.weights, count.held, count.widest)
 
 
 def _tiny(c: _Count, channels: int, colours: int) -> None:

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from ...engines.bundle import Geometry, Network
-from .decoders import decode_cost
+from .decoders import Decoder, decode_cost
 
-Precision = Literal["fp32", "fp16", "fp8", "int8"]
-WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "fp8": 1, "int8": 1}
+Precision = Literal["fp32", "fp16", "fp8", "int8", "int8-weights", "int4-weights"]
+# Of the linear layers'. Where weights alone are quantised the arithmetic is FP16's.
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "fp8": 1, "int8": 1, "int8-weights": 1, "int4-weights": 0.5}
 WAN_1_3B, WAN_14B, WAN_5B = "wan2.1-1.3b", "wan2.1-14b", "wan2.2-5b"
 MODELS = {
     WAN_1_3B: Network(dim=1536, ffn_dim=8960, heads=12, head_dim=128, layers=30, text_len=512, text_dim=4096),
@@ -70,7 +71,7 @@ class Request:
     precision: Precision = "fp16"
     int8_ring: bool = False
     decoder: Literal["taehv", "wan"] = "taehv"
-    decode_flops: int | None = None  # of a bundle's own decoder, in place of the public one's
+    own_decoder: Decoder | None = None  # a bundle's, in place of the public one
     recache: Literal["window", "chunks", "none"] = "window"  # what `smooth` does
     post_flops: dict[str, int] = field(default_factory=dict)  # a chunk's, of the graphs behind the decoder
     post_bytes: int = 0  # theirs on the device
@@ -104,7 +105,7 @@ def recache_memory(request: Request) -> int:
     sinks = 2 * n.layers * g.sink * g.frame_tokens * n.dim * (1 if request.int8_ring else wide)
     live = live_values(n, g.cache_tokens, wide) - live_values(n, g.chunk_tokens, wide)
     matrices = (n.layers - 1) * (6 * n.dim * n.dim + 2 * n.dim * n.ffn_dim) + 2 * n.dim * n.dim
-    return matrices * WEIGHT_BYTES[request.precision] + sinks + live
+    return round(matrices * WEIGHT_BYTES[request.precision]) + sinks + live
 
 
 def live_values(n: Network, tokens: int, wide: int) -> int:
@@ -125,12 +126,11 @@ def memory(request: Request) -> Memory:
     wide = 4 if request.precision == "fp32" else 2
     ring = 2 * n.layers * g.cache_tokens * n.dim
     moving = 0 if g.sink_ema is None else 2 * n.layers * g.sink * g.frame_tokens * n.dim * 4  # a mean in float32
-    _, decoder_weights, decoder_values = decode_cost(request.decoder, g)
     return Memory(
-        weights=parameters(n, g) * WEIGHT_BYTES[request.precision],
+        weights=round(parameters(n, g) * WEIGHT_BYTES[request.precision]),
         ring=ring * (1 if request.int8_ring else wide) + moving,
         prompt=2 * n.layers * n.text_len * n.dim * wide,
-        decoder=(decoder_weights + decoder_values) * wide,
+        decoder=decoder_of(request).held * wide,
         activations=live_values(n, g.chunk_tokens, wide),
         post=request.post_bytes,
         recache=recache_memory(request),
@@ -139,6 +139,9 @@ def memory(request: Request) -> Memory:
 
 def decode_flops(request: Request) -> int:
     """A chunk's, from its latent to its frames as they are shown."""
-    known = request.decode_flops
-    decoder = decode_cost(request.decoder, request.geometry)[0] if known is None else known
-    return decoder + sum(request.post_flops.values())
+    return decoder_of(request).flops + sum(request.post_flops.values())
+
+
+def decoder_of(request: Request) -> Decoder:
+    """The bundle's, or the public one's."""
+    return request.own_decoder or decode_cost(request.decoder, request.geometry)

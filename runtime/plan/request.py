@@ -12,6 +12,7 @@ from ...engines.bundle import Bundle, Geometry, first_problem
 from ...engines.cost import graph_flops, graph_memory
 from ...engines.errors import UserError
 from ...engines.post import times_of
+from .decoders import Decoder
 from .operations import GEOMETRIES, MODELS, NO_RECACHE, WEIGHT_BYTES, Request
 
 
@@ -21,15 +22,20 @@ def check_precision(precision: str) -> None:
         raise UserError(f"--precision {precision!r}: expected one of {', '.join(WEIGHT_BYTES)}")
 
 
-def of_bundle(path: Path, precision: str, int8_ring: bool) -> Request:
-    """The bundle's network, geometry and steps, and the operations of its decoder and of what runs behind it counted in
-    the graphs. Raises UserError."""
-    check_precision(precision)
+def of_bundle(path: Path, precision: str | None = None, int8_ring: bool = False) -> Request:
+    """The bundle's network, geometry and steps, and the operations and memory of its decoder and of what runs behind it
+    counted in the graphs. precision: default the bundle's own, FP16 where it was not quantised; a ring that is INT8 in it
+    is so here. Raises UserError."""
     opened = Bundle.open(path)
     manifest = opened.manifest
+    if precision is None:
+        precision = manifest.precision if manifest.precision in WEIGHT_BYTES else "fp16"
+    check_precision(precision)
+    wide = 4 if precision == "fp32" else 2
     try:
         flops = {name: sum(graph_flops(opened.graph_path(name)).values()) for name in ("decode", *opened.post)}
-        held = post_bytes(opened, precision)
+        decoder = decoder_in(opened, flops["decode"], wide)
+        held = post_bytes(opened, wide)
     except ImportError:
         raise UserError("plan --bundle reads the graphs: pip install onnx") from None
     schedule = manifest.schedule
@@ -39,9 +45,9 @@ def of_bundle(path: Path, precision: str, int8_ring: bool) -> Request:
         passes=len(schedule.steps) + 1,
         first_passes=len(schedule.first_steps) + 1 if schedule.first_steps else None,
         precision=precision,  # type: ignore[arg-type] - checked above
-        int8_ring=int8_ring,
+        int8_ring=int8_ring or any(spec.name == "k_0_scale" for spec in manifest.graphs["step"].inputs),
         recache=manifest.recache,
-        decode_flops=flops["decode"],
+        own_decoder=decoder,
         post_flops={
             name: flops[name] * (times_of(manifest.graphs) if name == "upscale" and "smooth" in opened.post else 1)
             for name in opened.post
@@ -50,12 +56,21 @@ def of_bundle(path: Path, precision: str, int8_ring: bool) -> Request:
     )
 
 
-def post_bytes(bundle: Bundle, precision: str) -> int:
+def decoder_in(bundle: Bundle, flops: int, wide: int) -> Decoder:
+    """What the bundle's decoder takes, with the first chunk's twin where it has one; values are of `wide` bytes."""
+    graphs = bundle.manifest.graphs
+    held = [graph_memory(bundle.graph_path(name), wide) for name in ("decode", "decode_first") if name in graphs]
+    states = sum(math.prod(s.shape) for s in graphs["decode"].outputs if s.name.endswith("_next"))
+    weights, live = sum(one.weights for one in held), max(one.live for one in held)
+    return Decoder(flops, weights // wide, states, live // wide)
+
+
+def post_bytes(bundle: Bundle, wide: int) -> int:
     """What the graphs behind the decoder take on the device. What they hand on is there twice, for the decoder's two turns,
     and `upscale` behind `smooth` hands on every part of its own. Their weights are never quantised."""
     total = 0
     for name in bundle.post:
-        held = graph_memory(bundle.graph_path(name), 4 if precision == "fp32" else 2)
+        held = graph_memory(bundle.graph_path(name), wide)
         parts = times_of(bundle.manifest.graphs) if name == "upscale" and "smooth" in bundle.post else 1
         made = sum(math.prod(spec.shape) for spec in bundle.manifest.graphs[name].outputs)  # frames are bytes
         total += held.weights + held.live + 2 * parts * made

@@ -50,9 +50,8 @@ def pass_seconds(request: Request, device: Device, factor: float, work: Pass | N
     parts, wide = memory(request), 4 if request.precision == "fp32" else 2
     live = parts.activations if work is None else live_values(request.network, request.geometry.cache_tokens, wide)
     work = work or step_pass(request.network, request.geometry)
-    fast = {"fp32": device.fp16 / 4, "fp16": device.fp16, "fp8": device.fp8 or 0, "int8": device.int8}[
-        request.precision
-    ]
+    known = {"fp32": device.fp16 / 4, "fp8": device.fp8 or 0, "int8": device.int8}
+    fast = known.get(request.precision, device.fp16)
     if not fast:
         return math.inf
     attention = work.self_attention + work.cross_attention  # stays in FP16 in every quantised form
@@ -95,13 +94,14 @@ def advise(request: Request, device: Device) -> str:
         g = request.geometry
         if size[0] * size[1] > g.width * g.height or any(side % (2 * g.space_scale) for side in size):
             continue
+        own, share = request.own_decoder, size[0] * size[1] / (g.width * g.height)
         for precision in dict.fromkeys((request.precision, "int8")):
             tried = replace(
                 request,
                 precision=precision,
                 int8_ring=request.int8_ring or precision == "int8",
                 geometry=request.geometry.model_copy(update={"width": size[0], "height": size[1]}),
-                decode_flops=None,
+                own_decoder=None if own is None else own.at(share),
             )
             fits = memory(tried).total <= 0.9 * device.memory * 1e9
             if fits and chunk_seconds(tried, device, low) <= tried.geometry.chunk_seconds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from everframe.calibration.calibrate import Settings, calibrate
-from everframe.calibration.linears import PARTS, find_convolutions, find_linears, tensor_values, weight_of
+from everframe.calibration.linears import PARTS, Linear, find_convolutions, find_linears, tensor_values, weight_of
 from everframe.calibration.observe import observe
 from everframe.calibration.quantize import METHODS, Range, peaks_of_weights, quantise, ranges
-from everframe.calibration.sensitivity import Sensitivity, exclusions
-from everframe.engines.bundle import Bundle
+from everframe.calibration.sensitivity import Sensitivity, exclusions, measure, references
+from everframe.engines.base import EngineOptions
+from everframe.engines.bundle import Bundle, write_manifest
+from everframe.engines.datafile import SHARED
 from everframe.engines.errors import UserError
+from everframe.engines.graphfile import describe_graph
 from everframe.export.wanexport import export_wan
 from everframe.runtime import DEMO_BUNDLE, Stream
 from everframe.runtime.cli.app import app
@@ -148,12 +152,9 @@ def test_bad_ranges_fail_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not quality["passed"]
 
 
-def test_int8_ring(portable_path: Path, bundle_path: Path, tmp_path: Path) -> None:
+def test_int8_ring(portable_path: Path, tmp_path: Path) -> None:
     """A quarter of the float ring, and close to it over 200 chunks."""
     out = tmp_path / "ring.everframe"
-    with pytest.raises(UserError, match="needs the portable form"):
-        calibrate(bundle_path, out, changed(QUICK, ring="int8"), False)
-    assert list(tmp_path.iterdir()) in ([], [tmp_path / "ring.everframe.calibrating"])
     calibrate(portable_path, out, changed(QUICK, precision="int8-weights", ring="int8"), False)
     floats, small = Bundle.open(portable_path), Bundle.open(out)
     with Stream(floats, seed=3) as a, Stream(small, seed=3) as b:
@@ -238,6 +239,78 @@ def test_sensitivity_decides_what_stays_in_float(bundle_path: Path, tmp_path: Pa
     assert len(stored) == 2 * len(PARTS) - len(record["excluded"])
 
 
+def with_weights_beside(bundle: Bundle, folder: Path, scale: float = 1.0) -> Bundle:
+    """The same bundle with the step graph's weights in a file of their own, as large ones have them, all times `scale`."""
+    shutil.copytree(bundle.path, folder)
+    model = onnx.load(folder / "step.onnx")
+    for tensor in model.graph.initializer:
+        if (values := numpy_helper.to_array(tensor)).dtype.kind == "f" and values.ndim == 2:
+            tensor.CopyFrom(numpy_helper.from_array((scale * values).astype(values.dtype), tensor.name))
+    onnx.save(model, folder / "step.onnx", save_as_external_data=True, location=SHARED, size_threshold=1024)
+    graphs = bundle.manifest.graphs | {"step": describe_graph(folder / "step.onnx", [SHARED])}
+    write_manifest(folder, bundle.manifest.model_copy(update={"graphs": graphs}))
+    return Bundle.open(folder)
+
+
+def test_sensitivity_leaves_large_weights_where_they_are(bundle: Bundle, tmp_path: Path) -> None:
+    """A protobuf ends at 2 GiB: the graph of each layer holds that layer's weights alone. The numbers are the same."""
+    beside = with_weights_beside(bundle, tmp_path / "beside.everframe")
+    whole = (beside.path / SHARED).stat().st_size
+    linears = find_linears(onnx.load(bundle.graph_path("step")), 2)[:3]
+    one = EngineOptions(threads=1)
+    known = references(bundle, PROMPTS[:1], 0, 2, one)
+    results = []
+    for made, work in ((bundle, tmp_path / "a"), (beside, tmp_path / "b")):
+        step = onnx.load(made.graph_path("step"), load_external_data=False)
+        own = find_linears(step, 2)[:3]
+        assert [linear.name for linear in own] == [linear.name for linear in linears]
+        results.append(measure(made, own, {}, "int4-weights", known, work, lambda *_: None, one))
+    assert all(result.latent > 0 for result in results[0])
+    for a, b in zip(*results, strict=True):
+        assert b.latent == pytest.approx(a.latent, rel=1e-3)
+    sizes = [(tmp_path / work / "step.changed.onnx").stat().st_size for work in ("a", "b")]
+    assert sizes[1] < sizes[0] - 0.8 * whole
+
+
+def test_other_weights_are_other_statistics(bundle: Bundle, tmp_path: Path) -> None:
+    """Two large bundles may have the same graph and other weights beside it: nothing that was kept of one is the other's."""
+    found = []
+    for scale, work in ((1.0, "w"), (2.0, "w"), (2.0, "fresh")):
+        made = with_weights_beside(bundle, tmp_path / f"{scale}-{work}.everframe", scale)
+        step = onnx.load(made.graph_path("step"), load_external_data=False)
+        linears = find_linears(step, 2)
+        found.append(observe(made, linears, PROMPTS[:1], [0], 2, "minmax", tmp_path / work, lambda *_: None).peaks)
+    assert found[0].keys() == found[1].keys() == found[2].keys()
+    assert all((found[1][name] == found[2][name]).all() for name in found[1])
+    assert any((found[0][name] != found[1][name]).any() for name in found[0])
+
+
+def test_convolutions_of_clips(tmp_path: Path) -> None:
+    """The Wan VAE's have an axis of time: every output channel has one scale."""
+    import onnxruntime as ort
+
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((6, 4, 3, 3, 3)) * np.logspace(-2, 1, 6).reshape(6, 1, 1, 1, 1)).astype(np.float32)
+    x = rng.standard_normal((1, 4, 3, 8, 8)).astype(np.float32)
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="conv")],
+        "decode",
+        [value("x", onnx.TensorProto.FLOAT, x.shape)],
+        [value("y", onnx.TensorProto.FLOAT, [1, 6, 1, 6, 6])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    expected = np.asarray(ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0])
+    quantise(model, [Linear("decode 1", "conv", "x", ("w",), conv=True)], tmp_path, "int8-weights", {})
+    onnx.checker.check_model(model, full_check=True)
+    got = np.asarray(ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0])
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert constants["conv.scale"] == pytest.approx(np.abs(weight).reshape(6, -1).max(1) / 127, rel=1e-6)
+    for channel in range(6):  # the small ones as exactly as the large ones
+        assert np.abs(got[0, channel] - expected[0, channel]).max() < 0.02 * np.abs(expected[0, channel]).max()
+
+
 def test_an_interrupted_calibration_goes_on(bundle: Bundle, step: onnx.ModelProto, tmp_path: Path) -> None:
     linears = find_linears(step, 2)
     whole = observe(bundle, linears, PROMPTS[:2], [0, 1], 2, "percentile", tmp_path / "a", lambda *_: None)
@@ -317,9 +390,20 @@ def test_the_decoder_too(bundle_path: Path, tmp_path: Path) -> None:
         ({"ring": "int4"}, "--ring 'int4'"),
         ({"alpha": 1.5}, "--alpha 1.5"),
         ({"prompts": ("a stone",)}, "prompt 'a stone' is not in the bundle's prompt bank"),
+        ({"ring": "int8"}, "--ring int8 needs the portable form"),
+        ({"decoder": True, "precision": "fp8"}, "--decoder: .* not fp8; expected --precision int8"),
+        ({"decoder": True, "precision": "int4-weights"}, "--decoder: .* not int4-weights"),
+        (
+            {"exclude": ("ffn.2", "fnn.0")},
+            "--exclude 'fnn.0': is in no layer's name; expected a part of one of block 0 self.q",
+        ),
     ],
 )
-def test_bad_settings(changes: dict, words: str, bundle_path: Path, tmp_path: Path) -> None:
+def test_bad_settings(
+    changes: dict, words: str, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before hours of streaming."""
+    monkeypatch.setattr("everframe.calibration.calibrate.observe", None)
     with pytest.raises(UserError, match=words):
         calibrate(bundle_path, tmp_path / "x.everframe", changed(QUICK, **changes), False)
     assert not list(tmp_path.iterdir())

@@ -151,6 +151,7 @@ def test_a_graph_that_disagrees_is_not_written(
         (Overrides(sink_distance=8, rope="relative"), ["sink_distance 8", "9 or more", "window of 12"]),
         (Overrides(jitter_by="pixel"), ["jitter_by", "pixel"]),
         (Overrides(jitter_design=100), ["jitter_design 100", "jitter_by layer"]),
+        (Overrides(jitter_design=100, jitter_by="layer", jitter=0.0), ["jitter_design 100", "jitter_sigma above 0"]),
     ],
 )
 def test_impossible_overrides(checkpoint: Path, tmp_path: Path, overrides: Overrides, words: list[str]) -> None:

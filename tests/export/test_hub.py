@@ -270,6 +270,7 @@ def test_the_table() -> None:
     assert dictionaries["causal-forcing"] == dictionaries["longlive"] == "generator"  # the facts of their authors
     assert dictionaries["causal-forcing++-2step"] == dictionaries["causal-forcing++-1step"] == "generator_ema"
     assert dictionaries["reward-forcing"] is None
+    assert dictionaries["longlive-2-5b"] == dictionaries["longlive-2-5b-2step"] == ("generator", "model", "flat")
     assert recipes["longlive"].lora_alpha == 256
     for recipe in recipes.values():
         used = recipe.files("taehv", set())

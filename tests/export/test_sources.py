@@ -31,7 +31,9 @@ def flat(home: Path) -> dict[str, Tensor]:
     return load_file(home / "diffusion_pytorch_model.safetensors")
 
 
-def loaded(home: Path, file: Path, dictionary: str | None = None, report: Report | None = None) -> Wan:
+def loaded(
+    home: Path, file: Path, dictionary: str | tuple[str, ...] | None = None, report: Report | None = None
+) -> Wan:
     given = source(home, generator=file, dictionary=dictionary)
     return load_transformer(given, single, report or Report())
 
@@ -120,6 +122,22 @@ def test_which_dictionary_is_said_aloud(wan_home: Path, tmp_path: Path) -> None:
         loaded(wan_home, tmp_path / "flat.pt", "generator")
     with pytest.raises(UserError, match="--dictionary generator"):
         loaded(wan_home, wan_home / "diffusion_pytorch_model.safetensors", "generator")
+
+
+def test_a_recipe_takes_the_first_dictionary_that_is_there(wan_home: Path, tmp_path: Path) -> None:
+    """As LongLive 2.0's code does: `generator`, else `model`, else the tensors themselves, never an average."""
+    first = ("generator", "model", "flat")
+    own, other = flat(wan_home), {name: tensor + 1 for name, tensor in flat(wan_home).items()}
+    expected = loaded(wan_home, wan_home / "diffusers")
+    for number, content in enumerate(
+        (own, {"model": own}, {"generator": own, "model": other}, {"generator_ema": other, "model": own})
+    ):
+        torch.save(content, tmp_path / f"{number}.pt")
+        same(loaded(wan_home, tmp_path / f"{number}.pt", first), expected)
+    same(loaded(wan_home, wan_home / "diffusion_pytorch_model.safetensors", first), expected)
+    torch.save({"generator_ema": own}, tmp_path / "ema.pt")
+    with pytest.raises(UserError, match=r"ema\.pt: found generator_ema; expected tensors or one of generator, model$"):
+        loaded(wan_home, tmp_path / "ema.pt", first)
 
 
 def scaled(state: dict[str, Tensor], kind: torch.dtype, suffix: str, rows: bool) -> tuple[dict, dict]:

@@ -20,10 +20,12 @@ from everframe.export.wanexport import (
     export_wan,
     generator_family,
     geometry_of,
+    read_parts,
     schedule_of,
     settled,
     shots_of,
 )
+from everframe.export.weightfile import scratch
 from everframe.runtime import Stream
 
 from wanfiles import WAN_PROMPTS, source, source22
@@ -72,7 +74,7 @@ def test_the_recipes(wan22_home: Path, name: str) -> None:
         ({"vae": "taew2_1.pth"}, ["taew2_1.pth", "16 latent channels", "48"]),
         ({"recache": "window"}, ["--recache window", "none with shots, or --no-shots"]),
         ({"rope": "relative"}, ["--rope relative", "absolute with shots"]),
-        ({"steps": (999, 937, 833, 624)}, ["--steps", "1000,750,500,250"]),
+        ({"steps": (999, 937, 833, 624)}, ["--steps", "again; expected those with --shift 5", "1000,750,500,250"]),
     ],
 )  # fmt: skip
 def test_refusals(wan_home: Path, wan22_home: Path, tmp_path: Path, changes: dict, words: list[str]) -> None:
@@ -84,6 +86,39 @@ def test_refusals(wan_home: Path, wan22_home: Path, tmp_path: Path, changes: dic
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (["--form", "portable", "--probe"], "--form portable: has no probe"),
+        (["--form", "portable", "--window", "3", "--sink", "0"], "--form portable: .* a window larger than a chunk"),
+        (["--sink-distance", "30"], "--sink-distance 30: expected --rope relative"),
+        (["--sink-distance", "3", "--rope", "relative"], "sink_distance 3: expected 9 or more"),
+        (["--jitter-design", "100", "--jitter", "0"], "jitter_design 100: expected a jitter_sigma above 0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], refused: str
+) -> None:
+    monkeypatch.setattr("everframe.export.cli.recipe_files", None)
+    given = ["export", "wan", "--recipe", "longlive", "-o", str(tmp_path / "x.everframe"), *words]
+    with pytest.raises(UserError, match=refused):
+        CliRunner().invoke(app, given, catch_exceptions=False)
+
+
+def test_prompts_with_the_prefix_of_a_shot(wan22_home: Path, tmp_path: Path) -> None:
+    """A bank holds them without it; the same one with and without is there twice."""
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"{WAN_PROMPTS[0]}\n{SHOT_PREFIX}{WAN_PROMPTS[1]}\n")
+    chosen = settled(source22(wan22_home, prompts=file, vae=wan22_home / "taew2_2.pth"), WAN_22)
+    with scratch(tmp_path / "x.everframe") as weights:
+        parts = read_parts(chosen, weights)
+    assert list(parts.prompts) == WAN_PROMPTS
+    assert list(parts.shot_prompts) == [SHOT_PREFIX + prompt for prompt in WAN_PROMPTS]
+    file.write_text(f"{WAN_PROMPTS[0]}\n{SHOT_PREFIX}{WAN_PROMPTS[0]}\n")
+    with pytest.raises(UserError, match=r"prompts\.txt: prompt 'a quiet sea' is there twice"):
+        check_choices(chosen)
 
 
 @pytest.mark.slow

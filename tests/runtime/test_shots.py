@@ -151,6 +151,22 @@ def test_a_state_in_the_middle_of_a_shot(wan22_paths: dict[str, Path], tmp_path:
                 assert (second.next_chunk().frames == expected[c]).all(), (split, c)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_state_is_restored_again_and_again(wan22_paths: dict[str, Path], form: str) -> None:
+    """As calibration does for every layer: going on from a state changes nothing of it."""
+    with Stream(Bundle.open(wan22_paths[form]), seed=1, overlap=False) as stream:
+        for c in range(6):
+            if c == 3:
+                stream.set_prompt(WAN_PROMPTS[1], "cut")
+            stream.next_chunk()
+        state = stream.snapshot()
+        expected = [stream.next_chunk().latent for _ in range(3)]
+        for _ in range(2):
+            stream.restore(*state)
+            for latent in expected:
+                assert (stream.next_chunk().latent == latent).all()
+
+
 def test_a_stream_begun_anew_is_a_new_stream(wan22_paths: dict[str, Path]) -> None:
     bundle = Bundle.open(wan22_paths["portable"])
     with Stream(bundle, seed=2, overlap=False) as stream:
@@ -205,6 +221,14 @@ def test_a_prompt_that_is_not_there_for_a_shot(wan22_home: Path, wan22_paths: di
         stream.next_chunk()
         stream.set_prompt("a quiet city", "cut")
         assert stream.next_chunk().prompt == "a quiet city"
+    # With the prefix it is the same prompt: lists of prompts of the model's authors have it.
+    encoder = str(wan22_home / "text")
+    assert add(path, [f"{PREFIX}a quiet city", f"{PREFIX}{PREFIX}a quiet snow"], None, encoder) == 1
+    assert Bundle.open(path).manifest.prompts == [*WAN_PROMPTS, "a quiet city", "a quiet snow"]
+    with Stream(Bundle.open(path), prompt=f"{PREFIX}a quiet snow", overlap=False) as stream:
+        assert stream.next_chunk().prompt == "a quiet snow"
+        stream.set_prompt(f"  {PREFIX}a quiet snow", "swap")
+        assert stream.next_chunk().prompt == "a quiet snow"
 
 
 class Rolled:

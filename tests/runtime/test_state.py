@@ -16,7 +16,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from everframe.engines.bundle import Bundle
+from everframe.engines.base import EngineOptions
+from everframe.engines.bundle import Bundle, Shots
 from everframe.engines.errors import UserError
 from everframe.runtime import Stream
 from everframe.runtime.state import load_state, save_state
@@ -65,6 +66,23 @@ def test_bit_for_bit(
             assert (chunk.frames == expected[c].frames).all()
             assert (chunk.latent == expected[c].latent).all()
     assert [f.name for f in tmp_path.iterdir()] == ["s.safetensors"]
+
+
+def test_a_running_stream_goes_back(bundle: Bundle) -> None:
+    """As the server does when numbers are not finite: a chunk is in flight, with one thread not even begun."""
+    one = EngineOptions(threads=1)
+    with Stream(bundle, seed=4, overlap=True, options=one) as stream:
+        for _ in range(5):
+            stream.next_chunk()
+        state = stream.snapshot()
+        expected = [stream.next_chunk() for _ in range(4)]
+        for _ in range(2):  # the same state again
+            stream.restore(*state)
+            for chunk in expected:
+                again = stream.next_chunk()
+                assert again.index == chunk.index
+                assert (again.latent == chunk.latent).all()
+                assert (again.frames == chunk.frames).all()
 
 
 LOOP = """
@@ -141,6 +159,47 @@ def test_states_of_something_else(following_paths: dict[str, Path], tmp_path: Pa
         save_file(tensors | {"k_0": np.zeros(3, np.float32)}, file, {"state": json.dumps(facts)})
         with pytest.raises(UserError, match="tensor k_0"):
             load_state(stream, file)
+
+
+def test_states_of_bundles_whose_graphs_are_the_same(bundle_path: Path, tmp_path: Path) -> None:
+    """Sinks that stay and shots are in no step graph: the ring is another one all the same. States of before say less, and
+    are taken where they fit."""
+    plain = Bundle.open(bundle_path)
+    shots = Shots(offset=8, prefix="Next. ")
+
+    def other(geometry: dict[str, object], **changes: object) -> Bundle:
+        g = plain.manifest.geometry.model_copy(update=geometry)
+        return Bundle(plain.path, plain.manifest.model_copy(update={"geometry": g, **changes}))
+
+    def load(bundle: Bundle, file: Path) -> None:
+        with Stream(bundle, seed=1, verify=False) as stream:
+            load_state(stream, file)
+            stream.next_chunk()
+
+    files = {name: tmp_path / name for name in ("plain", "shots", "old-plain", "old-shots")}
+    cutting = other({}, shots=shots)
+    for name, bundle in (("plain", plain), ("shots", cutting)):
+        with Stream(bundle, seed=1, verify=False) as stream:
+            stream.next_chunk()
+            save_state(stream, files[name])
+        with safe_open(files[name], "np") as f:
+            facts, tensors = json.loads(f.metadata()["state"]), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+        del facts["ring"]
+        save_file(tensors, files[f"old-{name}"], {"state": json.dumps(facts)})
+    for bundle, name in ((plain, "plain"), (cutting, "shots")):
+        load(bundle, files[name])
+        load(bundle, files[f"old-{name}"])
+    for bundle, name, words in (
+        (other({"sink": 6}), "plain", "sink 3, here 6"),
+        (other({"sink_ema": 0.9}), "plain", "sink_ema None, here 0.9"),
+        (cutting, "plain", "shots None, here 8"),
+        (cutting, "old-plain", "shots None, here 8"),
+        (plain, "shots", "shots 8, here None"),
+        (plain, "old-shots", "shots 0, here None"),
+        (other({}, shots=Shots(offset=4, prefix="Next. ")), "shots", "shots 8, here 4"),
+    ):
+        with pytest.raises(UserError, match=f"belongs to another bundle: {words}"):
+            load(bundle, files[name])
 
 
 def test_a_disk_that_is_full_keeps_the_old_state(bundle_path: Path, tmp_path: Path) -> None:

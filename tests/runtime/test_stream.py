@@ -346,3 +346,22 @@ def test_a_cut_at_once_forgets_the_chunk_in_flight(bundle: Bundle) -> None:
         overlapped.set_prompt(PROMPTS[2], "swap")
         overlapped.cut_at_once()
         assert overlapped.next_chunk().prompt == PROMPTS[1]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_order_behind_a_new_beginning(bundle: Bundle, overlap: bool) -> None:
+    """Everything was emptied: another prompt, by any transition, is the one that the new scene begins with."""
+    made = []
+    for prompt, order in ((PROMPTS[1], None), (PROMPTS[0], "swap"), (PROMPTS[0], "smooth"), (PROMPTS[0], "flush")):
+        with Stream(bundle, seed=5, overlap=overlap) as stream:
+            for _ in range(6):
+                stream.next_chunk()
+            stream.begin_anew(prompt)
+            if order is not None:
+                stream.set_prompt(PROMPTS[1], order)  # type: ignore[arg-type]
+            made.append([stream.next_chunk() for _ in range(3)])
+    for others in made[1:]:
+        for chunk, other in zip(made[0], others, strict=True):
+            assert other.prompt == PROMPTS[1]
+            assert (other.latent == chunk.latent).all()
+            assert (other.frames == chunk.frames).all()

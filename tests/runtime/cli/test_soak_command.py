@@ -31,10 +31,19 @@ def test_a_second_run_in_the_folder(bundle_path: Path, tmp_path: Path) -> None:
     run("--minutes", "1", refused="--resume goes on with it, --force replaces it")
     run("--minutes", "2", "--resume", "--seed", "1", refused="belongs to another seed")
     run("--minutes", "2", "--resume", "--prompt", PROMPTS[1], refused="belongs to another prompt")
+    run("--minutes", "2", "--resume", "--start", "30", refused="belongs to another start (0, here 30)")
     assert minutes() == [(0, 0)]
     run("--minutes", "2", "--resume")
     assert minutes() == [(0, 0), (1, 1)]
     run("--minutes", "1", "--force")
     assert minutes() == [(0, 0)]
+    run("--minutes", "0.1", "--force")  # too short for a state: that of the run before is gone with it
+    assert minutes() == [(0, 0)]
+    run("--minutes", "2", "--resume", refused="soak.state: no such state")
+    run(
+        "--minutes",
+        "0.1",
+        refused="soak.json: an earlier run stands here; it has no state to go on from, --force replaces it",
+    )
     (tmp_path / "out" / "soak.state").write_bytes(b"half")
     run("--minutes", "2", "--resume", refused="soak.state: not a whole state")

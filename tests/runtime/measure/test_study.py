@@ -18,7 +18,9 @@ from everframe.runtime.measure.study import (
     STRETCHED,
     collapse,
     collapse_indices,
+    fitting,
     heads_together,
+    read_runs,
     study_sinks,
     variants,
 )
@@ -51,6 +53,12 @@ def test_heads_together() -> None:
     in_turn[::10, :, 0] = in_turn[5::10, :, 1] = 0.5
     assert heads_together(in_step.reshape(110, 4), 2) == pytest.approx(10)
     assert heads_together(in_turn.reshape(110, 4), 2) == 0
+
+
+def test_heads_together_of_a_stream_that_is_too_short() -> None:
+    """The first ten chunks are not judged; 60 latent frames in chunks of eight have six behind the sinks."""
+    for chunks in (0, 6, 10):
+        assert heads_together(np.full((chunks, 4), 0.1), 2) == 0
 
 
 def test_variants_are_checked() -> None:
@@ -98,6 +106,25 @@ def test_a_study_that_was_cut_off_makes_what_it_lacks(bundle_path: Path, tmp_pat
     assert [r["distance"] for r in resumed["runs"]] == [r["distance"] for r in whole["runs"]]
     assert "--resume goes on with it" in study(*both, code=1)  # as an exception: the command line's own turns it to 2
     assert "another trained" in study(*both, "--resume", "--trained", "30", code=1)
+    bundle = Bundle.open(bundle_path)
+    for changes, words in (
+        ({"rope": {"jitter_sigma": 0.5}}, r"another rope jitter_sigma \(0.8, here 0.5\)"),
+        ({"rope": {"jitter_seed": 9}}, r"another rope jitter_seed \(3, here 9\)"),
+        ({"rope": {"epsilon": [0.1, 0.2]}}, r"another rope epsilon \(.*, here \[0.1, 0.2\]\)"),
+        ({"geometry": {"sink": 6}}, r"another geometry sink \(3, here 6\)"),
+    ):
+        parts = {name: getattr(bundle.manifest, name).model_copy(update=part) for name, part in changes.items()}
+        with pytest.raises(UserError, match=words):
+            read_runs(file.parent, Bundle(bundle.path, bundle.manifest.model_copy(update=parts)), 60, 21)
+    graph = bundle.manifest.graphs["step"]
+    graphs = bundle.manifest.graphs | {
+        "step": graph.model_copy(update={"data": [graph.model]})
+    }  # other weights beside it
+    with pytest.raises(UserError, match="another step_digest"):
+        read_runs(file.parent, Bundle(bundle.path, bundle.manifest.model_copy(update={"graphs": graphs})), 60, 21)
+    before = {k: v for k, v in whole.items() if k not in ("step_digest", "rope", "geometry")}
+    file.write_text(json.dumps(before))  # a record of before says less
+    assert len(read_runs(file.parent, bundle, 60, 21)) == 3
     file.write_text('{"runs": 1}')
     assert "not a study's record" in study(*both, "--resume", code=1)
 
@@ -116,6 +143,21 @@ def test_every_variant_of_a_bundle_that_can_do_all(checkpoint: Path, tmp_path: P
         assert kinds["designed"][1] < kinds["layers"][1] < kinds["none"][1]
     assert "wan2.1-1.3b" in record["spectra"]
     assert sum("highest mean cosine" in line for line in told) == 2
+
+
+def test_at_a_jitter_of_nothing_the_kinds_of_jitter_are_none(bundle: Bundle, tmp_path: Path) -> None:
+    inputs = [
+        spec.model_copy(update={"shape": [2, *spec.shape]}) if spec.name == "rope_cos" else spec
+        for spec in bundle.manifest.graphs["step"].inputs
+    ]
+    inputs.append(inputs[0].model_copy(update={"name": "sink_cos"}))
+    graphs = bundle.manifest.graphs | {"step": bundle.manifest.graphs["step"].model_copy(update={"inputs": inputs})}
+    able = bundle.manifest.model_copy(update={"graphs": graphs})
+    assert fitting(Bundle(bundle.path, able), OTHERS) == list(OTHERS)
+    still = able.model_copy(update={"rope": able.rope.model_copy(update={"jitter_sigma": 0.0})})
+    assert fitting(Bundle(bundle.path, still), OTHERS) == [*STRETCHED, "relative", "horizon"]
+    with pytest.raises(UserError, match=r"method heads: .* has a jitter of 0, .*--jitter above 0"):
+        study_sinks(Bundle(bundle.path, still), tmp_path / "r", methods=["heads"])
 
 
 @pytest.mark.parametrize(("method", "flag"), [("horizon", "--rope relative"), ("designed", "--jitter-by layer")])

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from everframe.engines.bundle import Bundle, Geometry, Network
+from everframe.engines.bundle import Bundle, Geometry, Network, write_manifest
 from everframe.engines.cost import Held, graph_flops, graph_memory
 from everframe.engines.errors import UserError
 from everframe.export.graphs import PromptGraph, Ring, StepGraph
@@ -25,6 +25,7 @@ from everframe.export.taehv import Taehv, TaehvConfig
 from everframe.export.wan import Wan, WanConfig
 from everframe.export.wanvae import WanVae, WanVaeConfig
 from everframe.export.wanvae22 import WAN_22_VAE, Wan22Vae
+from everframe.runtime import Stream
 from everframe.runtime.cli.app import app
 from everframe.runtime.plan.devices import CLASSES, DEVICES
 from everframe.runtime.plan.operations import (
@@ -36,9 +37,10 @@ from everframe.runtime.plan.operations import (
     recache_pass,
     step_pass,
 )
-from everframe.runtime.plan.request import of_bundle, of_model
+from everframe.runtime.plan.request import decoder_in, of_bundle, of_model
 from everframe.runtime.plan.roofline import SIZES, judge
 
+from helpers import with_int8_ring
 from postfiles import smooth_file, upscale_file
 
 FULL = Geometry(width=832, height=480, fps=16, latent_channels=16, chunk=3, sink=3, window=12)
@@ -102,11 +104,11 @@ def test_decoder_flops_are_those_of_torch(kind: str) -> None:
             vae = WanVae(WanVaeConfig())
             latents = latents.transpose(1, 2)
             vae.decode(latents, vae.zero_states(latents), first=False)
-    flops, weights, _ = decode_cost(kind, geometry)
+    cost = decode_cost(kind, geometry)
     # the VAE's 1×1 convolutions (shortcuts, attention) and its attention are left out: below two per cent at any size
-    assert flops == pytest.approx(counter.get_total_flops(), rel=0.02 if kind == "wan" else 1e-9)
+    assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.02 if kind == "wan" else 1e-9)
     model = Taehv(TaehvConfig()).decoder if kind == "taehv" else WanVae(WanVaeConfig()).decoder
-    assert weights == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.02)
+    assert cost.weights == pytest.approx(2 * sum(p.numel() for p in model.parameters()), rel=0.02)
 
 
 @torch.no_grad()
@@ -121,9 +123,9 @@ def test_decoder_flops_of_the_5b_are_those_of_torch(kind: str) -> None:
             model = Wan22Vae(WAN_22_VAE)
             latents = torch.zeros(1, 48, 8, 4, 6)
             model.decode(latents, model.zero_states(latents), first=False)
-    flops, weights, _ = decode_cost(kind, geometry)
-    assert flops == pytest.approx(counter.get_total_flops(), rel=0.02 if kind == "wan" else 1e-9)
-    assert weights == pytest.approx(sum(p.numel() for p in model.decoder.parameters()), rel=0.02)
+    cost = decode_cost(kind, geometry)
+    assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.02 if kind == "wan" else 1e-9)
+    assert cost.weights == pytest.approx(2 * sum(p.numel() for p in model.decoder.parameters()), rel=0.02)
 
 
 def test_the_5b() -> None:
@@ -178,7 +180,7 @@ def test_a_first_chunk_with_steps_of_its_own() -> None:
     own, card = replace(usual, first_passes=5), next(d for d in DEVICES if d.name == "RTX 4090")
     before, after = judge(usual, card), judge(own, card)
     assert before.first == before.worst == after.worst
-    decode = decode_cost("taehv", geometry)[0] / (card.fp16 * 1e12 * CLASSES[card.kind].lowest)
+    decode = decode_cost("taehv", geometry).flops / (card.fp16 * 1e12 * CLASSES[card.kind].lowest)
     assert after.first - decode == pytest.approx(2.5 * (after.worst - decode))
 
 
@@ -240,6 +242,67 @@ def test_graphs_behind_the_decoder_take_memory(bundle_path: Path, tmp_path: Path
     assert plain.post == 0
     assert shown < both.post < shown + 4 * 32 * frames
     assert both.total - plain.total == both.post
+
+
+def test_a_bundles_own_decoder(bundle_path: Path) -> None:
+    """Its states against those that a stream allocates, and the first chunk's engine, which has weights of its own."""
+    bundle = Bundle.open(bundle_path)
+    with Stream(bundle) as stream:
+        allocated = stream.sizes()["states"]
+    held = graph_memory(bundle.graph_path("decode"), 4)
+    assert memory(of_bundle(bundle_path, "fp32")).decoder == held.weights + held.live + allocated
+    graphs = bundle.manifest.graphs
+    twins = Bundle(
+        bundle_path, bundle.manifest.model_copy(update={"graphs": graphs | {"decode_first": graphs["decode"]}})
+    )
+    one, two = (decoder_in(b, 0, 4) for b in (bundle, twins))
+    assert 4 * (two.held - one.held) == pytest.approx(held.weights, abs=8)
+
+
+def test_the_public_decoders_states_are_there_twice() -> None:
+    """Those of the Wan 2.2 VAE at the 5B's size: 3.2 GB a set in FP16, and its weights for two engines."""
+    parts = memory(of_model("wan2.2-5b", {}, 4, "fp16", False, "wan"))
+    vae = Wan22VaeOnNothing()
+    assert parts.decoder > 2 * (2 * vae.states + 2 * vae.weights)
+    assert 2 * vae.states == pytest.approx(3.2e9, rel=0.05)
+
+
+class Wan22VaeOnNothing:
+    """How many values the states and the decoder's weights are, by PyTorch's own shapes."""
+
+    def __init__(self) -> None:
+        with torch.device("meta"):
+            model = Wan22Vae(WAN_22_VAE)
+            latents = torch.zeros(1, 48, 8, 44, 80)
+            self.states = sum(state.numel() for state in model.zero_states(latents))
+        self.weights = sum(p.numel() for p in model.decoder.parameters())
+
+
+def test_a_calibrated_bundle_is_planned_as_it_is(portable_path: Path, bundle_path: Path, tmp_path: Path) -> None:
+    path = with_int8_ring(portable_path, tmp_path / "q.everframe")
+    manifest = Bundle.open(path).manifest
+    write_manifest(path, manifest.model_copy(update={"precision": "int4-weights"}))
+    own, told = of_bundle(path), of_bundle(path, "fp16")
+    assert (own.precision, own.int8_ring) == ("int4-weights", True)
+    assert (told.precision, told.int8_ring) == ("fp16", True)
+    plain = of_bundle(bundle_path)
+    assert (plain.precision, plain.int8_ring) == ("fp16", False)
+    assert 4 * memory(own).weights == memory(plain).weights
+    assert 2 * memory(own).ring == memory(plain).ring
+    card = next(d for d in DEVICES if d.name == "RTX 4090")
+    assert judge(own, card).worst <= judge(plain, card).worst  # the same arithmetic, fewer bytes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--size", "320x192"], ["--chunk", "3"], ["--window", "12"], ["--sink", "3"], ["--fps", "16"]),
+        *(["--steps", "4"], ["--first-steps", "4"], ["--decoder", "taehv"], ["--model", "wan2.2-5b"]),
+    ],
+)
+def test_what_a_bundle_says_itself_is_refused(words: list[str]) -> None:
+    with pytest.raises(UserError, match=f"^{words[0]} {words[1]}: is what the bundle says"):
+        CliRunner().invoke(app, ["plan", "--bundle", "nowhere", *words], catch_exceptions=False)
 
 
 def test_verdicts_move_the_right_way() -> None:
