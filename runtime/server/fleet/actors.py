@@ -72,7 +72,8 @@ def read_fleet(file: Path) -> FleetConfig:
 def memory_of(bundle: Bundle) -> int:
     """Bytes that a stream of this bundle is expected to take: weights (float32 on a CPU), ring, frames, two processes."""
     m = bundle.manifest
-    weights = sum(ref.bytes for graph in m.graphs.values() for ref in (graph.model, *graph.data))
+    files = {ref.file: ref.bytes for graph in m.graphs.values() for ref in (graph.model, *graph.data)}
+    weights = sum(files.values())  # which graphs share, once
     sizes = {"float32": 4, "float16": 2, "int8": 1}
     ring = sum(
         sizes[spec.dtype] * math.prod(spec.shape)
