@@ -29,7 +29,7 @@ clips.WORK, clips.HEIGHT, clips.WIDTH = run.WORK, 48, 64
 clips.open_pool.__defaults__ = (run.WORK,)
 import rollout
 rollout.ROWS, rollout.COLUMNS = 3, 4
-rollout.Tables.__init__.__defaults__ = (True, (3, 4))
+rollout.Tables.__init__.__defaults__ = (True, (3, 4), rollout.TRANSFORMER)
 import autoencoder
 autoencoder.CROP, autoencoder.HELD_OUT = (12, 48, 64), 2
 import assemble, decoder, distill, transformer
