@@ -7,8 +7,8 @@ A training sequence is five chunks: the stream's first chunk (the sinks) and fou
 the sinks, of the two chunks before it and of itself. In each call the clean chunk (timestep 0, slightly noisy: the commit
 pass) stands beside two noisy copies of it at random timesteps, whose flow prediction is the loss.
 
-It starts from the transformer of training/demo, for latents move little when an autoencoder is trained on: the shipped
-one's and those after 3,400 steps of the next are 95 % each other's by one affine map, which is nearly the identity.
+It starts from the transformer of training/demo, for latents move little when an autoencoder is trained on: the first demo's
+and those after 3,400 steps of the next are 95 % each other's by one affine map, which is nearly the identity.
 
 What makes it endless: far positions; half of the sequences with jittered RoPE bases; in the second part of the training
 the history is the model's own four-step output half of the time (self-rollout), while the target stays the truth, so

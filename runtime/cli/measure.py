@@ -198,9 +198,8 @@ def soak(
 
         if resume and prompt is not None and (found := read_facts(state).prompt) != stream.prompt:
             raise UserError(f"{state}: belongs to another prompt ({found}, here {stream.prompt})")
-        if (
-            force and not resume
-        ):  # else --resume would go on with the run that is replaced, until the first minute is over
+        if force and not resume:
+            # Else --resume would go on with the run that is replaced, until the first minute is over.
             state.unlink(missing_ok=True)
         result = soaking.soak(stream, minutes, sheet_minutes, watch, str(engines.computes(opened)), state, resume)
     for file in reports.write_report(output, result):

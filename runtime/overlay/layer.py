@@ -6,6 +6,7 @@ import datetime as dt
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from ...engines.errors import UserError
 from ...engines.files import reason
-from .draw import PAGE, Drawn, draw
+from .draw import PAGE, Drawn, draw, strip_share
 from .parts import Overlay
 
 KEPT = 4  # drawings, of the sizes that are asked for
@@ -36,7 +37,7 @@ class Layer:
         logo: bytes | None = None,
         size: tuple[int, int] = (320, 180),
     ):
-        self.overlay, self.zone = overlay, zone
+        self.overlay, self.zone, self._size = overlay, zone, size
         if logo is None and overlay.logo is not None and overlay.logo.file is not None:
             logo = read_logo(overlay.logo.file)
         self.logo = logo
@@ -50,6 +51,12 @@ class Layer:
     @property
     def empty(self) -> bool:
         return self.overlay.empty
+
+    @cached_property
+    def ticker_share(self) -> float:
+        """The ticker's words in widths of the picture, measured once: every page's connection asks twice a second."""
+        ticker = self.overlay.ticker
+        return 0.0 if ticker is None else strip_share(ticker, self._size, self.overlay.font)
 
     def face(self, now: dt.datetime) -> str:
         """What its clock shows: as long as it stays, so does everything but the ticker's place."""

@@ -48,10 +48,7 @@ def of_bundle(path: Path, precision: str | None = None, int8_ring: bool = False)
         int8_ring=int8_ring or any(spec.name == "k_0_scale" for spec in manifest.graphs["step"].inputs),
         recache=manifest.recache,
         own_decoder=decoder,
-        post_flops={
-            name: flops[name] * (times_of(manifest.graphs) if name == "upscale" and "smooth" in opened.post else 1)
-            for name in opened.post
-        },
+        post_flops={name: flops[name] * runs_of(opened, name) for name in opened.post},
         post_bytes=held,
     )
 
@@ -71,10 +68,14 @@ def post_bytes(bundle: Bundle, wide: int) -> int:
     total = 0
     for name in bundle.post:
         held = graph_memory(bundle.graph_path(name), wide)
-        parts = times_of(bundle.manifest.graphs) if name == "upscale" and "smooth" in bundle.post else 1
         made = sum(math.prod(spec.shape) for spec in bundle.manifest.graphs[name].outputs)  # frames are bytes
-        total += held.weights + held.live + 2 * parts * made
+        total += held.weights + held.live + 2 * runs_of(bundle, name) * made
     return total
+
+
+def runs_of(bundle: Bundle, name: str) -> int:
+    """How often a graph behind the decoder runs for a chunk: `upscale` behind `smooth` once a part."""
+    return times_of(bundle.manifest.graphs) if name == "upscale" and "smooth" in bundle.post else 1
 
 
 def of_model(

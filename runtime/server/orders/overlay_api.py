@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from PIL import Image
 
-from ...overlay.draw import PAGE, strip_place, strip_share
+from ...overlay.draw import PAGE, strip_place
 from ...overlay.layer import Layer
 from ...overlay.parts import Message, Overlay
 from ..guard import FRESH
@@ -113,7 +113,7 @@ def overlay_news(service: Service, now: dt.datetime) -> dict[str, Any]:
         line = {
             "top": strip_place(ticker, PAGE)[0] / PAGE,
             "speed": ticker.speed / 100,
-            "width": strip_share(ticker, service.channel.size, layer.overlay.font),
+            "width": layer.ticker_share,
             "version": overlays.version,
         }
     return {

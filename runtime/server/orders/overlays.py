@@ -62,8 +62,7 @@ class Overlays:
         with self._lock:
             if overlay is None:
                 fresh = self._fresh().model_copy(update={"message": self.kept.message})
-                self._layer(fresh.model_copy(update={"message": None}))
-                self._show(fresh)
+                self._show(fresh, self._uncovered(fresh))
                 return
             if overlay.font is not None or (overlay.logo is not None and overlay.logo.file is not None):
                 raise UserError(
@@ -73,8 +72,7 @@ class Overlays:
                 raise UserError("message: expected at /api/overlay/message, which alone takes it away again")
             font = {"font": self._configured.font}
             kept = self.kept.model_copy(update={"overlay": overlay.model_copy(update=font)})
-            layer = self._layer(kept.model_copy(update={"message": None}))  # also what a message covers can be drawn
-            self._show(kept, layer if kept.message is None else None)
+            self._show(kept, self._uncovered(kept))
 
     def tell(self, message: Message | None) -> None:
         """Cover everything with a message; None: show again what was there before it."""
@@ -87,12 +85,16 @@ class Overlays:
             overlay = self.kept.overlay
             changes = {"overlay": overlay.model_copy(update={"logo": overlay.logo or Logo()}), "uploaded": True}
             kept = self.kept.model_copy(update=changes)
-            layer = self._layer(kept.model_copy(update={"message": None}), content)
+            uncovered = self._uncovered(kept, content)
             write_whole(self._logo, content)
-            self._show(kept, layer if kept.message is None else None)
+            self._show(kept, uncovered)
 
-    def _show(self, kept: Kept, layer: Layer | None = None) -> None:
-        self.layer = layer or self._layer(kept)
+    def _uncovered(self, kept: Kept, logo: bytes | None = None) -> Layer:
+        """Without its message: what a message covers can be drawn too, or the message could not be taken away again."""
+        return self._layer(kept.model_copy(update={"message": None}), logo)
+
+    def _show(self, kept: Kept, uncovered: Layer | None = None) -> None:
+        self.layer = uncovered if uncovered is not None and kept.message is None else self._layer(kept)
         self.kept = kept
         self.version += 1
         try:

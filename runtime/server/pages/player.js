@@ -26,6 +26,13 @@ const Source = window.MediaSource || window.ManagedMediaSource;
 // Relative to the page, which may stand below a path.
 const place = (path) => new URL(path, document.baseURI);
 
+function socketPlace(said) {
+  const address = place("ws/video");
+  address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+  address.search = new URLSearchParams(said);
+  return address;
+}
+
 export class Player {
   constructor(video, still, { screen, via = "", preview = false, overlay = null, frame = null }) {
     Object.assign(this, { video, still, screen, via, preview, overlay, frame });
@@ -76,11 +83,7 @@ export class Player {
   }
 
   connect() {
-    const address = place("ws/video");
-    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
-    const said = { screen: this.screen, preview: this.preview, via: this.via, why: this.why };
-    address.search = new URLSearchParams(said);
-    const socket = new WebSocket(address);
+    const socket = new WebSocket(socketPlace({ screen: this.screen, preview: this.preview, via: this.via, why: this.why }));
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     this.heard = performance.now();
@@ -112,10 +115,7 @@ export class Player {
     }
     this.end();
     const knock = () => {
-      const address = place("ws/video");
-      address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
-      address.search = new URLSearchParams({ screen: this.screen, preview: true });
-      const socket = new WebSocket(address);
+      const socket = new WebSocket(socketPlace({ screen: this.screen, preview: true }));
       socket.onopen = () => location.reload();
       socket.onclose = () => setTimeout(knock, AWAY);
     };
