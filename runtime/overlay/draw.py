@@ -261,6 +261,7 @@ def _rgba(colour: str) -> list[int]:
     return [int((colour + "ff")[i : i + 2], 16) for i in (1, 3, 5, 7)]
 
 
+@lru_cache(4)  # a clock beside it is drawn anew every second, at the size of pages and of what is burned in
 def _logo(part: Logo, content: bytes, size: tuple[int, int]) -> Piece:
     high = _height(part.size, size[1])
     image = picture_of(content, min(high, 2160))

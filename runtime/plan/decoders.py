@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from ...engines.bundle import Geometry
 
 FOLDED_FROM = 16  # pixels a latent pixel, from which on the last 2×2 pixels are channels
+# Values that the Wan VAEs' engines keep between inputs and outputs, for every latent pixel of a frame, by latent frames of a
+# chunk: TensorRT-RTX 1.7's builder for FP16 (docs/measured/decoder_memory.json). It holds the states between all latent
+# frames beside each other, so there are far more of them than at the widest place.
+BETWEEN = {
+    "wan2.1": {1: 135_680, 3: 369_154},
+    "wan2.2": {1: 689_152, 3: 1_966_208, 8: 3_354_724},
+}
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,21 @@ def decode_cost(kind: str, g: Geometry) -> Decoder:
     count, folded = _Count(g), g.space_scale >= FOLDED_FROM
     if kind == "taehv":
         _tiny(count, g.latent_channels, 12 if folded else 3)
-    elif folded:
+        return Decoder(count.flops, 2 * count.weights, count.held, count.widest)
+    if folded:
         _staged(count, g.latent_channels)
     else:
         _flat(count, g.latent_channels)
-    return Decoder(count.flops, 2 * count.weights, count.held, count.widest)
+    live = count.area * _between(BETWEEN["wan2.2" if folded else "wan2.1"], g.chunk)
+    return Decoder(count.flops, 2 * count.weights, count.held, round(live))
+
+
+def _between(known: dict[int, int], chunk: int) -> float:
+    """On the line through the two chunks that are known nearest to this one."""
+    sizes = sorted(known)
+    after = min((i for i, size in enumerate(sizes) if size >= chunk), default=len(sizes) - 1)
+    low, high = sizes[max(after - 1, 0)], sizes[max(after, 1)]
+    return known[low] + (known[high] - known[low]) * (chunk - low) / (high - low)
 
 
 def _tiny(c: _Count, channels: int, colours: int) -> None:

@@ -9,8 +9,12 @@ from ...engines.bundle import Geometry, Network
 from .decoders import Decoder, decode_cost
 
 Precision = Literal["fp32", "fp16", "fp8", "int8", "int8-weights", "int4-weights"]
-# Of the linear layers'. Where weights alone are quantised the arithmetic is FP16's.
+# Of the step graph's linear layers; the prompt graph's are never quantised. Where weights alone are quantised the arithmetic
+# is FP16's.
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "fp8": 1, "int8": 1, "int8-weights": 1, "int4-weights": 0.5}
+# Scratch memory of the step engine in widest places: 1.9 to 2.1 by TensorRT-RTX 1.7's builder for the 1.3B at 320×192 and
+# 832×480 and the 5B at 640×352 and 1280×704 (docs/measured/full_size.json, full_size_5b.json).
+ROOM = 2
 WAN_1_3B, WAN_14B, WAN_5B = "wan2.1-1.3b", "wan2.1-14b", "wan2.2-5b"
 MODELS = {
     WAN_1_3B: Network(dim=1536, ffn_dim=8960, heads=12, head_dim=128, layers=30, text_len=512, text_dim=4096),
@@ -43,7 +47,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device, by part. Activations are an estimate: the widest place of a block."""
+    """Bytes on the device, by part. Activations are what TensorRT-RTX's builder asks for: see `ROOM`."""
 
     weights: int
     ring: int
@@ -101,11 +105,11 @@ def recache_memory(request: Request) -> int:
     if request.recache != "window":
         return 0
     n, g = request.network, request.geometry
-    wide = 4 if request.precision == "fp32" else 2
+    wide = wide_of(request.precision)
     sinks = 2 * n.layers * g.sink * g.frame_tokens * n.dim * (1 if request.int8_ring else wide)
     live = live_values(n, g.cache_tokens, wide) - live_values(n, g.chunk_tokens, wide)
     matrices = (n.layers - 1) * (6 * n.dim * n.dim + 2 * n.dim * n.ffn_dim) + 2 * n.dim * n.dim
-    return round(matrices * WEIGHT_BYTES[request.precision]) + sinks + live
+    return round(matrices * WEIGHT_BYTES[request.precision]) + sinks + ROOM * live
 
 
 def live_values(n: Network, tokens: int, wide: int) -> int:
@@ -113,25 +117,38 @@ def live_values(n: Network, tokens: int, wide: int) -> int:
     return tokens * (n.ffn_dim + 2 * n.dim) * wide + tokens * n.dim * 4
 
 
-def parameters(n: Network, g: Geometry) -> int:
-    """Weights that the step and prompt graphs hold: the time embedding is baked into constants and not among them."""
-    matrices = 8 * n.dim * n.dim + 2 * n.dim * n.ffn_dim
-    ends = 8 * n.dim * g.latent_channels + n.text_dim * n.dim + n.dim * n.dim
-    return n.layers * matrices + ends
+def step_parameters(n: Network, g: Geometry) -> int:
+    """Weights that the step graph holds: the time embedding is baked into constants and not among them."""
+    return n.layers * (6 * n.dim * n.dim + 2 * n.dim * n.ffn_dim) + 8 * n.dim * g.latent_channels
+
+
+def prompt_parameters(n: Network) -> int:
+    """Weights that the prompt graph holds: every block's keys and values of the prompt, and the text embedding."""
+    return n.layers * 2 * n.dim * n.dim + n.text_dim * n.dim + n.dim * n.dim
+
+
+def wide_of(precision: Precision) -> int:
+    """Bytes of a number that is not quantised."""
+    return 4 if precision == "fp32" else 2
+
+
+def step_weights(request: Request) -> int:
+    """Bytes of the step graph's weights, which every pass reads."""
+    return round(step_parameters(request.network, request.geometry) * WEIGHT_BYTES[request.precision])
 
 
 def memory(request: Request) -> Memory:
     """Bytes by part."""
     n, g = request.network, request.geometry
-    wide = 4 if request.precision == "fp32" else 2
+    wide = wide_of(request.precision)
     ring = 2 * n.layers * g.cache_tokens * n.dim
     moving = 0 if g.sink_ema is None else 2 * n.layers * g.sink * g.frame_tokens * n.dim * 4  # a mean in float32
     return Memory(
-        weights=round(parameters(n, g) * WEIGHT_BYTES[request.precision]),
+        weights=step_weights(request) + prompt_parameters(n) * wide,
         ring=ring * (1 if request.int8_ring else wide) + moving,
         prompt=2 * n.layers * n.text_len * n.dim * wide,
         decoder=decoder_of(request).held * wide,
-        activations=live_values(n, g.chunk_tokens, wide),
+        activations=ROOM * live_values(n, g.chunk_tokens, wide),
         post=request.post_bytes,
         recache=recache_memory(request),
     )

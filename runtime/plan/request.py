@@ -13,7 +13,7 @@ from ...engines.cost import graph_flops, graph_memory
 from ...engines.errors import UserError
 from ...engines.post import times_of
 from .decoders import Decoder
-from .operations import GEOMETRIES, MODELS, NO_RECACHE, WEIGHT_BYTES, Request
+from .operations import GEOMETRIES, MODELS, NO_RECACHE, WEIGHT_BYTES, Request, wide_of
 
 
 def check_precision(precision: str) -> None:
@@ -31,7 +31,7 @@ def of_bundle(path: Path, precision: str | None = None, int8_ring: bool = False)
     if precision is None:
         precision = manifest.precision if manifest.precision in WEIGHT_BYTES else "fp16"
     check_precision(precision)
-    wide = 4 if precision == "fp32" else 2
+    wide = wide_of(precision)  # type: ignore[arg-type] - checked above
     try:
         flops = {name: sum(graph_flops(opened.graph_path(name)).values()) for name in ("decode", *opened.post)}
         decoder = decoder_in(opened, flops["decode"], wide)

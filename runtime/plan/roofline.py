@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from .devices import CLASSES, Device
-from .operations import Pass, Request, decode_flops, live_values, memory, recache_pass, step_pass
+from .operations import Pass, Request, decode_flops, live_values, memory, recache_pass, step_pass, step_weights, wide_of
 
 BANDWIDTH_SHARE = 0.8  # of the peak that a stream of large reads reaches
 # Of either family: those that are no multiples of 32 are not for latents of 16 pixels.
@@ -47,8 +47,9 @@ def chunk_seconds(request: Request, device: Device, factor: float) -> float:
 
 def pass_seconds(request: Request, device: Device, factor: float, work: Pass | None = None) -> float:
     """Roofline time of one pass: of the step graph, or of as much `work` over the window."""
-    parts, wide = memory(request), 4 if request.precision == "fp32" else 2
-    live = parts.activations if work is None else live_values(request.network, request.geometry.cache_tokens, wide)
+    parts, g = memory(request), request.geometry
+    tokens = g.chunk_tokens if work is None else g.cache_tokens
+    live = live_values(request.network, tokens, wide_of(request.precision))
     work = work or step_pass(request.network, request.geometry)
     known = {"fp32": device.fp16 / 4, "fp8": device.fp8 or 0, "int8": device.int8}
     fast = known.get(request.precision, device.fp16)
@@ -56,7 +57,7 @@ def pass_seconds(request: Request, device: Device, factor: float, work: Pass | N
         return math.inf
     attention = work.self_attention + work.cross_attention  # stays in FP16 in every quantised form
     arithmetic = (work.linear / fast + attention / min(fast, device.fp16)) / 1e12 / factor
-    traffic = (parts.weights + parts.ring + parts.prompt + 2 * request.network.layers * live) / 1e9
+    traffic = (step_weights(request) + parts.ring + parts.prompt + 2 * request.network.layers * live) / 1e9
     return max(arithmetic, traffic / device.bandwidth / BANDWIDTH_SHARE)
 
 

@@ -220,6 +220,7 @@ def test_the_decoder_s_own_kernels_and_the_prompt_s_are_awaited_once(
         assert seen == [b"kernels"] * len(seen)
 
 
+@pytest.mark.slow
 def test_a_wan_bundle_with_everything(whole_wan_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt that is not in the bank, an anchor, and a decoder of the first chunk's own, beside compiled engines."""
     pytest.importorskip("tokenizers")

@@ -53,6 +53,7 @@ def test_every_graph_builds(bundle: Bundle, graph: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("graph", ["step", "prompt", "decode", "decode_first", "encode"])
+@pytest.mark.slow
 def test_every_graph_of_a_wan_bundle_builds(wan_bundle: Bundle, graph: str) -> None:
     built = build_graph(wan_bundle, graph, BuildOptions(targets=("sm_89",)))
     assert built.attentions == (4 if graph == "step" else 0)

@@ -49,6 +49,7 @@ def test_advice() -> None:
     assert "bf16" not in advice(OLD, None, ALL, [])
 
 
+@pytest.mark.slow  # every backend makes some chunks
 def test_the_command_on_this_machine() -> None:
     run = [sys.executable, "-c", "from everframe.runtime.cli import main; main()", "doctor"]
     done = subprocess.run([*run, "--json"], capture_output=True, text=True)

@@ -135,7 +135,10 @@ def run(model: onnx.ModelProto, **feeds: np.ndarray) -> np.ndarray:
     return np.asarray(ort.InferenceSession(model.SerializeToString()).run(None, feeds)[0])
 
 
-@pytest.mark.parametrize("version", IFNETS)
+NEWEST = max(IFNETS, key=lambda version: int(version.partition(".")[2]))
+
+
+@pytest.mark.parametrize("version", [v if v == NEWEST else pytest.param(v, marks=pytest.mark.slow) for v in IFNETS])
 def test_rife_is_the_published_network(tmp_path: Path, version: str) -> None:
     """Pictures of 64×128, which every layout takes as they are."""
     state, file = ifnet_state(version), tmp_path / "flownet.pkl"

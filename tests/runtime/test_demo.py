@@ -60,6 +60,7 @@ def test_geometry(demo: Bundle) -> None:
     assert len({scene_of(p)[0] for p in BANK}) == 8
 
 
+@pytest.mark.slow
 def test_judge_knows_rendered_scenes(judge: Judge) -> None:
     """Otherwise the next tests would say nothing."""
     named = [(judge.name(rendered(s, v, 9000 + i)), (s, v)) for s, v in CLASSES for i in range(3)]
@@ -67,7 +68,11 @@ def test_judge_knows_rendered_scenes(judge: Judge) -> None:
     assert np.mean([found == true for found, true in named]) > 0.9
 
 
-@pytest.mark.parametrize("prompt", BANK)
+# A prompt of every scene, and all of them in `make test-slow`.
+SOME = {scene_of(prompt)[0]: prompt for prompt in BANK}.values()
+
+
+@pytest.mark.parametrize("prompt", [p if p in SOME else pytest.param(p, marks=pytest.mark.slow) for p in BANK])
 def test_prompt_decides_the_scene(demo: Bundle, judge: Judge, prompt: str) -> None:
     with Stream(demo, prompt=prompt, seed=4) as stream:
         clips = [stream.next_chunk().frames for _ in range(6)]

@@ -141,6 +141,7 @@ def test_a_state_of_other_post_graphs_is_taken(bundle_path: Path, tmp_path: Path
         assert_close(frames, expected)
 
 
+@pytest.mark.slow
 def test_a_first_chunk_that_decodes_to_less(whole_wan_path: Path, tmp_path: Path) -> None:
     bundle = with_both(whole_wan_path, tmp_path)
     plain, made = ([], [])

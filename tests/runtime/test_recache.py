@@ -134,6 +134,7 @@ def turned(reference: Reference, made: list, text: torch.Tensor, chunk: int) -> 
     return other.past[:1]
 
 
+@pytest.mark.slow
 def test_chunk_by_chunk_where_the_bundle_says_so(checkpoint: Path, tmp_path: Path) -> None:
     """Bundles of before, which have no such graph, commit their window again, oldest first."""
     export_checkpoint(checkpoint, tmp_path / "b", Overrides(recache="chunks"), chunks=8, force=False)

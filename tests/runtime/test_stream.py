@@ -115,7 +115,8 @@ def test_probe_tells_the_attention_on_the_sinks(checkpoint: Path, bundle_path: P
             assert np.abs(same.latent - chunk.latent).max() < 1e-4
 
 
-@pytest.mark.parametrize("eta", [0.4, pytest.param(0.05, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("eta", [0.4, 0.05])
+@pytest.mark.slow
 def test_less_fresh_noise(checkpoint: Path, tmp_path: Path, eta: float) -> None:
     """The share eta of the schedule, against the reference's direct formula."""
     changed = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
@@ -184,8 +185,8 @@ def test_prompt_changes_before_the_ring_is_full(bundle: Bundle, checkpoint: Path
 @pytest.mark.parametrize(
     ("form", "sink"),
     [
-        ("in-place", 3),
         ("portable", 6),
+        pytest.param("in-place", 3, marks=pytest.mark.slow),
         pytest.param("portable", 3, marks=pytest.mark.slow),
         pytest.param("in-place", 6, marks=pytest.mark.slow),
     ],

@@ -33,9 +33,11 @@ from everframe.runtime.plan.operations import (
     Request,
     decode_cost,
     memory,
-    parameters,
+    prompt_parameters,
     recache_pass,
+    step_parameters,
     step_pass,
+    step_weights,
 )
 from everframe.runtime.plan.request import decoder_in, of_bundle, of_model
 from everframe.runtime.plan.roofline import SIZES, judge
@@ -82,6 +84,10 @@ def test_step_flops_are_those_of_torch() -> None:
     assert counter.get_total_flops() == step_pass(NETWORK, SMALL).total
 
 
+def parameters(n: Network, g: Geometry) -> int:
+    return step_parameters(n, g) + prompt_parameters(n)
+
+
 def test_parameters_are_those_of_the_model() -> None:
     """Matrices and the patch convolution; biases, norms and the baked time embedding are left out."""
     n = NETWORK
@@ -90,6 +96,10 @@ def test_parameters_are_those_of_the_model() -> None:
         p.numel() for k, p in model.named_parameters() if p.ndim > 1 and "modulation" not in k and "time_" not in k
     )
     assert parameters(n, SMALL) == counted
+    asked = ("cross_attn.k.", "cross_attn.v.", "text_embedding")
+    assert prompt_parameters(n) == sum(
+        p.numel() for k, p in model.named_parameters() if p.ndim > 1 and any(part in k for part in asked)
+    )
 
 
 @torch.no_grad()
@@ -165,7 +175,7 @@ def test_a_smooth_change_where_the_window_fits_and_where_not() -> None:
     weights = 29 * (6 * 1536**2 + 2 * 1536 * 8960) + 2 * 1536**2  # the last block ends with its keys and values
     sinks = 2 * 30 * 12 * 3 * 1560 * 128
     live = (18720 - 4680) * ((8960 + 2 * 1536) * 2 + 1536 * 4)
-    assert parts.recache == 2 * (weights + sinks) + live
+    assert parts.recache == 2 * (weights + sinks) + 2 * live
     large, small = judge(request, by_name["RTX 5090"]), judge(request, by_name["Jetson Orin Nano 8GB (Super)"])
     assert (large.smooth, small.smooth) == ("window", "chunks")
     assert 0 < large.smooth_worst < large.worst
@@ -287,7 +297,8 @@ def test_a_calibrated_bundle_is_planned_as_it_is(portable_path: Path, bundle_pat
     assert (told.precision, told.int8_ring) == ("fp16", True)
     plain = of_bundle(bundle_path)
     assert (plain.precision, plain.int8_ring) == ("fp16", False)
-    assert 4 * memory(own).weights == memory(plain).weights
+    assert 4 * step_weights(own) == step_weights(plain)
+    assert memory(own).weights - step_weights(own) == memory(plain).weights - step_weights(plain)
     assert 2 * memory(own).ring == memory(plain).ring
     card = next(d for d in DEVICES if d.name == "RTX 4090")
     assert judge(own, card).worst <= judge(plain, card).worst  # the same arithmetic, fewer bytes
