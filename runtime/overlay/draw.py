@@ -261,15 +261,18 @@ def _rgba(colour: str) -> list[int]:
     return [int((colour + "ff")[i : i + 2], 16) for i in (1, 3, 5, 7)]
 
 
-@lru_cache(4)  # a clock beside it is drawn anew every second, at the size of pages and of what is burned in
 def _logo(part: Logo, content: bytes, size: tuple[int, int]) -> Piece:
-    high = _height(part.size, size[1])
-    image = picture_of(content, min(high, 2160))
-    wide = max(1, round(image.width * high / image.height))
-    image = image.resize((min(wide, 4 * size[0]), high), Image.Resampling.LANCZOS)
+    image = _as_high(content, _height(part.size, size[1]), 4 * size[0]).copy()
     if part.opacity < 100:
         image.putalpha(image.getchannel("A").point([round(a * part.opacity / 100) for a in range(256)]))
     return _placed(part, image, size)
+
+
+@lru_cache(4)  # a clock beside it is drawn anew every second, at the size of pages and of what is burned in
+def _as_high(content: bytes, high: int, widest: int) -> Image.Image:
+    image = picture_of(content, min(high, 2160))
+    wide = max(1, round(image.width * high / image.height))
+    return image.resize((min(wide, widest), high), Image.Resampling.LANCZOS)
 
 
 def picture_of(content: bytes, high: int) -> Image.Image:
