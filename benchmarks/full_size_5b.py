@@ -4,7 +4,7 @@
 
 A checkpoint of random fp8 weights (30 layers), a random Wan 2.2 VAE and taew2_2. Every stage is a process of its own; its
 anonymous memory (what no file backs) and its whole resident memory are read from /proc twice a second. TensorRT-RTX wants
-2.2 times a graph's weights while it compiles: where the FP16 step graph of all layers has no room in --limit, it is compiled
+twice a graph's weights while it compiles: where the FP16 step graph of all layers has no room in --limit, it is compiled
 with fewer layers, and a layer's own share is the difference of two; in INT8 it is compiled whole. Writes
 docs/measured/full_size_5b.json, and goes on where a run before was stopped.
 """

@@ -20,7 +20,9 @@ def test_engines_take_what_the_builder_says() -> None:
     eight = {"int8": "build 832x480 int8", "fp16": "build 832x480"}
     runs = [("wan2.1-1.3b", "832x480", kind, small[name]) for kind, name in eight.items()]
     runs += [("wan2.1-1.3b", "320x192", "fp16", small["build 320x192"])]
-    runs += [("wan2.2-5b", "640x352", "fp16", large["build 640x352, 30 layers, taew2_2.pth"])]
+    runs += [
+        ("wan2.2-5b", size, "fp16", large[f"build {size}, 30 layers, taew2_2.pth"]) for size in ("640x352", "1280x704")
+    ]
     runs += [("wan2.2-5b", "640x352", "int8", large["build 640x352, 30 layers, INT8"])]
     for model, size, precision, run in runs:
         width, height = map(int, size.split("x"))
