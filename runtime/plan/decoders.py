@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from ...engines.bundle import Geometry
 
 FOLDED_FROM = 16  # pixels a latent pixel, from which on the last 2×2 pixels are channels
-# Values that the Wan VAEs' engines keep between inputs and outputs, for every latent pixel of a frame, by latent frames of a
-# chunk: TensorRT-RTX 1.7's builder for FP16 (docs/measured/decoder_memory.json). It holds the states between all latent
-# frames beside each other, so there are far more of them than at the widest place.
+# Values that the decoders' engines keep between inputs and outputs, for every latent pixel of a frame, by latent frames of a
+# chunk: TensorRT-RTX 1.7's builder for FP16 (docs/measured/decoder_memory.json, full_size.json, full_size_5b.json). Of a Wan
+# VAE it holds the states between all latent frames beside each other; a TAEHV's do not grow with the chunk, and are the most
+# of two sizes (a third more than at the other, a ninth in the 5B's).
 BETWEEN = {
-    "wan2.1": {1: 135_680, 3: 369_154},
-    "wan2.2": {1: 689_152, 3: 1_966_208, 8: 3_354_724},
+    ("wan", False): {1: 135_680, 3: 369_154},
+    ("wan", True): {1: 689_152, 3: 1_966_208, 8: 3_354_724},
+    ("taehv", False): {3: 13_803},
+    ("taehv", True): {8: 34_095},
 }
 
 
@@ -43,7 +46,7 @@ class _Count:
     def __init__(self, g: Geometry):
         self.area = (g.height // g.space_scale) * (g.width // g.space_scale)
         self.frames = g.chunk
-        self.flops = self.weights = self.held = self.widest = 0
+        self.flops = self.weights = self.held = 0
         self.scale = self.time = 1
 
     def conv(self, n_in: int, n_out: int, kernel: int, memory: int = 0) -> None:
@@ -52,7 +55,6 @@ class _Count:
         self.flops += 2 * size * places * self.frames * self.time
         self.weights += size
         self.held += memory * n_in * places
-        self.widest = max(self.widest, (n_in + n_out) * places * self.time)  # one latent frame after the other
 
 
 def decode_cost(kind: str, g: Geometry) -> Decoder:
@@ -61,18 +63,19 @@ def decode_cost(kind: str, g: Geometry) -> Decoder:
     count, folded = _Count(g), g.space_scale >= FOLDED_FROM
     if kind == "taehv":
         _tiny(count, g.latent_channels, 12 if folded else 3)
-        return Decoder(count.flops, 2 * count.weights, count.held, count.widest)
-    if folded:
+    elif folded:
         _staged(count, g.latent_channels)
     else:
         _flat(count, g.latent_channels)
-    live = count.area * _between(BETWEEN["wan2.2" if folded else "wan2.1"], g.chunk)
+    live = count.area * _between(BETWEEN[kind, folded], g.chunk)
     return Decoder(count.flops, 2 * count.weights, count.held, round(live))
 
 
 def _between(known: dict[int, int], chunk: int) -> float:
     """On the line through the two chunks that are known nearest to this one."""
     sizes = sorted(known)
+    if len(sizes) == 1:
+        return known[sizes[0]]
     after = min((i for i, size in enumerate(sizes) if size >= chunk), default=len(sizes) - 1)
     low, high = sizes[max(after - 1, 0)], sizes[max(after, 1)]
     return known[low] + (known[high] - known[low]) * (chunk - low) / (high - low)

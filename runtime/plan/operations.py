@@ -10,11 +10,13 @@ from .decoders import Decoder, decode_cost
 
 Precision = Literal["fp32", "fp16", "fp8", "int8", "int8-weights", "int4-weights"]
 # Of the step graph's linear layers; the prompt graph's are never quantised. Where weights alone are quantised the arithmetic
-# is FP16's.
-WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "fp8": 1, "int8": 1, "int8-weights": 1, "int4-weights": 0.5}
-# Scratch memory of the step engine in widest places: 1.9 to 2.1 by TensorRT-RTX 1.7's builder for the 1.3B at 320×192 and
-# 832×480 and the 5B at 640×352 and 1280×704 (docs/measured/full_size.json, full_size_5b.json).
-ROOM = 2
+# is FP16's. Four bits share a scale of FP16 among 128 weights.
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "fp8": 1, "int8": 1, "int8-weights": 1, "int4-weights": 0.5 + 2 / 128}
+# Scratch memory, which engines that take turns share, by TensorRT-RTX 1.7's builder for the 1.3B at 320×192 and 832×480 and
+# the 5B at 640×352 and 1280×704 (docs/measured/full_size.json, full_size_5b.json): of the step engine 1.9 to 2.25 times its
+# widest place, of the prompt engine 1.21 to 1.25 times the keys and values that it makes. Of the pass over the whole window
+# no engine of that size was compiled: it is taken to be as the step engine.
+ROOM, PROMPT_ROOM = 2.1, 1.25
 WAN_1_3B, WAN_14B, WAN_5B = "wan2.1-1.3b", "wan2.1-14b", "wan2.2-5b"
 MODELS = {
     WAN_1_3B: Network(dim=1536, ffn_dim=8960, heads=12, head_dim=128, layers=30, text_len=512, text_dim=4096),
@@ -107,14 +109,26 @@ def recache_memory(request: Request) -> int:
     n, g = request.network, request.geometry
     wide = wide_of(request.precision)
     sinks = 2 * n.layers * g.sink * g.frame_tokens * n.dim * (1 if request.int8_ring else wide)
-    live = live_values(n, g.cache_tokens, wide) - live_values(n, g.chunk_tokens, wide)
+    live = max(0, round(ROOM * live_values(n, g.cache_tokens, wide)) - scratch(request))
     matrices = (n.layers - 1) * (6 * n.dim * n.dim + 2 * n.dim * n.ffn_dim) + 2 * n.dim * n.dim
-    return round(matrices * WEIGHT_BYTES[request.precision]) + sinks + ROOM * live
+    return round(matrices * WEIGHT_BYTES[request.precision]) + sinks + live
 
 
 def live_values(n: Network, tokens: int, wide: int) -> int:
     """Bytes at the widest place of a block: the FFN's hidden values, its input and output, and the residual in float32."""
     return tokens * (n.ffn_dim + 2 * n.dim) * wide + tokens * n.dim * 4
+
+
+def prompt_values(n: Network) -> int:
+    """A prompt's keys and values, of all blocks."""
+    return 2 * n.layers * n.text_len * n.dim
+
+
+def scratch(request: Request) -> int:
+    """Bytes that the step engine and the prompt engine work in by turns."""
+    n, wide = request.network, wide_of(request.precision)
+    step = ROOM * live_values(n, request.geometry.chunk_tokens, wide)
+    return round(max(step, PROMPT_ROOM * prompt_values(n) * wide))
 
 
 def step_parameters(n: Network, g: Geometry) -> int:
@@ -146,9 +160,9 @@ def memory(request: Request) -> Memory:
     return Memory(
         weights=step_weights(request) + prompt_parameters(n) * wide,
         ring=ring * (1 if request.int8_ring else wide) + moving,
-        prompt=2 * n.layers * n.text_len * n.dim * wide,
+        prompt=prompt_values(n) * wide,
         decoder=decoder_of(request).held * wide,
-        activations=ROOM * live_values(n, g.chunk_tokens, wide),
+        activations=scratch(request),
         post=request.post_bytes,
         recache=recache_memory(request),
     )

@@ -12,7 +12,7 @@ from ...engines.bundle import Bundle, Geometry, first_problem
 from ...engines.cost import graph_flops, graph_memory
 from ...engines.errors import UserError
 from ...engines.post import times_of
-from .decoders import Decoder
+from .decoders import Decoder, decode_cost
 from .operations import GEOMETRIES, MODELS, NO_RECACHE, WEIGHT_BYTES, Request, wide_of
 
 
@@ -58,8 +58,12 @@ def decoder_in(bundle: Bundle, flops: int, wide: int) -> Decoder:
     graphs = bundle.manifest.graphs
     held = [graph_memory(bundle.graph_path(name), wide) for name in ("decode", "decode_first") if name in graphs]
     states = sum(math.prod(s.shape) for s in graphs["decode"].outputs if s.name.endswith("_next"))
-    weights, live = sum(one.weights for one in held), max(one.live for one in held)
-    return Decoder(flops, weights // wide, states, live // wide)
+    weights, live = sum(one.weights for one in held), max(one.live for one in held) // wide
+    if any(len(s.shape) == 5 for s in graphs["decode"].outputs if s.name.endswith("_next")):
+        # A Wan VAE, whose engine keeps more than its graph has to; pruned ones have as much less as they have fewer states.
+        public = decode_cost("wan", bundle.manifest.geometry)
+        live = max(live, round(public.live * states / public.states))
+    return Decoder(flops, weights // wide, states, live)
 
 
 def post_bytes(bundle: Bundle, wide: int) -> int:

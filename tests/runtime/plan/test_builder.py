@@ -15,7 +15,7 @@ MEASURED = Path(__file__).parents[3] / "docs" / "measured"
 
 
 def test_engines_take_what_the_builder_says() -> None:
-    """TensorRT-RTX's own figures for engines of the full size: what is planned lies within a tenth of them."""
+    """TensorRT-RTX's own figures for engines of the full size; scratch memory is that of whichever engine wants more."""
     small, large = (json.loads((MEASURED / f"full_size{name}.json").read_text()) for name in ("", "_5b"))
     eight = {"int8": "build 832x480 int8", "fp16": "build 832x480"}
     runs = [("wan2.1-1.3b", "832x480", kind, small[name]) for kind, name in eight.items()]
@@ -27,13 +27,15 @@ def test_engines_take_what_the_builder_says() -> None:
     for model, size, precision, run in runs:
         width, height = map(int, size.split("x"))
         request = of_model(model, {"width": width, "height": height}, 4, precision, False, "taehv")
-        step = run["graphs"]["step"]
-        what = (model, size, precision)
-        assert step_weights(request) == pytest.approx(step["weights_bytes"], rel=0.02), what
-        assert memory(request).activations == pytest.approx(step["activation_bytes"], rel=0.11), what
-        if "prompt" in run["graphs"]:
+        graphs, what = run["graphs"], (model, size, precision)
+        scratch = max(graphs[name]["activation_bytes"] for name in ("step", "prompt") if name in graphs)
+        assert step_weights(request) == pytest.approx(graphs["step"]["weights_bytes"], rel=0.02), what
+        assert memory(request).activations == pytest.approx(scratch, rel=0.13), what
+        if "prompt" in graphs:
             held = memory(request).weights - step_weights(request)
-            assert held == pytest.approx(run["graphs"]["prompt"]["weights_bytes"], rel=0.02)
+            assert held == pytest.approx(graphs["prompt"]["weights_bytes"], rel=0.02)
+            live = 2 * decode_cost("taehv", request.geometry).live
+            assert 0.99 < live / graphs["decode"]["activation_bytes"] < 1.4, what
 
 
 def test_decoders_take_what_the_builder_says() -> None:

@@ -175,7 +175,7 @@ def test_a_smooth_change_where_the_window_fits_and_where_not() -> None:
     weights = 29 * (6 * 1536**2 + 2 * 1536 * 8960) + 2 * 1536**2  # the last block ends with its keys and values
     sinks = 2 * 30 * 12 * 3 * 1560 * 128
     live = (18720 - 4680) * ((8960 + 2 * 1536) * 2 + 1536 * 4)
-    assert parts.recache == 2 * (weights + sinks) + 2 * live
+    assert parts.recache == pytest.approx(2 * (weights + sinks) + 2.1 * live, abs=8)
     large, small = judge(request, by_name["RTX 5090"]), judge(request, by_name["Jetson Orin Nano 8GB (Super)"])
     assert (large.smooth, small.smooth) == ("window", "chunks")
     assert 0 < large.smooth_worst < large.worst
@@ -277,6 +277,18 @@ def test_the_public_decoders_states_are_there_twice() -> None:
     assert 2 * vae.states == pytest.approx(3.2e9, rel=0.05)
 
 
+def test_a_wan_vae_in_a_bundle_takes_more_than_its_graph_has_to(wan22_paths: dict[str, Path]) -> None:
+    """As much of what the builder wants for the public one as it has of its states: 24 latent pixels, chunks of 2."""
+    bundle = Bundle.open(wan22_paths["in-place"])
+    with torch.device("meta"):
+        public = Wan22Vae(WAN_22_VAE).zero_states(torch.zeros(1, 48, 2, 4, 6))
+    states = sum(np.prod(s.shape) for s in bundle.manifest.graphs["decode"].inputs if s.name.startswith("state_"))
+    share = states / sum(state.numel() for state in public)
+    wanted = 24 * (689_152 + 1_966_208) / 2 * share
+    assert graph_memory(bundle.graph_path("decode"), 2).live < 2 * wanted
+    assert decoder_in(bundle, 0, 2).live == pytest.approx(wanted, rel=0.01)
+
+
 class Wan22VaeOnNothing:
     """How many values the states and the decoder's weights are, by PyTorch's own shapes."""
 
@@ -297,7 +309,9 @@ def test_a_calibrated_bundle_is_planned_as_it_is(portable_path: Path, bundle_pat
     assert (told.precision, told.int8_ring) == ("fp16", True)
     plain = of_bundle(bundle_path)
     assert (plain.precision, plain.int8_ring) == ("fp16", False)
-    assert 4 * step_weights(own) == step_weights(plain)
+    assert (4 - 1 / 8) * step_weights(own) == pytest.approx(
+        step_weights(plain), rel=0.01
+    )  # and a scale for 128 of them
     assert memory(own).weights - step_weights(own) == memory(plain).weights - step_weights(plain)
     assert 2 * memory(own).ring == memory(plain).ring
     card = next(d for d in DEVICES if d.name == "RTX 4090")
