@@ -25,6 +25,7 @@ from everframe.export.wanvae import WanDecodeGraph, WanVae, WanVaeConfig
 from everframe.export.wanvae22 import WAN_22_VAE, Wan22Vae
 
 RESULT = Path(__file__).parent.parent / "docs" / "measured" / "decoder_memory.json"
+PLACE = ("vae", "width", "height", "chunk")  # what tells one row from another
 VAES = {"wan2.1": (WanVae, WanVaeConfig(), 8), "wan2.2": (Wan22Vae, WAN_22_VAE, 16)}
 
 
@@ -61,12 +62,12 @@ def main() -> None:
     for size in args.sizes.split(","):
         for chunk in map(int, args.chunks.split(",")):
             width, height = map(int, size.split("x"))
-            row = {"vae": args.vae, "width": width, "height": height, "chunk": chunk}
-            row |= measured(args.vae, width, height, chunk)
+            place = dict(zip(PLACE, (args.vae, width, height, chunk), strict=True))
+            row = place | measured(args.vae, width, height, chunk)
             print(row, flush=True)
-            rows = {tuple(list(r.values())[:4]): r for r in (json.loads(RESULT.read_text()) if RESULT.exists() else [])}
-            rows[tuple(list(row.values())[:4])] = row
-            RESULT.write_text(json.dumps([*rows.values()], indent=1) + "\n")
+            kept = json.loads(RESULT.read_text()) if RESULT.exists() else []
+            others = [r for r in kept if not place.items() <= r.items()]
+            RESULT.write_text(json.dumps([*others, row], indent=1) + "\n")
 
 
 if __name__ == "__main__":

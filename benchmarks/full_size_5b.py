@@ -157,7 +157,7 @@ def main() -> None:
         keep(built, stage(work, "build", *names))
 
     others = ["prompt", "decode", "decode_first", "encode"]
-    once(SIZES[0], FEW[0], "Wan2.2_VAE.pth", others[1:])  # at the larger size: decoder_memory.py
+    once(SIZES[0], FEW[0], "Wan2.2_VAE.pth", others[1:])  # at the larger size: by hand, graph by graph
     for size in SIZES:
         once(size, FEW[0], "taew2_2.pth", ["step"])
         once(size, FEW[1], "taew2_2.pth", ["step"])

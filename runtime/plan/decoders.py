@@ -9,8 +9,8 @@ from ...engines.bundle import Geometry
 FOLDED_FROM = 16  # pixels a latent pixel, from which on the last 2×2 pixels are channels
 # Values that the decoders' engines keep between inputs and outputs, for every latent pixel of a frame, by latent frames of a
 # chunk: TensorRT-RTX 1.7's builder for FP16 (docs/measured/decoder_memory.json, full_size.json, full_size_5b.json). Of a Wan
-# VAE it holds the states between all latent frames beside each other; a TAEHV's do not grow with the chunk, and are the most
-# of two sizes (a third more than at the other, a ninth in the 5B's).
+# VAE it holds the states between all latent frames beside each other. A TAEHV was compiled at one chunk alone, and is taken
+# to want the same for all; of two sizes it is the one that wants more (by a third, the 5B's by a ninth).
 BETWEEN = {
     ("wan", False): {1: 135_680, 3: 369_154},
     ("wan", True): {1: 689_152, 3: 1_966_208, 8: 3_354_724},

@@ -57,9 +57,10 @@ def decoder_in(bundle: Bundle, flops: int, wide: int) -> Decoder:
     """What the bundle's decoder takes, with the first chunk's twin where it has one; values are of `wide` bytes."""
     graphs = bundle.manifest.graphs
     held = [graph_memory(bundle.graph_path(name), wide) for name in ("decode", "decode_first") if name in graphs]
-    states = sum(math.prod(s.shape) for s in graphs["decode"].outputs if s.name.endswith("_next"))
+    shapes = [s.shape for s in graphs["decode"].outputs if s.name.endswith("_next")]
+    states = sum(map(math.prod, shapes))
     weights, live = sum(one.weights for one in held), max(one.live for one in held) // wide
-    if any(len(s.shape) == 5 for s in graphs["decode"].outputs if s.name.endswith("_next")):
+    if any(len(shape) == 5 for shape in shapes):  # several frames each
         # A Wan VAE, whose engine keeps more than its graph has to; pruned ones have as much less as they have fewer states.
         public = decode_cost("wan", bundle.manifest.geometry)
         live = max(live, round(public.live * states / public.states))

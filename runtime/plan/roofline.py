@@ -50,7 +50,7 @@ def pass_seconds(request: Request, device: Device, factor: float, work: Pass | N
     parts, g = memory(request), request.geometry
     tokens = g.chunk_tokens if work is None else g.cache_tokens
     live = live_values(request.network, tokens, wide_of(request.precision))
-    work = work or step_pass(request.network, request.geometry)
+    work = work or step_pass(request.network, g)
     known = {"fp32": device.fp16 / 4, "fp8": device.fp8 or 0, "int8": device.int8}
     fast = known.get(request.precision, device.fp16)
     if not fast:

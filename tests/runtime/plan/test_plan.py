@@ -309,9 +309,8 @@ def test_a_calibrated_bundle_is_planned_as_it_is(portable_path: Path, bundle_pat
     assert (told.precision, told.int8_ring) == ("fp16", True)
     plain = of_bundle(bundle_path)
     assert (plain.precision, plain.int8_ring) == ("fp16", False)
-    assert (4 - 1 / 8) * step_weights(own) == pytest.approx(
-        step_weights(plain), rel=0.01
-    )  # and a scale for 128 of them
+    # Four bits, and two bytes of scale for 128 of them.
+    assert (4 - 1 / 8) * step_weights(own) == pytest.approx(step_weights(plain), rel=0.01)
     assert memory(own).weights - step_weights(own) == memory(plain).weights - step_weights(plain)
     assert 2 * memory(own).ring == memory(plain).ring
     card = next(d for d in DEVICES if d.name == "RTX 4090")
