@@ -8,6 +8,11 @@ commit, sinks and ring, everything it sees made by itself. At one random step of
 drawn towards the end of the teacher's fine ODE path from the same noisy latent, with the same history in the teacher's
 own keys and values. A path has one end, so nothing is averaged (consistency-style distillation under the self-rollout of
 Self-Forcing, arXiv 2506.08009, with a regression in place of its distribution matching).
+
+The teacher is guided by itself when young (autoguidance, arXiv 2406.02507, equation 1): its x0 is moved away from that
+of its checkpoint after 200 steps, which is wrong in the same places, only more so. And a regression still leaves out what it
+cannot hit: a discriminator of latents, which knows the renders', says where a chunk is too smooth. Its gradient at x0 is as
+long as the regression's, so that neither drowns the other.
 """
 
 from __future__ import annotations
@@ -16,22 +21,30 @@ import argparse
 import itertools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from everframe.export.wan import Block, Wan
 
 from common import autocast, evaluate_with
+from discriminator import LatentDiscriminator, adversarial_loss, discriminator_loss
 from latents import encode_pool, load_texts
-from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, commit, seen_by
+from rollout import CHUNK, CHUNKS, KV, SCHEDULE, Reader, Tables, commit, seen_by
 from run import Ema, Run, load_part
 from settings import TRANSFORMER
 from team import Team
 from transformer import Batches, optimisers, preview
 
 STEPS, PEAK = 2_000, 5e-4
-ODE_STEPS = (8, 7, 6, 4)  # Euler steps of the teacher from each of the student's sigmas to 0
+# Euler steps of the teacher from each of the sigmas of the student to 0: what is small is decided at the last, where
+# a jump from sigma leaves out whatever is fainter than it.
+ODE_STEPS = (3, 4, 6, 8)
 TRUE_SINKS = 0.3  # share of the sequences whose first chunk is a rendered one
+GUIDANCE = 1.0  # how far the teacher is moved away from its young self
+ADVERSARIAL = 1.0  # length of the discriminator's gradient at x0, as a share of the regression's
+CALM = 50  # steps in which the discriminator learns alone, and again as many in which its share rises
+JUDGE_PEAK = 2e-4
 
 
 def denoised(model: Wan, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
@@ -40,37 +53,80 @@ def denoised(model: Wan, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], c
     return x - sigma * model(x, model.time(t), rope, context, Reader(past)).float()
 
 
-@torch.no_grad()
+class Teacher:
+    """The teacher and its young self, each with its own keys and values of the student's chunks."""
+
+    def __init__(self, *models: Wan):
+        self.models = models
+        for model in models:
+            model.eval().requires_grad_(False)
+        self.kept: list[list[KV]] = []
+
+    @torch.no_grad()
+    def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], text: Tensor, c: int) -> Tensor:
+        good, young = (
+            denoised(model, x, sigma, rope, model.context(text), [self.kept[j][i] for j in seen_by(c)])
+            for i, model in enumerate(self.models)
+        )
+        return good + GUIDANCE * (good - young)
+
+    @torch.no_grad()
+    def commit(self, x0: Tensor, rope: tuple[Tensor, Tensor], text: Tensor, c: int) -> None:
+        past = [[self.kept[j][i] for j in seen_by(c)] for i in range(len(self.models))]
+        self.kept.append(
+            [commit(model, x0, rope, model.context(text), kv) for model, kv in zip(self.models, past, strict=True)]
+        )
+
+
 def ode_end(
-    model: Wan, x: Tensor, sigma: float, steps: int, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]
+    teacher: Teacher, x: Tensor, sigma: float, steps: int, rope: tuple[Tensor, Tensor], text: Tensor, c: int
 ) -> Tensor:
-    """Where the model's flow carries x from sigma to 0: Euler steps, evenly spaced before the shift."""
+    """Where the teacher's flow carries x from sigma to 0: Euler steps, evenly spaced before the shift."""
     s = sigma / (SCHEDULE.shift - (SCHEDULE.shift - 1) * sigma)  # undo the shift
     times = torch.linspace(s, 0, steps + 1, dtype=torch.float64)
     path = (SCHEDULE.shift * times / (1 + (SCHEDULE.shift - 1) * times)).tolist()
     for now, after in itertools.pairwise(path):
-        x0 = denoised(model, x, now, rope, context, past)
+        x0 = teacher.x0(x, now, rope, text, c)
         x = x0 + (after / now) * (x - x0)
     return x
 
 
-def rollout_loss(student: Wan, teacher: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]]) -> Tensor:
-    """Mean squared distance to the teacher's ends over one rollout."""
+def pulled(x0: Tensor, end: Tensor, judge: LatentDiscriminator, text: Tensor, share: float) -> Tensor:
+    """A scalar with the value and the gradient of the mean squared distance to `end`, plus the gradient towards what the
+    discriminator takes for a render."""
+    error = x0 - end
+    pull = 2 * error.detach() / error.numel()
+    if share:
+        made = x0.detach().requires_grad_()
+        (away,) = torch.autograd.grad(adversarial_loss(judge(made, text)), made)
+        pull = pull + share * away * (pull.norm() / away.norm().clamp(min=1e-12))
+    linear = (x0 * pull).sum()
+    return error.detach().square().mean() + linear - linear.detach()
+
+
+def rollout_loss(
+    student: Wan,
+    teacher: Teacher,
+    judge: LatentDiscriminator,
+    tables: Tables,
+    batch: tuple[Tensor, Tensor, list[list[int]]],
+    share: float,
+) -> tuple[Tensor, Tensor]:
+    """Over one rollout: the mean squared distance to the teacher's ends, which carries the discriminator's gradient too;
+    and what the student made [chunks, B, C, F, 2h, 2w]. share: the discriminator's."""
     truth, text, starts = batch
     size = len(truth)
     sigmas = SCHEDULE.sigmas().tolist()
     jitter = torch.randint(0, 2, (size,)).tolist()
     true_sinks = torch.rand(size, 1, 1, 1, 1, device=truth.device) < TRUE_SINKS
     mine: list[KV] = []
-    theirs: list[KV] = []
+    shown: list[Tensor] = []
+    teacher.kept = []
     total = truth.new_zeros(())
     for c in range(CHUNKS):
         rope = tables(starts[c], jitter)
         context = student.context(text[:, c])
         past = [mine[j] for j in seen_by(c)]
-        with torch.no_grad():
-            teaching = teacher.context(text[:, c])
-        known = [theirs[j] for j in seen_by(c)]
         noise = [torch.randn_like(truth[:, c]) for _ in sigmas]
         chosen = int(torch.randint(len(sigmas), ()))
         x, x0 = noise[0], noise[0]
@@ -78,16 +134,16 @@ def rollout_loss(student: Wan, teacher: Wan, tables: Tables, batch: tuple[Tensor
             with torch.set_grad_enabled(i == chosen):
                 x0 = denoised(student, x, sigma, rope, context, past)
             if i == chosen:
-                end = ode_end(teacher, x, sigma, ODE_STEPS[i], rope, teaching, known)
-                total = total + (x0 - end).square().mean()
+                end = ode_end(teacher, x, sigma, ODE_STEPS[i], rope, text[:, c], c)
+                total = total + pulled(x0, end, judge, text[:, c], share)
                 x0 = x0.detach()
+                shown.append(x0)
             if i + 1 < len(sigmas):
                 x = (1 - sigmas[i + 1]) * x0 + sigmas[i + 1] * noise[i + 1]
         made = torch.where(true_sinks, truth[:, c], x0) if c == 0 else x0
         mine.append(commit(student, made, rope, context, past))
-        with torch.no_grad():
-            theirs.append(commit(teacher, made, rope, teaching, known))
-    return total / CHUNKS
+        teacher.commit(made, rope, text[:, c], c)
+    return total / CHUNKS, torch.stack(shown)
 
 
 def main() -> None:
@@ -107,20 +163,29 @@ def main() -> None:
     torch.manual_seed(0)
     batches = Batches(latents, load_texts(), args.device)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
-    weights = load_part("transformer", "model")
-    teacher, student = Wan(TRANSFORMER).to(args.device), Wan(TRANSFORMER).to(args.device)
-    for model in (teacher, student):
-        model.load_state_dict(weights)
-    teacher.eval().requires_grad_(False)
+    good, young, student = (Wan(TRANSFORMER).to(args.device) for _ in range(3))
+    for model, name in ((good, "transformer"), (young, "young"), (student, "transformer")):
+        model.load_state_dict(load_part(name, "model"))
+    teacher = Teacher(good, young)
+    judge = LatentDiscriminator(TRANSFORMER.latent_channels, CHUNK, TRANSFORMER.text_dim).to(args.device)
     muon, adam = optimisers(student)
+    against = torch.optim.AdamW(judge.parameters(), lr=JUDGE_PEAK, betas=(0.5, 0.99), weight_decay=0.0)
     ema = Ema(student, 0.995)
-    parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
-    run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team)
+    parts = {"model": student, "muon": muon, "adam": adam, "ema": ema, "judge": judge, "against": against}
+    run = Run("distill", parts, {"model": ema, "judge": judge}, args.steps, args.minutes, team)
     tables = Tables(args.device)
-    total = 0.0
-    for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
+    totals, began = np.zeros(3), run.step
+    for step in run.count([(muon, args.peak), (adam, args.peak), (against, JUDGE_PEAK)], warmup=50):
+        batch = batches.draw(args.batch)
+        share = ADVERSARIAL * min(1.0, max(0.0, (step - began - CALM) / CALM))
         with autocast(args.device):
-            loss = rollout_loss(student, teacher, tables, batches.draw(args.batch))
+            loss, made = rollout_loss(student, teacher, judge, tables, batch, share)
+        truth, text = batch[0].transpose(0, 1).flatten(0, 1), batch[1].transpose(0, 1).flatten(0, 1)
+        said = discriminator_loss(judge(truth, text), judge(made.flatten(0, 1), text))
+        against.zero_grad()
+        said.backward()
+        team.average(judge)
+        against.step()
         muon.zero_grad()
         adam.zero_grad()
         loss.backward()
@@ -129,10 +194,10 @@ def main() -> None:
         muon.step()
         adam.step()
         ema.update(step)
-        total += loss.item()
+        totals += [loss.item(), said.item(), 1]
         if step % 25 == 24:
-            run.log(loss=round(total / 25, 5))
-            total = 0.0
+            run.log(**dict(zip(("loss", "discriminator"), (totals[:2] / totals[2]).round(5).tolist(), strict=True)))
+            totals[:] = 0
         if step % args.report == args.report - 1:
             evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device))
 

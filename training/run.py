@@ -142,7 +142,8 @@ class Run:
         self.path.with_suffix(".part").replace(self.path)
         self._saved = time.monotonic()
 
-    def save_compact(self) -> None:
+    def save_compact(self, name: str = "") -> None:
+        """Under another name: a checkpoint to keep for itself."""
         if not self.team.first:
             return
         states = {
@@ -150,9 +151,10 @@ class Run:
             for name, part in self.kept.items()
             for k, v in part.state_dict().items()
         }
-        part = compact_path(self.name).with_suffix(".part")
+        path = compact_path(name or self.name)
+        part = path.with_suffix(".part")
         save_file(states, part, {"step": str(self.step), "spent": f"{self.elapsed:.0f}"})
-        part.replace(compact_path(self.name))
+        part.replace(path)
         self._compacted = time.monotonic()
 
     def rate(self, peak: float, warmup: int) -> float:

@@ -60,6 +60,7 @@ from weights import first_autoencoder, shipped_transformer, trained_autoencoder
 
 HELD_OUT = 24
 STEPS, PEAK = 2_000, 1e-3
+YOUNG = 200  # the step whose checkpoint guides the distillation, by being worse
 
 
 class Batches:
@@ -220,6 +221,8 @@ def main() -> None:
         ema.update(step)
         if not own:
             total, counted = total + loss.item(), counted + 1
+        if step == YOUNG and not args.short:
+            run.save_compact("young")
         if step % 50 == 49:
             run.log(loss=round(total / max(counted, 1), 5))
             total, counted = 0.0, 0
