@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from .errors import UserError
 from .files import reason
-from .post import POST, Output, check_post, output_of, without
+from .post import Output, check_choice, check_post, chosen_of, output_of
 from .text import read_text
 
 FORMAT = 1
@@ -255,6 +255,8 @@ class Manifest(Model):
     recache: Literal["window", "chunks", "none"] = "chunks"
     shots: Shots | None = None  # None: a cut begins a new scene with new sinks
     graphs: dict[str, Graph]
+    # Of the graphs behind the decoder, where nobody says which: "none", they run only where they are asked for.
+    post: Literal["all", "none"] = "all"
     prompt_bank: FileRef
     prompts: list[str] = Field(min_length=1)
     tokenizer: FileRef | None = None  # of the graph "text", if the bundle has its text encoder
@@ -300,11 +302,11 @@ class Manifest(Model):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. without: those of its post graphs that shall not run."""
+    """A verified bundle. chosen: which of its post graphs run; None: those that its manifest says."""
 
     path: Path
     manifest: Manifest
-    without: frozenset[str] = frozenset()
+    chosen: str | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -321,16 +323,18 @@ class Bundle:
     @property
     def post(self) -> tuple[str, ...]:
         """The post graphs that run behind the decoder: see everframe.engines.post."""
-        return tuple(name for name in POST if name in self.manifest.graphs and name not in self.without)
+        return chosen_of(self.manifest.post if self.chosen is None else self.chosen, self.manifest.graphs)
 
     @property
     def output(self) -> Output:
         """Size and rate of the frames that leave a stream."""
         return output_of(self.manifest.geometry, self.manifest.graphs, self.post)
 
-    def with_post(self, choice: str) -> Bundle:
-        """The same, of whose post graphs only the chosen ones run. Raises UserError for one that it does not have."""
-        return replace(self, without=without(choice, self.manifest.graphs, self.path))
+    def with_post(self, choice: str | None) -> Bundle:
+        """The same, of whose post graphs only the chosen ones run; None: those that it says itself. Raises UserError for one
+        that it does not have."""
+        check_choice(choice, self.manifest.graphs, self.path)
+        return replace(self, chosen=choice)
 
 
 def read_manifest(file: Path) -> Manifest:

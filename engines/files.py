@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -121,7 +122,8 @@ def write_whole(file: Path, content: bytes | Iterable[bytes | memoryview]) -> No
     except OSError as error:
         raise UserError(f"{file}: cannot write: {reason(error)}") from None
     finally:
-        part.unlink(missing_ok=True)  # it has its name by now, unless something went wrong
+        with contextlib.suppress(OSError):  # a disk that takes nothing any more says so here too, and was told above
+            part.unlink(missing_ok=True)  # it has its name by now, unless something went wrong
 
 
 def record_key(facts: Any) -> str:

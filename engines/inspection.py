@@ -44,6 +44,7 @@ def record(bundle: Bundle, engines: Sequence[store.Stored]) -> dict[str, Any]:
         "geometry": m.geometry.model_dump(),
         "rope": m.rope.model_dump(),
         "prompts": len(m.prompts),
+        "post": {"there": list(bundle.with_post("all").post), "default": m.post},
         "graphs": {k: g.model_dump() for k, g in m.graphs.items()},
         "engines": [
             {"fingerprint": e.fingerprint, "problem": e.problem, "record": e.record.model_dump() if e.record else None}
@@ -56,8 +57,17 @@ def headline(bundle: Bundle) -> str:
     m, g = bundle.manifest, bundle.manifest.geometry
     return (
         f"{m.name}: {g.width}x{g.height} at {g.fps} fps, chunk {g.chunk}, sink {g.sink}, window {g.window}, "
-        f"{len(m.prompts)} prompts, rope {m.rope.mode} with jitter {m.rope.jitter_sigma:g}"
+        f"{len(m.prompts)} prompts, rope {m.rope.mode} with jitter {m.rope.jitter_sigma:g}{post_words(bundle)}"
     )
+
+
+def post_words(bundle: Bundle) -> str:
+    """What the graphs behind the decoder show, and whether it has to be asked for."""
+    every = bundle.with_post("all")
+    if not every.post:
+        return ""
+    out, asked = every.output, "with --post all " if bundle.manifest.post == "none" else ""
+    return f"; {asked}{out.width}x{out.height} at {out.fps} fps by {' and '.join(every.post)}"
 
 
 def graph_rows(bundle: Bundle) -> list[list[str]]:

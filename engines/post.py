@@ -61,13 +61,17 @@ def output_of(geometry: Geometry, graphs: Mapping[str, Graph], post: tuple[str, 
     return Output(scale * geometry.width, scale * geometry.height, times * geometry.fps, times * geometry.chunk_frames)
 
 
-def without(choice: str, graphs: Mapping[str, Graph], path: object) -> frozenset[str]:
-    """The post graphs that a choice leaves out. Raises UserError for an unknown one, and for a graph that is not there."""
-    if choice not in CHOICES:
+def check_choice(choice: str | None, graphs: Mapping[str, Graph], path: object) -> None:
+    """Raises UserError for a choice of post graphs that is unknown, or is of a graph that is not there."""
+    if choice is not None and choice not in CHOICES:
         raise UserError(f"post {choice!r}: expected one of {', '.join(CHOICES)}")
     if choice in POST and choice not in graphs:
         raise UserError(f"{path}: has no graph {choice}: expected one by everframe post add")
-    return frozenset() if choice == "all" else frozenset(name for name in POST if name != choice)
+
+
+def chosen_of(choice: str, graphs: Mapping[str, Graph]) -> tuple[str, ...]:
+    """The post graphs that run, in their order."""
+    return tuple(name for name in POST if name in graphs and choice in ("all", name))
 
 
 def check_post(graphs: Mapping[str, Graph]) -> None:

@@ -382,13 +382,16 @@ def add_post(
         Path | None, typer.Option(help="Network that makes a frame between two: .onnx, or the weights of RIFE's IFNet.")
     ] = None,
     times: Annotated[int, typer.Option(help="With --smooth: 2 or 4 times the frame rate.")] = 2,
+    off: Annotated[
+        bool, typer.Option("--off", help="They run only where --post or the server's stream.post asks for them.")
+    ] = False,
 ) -> None:
     """Add smooth, upscale or both to a bundle (needs the extra `export`)."""
     with needs_extra("export"):
         from .post import add as put
     with reporting() as report:
-        shows = put(bundle, upscale, smooth, times, report)
-    say(f"{bundle}: shows {shows.width}x{shows.height} at {shows.fps} fps")
+        shows = put(bundle, upscale, smooth, times, report, off)
+    say(f"{bundle}: shows {shows.width}x{shows.height} at {shows.fps} fps{' with --post all' if off else ''}")
 
 
 @post.command("remove")

@@ -25,11 +25,14 @@ from .postnet import Kind, read_net
 REFUSALS = (ValidationError, ValueError, LookupError, TypeError)  # of onnx, about a stranger's nodes
 
 
-def add(path: Path, upscale: Path | None, smooth: Path | None, times: int = 2, report: Report = QUIET) -> Output:
+def add(
+    path: Path, upscale: Path | None, smooth: Path | None, times: int = 2, report: Report = QUIET, off: bool = False
+) -> Output:
     """Write the graphs that are given into the bundle, in place of those that it has; returns size and rate of what it
-    shows then. The bundle is replaced as a whole, its large files as hard links, so that it is never half-written.
+    shows with all of them. The bundle is replaced as a whole, its large files as hard links: it is never half-written.
 
-    times: of the frame rate, by `smooth`. Raises UserError for a bad bundle or file, naming what was found.
+    times: of the frame rate, by `smooth`. off: its post graphs run only where they are asked for. Raises UserError for a bad
+    bundle or file, naming what was found.
     """
     files: dict[Kind, Path] = {}
     if smooth is not None:
@@ -46,7 +49,7 @@ def add(path: Path, upscale: Path | None, smooth: Path | None, times: int = 2, r
     for kind, file in files.items():
         report.step(f"{kind}: reading {file.name}", 0, None)
         nets[kind] = read_net(file, kind, geometry.height, geometry.width)
-    with changed(bundle, tuple(files)) as (part, graphs, provenance):
+    with changed(bundle, tuple(files), "none" if off else "all") as (part, graphs, provenance):
         for kind, (net, what) in nets.items():
             report.step(f"{kind}: writing {what}", 0, None)
             for suffix in ("", "_first"):
@@ -60,23 +63,25 @@ def add(path: Path, upscale: Path | None, smooth: Path | None, times: int = 2, r
                     raise UserError(f"{files[kind]}: no graph can be made of it: {first_line(error)}") from None
             provenance[kind] = {"from": what, "sha256": describe(files[kind]).sha256}
             report.line(f"{kind}: {what}")
-    return Bundle.open(path).output
+    return Bundle.open(path).with_post("all").output
 
 
 def remove(path: Path) -> list[str]:
     """Take the bundle's post graphs out; returns which it had. Raises UserError."""
     bundle = Bundle.open(path)
-    if not bundle.post:
+    if not (had := bundle.with_post("all").post):
         raise UserError(f"{path}: has no post graphs")
     with changed(bundle, POST):
         pass
-    return list(bundle.post)
+    return list(had)
 
 
 @contextmanager
-def changed(bundle: Bundle, without: tuple[str, ...]) -> Iterator[tuple[Path, dict[str, Graph], dict[str, Any]]]:
-    """The bundle anew without these of its post graphs: yields its new folder, its graphs and where its post graphs came
-    from, which may be added to, and puts the folder in its place."""
+def changed(
+    bundle: Bundle, without: tuple[str, ...], default: str = "all"
+) -> Iterator[tuple[Path, dict[str, Graph], dict[str, Any]]]:
+    """The bundle anew without these of its post graphs, and with this choice of those that it has then: yields its new
+    folder, its graphs and where its post graphs came from, which may be added to, and puts the folder in its place."""
     path, manifest = bundle.path, bundle.manifest
     check_replaceable(path)
     gone = {f"{name}{suffix}" for name in without for suffix in ("", "_first")}
@@ -88,7 +93,7 @@ def changed(bundle: Bundle, without: tuple[str, ...]) -> Iterator[tuple[Path, di
         shutil.copytree(path, part, ignore=skip, copy_function=link_or_copy, dirs_exist_ok=True)  # compiled engines too
         yield part, graphs, post
         told = {k: v for k, v in manifest.provenance.items() if k != "post"} | ({"post": post} if post else {})
-        made = manifest.model_copy(update={"graphs": graphs, "provenance": told})
+        made = manifest.model_copy(update={"graphs": graphs, "provenance": told, "post": default})
         write_manifest(part, Manifest.model_validate(made.model_dump()))  # the copy is not checked
 
 

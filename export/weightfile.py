@@ -6,6 +6,7 @@ view of the file, and a graph that is exported of such views finds its constants
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,4 +88,5 @@ def scratch(target: Path) -> Iterator[WeightFile]:
     except OSError as error:
         raise UserError(f"{file}: cannot write: {reason(error)}") from None
     finally:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)

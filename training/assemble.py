@@ -1,7 +1,7 @@
 """Put what was trained into one checkpoint folder, which `everframe export` reads.
 
 python training/assemble.py                        the student, or the teacher before there is one → training/work/demo
-python training/assemble.py --target training/demo                                 the one that ships
+python training/assemble.py --decoder autoencoder --target training/demo           the one that ships
 python training/assemble.py --transformer short --target training/work/short                   the variant of the study
 """
 
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from everframe.export.taehv import Taehv
 from everframe.export.wan import unfold
 
 from clips import HEIGHT, WIDTH
@@ -26,10 +25,6 @@ from settings import MANY_HEADED, TRANSFORMER
 from weights import first_autoencoder, trained_autoencoder
 
 
-def newest_autoencoder() -> Taehv:
-    return trained_autoencoder("finish" if progress_of("finish") else "decoder")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument(
@@ -37,6 +32,9 @@ def main() -> None:
         choices=("newest", "short", "many"),
         default="newest",
         help="the others are the study's variants",
+    )
+    parser.add_argument(
+        "--decoder", choices=("autoencoder", "decoder", "finish"), help="whose decoder; default: the newest"
     )
     parser.add_argument("--target", type=Path, default=WORK / "demo")
     args = parser.parse_args()
@@ -48,7 +46,7 @@ def main() -> None:
         autoencoder = first_autoencoder()
         shutil.copyfile(WORK / f"{args.transformer}.safetensors", target / "transformer.safetensors")
     else:
-        autoencoder = newest_autoencoder()
+        autoencoder = trained_autoencoder(args.decoder or ("finish" if progress_of("finish") else "decoder"))
         state = unfold(load_part("distill" if progress_of("distill") else "transformer", "model"), TRANSFORMER)
         save_file({k: v.half().contiguous() for k, v in state.items()}, target / "transformer.safetensors")
     weights = {k: v.half().contiguous() for k, v in autoencoder.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Discriminators, patch by patch, of neighbouring frames and of chunks of latents, and the losses they give."""
+"""A patch discriminator on pairs of neighbouring frames, and the losses it gives."""
 
 from __future__ import annotations
 
@@ -35,30 +35,6 @@ class Discriminator(nn.Module):
             out.append(x)
             x = F.leaky_relu(x, 0.2)
         return out
-
-
-class LatentDiscriminator(nn.Module):
-    """Says, patch by patch, whether a chunk of latents was encoded from a render of this prompt."""
-
-    def __init__(self, channels: int, frames: int, text_dim: int, width: int = 64):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            [
-                spectral_norm(nn.Conv2d(channels * frames, width, 3, 1, 1)),
-                spectral_norm(nn.Conv2d(width, 2 * width, 4, 2, 1)),
-                spectral_norm(nn.Conv2d(2 * width, 2 * width, 3, 1, 1)),
-            ]
-        )
-        self.verdict = spectral_norm(nn.Conv2d(2 * width, 1, 3, 1, 1))
-        self.asked = spectral_norm(nn.Linear(text_dim, 2 * width))
-
-    def forward(self, latents: Tensor, text: Tensor) -> list[Tensor]:
-        """latents [B, C, F, h, w], text [B, text_len, text_dim] -> [verdicts [B, 1, h/2, w/2]]"""
-        x = latents.flatten(1, 2)
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)
-        asked = self.asked(F.normalize(text.mean(1), dim=-1))[:, :, None, None]
-        return [self.verdict(x) + (x * asked).sum(1, keepdim=True)]
 
 
 def discriminator_loss(true: list[Tensor], made: list[Tensor]) -> Tensor:

@@ -10,9 +10,7 @@ own keys and values. A path has one end, so nothing is averaged (consistency-sty
 Self-Forcing, arXiv 2506.08009, with a regression in place of its distribution matching).
 
 The teacher is guided by itself when young (autoguidance, arXiv 2406.02507, equation 1): its x0 is moved away from that
-of its checkpoint after 200 steps, which is wrong in the same places, only more so. And a regression still leaves out what it
-cannot hit: a discriminator of latents, which knows the renders', says where a chunk is too smooth. Its gradient at x0 is as
-long as the regression's, so that neither drowns the other.
+of its checkpoint after 200 steps, which is wrong in the same places, only more so.
 """
 
 from __future__ import annotations
@@ -21,30 +19,25 @@ import argparse
 import itertools
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from everframe.export.wan import Block, Wan
 
 from common import autocast, evaluate_with
-from discriminator import LatentDiscriminator, adversarial_loss, discriminator_loss
 from latents import encode_pool, load_texts
-from rollout import CHUNK, CHUNKS, KV, SCHEDULE, Reader, Tables, commit, seen_by
+from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, commit, renoised, seen_by
 from run import Ema, Run, load_part
 from settings import TRANSFORMER
 from team import Team
 from transformer import Batches, optimisers, preview
 
 STEPS, PEAK = 2_000, 5e-4
-# Euler steps of the teacher from each of the sigmas of the student to 0: what is small is decided at the last, where
-# a jump from sigma leaves out whatever is fainter than it.
-ODE_STEPS = (3, 4, 6, 8)
+# Euler steps of the teacher from each of the student's sigmas to 0. What is small is decided at the last of them: a jump
+# from sigma leaves out whatever is fainter than it.
+ODE_STEPS = (3, 3, 4, 5)
 TRUE_SINKS = 0.3  # share of the sequences whose first chunk is a rendered one
-GUIDANCE = 1.0  # how far the teacher is moved away from its young self
-ADVERSARIAL = 1.0  # length of the discriminator's gradient at x0, as a share of the regression's
-CALM = 50  # steps in which the discriminator learns alone, and again as many in which its share rises
-JUDGE_PEAK = 2e-4
+GUIDANCE = 1.5  # how far the teacher is moved away from its young self
 
 
 def denoised(model: Wan, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
@@ -91,36 +84,19 @@ def ode_end(
     return x
 
 
-def pulled(x0: Tensor, end: Tensor, judge: LatentDiscriminator, text: Tensor, share: float) -> Tensor:
-    """A scalar with the value and the gradient of the mean squared distance to `end`, plus the gradient towards what the
-    discriminator takes for a render."""
-    error = x0 - end
-    pull = 2 * error.detach() / error.numel()
-    if share:
-        made = x0.detach().requires_grad_()
-        (away,) = torch.autograd.grad(adversarial_loss(judge(made, text)), made)
-        pull = pull + share * away * (pull.norm() / away.norm().clamp(min=1e-12))
-    linear = (x0 * pull).sum()
-    return error.detach().square().mean() + linear - linear.detach()
-
-
 def rollout_loss(
     student: Wan,
     teacher: Teacher,
-    judge: LatentDiscriminator,
     tables: Tables,
     batch: tuple[Tensor, Tensor, list[list[int]]],
-    share: float,
-) -> tuple[Tensor, Tensor]:
-    """Over one rollout: the mean squared distance to the teacher's ends, which carries the discriminator's gradient too;
-    and what the student made [chunks, B, C, F, 2h, 2w]. share: the discriminator's."""
+) -> Tensor:
+    """Mean squared distance to the teacher's ends over one rollout."""
     truth, text, starts = batch
     size = len(truth)
     sigmas = SCHEDULE.sigmas().tolist()
     jitter = torch.randint(0, 2, (size,)).tolist()
     true_sinks = torch.rand(size, 1, 1, 1, 1, device=truth.device) < TRUE_SINKS
     mine: list[KV] = []
-    shown: list[Tensor] = []
     teacher.kept = []
     total = truth.new_zeros(())
     for c in range(CHUNKS):
@@ -135,15 +111,14 @@ def rollout_loss(
                 x0 = denoised(student, x, sigma, rope, context, past)
             if i == chosen:
                 end = ode_end(teacher, x, sigma, ODE_STEPS[i], rope, text[:, c], c)
-                total = total + pulled(x0, end, judge, text[:, c], share)
+                total = total + (x0 - end).square().mean()
                 x0 = x0.detach()
-                shown.append(x0)
             if i + 1 < len(sigmas):
-                x = (1 - sigmas[i + 1]) * x0 + sigmas[i + 1] * noise[i + 1]
+                x = renoised(x, x0, sigma, sigmas[i + 1], noise[i + 1])
         made = torch.where(true_sinks, truth[:, c], x0) if c == 0 else x0
         mine.append(commit(student, made, rope, context, past))
         teacher.commit(made, rope, text[:, c], c)
-    return total / CHUNKS, torch.stack(shown)
+    return total / CHUNKS
 
 
 def main() -> None:
@@ -167,25 +142,15 @@ def main() -> None:
     for model, name in ((good, "transformer"), (young, "young"), (student, "transformer")):
         model.load_state_dict(load_part(name, "model"))
     teacher = Teacher(good, young)
-    judge = LatentDiscriminator(TRANSFORMER.latent_channels, CHUNK, TRANSFORMER.text_dim).to(args.device)
     muon, adam = optimisers(student)
-    against = torch.optim.AdamW(judge.parameters(), lr=JUDGE_PEAK, betas=(0.5, 0.99), weight_decay=0.0)
     ema = Ema(student, 0.995)
-    parts = {"model": student, "muon": muon, "adam": adam, "ema": ema, "judge": judge, "against": against}
-    run = Run("distill", parts, {"model": ema, "judge": judge}, args.steps, args.minutes, team)
+    parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
+    run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team)
     tables = Tables(args.device)
-    totals, began = np.zeros(3), run.step
-    for step in run.count([(muon, args.peak), (adam, args.peak), (against, JUDGE_PEAK)], warmup=50):
-        batch = batches.draw(args.batch)
-        share = ADVERSARIAL * min(1.0, max(0.0, (step - began - CALM) / CALM))
+    total = 0.0
+    for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
         with autocast(args.device):
-            loss, made = rollout_loss(student, teacher, judge, tables, batch, share)
-        truth, text = batch[0].transpose(0, 1).flatten(0, 1), batch[1].transpose(0, 1).flatten(0, 1)
-        said = discriminator_loss(judge(truth, text), judge(made.flatten(0, 1), text))
-        against.zero_grad()
-        said.backward()
-        team.average(judge)
-        against.step()
+            loss = rollout_loss(student, teacher, tables, batches.draw(args.batch))
         muon.zero_grad()
         adam.zero_grad()
         loss.backward()
@@ -194,10 +159,10 @@ def main() -> None:
         muon.step()
         adam.step()
         ema.update(step)
-        totals += [loss.item(), said.item(), 1]
+        total += loss.item()
         if step % 25 == 24:
-            run.log(**dict(zip(("loss", "discriminator"), (totals[:2] / totals[2]).round(5).tolist(), strict=True)))
-            totals[:] = 0
+            run.log(loss=round(total / 25, 5))
+            total = 0.0
         if step % args.report == args.report - 1:
             evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device))
 

@@ -5,8 +5,8 @@
     python training/post.py smooth --minutes 20
     python training/postjudge.py                    # against renders that no training saw
 
-Low frames are the renders, two by two pixels averaged; half of those that `upscale` learns from went through the demo's
-autoencoder, because that is what it will see. What is left lies in training/post as ONNX, for `everframe post add`.
+Low frames are the renders, two by two pixels averaged; those that `upscale` learns from went through the demo's autoencoder,
+because that is what it will see. What is left lies in training/post as ONNX, for `everframe post add`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from everframe.engines.base import EngineOptions
 from everframe.engines.ort import OrtBackend
 from everframe.runtime import open_bundle
 
+from losses import texture_loss
 from postnets import Between, Upscale
 from scenes import PROMPTS, render
 
@@ -32,6 +33,7 @@ HEIGHT, WIDTH, LENGTH = 288, 512, 24  # of a clip at 32 frames a second
 CLASSES = [(scene, variant) for scene, variants in PROMPTS.items() for variant in variants]
 SEEDS, FIRST_SEED = 8, 20_000
 CROP, BATCH = 128, 8  # of low frames
+TEXTURE = 0.003  # of `upscale`, in white: the energy of fine structure, which a mean error would leave out
 NETS = {"upscale": Upscale, "smooth": Between}
 
 
@@ -110,8 +112,7 @@ def batch(kind: str, rng: np.random.Generator, clips: np.ndarray, coded: np.ndar
         high = np.s_[2 * y : 2 * (y + CROP), 2 * x : 2 * (x + CROP)]
         if kind == "upscale":
             target = clips[i, t][high]
-            low = coded[i, t // 2][y : y + CROP, x : x + CROP] if rng.random() < 0.5 else halved(target[None])[0]
-            row = [low, target]
+            row = [coded[i, t // 2][y : y + CROP, x : x + CROP], target]
         else:
             row = list(halved(np.stack([clips[i, t + j][high] for j in (0, 2, 1)])))
             if rng.random() < 0.5:  # backwards
@@ -123,7 +124,8 @@ def batch(kind: str, rng: np.random.Generator, clips: np.ndarray, coded: np.ndar
 
 
 def train(kind: str, minutes: float) -> nn.Module:
-    """Root of squares plus a little (Charbonnier), Adam, the rate falling along a half cosine of time."""
+    """Root of squares plus a little (Charbonnier), for `upscale` the energy of its texture too, Adam, the rate falling along
+    a half cosine of time."""
     clips, coded = pool()
     torch.manual_seed(0)
     rng, net = np.random.default_rng(0), NETS[kind]()
@@ -133,7 +135,10 @@ def train(kind: str, minutes: float) -> nn.Module:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * max(0.01, 0.5 + 0.5 * float(np.cos(np.pi * spent)))
         inputs, target = batch(kind, rng, clips, coded)
-        loss = ((net(*inputs) - target) ** 2 + 1e-6).sqrt().mean()
+        made = net(*inputs)
+        loss = ((made - target) ** 2 + 1e-6).sqrt().mean()
+        if kind == "upscale":
+            loss = loss + TEXTURE * texture_loss(made[:, None], target[:, None])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)

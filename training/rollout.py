@@ -18,7 +18,7 @@ CHUNK, CHUNKS, PAST = 3, 5, 2  # latent frames per chunk; chunks per sequence; c
 ROWS, COLUMNS = 9, 16  # tokens of a latent frame; --short: SHORT
 SHORT = 4, 8
 SCHEDULE = Schedule(steps=(1000, 750, 500, 250), shift=2.0)
-ETA = 0.4  # of the shipped sampler; training rolls out with fresh noise alone, which is the harder case
+ETA = 0.4  # of the sampler: share of fresh noise between its steps
 JITTER_SIGMA, JITTER_SEED = 0.8, 0
 KV = list[tuple[Tensor, Tensor]]  # per layer (k, v), each [B, H, N, D]
 
@@ -79,14 +79,21 @@ class Reader:
         return attention(q.to(v.dtype), keys.to(v.dtype), values)
 
 
+def renoised(x: Tensor, x0: Tensor, sigma: float, after: float, noise: Tensor) -> Tensor:
+    """The next step's input: x0 with the noise that the model sees in x, of which a share is fresh (η of DDIM, arXiv
+    2010.02502)."""
+    seen = (x - (1 - sigma) * x0) / sigma
+    return (1 - after) * x0 + after * ((1 - ETA**2) ** 0.5 * seen + ETA * noise)
+
+
 def sample_chunk(model: Wan, noise: list[Tensor], rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
     """Four-step sampling of one chunk: noise has one tensor [B, C, F, 2h, 2w] per step. Returns x0 in float32."""
-    sigmas = SCHEDULE.sigmas()
+    sigmas = SCHEDULE.sigmas().tolist()
     x = noise[0]
     for i, sigma in enumerate(sigmas):
         t = torch.full((len(x),), 1000 * sigma, device=x.device)
-        x0 = x - float(sigma) * model(x, model.time(t), rope, context, Reader(past)).float()
-        x = x0 if i == len(sigmas) - 1 else (1 - sigmas[i + 1]) * x0 + sigmas[i + 1] * noise[i + 1]
+        x0 = x - sigma * model(x, model.time(t), rope, context, Reader(past)).float()
+        x = x0 if i == len(sigmas) - 1 else renoised(x, x0, sigma, sigmas[i + 1], noise[i + 1])
     return x
 
 

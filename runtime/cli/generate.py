@@ -54,7 +54,7 @@ def generate(
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
     gpu: options.Gpu = None,
-    post: options.Post = "all",
+    post: options.Post = None,
     unverified: options.Unverified = False,
     overlap: Annotated[
         bool | None,

@@ -55,7 +55,7 @@ def bench(
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
     gpu: options.Gpu = None,
-    post: options.Post = "all",
+    post: options.Post = None,
     unverified: options.Unverified = False,
 ) -> None:
     """Latency per chunk by stage, cold start, prompt changes, memory, energy.

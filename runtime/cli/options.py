@@ -42,7 +42,7 @@ Gpu = Annotated[
     ),
 ]
 Post = Annotated[
-    str, Option(help="Of the graphs of everframe post add: all, smooth, upscale or none; default: all that there are.")
+    str | None, Option(help="Of the graphs of everframe post add: all, smooth, upscale or none; default: the bundle's.")
 ]
 Unverified = Annotated[bool, Option("--unverified", help="Stream even if the engines fail their proof.")]
 Json = Annotated[bool, Option("--json", help="Print JSON.")]

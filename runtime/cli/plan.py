@@ -53,6 +53,7 @@ def plan(
     ] = None,
     int8_ring: Annotated[bool, typer.Option("--int8-ring", help="Keys and values in INT8.")] = False,
     decoder: Annotated[str | None, typer.Option(help="Without a bundle: taehv (default) or wan.")] = None,
+    post: options.Post = None,
     device: Annotated[list[str] | None, typer.Option(help="Part of a device's name; may be repeated.")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -63,8 +64,10 @@ def plan(
         for name, value in (others | given).items():
             if value is not None:
                 raise UserError(f"--{name} {value}: is what the bundle says; expected it without --bundle")
-        request = of_bundle(bundle, precision, int8_ring)
+        request = of_bundle(bundle, precision, int8_ring, post)
     else:
+        if post is not None:
+            raise UserError(f"--post {post}: is of a bundle's graphs; expected --bundle with it")
         numbers = {name: value for name, value in given.items() if value is not None}
         numbers |= dict(zip(("width", "height"), parse_size(size), strict=True)) if size else {}
         known = model or WAN_1_3B, numbers, steps or 4, precision or "fp16", int8_ring, decoder or "taehv"

@@ -33,7 +33,7 @@ def play(
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
     gpu: options.Gpu = None,
-    post: options.Post = "all",
+    post: options.Post = None,
     unverified: options.Unverified = False,
 ) -> None:
     """Show the stream in a window.

@@ -22,11 +22,11 @@ def check_precision(precision: str) -> None:
         raise UserError(f"--precision {precision!r}: expected one of {', '.join(WEIGHT_BYTES)}")
 
 
-def of_bundle(path: Path, precision: str | None = None, int8_ring: bool = False) -> Request:
+def of_bundle(path: Path, precision: str | None = None, int8_ring: bool = False, post: str | None = None) -> Request:
     """The bundle's network, geometry and steps, and the operations and memory of its decoder and of what runs behind it
     counted in the graphs. precision: default the bundle's own, FP16 where it was not quantised; a ring that is INT8 in it
-    is so here. Raises UserError."""
-    opened = Bundle.open(path)
+    is so here. post: which of the graphs behind the decoder. Raises UserError."""
+    opened = Bundle.open(path).with_post(post)
     manifest = opened.manifest
     if precision is None:
         precision = manifest.precision if manifest.precision in WEIGHT_BYTES else "fp16"

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 
-from .guard import FRESH, Guard, Problem, changing_routes
+from .guard import ANYWHERE, FRESH, Guard, Problem, changing_routes
 from .orders.api import order_routes
 from .orders.guest_api import guest_routes
 from .orders.overlay_api import overlay_routes
@@ -83,7 +83,7 @@ def page_routes(places: dict[str, str]) -> APIRouter:
     def page(name: str) -> Callable[[], Any]:
         async def get() -> FileResponse:
             kind = KINDS.get(Path(name).suffix, "text/html")
-            return FileResponse(PAGES / name, media_type=kind, headers=FRESH | {"Access-Control-Allow-Origin": "*"})
+            return FileResponse(PAGES / name, media_type=kind, headers=FRESH | ANYWHERE)
 
         return get
 

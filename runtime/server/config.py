@@ -109,7 +109,7 @@ class StreamSettings(Section):
     device: str = "cpu"  # of openvino
     precision: str = "auto"  # of openvino
     gpu: int | None = Field(default=None, ge=0, le=1023)  # which NVIDIA card, as nvidia-smi counts them
-    post: Choice = "all"  # which of the graphs of `everframe post add` run
+    post: Choice | None = None  # which of the graphs of `everframe post add` run; default: the bundle's
     verify: bool = True  # hold the engines against the bundle's reference before the first chunk
     save_seconds: float = Field(default=300, ge=0, le=30 * 86400)  # of video between two saved states; 0: only on stop
     stall_seconds: Seconds = 20  # without a chunk for so long, the generator is restarted
@@ -229,11 +229,14 @@ def read_config(file: Path) -> Config:
     """Raises UserError naming the file and the field."""
     config, here = read_toml(file, Config), file.absolute().parent
     logging = config.logging.model_copy(update={"file": here / config.logging.file} if config.logging.file else {})
-    changes = {"state_dir": here / config.state_dir, "stream": beside(file, config.stream), "logging": logging}
-    sound = config.video.push_audio
-    if isinstance(sound, Path):
-        changes["video"] = config.video.model_copy(update={"push_audio": here / sound})
+    stream, video = beside(file, config.stream), video_beside(file, config.video)
+    changes = {"state_dir": here / config.state_dir, "stream": stream, "logging": logging, "video": video}
     return config.model_copy(update=changes | {"overlay": overlay_beside(file, config.overlay)})
+
+
+def video_beside(file: Path, video: Video) -> Video:
+    sound = video.push_audio
+    return video.model_copy(update={"push_audio": file.absolute().parent / sound}) if isinstance(sound, Path) else video
 
 
 def overlay_beside(file: Path, overlay: Overlay) -> Overlay:

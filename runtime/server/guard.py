@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 MAX_BODY = 256 << 10  # bytes of a request
 MAX_TOLD = 100  # wrong names that the log tells, each once
 FRESH = {"Cache-Control": "no-store"}
+ANYWHERE = {"Access-Control-Allow-Origin": "*"}  # a page in a sandboxed frame has no origin, and asks too
 POLICY = (
     "default-src 'self'; media-src 'self' blob:; img-src 'self' blob: data:; "
     "connect-src 'self' ws: wss:; frame-ancestors {ancestors}; base-uri 'none'; form-action 'none'"

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engines.bundle import Bundle
 from ...engines.machine import resident_memory
 from ..video import choose_encoder
-from .config import Config
+from .config import Config, Video
 from .discretion import shortened
 from .orders.control import Control
 from .orders.guests import Guests
@@ -56,12 +57,11 @@ class Service:
     """
 
     finish: Callable[[], None] | None = None
+    first_life = True  # else another bundle has taken the first one's place, and screens hang on it
     settled: Callable[[], None] | None = None
 
     def __init__(self, config: Config, seen: Seen):
-        check_protocols(config.video.push)
-        if config.video.webrtc:
-            check_webrtc()
+        check_video(config.video)
         manifest = seen.bundle.manifest
         g = seen.bundle.with_post(config.stream.post).output
         self.config, self.geometry, self.name, self.seen = config, g, manifest.name, seen
@@ -100,10 +100,7 @@ class Service:
         self.thumbs = Thumbs(config.state_dir / "pictures", self.control.prompts)
         self.channel.burn = lambda frame: self.overlays.layer.burned(frame, dt.datetime.now(dt.UTC))
         self.channel.held = self.control.kept.paused
-        push = video.push_settings
-        if push.sound is not None:
-            check_sound(push.sound)
-        self.pushes = [Push(target, g.width, g.height, g.fps, push) for target in video.push]
+        self.pushes = [Push(target, g.width, g.height, g.fps, video.push_settings) for target in video.push]
         self.channel.frames += self.pushes
         self.viewers, self.peers = Viewers(), Peers(self.channel, video.webrtc)
         kept = config.state_dir / "screens.json"
@@ -222,8 +219,9 @@ class Service:
         )
 
     def _hopeless(self, why: str) -> bool:
-        """The first generator was refused what it asked for: the server ends with the reason, where it can end."""
-        if self.finish is None:
+        """The first generator was refused what it asked for: the server ends with the reason, where it can end. One of a
+        bundle that came later is tried again: the next one may be better."""
+        if self.finish is None or not self.first_life:
             return False
         self.fatal = why
         self.finish()
@@ -263,16 +261,16 @@ class Service:
 
     def _tick(self) -> None:
         while not self._stop.wait(TICK):
-            self.screens.write()
             try:
+                self.screens.write()
                 self.control.tick(dt.datetime.now(dt.UTC))
                 if self.guests is not None:
                     self.guests.tick()
-            except Exception:  # a timetable that fails must not end the thread
+            except Exception:  # one tick that fails must not end the thread
                 log.exception("timetable")
 
     def _look(self) -> None:
-        replacement = Replacement(self.seen, self.config.stream.post)
+        replacement = Replacement(self.seen, lambda bundle: check_fits(self.config, bundle))
         while self.finish is not None and not self._stop.wait(LOOK):
             try:
                 self.another = replacement.there()
@@ -297,3 +295,20 @@ class Service:
         m.gauge("push_dropped_frames", "Frames that push targets lost.", lambda: sum(p.dropped for p in self.pushes))
         gpu_gauges(m, self.config.stream.gpu)
         return m
+
+
+def check_video(video: Video) -> None:
+    """Raises UserError for a protocol that this FFmpeg does not have, WebRTC without its extra, a file without sound."""
+    check_protocols(video.push)
+    if video.webrtc:
+        check_webrtc()
+    if (sound := video.push_settings.sound) is not None:
+        check_sound(sound)
+
+
+def check_fits(config: Config, bundle: Bundle) -> None:
+    """Raises UserError for a bundle without what the configuration names: post graphs, prompts."""
+    bundle.with_post(config.stream.post)
+    control = Control(config, bundle, lambda *_: None)
+    if config.guest.enabled:
+        Guests(config.guest, control)

@@ -106,6 +106,7 @@ def one_life(config: Config, token: str, tail: Tail, tell: Callable[[str], None]
         osc = serve_osc(config.osc, service.control, service.state) if config.osc.enabled else None
         web = prepare(create_app(service, token, tail), config.server)
         service.settled = lambda: tell(address_line(config.server, config.state_dir))
+        service.first_life = seen is None
         service.finish = lambda: setattr(web, "should_exit", True)
         run(web, bound, config.server)
     finally:

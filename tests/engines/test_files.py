@@ -44,6 +44,19 @@ def test_a_full_disk_is_not_forgiven(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_a_disk_that_became_read_only(tmp_path: Path) -> None:
+    """As a worn card is mounted anew by the kernel: there even taking away what is not there is refused."""
+    place = tmp_path / "card"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(UserError, match=r"cannot write: .*[Rr]ead-only"):
+            write_whole(place / "x", b"new")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP])
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def link(*_: object, **__: object) -> None:

@@ -316,5 +316,12 @@ def test_the_command(bundle_path: Path, tmp_path: Path) -> None:
     assert "shows 128x64 at 32 fps" in done.output
     for args in (["post", "add", str(path)], ["post", "add", str(path), "--smooth", str(smooth), "--times", "3"]):
         assert CliRunner().invoke(app, args).exception is not None
+    assert Bundle.open(path).post == ("smooth", "upscale")
+    done = CliRunner().invoke(app, ["post", "add", str(path), "--upscale", str(upscale), "--off"])
+    assert "shows 128x64 at 32 fps with --post all" in done.output
+    assert Bundle.open(path).post == ()
+    done = CliRunner().invoke(app, ["inspect", str(path)])
+    assert "with --post all 128x64 at 32 fps by smooth and upscale" in " ".join(done.output.split())
     done = CliRunner().invoke(app, ["post", "remove", str(path)])
     assert "smooth and upscale taken out" in done.output
+    assert Bundle.open(path).manifest.post == "all"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -255,6 +256,33 @@ def test_an_anchor_of_the_demo(card: Card, tmp_path: Path) -> None:
     ):
         for _ in range(2):
             assert error_of(cpu.next_chunk().latent, gpu.next_chunk().latent) < 0.01
+
+
+def test_the_graphs_behind_the_decoder(card: Card, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Frames between frames and larger ones, over a cut: the demo's own networks on a card, simple ones on the stand-ins."""
+    if CARD and card.portable_only:
+        pytest.skip("the demo is in the in-place form")
+    path = open_bundle().path
+    if not CARD:
+        from everframe.export.post import add
+
+        from postfiles import smooth_file, upscale_file
+
+        plain: Path = request.getfixturevalue("portable_path" if card.portable_only else "bundle_path")
+        path = Path(shutil.copytree(plain, tmp_path / "post.everframe"))
+        add(path, upscale_file(tmp_path / "u.onnx"), smooth_file(tmp_path / "s.onnx"))
+    built = card.built(path, tmp_path / "built").with_post("all")
+    assert built.post == ("smooth", "upscale")
+    apart = []
+    with Stream(built, seed=4) as cpu, Stream(built, seed=4, backend=card.open()) as gpu:
+        for c in range(6):
+            for stream in (cpu, gpu) if c == 3 else ():
+                stream.set_prompt(built.manifest.prompts[1], "cut")
+            expected, found = cpu.next_chunk().frames, gpu.next_chunk().frames
+            assert found.shape == expected.shape
+            assert found.shape[1:3] == (built.output.height, built.output.width)
+            apart.append(float(np.abs(expected.astype(float) - found).mean()))
+    assert max(apart) < 0.5
 
 
 @pytest.mark.skipif(CARD, reason="a card's bundles are named in EVERFRAME_GPU_BUNDLES")

@@ -100,6 +100,20 @@ def test_either_alone(bundle_path: Path, tmp_path: Path) -> None:
         bundle.with_post("both")
 
 
+def test_only_where_they_are_asked_for(bundle_path: Path, tmp_path: Path) -> None:
+    path = with_both(bundle_path, tmp_path).path
+    asked = stream(Bundle.open(path), chunks=3)
+    add(path, None, tmp_path / "s.onnx", off=True)
+    bundle = Bundle.open(path)
+    assert (bundle.output.width, bundle.output.fps) == (64, 16)
+    plain = stream(Bundle.open(bundle_path), chunks=3)
+    for found, expected in zip(stream(bundle, chunks=3), plain, strict=True):
+        assert np.array_equal(found.frames, expected.frames)
+    for found, expected in zip(stream(bundle.with_post("all"), chunks=3), asked, strict=True):
+        assert np.array_equal(found.frames, expected.frames)
+    assert bundle.with_post(None).post == ()
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("at", [0, 1, 4, 6])
 def test_the_frame_that_waits_is_saved(bundle_path: Path, tmp_path: Path, at: int, overlap: bool) -> None:

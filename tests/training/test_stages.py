@@ -34,6 +34,7 @@ import autoencoder
 autoencoder.CROP, autoencoder.HELD_OUT = (12, 48, 64), 2
 import assemble, decoder, distill, transformer
 decoder.ROWS, decoder.COLUMNS, decoder.HELD_OUT, transformer.HELD_OUT = 6, 8, 2, 2
+transformer.YOUNG = 1
 transformer.preview.__defaults__ = (4,)  # chunks
 import latents
 latents.student_latents.__defaults__ = (1,)
@@ -66,7 +67,7 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
     assert "transformer: resumed at step 2" in done.stdout
     made = load(tmp_path / "demo")  # checks every name and shape
     assert made.config.geometry.height == 48
-    for name in ("autoencoder", "decoder", "transformer", "distill", "finish"):
+    for name in ("autoencoder", "decoder", "transformer", "young", "distill", "finish"):
         kept = tmp_path / "runs" / f"{name}.checkpoint.safetensors"
         assert kept.stat().st_size < 10 * 2**20
     sheets = {f.stem for f in (tmp_path / "runs").glob("*.png")}

@@ -22,9 +22,9 @@ from pydantic import Field, field_validator
 
 from ....engines.bundle import Bundle
 from ....engines.errors import UserError
-from ..config import Config, Section, Server, StreamSettings, Video, beside, read_toml
+from ..config import Config, Section, Server, StreamSettings, Video, beside, read_toml, video_beside
 from ..orders.playlist import Change
-from ..service import Service
+from ..service import Service, check_fits, check_video
 from ..survival.seen import see
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ def read_fleet(file: Path) -> FleetConfig:
     """Raises UserError naming the file and the field."""
     config = read_toml(file, FleetConfig)
     streams = [beside(file, spec) for spec in config.streams]
-    return config.model_copy(update={"state_dir": file.absolute().parent / config.state_dir, "streams": streams})
+    changes = {"state_dir": file.absolute().parent / config.state_dir, "video": video_beside(file, config.video)}
+    return config.model_copy(update=changes | {"streams": streams})
 
 
 def memory_of(bundle: Bundle) -> int:
@@ -113,27 +114,38 @@ class Actor:
         self.service.stop()
 
 
+def settings_of(config: FleetConfig, spec: StreamSpec) -> Config:
+    """What `everframe serve` would be given for this stream alone."""
+    stream = StreamSettings(**spec.model_dump(exclude={"name", "cpus", "gpus"}))
+    return Config(state_dir=config.state_dir / spec.name, video=config.video, stream=stream)
+
+
 class Fleet:
     """The actors of all streams."""
 
     def __init__(self, config: FleetConfig):
+        check_video(config.video)
         # Before a cluster is asked for anything; once each, for verifying reads every byte.
-        needs = {path: memory_of(see(path).bundle) for path in {spec.bundle for spec in config.streams}}
+        bundles = {path: see(path).bundle for path in {spec.bundle for spec in config.streams}}
+        settings = {spec.name: settings_of(config, spec) for spec in config.streams}
+        for spec in config.streams:
+            try:
+                check_fits(settings[spec.name], bundles[spec.bundle])
+            except UserError as error:
+                raise UserError(f"streams {spec.name}: {error}") from None
         ray.init(address=config.ray, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
         kind = ray.remote(Actor)
         self.actors: dict[str, Any] = {}
         for spec in config.streams:
-            settings = StreamSettings(**spec.model_dump(exclude={"name", "cpus", "gpus"}))
-            one = Config(state_dir=config.state_dir / spec.name, video=config.video, stream=settings)
             self.actors[spec.name] = kind.options(
                 max_restarts=-1,
                 max_task_retries=0,
                 num_cpus=spec.cpus,
                 num_gpus=spec.gpus,
-                memory=needs[spec.bundle],
+                memory=memory_of(bundles[spec.bundle].with_post(spec.post)),
                 max_concurrency=8,
                 scheduling_strategy="SPREAD",
-            ).remote(one)
+            ).remote(settings[spec.name])
 
     async def ask(self, name: str, method: str, *values: Any) -> Any:
         """Raises HTTPException where the stream is unknown or does not answer, UserError where it refuses."""

@@ -26,6 +26,8 @@ from .timetable import Timetable
 
 log = logging.getLogger(__name__)
 
+SET_BACK = dt.timedelta(days=1)  # by so much a clock is set back at most
+
 
 class Kept(BaseModel):
     """control.json. A changed configuration begins anew."""
@@ -122,14 +124,12 @@ class Control:
 
     def tick(self, now: dt.datetime) -> None:
         """Obey the timetable, if an occurrence has begun since the last one that was obeyed. Where the clock was set back
-        the same occurrence does not come twice."""
+        neither that one nor the one before it comes again; more than a day back, it was wrong before."""
         with self._lock:
-            found = self.kept.timetable.current(now)
-            if found is None or (self.kept.fired is not None and found[0] <= self.kept.fired <= now):
+            found, fired = self.kept.timetable.current(now), self.kept.fired
+            if found is None or (fired is not None and found[0] <= fired < now + SET_BACK):
                 return
             moment, entry = found
-            if moment == self.kept.fired:
-                return
             self.kept.fired = moment
             log.info("timetable: %s %s", ",".join(entry.days), entry.at)
             if entry.pause:

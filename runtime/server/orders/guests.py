@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from ....engines.errors import UserError
+from ....engines.text import key, tidy
 from ..config import Guest
 from ..discretion import printable, shortened
 from .control import Control
@@ -51,6 +52,7 @@ class Showing:
     wish: Wish
     orders: int
     until: float  # monotonic
+    before: str | None  # the prompt that was shown when the first of these wishes came
 
 
 class Guests:
@@ -77,8 +79,9 @@ class Guests:
     def wish(self, visitor: str, prompt: str, now: float | None = None) -> None:
         """Raises WaitError for one who has to wait, UserError for what is not to be shown."""
         now = time.monotonic() if now is None else now
+        prompt = tidy(prompt)  # as it would be shown: a letter that cannot be seen hides no word
         with self._lock:
-            found = next((one for one in self.prompts if one.casefold() == prompt.strip().casefold()), None)
+            found = next((one for one in self.prompts if key(one) == key(prompt)), None)
             if found is None:
                 self._check_free(prompt)
             wait = self.wait(visitor, now)
@@ -91,7 +94,7 @@ class Guests:
             self._asked[visitor] = now
             while len(self._asked) > REMEMBERED:
                 self._asked.popitem(last=False)
-            wish = Wish(visitor, found or prompt.strip(), now)
+            wish = Wish(visitor, found or prompt, now)
             if found is None and self.settings.approval:
                 self._waiting[wish.number] = wish
             else:
@@ -155,7 +158,10 @@ class Guests:
             for number in [n for n, wish in self._waiting.items() if now - wish.asked > EXPIRES]:
                 del self._waiting[number]
             if self._showing is not None and self._control.orders != self._showing.orders:
-                self._showing, self._held = None, now + self.settings.seconds  # somebody else has ordered something
+                before, self._showing = self._showing.before, None
+                self._held = now + self.settings.seconds  # somebody else has ordered something
+                if kept.playlist is None and kept.prompt is None and before is not None:  # as that a playlist ends
+                    self._control.set_prompt(Change(prompt=before))
             if now < (self._held if self._showing is None else self._showing.until):
                 return
             if kept.paused:
@@ -168,13 +174,15 @@ class Guests:
 
     def _begin(self, wish: Wish, now: float) -> None:
         change = Change(prompt=wish.prompt, transition=self.settings.transition)
+        running = self._running() if self._showing is None else None
         try:
-            self._control.lend(change, self._running() if self._showing is None else None)
+            self._control.lend(change, running)
         except UserError as error:
             log.warning("a visitor's wish: %s", error)
             return
-        self._showing = Showing(wish, self._control.orders, now + self.settings.seconds)
+        before = self._showing.before if self._showing is not None else running
+        self._showing = Showing(wish, self._control.orders, now + self.settings.seconds, before)
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    return re.findall(r"\w+", key(text))

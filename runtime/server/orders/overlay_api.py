@@ -15,13 +15,12 @@ from PIL import Image
 from ...overlay.draw import PAGE, strip_place
 from ...overlay.layer import Layer
 from ...overlay.parts import Message, Overlay
-from ..guard import FRESH
+from ..guard import ANYWHERE, FRESH
 from ..service import Service
 from .overlays import Overlays
 
 KEPT = 8  # pictures for pages
 HEIGHTS = (360, 720, PAGE, 2160)  # that it is drawn at for pages
-ANYWHERE = {"Access-Control-Allow-Origin": "*"}  # a page in a sandboxed frame has no origin, and fetches them
 PNG: dict[str, Any] = {"response_class": Response, "responses": {200: {"content": {"image/png": {}}}}}
 
 

@@ -62,7 +62,7 @@ class Overlays:
         with self._lock:
             if overlay is None:
                 fresh = self._fresh().model_copy(update={"message": self.kept.message})
-                self._show(fresh, self._uncovered(fresh))
+                self._show(fresh, self._checked(fresh))
                 return
             if overlay.font is not None or (overlay.logo is not None and overlay.logo.file is not None):
                 raise UserError(
@@ -72,12 +72,14 @@ class Overlays:
                 raise UserError("message: expected at /api/overlay/message, which alone takes it away again")
             font = {"font": self._configured.font}
             kept = self.kept.model_copy(update={"overlay": overlay.model_copy(update=font)})
-            self._show(kept, self._uncovered(kept))
+            self._show(kept, self._checked(kept))
 
     def tell(self, message: Message | None) -> None:
         """Cover everything with a message; None: show again what was there before it."""
         with self._lock:
-            self._show(self.kept.model_copy(update={"message": message}))
+            kept = self.kept.model_copy(update={"message": message})
+            # With the logo as it was read: a message must not wait for a file that has gone since, nor its end.
+            self._show(kept, self._layer(kept, self.layer.logo))
 
     def put_logo(self, content: bytes) -> None:
         """Keep a logo, and show it. Raises UserError for what is no picture."""
@@ -85,16 +87,17 @@ class Overlays:
             overlay = self.kept.overlay
             changes = {"overlay": overlay.model_copy(update={"logo": overlay.logo or Logo()}), "uploaded": True}
             kept = self.kept.model_copy(update=changes)
-            uncovered = self._uncovered(kept, content)
+            layer = self._checked(kept, content)
             write_whole(self._logo, content)
-            self._show(kept, uncovered)
+            self._show(kept, layer)
 
-    def _uncovered(self, kept: Kept, logo: bytes | None = None) -> Layer:
-        """Without its message: what a message covers can be drawn too, or the message could not be taken away again."""
-        return self._layer(kept.model_copy(update={"message": None}), logo)
+    def _checked(self, kept: Kept, logo: bytes | None = None) -> Layer:
+        """What a message covers can be drawn too, or the message could not be taken away again."""
+        uncovered = self._layer(kept.model_copy(update={"message": None}), logo)
+        return uncovered if kept.message is None else self._layer(kept, uncovered.logo)
 
-    def _show(self, kept: Kept, uncovered: Layer | None = None) -> None:
-        self.layer = uncovered if uncovered is not None and kept.message is None else self._layer(kept)
+    def _show(self, kept: Kept, layer: Layer) -> None:
+        self.layer = layer
         self.kept = kept
         self.version += 1
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ...prompts import Transition
 from .playlist import Part, Playlist, Text
+
+log = logging.getLogger(__name__)
 
 LOCALTIME, TIMEZONE = Path("/etc/localtime"), Path("/etc/timezone")
 LOCAL = "localtime"  # the system's zone where only its rules are known, not its name
@@ -53,20 +56,24 @@ def zone_of(name: str) -> ZoneInfo:
 def system_zone() -> str:
     """The name of the zone that this machine's clock shows: TZ, else what /etc/localtime links to or /etc/timezone says."""
     asked = os.environ.get("TZ")
-    names = []
-    if asked is not None:
-        names = [asked.removeprefix(":")]
+    told = None if asked is None else asked.removeprefix(":")
+    if told is not None and not told.startswith("/"):
+        names = [told]
     else:
-        _, found, linked = os.path.realpath(LOCALTIME).partition("/zoneinfo/")
+        file = LOCALTIME if told is None else Path(told)
+        _, found, linked = os.path.realpath(file).partition("/zoneinfo/")
         names = [linked] if found else []
-        if not names and TIMEZONE.is_file():
-            names = [TIMEZONE.read_text(encoding="ascii", errors="replace").strip()]
-        names.append(LOCAL)
+        if file == LOCALTIME:
+            if not names and TIMEZONE.is_file():
+                names = [TIMEZONE.read_text(encoding="ascii", errors="replace").strip()]
+            names.append(LOCAL)
     for name in names:
         try:
             return zone_of(name).key or name
         except ValueError:
             continue
+    if told:
+        log.warning("TZ=%r: expected a zone's name such as Europe/Berlin; times of day are taken for UTC's", asked)
     return "UTC"
 
 

@@ -1,3 +1,9 @@
+// What an element holds from now on; replaceChildren is younger than browsers that visitors have.
+export function fill(element, children) {
+  element.textContent = "";
+  element.append(...children);
+}
+
 // A button of a prompt, with its picture where there is one.
 export function promptButton(prompt, picture, pressed) {
   const button = document.createElement("button");

@@ -4,7 +4,7 @@ const token = $("token");
 try {
   token.value = sessionStorage.getItem("token") || "";
   token.addEventListener("input", () => sessionStorage.setItem("token", token.value));
-} catch {
+} catch (refused) {
   // storage is refused: the token is asked for again with every visit
 }
 

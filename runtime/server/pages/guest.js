@@ -1,5 +1,5 @@
 // The visitors' page: buttons, a queue, and no token.
-import { promptButton } from "./buttons.js";
+import { fill, promptButton } from "./buttons.js";
 
 const $ = (id) => document.getElementById(id);
 const place = (path) => new URL(path, document.baseURI);
@@ -9,13 +9,13 @@ const POLL = 2000;
 let visitor;
 try {
   visitor = sessionStorage.getItem("visitor");
-} catch {
-  // storage is refused in a sandboxed frame
+} catch (refused) {
+  // storage is, in a sandboxed frame
 }
 visitor = visitor || Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) => b.toString(16).padStart(2, "0")).join("");
 try {
   sessionStorage.setItem("visitor", visitor);
-} catch {
+} catch (refused) {
   // then it is new with every visit
 }
 
@@ -30,9 +30,7 @@ function buttons(prompts) {
   const now = JSON.stringify(prompts);
   if (now === shown) return;
   shown = now;
-  $("wishes").replaceChildren(
-    ...prompts.map(({ prompt, picture }) => promptButton(prompt, picture, wish)),
-  );
+  fill($("wishes"), prompts.map(({ prompt, picture }) => promptButton(prompt, picture, wish)));
 }
 
 function where(state) {
@@ -62,7 +60,7 @@ async function refresh() {
     $("free").hidden = !state.free_text;
     $("words").maxLength = state.longest;
     if (Date.now() > quiet) where(state);
-  } catch {
+  } catch (error) {
     tell("One moment, please.", true);
   }
 }

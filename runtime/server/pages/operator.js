@@ -52,7 +52,7 @@ async function refresh() {
     await refreshScreens();
     $("guests").hidden = !state.guests;
     if (state.guests && hasToken()) refreshWishes();
-  } catch {
+  } catch (error) {
     $("health").textContent = "the server does not answer";
     $("health").classList.add("bad");
   }
@@ -99,11 +99,13 @@ function draw({ seconds, real_time_factor: factors }) {
     c.fillText(label, 6, 12 + 15 * row);
   };
   if (!seconds.length) return;
-  line(seconds, "#7cc4ff", `latency: now ${(1000 * seconds.at(-1)).toFixed(0)} ms, at most ${(1000 * Math.max(...seconds)).toFixed(0)} ms`, 0);
-  line(factors, "#ffd479", `real-time factor: now ${factors.at(-1).toFixed(2)}, at least ${Math.min(...factors).toFixed(2)}`, 1);
+  line(seconds, "#7cc4ff", `latency: now ${(1000 * last(seconds)).toFixed(0)} ms, at most ${(1000 * Math.max(...seconds)).toFixed(0)} ms`, 0);
+  line(factors, "#ffd479", `real-time factor: now ${last(factors).toFixed(2)}, at least ${Math.min(...factors).toFixed(2)}`, 1);
 }
 
-async function fill() {
+const last = (values) => values[values.length - 1];
+
+async function fillIn() {
   const { prompts, pictures } = await ask("api/prompts");
   for (const prompt of prompts) $("text").append(new Option(prompt, prompt));
   $("thumbs").append(...pictures.map((prompt) => promptButton(prompt, true, change)));
@@ -113,7 +115,7 @@ async function fill() {
 }
 
 new Player($("video"), $("still"), { screen: "operator", preview: true, overlay: new Overlay($("overlay")) });
-fill();
+fillIn();
 fillOverlay();
 refresh();
 log();

@@ -4,12 +4,15 @@
 
 const place = (path) => new URL(path, document.baseURI);
 const AGAIN = 3000; // ms until a picture that did not come is asked for again
+const TALLEST = 2160; // that the server draws; a part of a wall is a window on a picture that may be any height
+const HEARD = 5; // times of the server that are remembered
+const clock = () => performance.now() / 1000; // which nobody sets
 
 export class Overlay {
   constructor(canvas, stage = null) {
     Object.assign(this, { canvas, stage, home: canvas.parentElement });
     this.number = 0; // of what is to be shown
-    this.ahead = 0; // seconds that the server's clock is ahead of this one
+    this.heard = []; // seconds that the server's clock was ahead of this one, by its last messages
     this.loading = this.running = false;
     window.addEventListener("resize", () => this.news && this.load());
   }
@@ -17,8 +20,8 @@ export class Overlay {
   told(news) {
     this.news = news;
     // The server's clock moves the ticker, so that screens of a wall agree. What came fastest knows it best.
-    const ahead = news.now - Date.now() / 1000;
-    this.ahead = Math.abs(ahead - this.ahead) < 1 ? Math.max(ahead, this.ahead) : ahead;
+    const ahead = news.now - clock();
+    this.heard = [...this.heard.filter((one) => Math.abs(one - ahead) < 1), ahead].slice(-HEARD);
     this.load();
   }
 
@@ -41,7 +44,7 @@ export class Overlay {
       return;
     }
     const ground = this.home.clientHeight || innerHeight;
-    const height = Math.max(1, Math.round(ground * (window.devicePixelRatio || 1)));
+    const height = Math.min(TALLEST, Math.max(1, Math.round(ground * (window.devicePixelRatio || 1))));
     const words = news.ticker && `${news.ticker.version} ${height}`;
     try {
       const [still, strip] = await Promise.all([
@@ -85,7 +88,7 @@ export class Overlay {
     pen.clearRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(still, 0, 0);
     if (!strip) return;
-    const seconds = Date.now() / 1000 + this.ahead;
+    const seconds = clock() + Math.max(...this.heard);
     const gone = ((seconds * ticker.speed) % (1 + ticker.width)) * canvas.width;
     pen.drawImage(strip, canvas.width - gone, ticker.top * canvas.height);
   }

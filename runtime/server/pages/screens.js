@@ -1,4 +1,5 @@
 // The list of screens: which is dark, frozen or missing, what it shows, and what it can be told.
+import { fill } from "./buttons.js";
 import { $, ask, order } from "./desk.js";
 
 const GOOD = ["ok", "hidden", "gone"];
@@ -44,7 +45,7 @@ function row(screen) {
     cell(screen.name),
     cell(screen.state, !GOOD.includes(screen.state)),
     picture,
-    cell(screen.fps ?? "–"),
+    cell(screen.fps === null || screen.fps === undefined ? "–" : screen.fps),
     cell(screen.delay_seconds === undefined ? "–" : `${screen.delay_seconds} s`),
     cell(screen.skew_ms === null || screen.skew_ms === undefined ? "–" : `${Math.round(screen.skew_ms)} ms`),
     cell(seconds(screen.last_report_seconds)),
@@ -58,6 +59,7 @@ export async function refreshScreens() {
   const list = $("screen-list");
   if (list.matches(":active")) return; // a button there is being pressed
   const held = list.contains(document.activeElement) ? document.activeElement.dataset.what : null;
-  list.replaceChildren(...screens.map(row));
-  if (held) [...list.querySelectorAll("button")].find((one) => one.dataset.what === held)?.focus();
+  fill(list, screens.map(row));
+  const again = [...list.querySelectorAll("button")].find((one) => held && one.dataset.what === held);
+  if (again) again.focus();
 }

@@ -1,4 +1,5 @@
 // Free texts of visitors that wait for the operator's word.
+import { fill } from "./buttons.js";
 import { $, ask, order } from "./desk.js";
 
 let shown = "";
@@ -25,7 +26,7 @@ export async function refreshWishes() {
     const now = JSON.stringify(wishes);
     if (now === shown) return;
     shown = now;
-    $("wish-list").replaceChildren(...(wishes.length ? wishes.map(row) : ["None."]));
+    fill($("wish-list"), wishes.length ? wishes.map(row) : ["None."]);
   } catch (error) {
     shown = ""; // a token that is wrong, or half written, is no sign of a server that does not answer
     $("wish-list").textContent = error.message;

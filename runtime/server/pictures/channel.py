@@ -66,7 +66,8 @@ class Channel(threading.Thread):
         self._burning: Encoder | None = None  # HLS's own, while something is burned in
         self._unburned = False  # it could not be, which is told once
         self._unburnt_hls = False  # HLS could not have an encoder of its own
-        self._jpeg: tuple[int, bytes] = (-1, b"")
+        self._pictures: dict[str, tuple[int, bytes]] = {"PNG": (-1, b""), "JPEG": (-1, b"")}  # of which frame
+        self._drawing = threading.Lock()
         self._ending = threading.Event()
         self._renew()
 
@@ -109,15 +110,18 @@ class Channel(threading.Thread):
         return self._burned
 
     def png(self) -> bytes:
-        """What is shown now, as a file."""
-        return _image(self._burned, "PNG")
+        """What is shown now, as a file, made once for all who ask."""
+        return self._picture("PNG")
 
     def jpeg(self) -> bytes:
-        """The same as JPEG, made once for all who ask."""
-        number = self.shown
-        if self._jpeg[0] != number:
-            self._jpeg = (number, _image(self._burned, "JPEG"))
-        return self._jpeg[1]
+        return self._picture("JPEG")
+
+    def _picture(self, kind: str) -> bytes:
+        with self._drawing:  # anybody may ask, and all who watch Motion JPEG ask at once
+            number = self.shown
+            if self._pictures[kind][0] != number:
+                self._pictures[kind] = number, _image(self._burned, kind)
+            return self._pictures[kind][1]
 
     def stop(self) -> None:
         self._ending.set()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PICTURE = 60.0  # seconds between a screen's pictures of what it shows, by which a dark one is found
 LOOK = 0.5  # seconds between looks at what lies above the picture
+CLOCK = 60.0  # seconds after which a page with a ticker hears the server's time again
 
 
 class Connection:
@@ -97,13 +98,13 @@ class Connection:
                 await asyncio.wait_for(self.socket.send_json({"type": "reload"}), 5)
 
     async def lay(self) -> None:
-        """What lies above the picture, whenever it changes."""
-        told = None
+        """What lies above the picture, whenever it changes; and now and then, for the clock that a ticker runs by."""
+        told, when = None, 0.0
         while True:
-            found = overlay_news(self.service, dt.datetime.now(dt.UTC))
-            if found != told:
+            found, now = overlay_news(self.service, dt.datetime.now(dt.UTC)), time.monotonic()
+            if found != told or (found["ticker"] is not None and now - when > CLOCK):
                 await self.socket.send_json(found | {"now": time.time()})
-            told = found
+                told, when = found, now
             await asyncio.sleep(LOOK)
 
     async def relay(self) -> None:

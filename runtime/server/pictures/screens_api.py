@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
 
-from ..guard import FRESH, Problem
+from ..guard import ANYWHERE, FRESH, Problem
 from ..service import Service
 from .viewers import Viewer
 
@@ -30,9 +30,10 @@ def screen_routes(service: Service, changing: dict[str, Any]) -> APIRouter:
         return {"screens": screens.listed()}
 
     @routes.get("/api/screens/{name}/view", response_model=dict[str, Any])
-    async def view(name: str) -> dict[str, Any]:
+    async def view(name: str, response: Response) -> dict[str, Any]:
         """What the configuration says of how a screen shows the picture. Asked for every half minute by pages that show HLS
         or Motion JPEG and have no connection to report by; they count as there."""
+        response.headers.update(ANYWHERE)
         found = screens.view(name)
         return {} if found is None else found.model_dump(exclude_defaults=True)
 

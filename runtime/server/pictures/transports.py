@@ -12,7 +12,7 @@ from fastapi import APIRouter, HTTPException, Request, WebSocket
 from fastapi.responses import Response, StreamingResponse
 
 from ..answers import plain
-from ..guard import FRESH, Problem, Told, same_origin
+from ..guard import ANYWHERE, FRESH, Problem, Told, same_origin
 from ..service import Service
 from .channel import Queue
 from .connection import Connection
@@ -78,7 +78,7 @@ def transport_routes(service: Service) -> APIRouter:
         viewer = service.viewers.join(screen[:64] or "unnamed", not preview, time.monotonic())
         viewer.via = service.screens.way(viewer, via)
         if why:
-            PLAYERS.once(f"screen {plain(viewer.screen.name, 64)!r}: {plain(why, 200)}")
+            PLAYERS.once(f"screen {plain(viewer.screen.name, 64)!r}: {plain(why, 200)!r}")
         if viewer.judged:
             service.screens.came(viewer.screen.name)
         try:
@@ -92,6 +92,7 @@ def transport_routes(service: Service) -> APIRouter:
     async def no_socket(response: Response) -> Problem:
         """Where a proxy takes the Upgrade off a WebSocket's request, which the log tells."""
         response.headers["Upgrade"] = "websocket"
+        response.headers.update(ANYWHERE)
         why = "a request for the video's WebSocket came without Upgrade: a proxy has to pass Upgrade and Connection on"
         PLAYERS.once(f"refused: {why}")
         return Problem(detail=why)

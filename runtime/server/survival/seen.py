@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,10 +72,10 @@ def see(path: Path | None) -> Seen:
 
 
 class Replacement:
-    """Whether another bundle lies where ours was, whole, different, and fit for the configuration. post: its stream.post."""
+    """Whether another bundle lies where ours was, whole, different, and fit: fits raises UserError for one that is not."""
 
-    def __init__(self, seen: Seen, post: str):
-        self._seen, self._post = seen, post
+    def __init__(self, seen: Seen, fits: Callable[[Bundle], None]):
+        self._seen, self._fits = seen, fits
         self._judged: object = None  # what the folder looked like when it was last read
         self._before: object = None
 
@@ -92,7 +93,7 @@ class Replacement:
             if digest_of(self._seen.path) == self._seen.manifest:
                 return None
             found = see(self._seen.path)
-            found.bundle.with_post(self._post)  # it may lack the graph that the configuration names
+            self._fits(found.bundle)
         except UserError as error:
             log.warning("%s: replaced by one that cannot be used; going on: %s", self._seen.path, error)
             return None

@@ -252,6 +252,9 @@ def test_graphs_behind_the_decoder_take_memory(bundle_path: Path, tmp_path: Path
     assert plain.post == 0
     assert shown < both.post < shown + 4 * 32 * frames
     assert both.total - plain.total == both.post
+    add(path, None, tmp_path / "s.onnx", off=True)
+    assert memory(of_bundle(path, "fp32")).post == 0
+    assert memory(of_bundle(path, "fp32", post="all")).post == both.post
 
 
 def test_a_bundles_own_decoder(bundle_path: Path) -> None:

@@ -87,6 +87,20 @@ def test_who_orders_with_the_token_has_the_last_word(control: Control, ordered: 
     assert prompts(ordered)[-2:] == [LAVA, SEA]
 
 
+def test_a_playlist_that_ends_takes_a_wish_along(control: Control, ordered: list) -> None:
+    """What was shown before the wish is what an ended playlist leaves."""
+    control.set_playlist(Playlist(items=[Item(prompt=SEA)]))
+    guests = Guests(Guest(), control, lambda: SEA)
+    guests.wish("visitor-a", LAVA, 0.0)
+    guests.wish("visitor-b", SNOW, 1.0)
+    guests.tick(1.0)
+    guests.tick(50.0)
+    control.set_playlist(None)
+    guests.tick(51.0)
+    assert prompts(ordered) == ["playlist", LAVA, SNOW, "playlist", SEA]
+    assert control.kept.prompt is not None
+
+
 def test_a_restart_goes_on_with_what_was_ordered(bundle: Bundle, control: Control, tmp_path: Path) -> None:
     control.set_prompt(Change(prompt=SNOW))
     guests = Guests(Guest(), control)
@@ -128,6 +142,7 @@ def test_free_texts(control: Control, ordered: list) -> None:
     for text, word in (
         ("A WAR in space", "not shown"),
         ("a bad, word", "not shown"),
+        ("a w\u200bar", "not shown"),
         ("...", "words"),
         ("x " * 21, "most"),
     ):

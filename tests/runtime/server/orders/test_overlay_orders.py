@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import sys
 import time
@@ -16,7 +17,7 @@ from PIL import Image
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.runtime.overlay.parts import Code, Message, Overlay
+from everframe.runtime.overlay.parts import Code, Logo, Message, Overlay
 from everframe.runtime.server.config import Config
 from everframe.runtime.server.orders.control import Control
 from everframe.runtime.server.orders.overlays import Overlays
@@ -163,6 +164,24 @@ def test_what_is_refused_changes_nothing(site: Site, method: str, path: str, bod
     assert (status, words in str(answer)) == (422, True), answer
     assert site.ask("/api/overlay")[1] == before
     assert site.ask(path, method, body, token=None)[0] == 401
+
+
+def test_a_message_waits_for_no_logo(bundle: Bundle, tmp_path: Path) -> None:
+    """Its file may have gone since, as a stick does: the message covers everything, and goes again."""
+    file = tmp_path / "logo.png"
+    file.write_bytes(png((0, 0, 255, 255)))
+    config = Config(state_dir=tmp_path)
+    control = Control(config, bundle, lambda *_: None)
+    shown = Overlays(Overlay(logo=Logo(file=file, at="middle", size=100, margin=0)), tmp_path, control, (64, 32))
+    file.unlink()
+    frame = np.zeros((32, 64, 3), np.uint8)
+    for message in (Message(text="x", colour="#ff0000", ground="#ff0000"), None, Message(text="y")):
+        shown.tell(message)
+        found = shown.layer.burned(frame, dt.datetime.now(dt.UTC))[16, 32]
+        if message is None or message.text == "x":
+            assert tuple(found) == ((0, 0, 255) if message is None else (255, 0, 0))
+    with pytest.raises(UserError, match=r"logo\.png"):
+        shown.put(Overlay(logo=Logo(at="middle")))
 
 
 def test_kept_over_a_restart_until_the_configuration_changes(bundle_path: Path, tmp_path: Path) -> None:

@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from everframe.engines.bundle import Bundle
+from everframe.runtime.server.config import Config
 from everframe.runtime.server.orders import timetable
+from everframe.runtime.server.orders.control import Control
 from everframe.runtime.server.orders.playlist import Director, Item, Playlist
 from everframe.runtime.server.orders.timetable import Entry, Timetable
+
+from helpers import PROMPTS
+
+PLACE = next(Path(root) for root in zoneinfo.TZPATH if Path(root, "Asia/Tokyo").exists())
 
 
 def played(director: Director, chunks: int) -> list[str | None]:
@@ -163,17 +170,55 @@ def test_entries_that_are_refused(bad: dict, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("told", "name"),
-    [("Europe/Berlin", "Europe/Berlin"), (":Asia/Tokyo", "Asia/Tokyo"), ("", "UTC"), ("NoSuchZone", "UTC")],
+    [
+        ("Europe/Berlin", "Europe/Berlin"),
+        (":Asia/Tokyo", "Asia/Tokyo"),
+        (f":{PLACE / 'Asia/Tokyo'}", "Asia/Tokyo"),
+        ("", "UTC"),
+        ("NoSuchZone", "UTC"),
+        ("CET-1CEST,M3.5.0,M10.5.0/3", "UTC"),
+    ],
 )
-def test_the_default_zone_is_the_system_s(monkeypatch: pytest.MonkeyPatch, told: str, name: str) -> None:
+def test_the_default_zone_is_the_system_s(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told: str, name: str
+) -> None:
     monkeypatch.setenv("TZ", told)
     assert Timetable().timezone == name
+    assert ("are taken for UTC's" in caplog.text) == (told[:1] in ("N", "C"))
+
+
+def test_tz_may_name_etc_localtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "localtime"
+    file.symlink_to(PLACE / "Asia/Tokyo")
+    monkeypatch.setattr(timetable, "LOCALTIME", file)
+    monkeypatch.setenv("TZ", f":{file}")
+    assert Timetable().timezone == "Asia/Tokyo"
+
+
+def test_a_clock_that_is_set_back(bundle: Bundle, tmp_path: Path) -> None:
+    """Neither the entry that has begun nor the one before it comes again; one that was years ahead has said nothing."""
+    sea, lava, _ = PROMPTS
+    ordered: list[str] = []
+    control = Control(Config(state_dir=tmp_path), bundle, lambda kind, value: ordered.append(value.prompt))
+    entries = [Entry(at="08:00", prompt=sea), Entry(at="22:00", prompt=lava)]
+    control.set_timetable(Timetable(timezone="UTC", entries=entries))
+
+    def at(moment: str) -> list[str]:
+        control.tick(dt.datetime.fromisoformat(f"2026-11-{moment}+00:00"))
+        return ordered
+
+    assert at("25 08:00:02") == [sea]
+    for moment in ("25 07:59:57", "25 08:00:01", "25 07:10:00", "25 08:00:02", "25 21:59:59"):
+        assert at(moment) == [sea]
+    assert at("25 22:00:00") == [sea, lava]
+    assert at("20 22:00:00") == [sea, lava, lava]
+    assert at("21 08:00:00") == [sea, lava, lava, sea]
 
 
 @pytest.mark.parametrize("link", [True, False])
 def test_without_tz_it_is_that_of_etc_localtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, link: bool) -> None:
     """A link tells the name; in a container it may be a plain file, whose rules are followed all the same."""
-    place = next(Path(root, "Asia/Tokyo") for root in zoneinfo.TZPATH if Path(root, "Asia/Tokyo").exists())
+    place = PLACE / "Asia/Tokyo"
     file = tmp_path / "localtime"
     file.symlink_to(place) if link else file.write_bytes(place.read_bytes())
     monkeypatch.delenv("TZ", raising=False)

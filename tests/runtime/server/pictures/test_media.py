@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -119,6 +120,14 @@ def test_the_channel_shows_something_whatever_happens(channel: Channel) -> None:
     assert channel.png()[:8] == b"\x89PNG\r\n\x1a\n"
     with av.open(io.BytesIO(channel.jpeg()), "r") as picture:
         assert next(picture.decode(video=0)).to_ndarray(format="rgb24").mean() == pytest.approx(107, abs=2)
+
+
+def test_a_frame_s_picture_is_made_once(channel: Channel) -> None:
+    """However many ask for it at once."""
+    channel.stop()
+    with ThreadPoolExecutor(16) as many:
+        for make in (channel.jpeg, channel.png):
+            assert len({id(one) for one in many.map(lambda _, make=make: make(), range(64))}) == 1
 
 
 def test_the_beat_is_the_frame_rate(channel: Channel) -> None:

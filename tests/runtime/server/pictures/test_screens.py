@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import http.server
+import re
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Frame, Page
+from websockets.sync.client import connect
 
+from everframe.runtime.server import app as pages
 from everframe.runtime.server.config import Server
 from everframe.runtime.server.guard import headers_of
 
@@ -119,6 +124,11 @@ def test_a_proxy_that_passes_no_websocket_on(framed: Site, browser: Browser) -> 
         page.goto(f"{framed.url}/?screen=office")
         until(page, f"player.ended && ({SHOWN})", 60)
     assert framed.ask("/ws/video")[0] == 426
+    with closing(
+        connect(f"{framed.url.replace('http', 'ws', 1)}/ws/video?screen=x&why=y%0A2026-01-01%20ERROR%20forged")
+    ):
+        wait_for(lambda: "ERROR forged" in framed.log.read_text())
+    assert not [line for line in framed.log.read_text().splitlines() if line.startswith("2026-01-01 ERROR")]
     assert "came without Upgrade: a proxy has to pass Upgrade and Connection on" in framed.log.read_text()
 
 
@@ -135,6 +145,22 @@ def test_a_named_screen_without_a_connection(bundle_path: Path, browser: Browser
         assert site.ask("/healthz")[1]["problems"] == []
         assert site.ask("/api/screens")[1]["screens"][0]["state"] == "ok"
         assert site.ask("/api/screens/somebody/view")[1] == {}
+        for path in ("/api/screens/tv/view", "/ws/video"):  # which a page in a sandboxed frame asks too
+            try:
+                answer = urllib.request.urlopen(site.url + path)
+            except urllib.error.HTTPError as refused:
+                answer = refused
+            assert answer.headers["Access-Control-Allow-Origin"] == "*"
+
+
+PAGES = sorted((Path(pages.__file__).parent / "pages").glob("*.js"))
+
+
+@pytest.mark.parametrize("file", PAGES, ids=[file.name for file in PAGES])
+def test_pages_keep_to_what_older_browsers_know(file: Path) -> None:
+    """One word that a browser does not know, and it runs nothing of the file: televisions of 2018, iPhones of 2019."""
+    young = re.findall(r"\?\?|\?\.[A-Za-z(\[]|catch \{|replaceChildren|\.at\(|structuredClone", file.read_text())
+    assert young == []
 
 
 def test_named_pages_may_embed_the_player() -> None:

@@ -70,6 +70,17 @@ def test_parts_of_a_wall(wall: Site, browser: Browser) -> None:
         page.context.close()
 
 
+def test_a_part_of_a_high_wall_has_its_overlay(wall: Site, browser: Browser) -> None:
+    """Of 30 rows at 360 each the whole is 10,800 high, which nobody draws."""
+    page = opened(browser, wall, "x=0&y=50&w=100&h=3.333")
+    assert box(page)[3] > 10_000
+    shown = "(({hidden, height}) => !hidden && height)(document.getElementById('overlay'))"
+    assert wall.ask("/api/overlay", "PUT", {"texts": [{"text": "here", "at": "middle"}]})[0] == 200
+    until(page, f"{shown} === 2160")
+    assert wall.ask("/api/overlay", "DELETE")[0] == 204
+    page.context.close()
+
+
 def test_a_named_screen_takes_its_place_from_the_configuration(wall: Site, browser: Browser) -> None:
     page = opened(browser, wall, "screen=portrait", 540, 960)
     until(page, "document.body.classList.contains('rotate-90')")

@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from everframe.engines.bundle import describe, read_manifest, write_manifest
 from everframe.engines.errors import UserError
+from everframe.runtime.server.config import Config
+from everframe.runtime.server.service import check_fits
 from everframe.runtime.server.survival import seen as seen_module
 from everframe.runtime.server.survival.seen import Replacement, see
 
@@ -59,7 +61,7 @@ def test_a_bundle_is_hashed_once(bundle_path: Path, tmp_path: Path, monkeypatch:
 def test_another_bundle_is_noticed_when_it_is_whole(bundle_path: Path, tmp_path: Path) -> None:
     copy, other = tmp_path / "copy.everframe", with_prompts(bundle_path, tmp_path / "other", OTHERS)
     shutil.copytree(bundle_path, copy)
-    replacement = Replacement(see(copy), "all")
+    replacement = Replacement(see(copy), lambda bundle: None)
     assert [replacement.there() for _ in range(4)] == [None] * 4
     (copy / "step.onnx").touch()
     assert [replacement.there() for _ in range(4)] == [None] * 4  # the same manifest
@@ -75,18 +77,29 @@ def test_another_bundle_is_noticed_when_it_is_whole(bundle_path: Path, tmp_path:
     assert found.bundle.manifest.prompts == OTHERS
 
 
-def test_one_that_lacks_a_graph_of_the_configuration_is_refused(
-    bundle_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"stream": {"post": "upscale"}}, "has no graph upscale"),  # of a bundle that had it
+        ({"stream": {"prompt": PROMPTS[0]}}, "is not in the bundle"),
+        ({"playlist": {"items": [{"prompt": PROMPTS[0]}]}}, "is not in the bundle"),
+        ({"schedule": {"entries": [{"at": "08:00", "prompt": PROMPTS[0]}]}}, "is not in the bundle"),
+        ({"guest": {"enabled": True, "prompts": [PROMPTS[0]]}}, "is not in the bundle"),
+    ],
+)
+def test_one_that_lacks_what_the_configuration_names_is_refused(
+    bundle_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, config: dict, words: str
 ) -> None:
     copy, other = tmp_path / "copy.everframe", with_prompts(bundle_path, tmp_path / "other", OTHERS)
     shutil.copytree(bundle_path, copy)
-    replacement = Replacement(see(copy), "upscale")  # of a bundle that had it
+    settings = Config.model_validate({"state_dir": tmp_path / "state", **config})
+    replacement = Replacement(see(copy), lambda bundle: check_fits(settings, bundle))
     assert replacement.there() is None
     for name in ("manifest.json", "prompts.safetensors"):
         shutil.copy(other / name, copy)
     assert [replacement.there() for _ in range(4)] == [None] * 4
     assert "cannot be used; going on" in caplog.text
-    assert "has no graph upscale" in caplog.text
+    assert words in caplog.text
 
 
 @pytest.mark.parametrize("kill", [True, False])
