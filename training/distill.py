@@ -37,7 +37,10 @@ STEPS, PEAK = 2_000, 5e-4
 # from sigma leaves out whatever is fainter than it.
 ODE_STEPS = (3, 3, 4, 5)
 TRUE_SINKS = 0.3  # share of the sequences whose first chunk is a rendered one
-GUIDANCE = 1.5  # how far the teacher is moved away from its young self
+GUIDANCE = 1.0  # how far the teacher is moved away from its young self,
+GUIDED_BELOW = (
+    0.8  # and at which sigmas: above, where the picture is laid out, it makes all seeds alike (arXiv 2404.07724)
+)
 
 
 def denoised(model: Wan, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
@@ -57,11 +60,11 @@ class Teacher:
 
     @torch.no_grad()
     def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], text: Tensor, c: int) -> Tensor:
-        good, young = (
+        good, *young = (
             denoised(model, x, sigma, rope, model.context(text), [self.kept[j][i] for j in seen_by(c)])
-            for i, model in enumerate(self.models)
+            for i, model in enumerate(self.models[: 1 + (sigma < GUIDED_BELOW)])
         )
-        return good + GUIDANCE * (good - young)
+        return good + GUIDANCE * (good - young[0]) if young else good
 
     @torch.no_grad()
     def commit(self, x0: Tensor, rope: tuple[Tensor, Tensor], text: Tensor, c: int) -> None:

@@ -1,4 +1,4 @@
-// What an element holds from now on; replaceChildren is younger than browsers that visitors have.
+// What an element holds from now on; the method that does it in one is younger than browsers that visitors have.
 export function fill(element, children) {
   element.textContent = "";
   element.append(...children);

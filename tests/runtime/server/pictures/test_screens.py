@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -124,9 +124,8 @@ def test_a_proxy_that_passes_no_websocket_on(framed: Site, browser: Browser) -> 
         page.goto(f"{framed.url}/?screen=office")
         until(page, f"player.ended && ({SHOWN})", 60)
     assert framed.ask("/ws/video")[0] == 426
-    with closing(
-        connect(f"{framed.url.replace('http', 'ws', 1)}/ws/video?screen=x&why=y%0A2026-01-01%20ERROR%20forged")
-    ):
+    address = f"{framed.url.replace('http', 'ws', 1)}/ws/video?screen=x&why=y%0A2026-01-01%20ERROR%20forged"
+    with connect(address):
         wait_for(lambda: "ERROR forged" in framed.log.read_text())
     assert not [line for line in framed.log.read_text().splitlines() if line.startswith("2026-01-01 ERROR")]
     assert "came without Upgrade: a proxy has to pass Upgrade and Connection on" in framed.log.read_text()
