@@ -383,7 +383,7 @@ def add_post(
     ] = None,
     times: Annotated[int, typer.Option(help="With --smooth: 2 or 4 times the frame rate.")] = 2,
     off: Annotated[
-        bool, typer.Option("--off", help="They run only where --post or the server's stream.post asks for them.")
+        bool, typer.Option("--off", help="They run only where --post or stream.post asks for them.")
     ] = False,
 ) -> None:
     """Add smooth, upscale or both to a bundle (needs the extra `export`)."""

@@ -73,5 +73,6 @@ def shortened(text: str, most: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that can be encoded: lone surrogates are spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Text that can be encoded and is one line: lone surrogates and control characters are spelled out."""
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda c: c[0].encode("unicode_escape").decode(), whole)

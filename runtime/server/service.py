@@ -19,8 +19,9 @@ from ..video import choose_encoder
 from .config import Config, Video
 from .discretion import shortened
 from .orders.control import Control
-from .orders.guests import Guests
+from .orders.guests import Guests, allowed
 from .orders.overlays import Overlays
+from .orders.spelling import Spelling
 from .orders.timetable import zone_of
 from .pictures.channel import Channel
 from .pictures.fmp4 import Encoder
@@ -97,7 +98,7 @@ class Service:
         self.guests = (
             Guests(config.guest, self.control, lambda: self.facts.get("prompt")) if config.guest.enabled else None
         )
-        self.thumbs = Thumbs(config.state_dir / "pictures", self.control.prompts)
+        self.thumbs = Thumbs(config.state_dir / "pictures", self.control.spelling.prompts)
         self.channel.burn = lambda frame: self.overlays.layer.burned(frame, dt.datetime.now(dt.UTC))
         self.channel.held = self.control.kept.paused
         self.pushes = [Push(target, g.width, g.height, g.fps, video.push_settings) for target in video.push]
@@ -168,7 +169,7 @@ class Service:
             "position": facts.get("position", 0),
             "seed": facts.get("seed", kept.seed),
             "paused": kept.paused,
-            "free_text": self.control.free_text,
+            "free_text": self.control.spelling.free_text,
             "guests": self.guests is not None,
             "timetable": self._timetable(),
             "viewers": len(self.viewers.watching),
@@ -309,6 +310,7 @@ def check_video(video: Video) -> None:
 def check_fits(config: Config, bundle: Bundle) -> None:
     """Raises UserError for a bundle without what the configuration names: post graphs, prompts."""
     bundle.with_post(config.stream.post)
-    control = Control(config, bundle, lambda *_: None)
+    spelling = Spelling(bundle)
+    spelling.check_config(config)
     if config.guest.enabled:
-        Guests(config.guest, control)
+        allowed(config.guest, spelling)

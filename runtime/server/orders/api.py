@@ -47,7 +47,7 @@ def add_facts(routes: APIRouter, service: Service, tail: Tail, changing: dict[st
     @routes.get("/api/prompts", **reading)
     async def prompts() -> dict[str, Any]:
         """The prompts of the bundle's bank."""
-        return {"prompts": service.control.prompts, "pictures": sorted(service.thumbs.there())}
+        return {"prompts": service.control.spelling.prompts, "pictures": sorted(service.thumbs.there())}
 
     @routes.get("/api/prompts/picture.jpg", response_class=Response, responses={404: {"model": Problem}})
     def picture(prompt: Annotated[str, Query(max_length=2000)]) -> Response:

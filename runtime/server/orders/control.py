@@ -17,16 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from ....engines.bundle import Bundle
 from ....engines.errors import UserError
 from ....engines.files import reason, write_whole
-from ...prompts import PromptBank
 from ...stream import MAX_SEED
 from ..config import Config, check_token
 from .kept import digest, read_kept
 from .playlist import Change, Playlist
+from .spelling import Spelling
 from .timetable import Timetable
 
 log = logging.getLogger(__name__)
 
-SET_BACK = dt.timedelta(days=1)  # by so much a clock is set back at most
+SET_BACK = dt.timedelta(hours=1)  # by which a running clock is corrected; one that was further off had said nothing
 
 
 class Kept(BaseModel):
@@ -48,23 +48,15 @@ class Control:
 
     def __init__(self, config: Config, bundle: Bundle, order: Callable[..., None]):
         self._file, self._order = config.state_dir / "control.json", order
-        self._bank = PromptBank(bundle)
-        self.free_text = "text" in bundle.manifest.graphs
+        self.spelling = Spelling(bundle)
         self._lock = threading.RLock()
         self.orders = 0  # of prompts and playlists since the start
-        for item in config.playlist.items:
-            self._spell(item)
-        for entry in config.schedule.entries:
-            self._check_entry(entry.prompt, entry.playlist)
+        self.spelling.check_config(config)
         self.kept = self._load(config)
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        return self._bank.prompts
 
     def set_prompt(self, change: Change) -> Change:
         """Ends the playlist. Returns the change with the bank's own spelling."""
-        change = self._spell(change)
+        change = self.spelling.change(change)
         with self._lock:
             self.kept.prompt, self.kept.playlist = change, None
             self.orders += 1
@@ -75,7 +67,7 @@ class Control:
     def lend(self, change: Change, running: str | None) -> None:
         """Show something for a while: what was ordered stays, or where nothing was, what is running; a restart goes on with
         that."""
-        change = self._spell(change)
+        change = self.spelling.change(change)
         with self._lock:
             if self.kept.playlist is None and self.kept.prompt is None and running is not None:
                 self.kept.prompt = Change(prompt=running)
@@ -88,11 +80,11 @@ class Control:
             if self.kept.playlist is not None:
                 self._order("back", None)
             else:
-                self._order("prompt", self.kept.prompt or Change(prompt=self.prompts[0]))
+                self._order("prompt", self.kept.prompt or Change(prompt=self.spelling.prompts[0]))
 
     def set_playlist(self, playlist: Playlist | None) -> Playlist | None:
         if playlist is not None:
-            playlist = playlist.model_copy(update={"items": [self._spell(item) for item in playlist.items]})
+            playlist = playlist.model_copy(update={"items": [self.spelling.change(item) for item in playlist.items]})
         with self._lock:
             self.kept.playlist, self.kept.prompt = playlist, None
             self.orders += 1
@@ -105,7 +97,7 @@ class Control:
 
     def set_timetable(self, timetable: Timetable) -> None:
         for entry in timetable.entries:
-            self._check_entry(entry.prompt, entry.playlist)
+            self.spelling.check(entry.prompt, entry.playlist)
         with self._lock:
             self.kept.timetable, self.kept.fired = timetable, None
             self._save()
@@ -124,7 +116,7 @@ class Control:
 
     def tick(self, now: dt.datetime) -> None:
         """Obey the timetable, if an occurrence has begun since the last one that was obeyed. Where the clock was set back
-        neither that one nor the one before it comes again; more than a day back, it was wrong before."""
+        neither that one nor the one before it comes again, unless by more than SET_BACK."""
         with self._lock:
             found, fired = self.kept.timetable.current(now), self.kept.fired
             if found is None or (fired is not None and found[0] <= fired < now + SET_BACK):
@@ -154,31 +146,11 @@ class Control:
             elif kept.prompt is None and facts["playlist"] is not None:
                 self._order("playlist", None)
 
-    def spelled(self, prompt: str) -> str:
-        """The bank's own spelling. Raises UserError."""
-        return self._bank.find(prompt)
-
-    def _spell(self, change: Any) -> Any:
-        """The change with the bank's spelling of its prompt."""
-        if not self.free_text:
-            prompt, transition = self._bank.change(change.prompt, change.transition)
-        else:  # the stream, which has the text encoder, looks it up
-            begins = self._bank.begins_shot(change.prompt)  # by its prefix the model's authors mark a cut
-            # Spelled as the stream will say it: `ready` compares them.
-            prompt, transition = self._bank.spelled(change.prompt), "cut" if begins else change.transition
-            if not prompt:
-                raise UserError("prompt: is empty; expected words")
-        return change.model_copy(update={"prompt": prompt, "transition": transition})
-
-    def _check_entry(self, prompt: str | None, playlist: Playlist | None) -> None:
-        for change in [*([Change(prompt=prompt)] if prompt else []), *(playlist.items if playlist else [])]:
-            self._spell(change)
-
     def _check(self, kept: Kept) -> None:
         """Raises UserError for a prompt that the bank does not have."""
-        self._check_entry(kept.prompt and kept.prompt.prompt, kept.playlist)
+        self.spelling.check(kept.prompt and kept.prompt.prompt, kept.playlist)
         for entry in kept.timetable.entries:
-            self._check_entry(entry.prompt, entry.playlist)
+            self.spelling.check(entry.prompt, entry.playlist)
 
     def _load(self, config: Config) -> Kept:
         told = [config.playlist, config.schedule, config.stream.prompt, config.stream.seed]
@@ -191,7 +163,7 @@ class Control:
             except UserError as error:  # another bundle than the one that they were given to
                 log.warning("%s: kept orders do not fit, starting from the configuration: %s", self._file, error)
         prompt = config.stream.prompt
-        first = None if prompt is None or config.first_playlist else self._spell(Change(prompt=prompt))
+        first = None if prompt is None or config.first_playlist else self.spelling.change(Change(prompt=prompt))
         return Kept(
             config=digest(text),
             prompt=first,

@@ -11,6 +11,7 @@ import math
 import re
 import threading
 import time
+import unicodedata
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,9 +23,11 @@ from ..config import Guest
 from ..discretion import printable, shortened
 from .control import Control
 from .playlist import Change
+from .spelling import Spelling
 
 log = logging.getLogger(__name__)
 
+UNSEEN = re.compile("[\u034f\u115f\u1160\u3164\uffa0\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 REMEMBERED = 2000  # visitors
 EXPIRES = 900.0  # seconds after which a free text does not wait for the operator any more
 
@@ -61,18 +64,12 @@ class Guests:
     def __init__(self, settings: Guest, control: Control, running: Callable[[], str | None] = lambda: None):
         """running: the prompt that is shown now. Raises UserError."""
         self.settings, self._control, self._running = settings, control, running
-        try:
-            self.prompts = [control.spelled(prompt) for prompt in settings.prompts] or list(control.prompts)
-        except UserError as error:
-            raise UserError(f"guest.prompts: {error}") from None
-        if settings.free_text and not control.free_text:
-            raise UserError(
-                "guest.free_text: this bundle has no text encoder: only the prompts of its bank can be shown"
-            )
+        self.prompts = allowed(settings, control.spelling)
         self._queue: deque[Wish] = deque()
         self._waiting: OrderedDict[int, Wish] = OrderedDict()  # for the operator's approval
         self._asked: OrderedDict[str, float] = OrderedDict()  # visitor -> when it asked last
         self._showing: Showing | None = None
+        self._ended: Showing | None = None
         self._held = -math.inf  # until when an order of somebody else is not touched
         self._lock = threading.RLock()
 
@@ -158,7 +155,8 @@ class Guests:
             for number in [n for n, wish in self._waiting.items() if now - wish.asked > EXPIRES]:
                 del self._waiting[number]
             if self._showing is not None and self._control.orders != self._showing.orders:
-                before, self._showing = self._showing.before, None
+                before = self._showing.before
+                self._ended, self._showing = self._showing, None
                 self._held = now + self.settings.seconds  # somebody else has ordered something
                 if kept.playlist is None and kept.prompt is None and before is not None:  # as that a playlist ends
                     self._control.set_prompt(Change(prompt=before))
@@ -169,12 +167,14 @@ class Guests:
             if self._queue:
                 self._begin(self._queue.popleft(), now)
             elif self._showing is not None:
-                self._showing = None
+                self._ended, self._showing = self._showing, None
                 self._control.back()
 
     def _begin(self, wish: Wish, now: float) -> None:
         change = Change(prompt=wish.prompt, transition=self.settings.transition)
         running = self._running() if self._showing is None else None
+        if self._ended is not None and running == self._ended.wish.prompt:
+            running = self._ended.before  # the generator has not yet gone back to it
         try:
             self._control.lend(change, running)
         except UserError as error:
@@ -184,5 +184,20 @@ class Guests:
         self._showing = Showing(wish, self._control.orders, now + self.settings.seconds, before)
 
 
+def allowed(settings: Guest, spelling: Spelling) -> list[str]:
+    """The prompts on visitors' buttons. Raises UserError for settings that the bundle cannot follow."""
+    try:
+        prompts = [spelling.of_bank(prompt) for prompt in settings.prompts] or list(spelling.prompts)
+    except UserError as error:
+        raise UserError(f"guest.prompts: {error}") from None
+    if settings.free_text and not spelling.free_text:
+        raise UserError("guest.free_text: this bundle has no text encoder: only the prompts of its bank can be shown")
+    return prompts
+
+
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", key(text))
+    """As they look: letters of compatibility are the plain ones, and what cannot be seen is not there (format characters,
+    selectors of variants, fillers of Hangul)."""
+    plain = unicodedata.normalize("NFKC", text)
+    seen = (c for c in plain if unicodedata.category(c) != "Cf" and not UNSEEN.fullmatch(c))
+    return re.findall(r"\w+", key("".join(seen)))

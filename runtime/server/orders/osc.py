@@ -130,7 +130,7 @@ def packet(control: Control, data: bytes) -> bool:
         try:
             order(control, address.removeprefix(HOME), values)
         except UserError as error:
-            problems.append(f"{address!r}: {error}")
+            problems.append(f"{address}: {error}")
     if problems:
         raise UserError("; ".join(problems))
     return asked

@@ -67,7 +67,7 @@ class Channel(threading.Thread):
         self._unburned = False  # it could not be, which is told once
         self._unburnt_hls = False  # HLS could not have an encoder of its own
         self._pictures: dict[str, tuple[int, bytes]] = {"PNG": (-1, b""), "JPEG": (-1, b"")}  # of which frame
-        self._drawing = threading.Lock()
+        self._drawing = {kind: threading.Lock() for kind in self._pictures}
         self._ending = threading.Event()
         self._renew()
 
@@ -117,7 +117,7 @@ class Channel(threading.Thread):
         return self._picture("JPEG")
 
     def _picture(self, kind: str) -> bytes:
-        with self._drawing:  # anybody may ask, and all who watch Motion JPEG ask at once
+        with self._drawing[kind]:  # anybody may ask, and all who watch Motion JPEG ask at once
             number = self.shown
             if self._pictures[kind][0] != number:
                 self._pictures[kind] = number, _image(self._burned, kind)

@@ -78,7 +78,7 @@ def transport_routes(service: Service) -> APIRouter:
         viewer = service.viewers.join(screen[:64] or "unnamed", not preview, time.monotonic())
         viewer.via = service.screens.way(viewer, via)
         if why:
-            PLAYERS.once(f"screen {plain(viewer.screen.name, 64)!r}: {plain(why, 200)!r}")
+            PLAYERS.once(f"screen {plain(viewer.screen.name, 64)!r}: {plain(why, 200)}")
         if viewer.judged:
             service.screens.came(viewer.screen.name)
         try:

@@ -90,7 +90,8 @@ def test_who_orders_with_the_token_has_the_last_word(control: Control, ordered: 
 def test_a_playlist_that_ends_takes_a_wish_along(control: Control, ordered: list) -> None:
     """What was shown before the wish is what an ended playlist leaves."""
     control.set_playlist(Playlist(items=[Item(prompt=SEA)]))
-    guests = Guests(Guest(), control, lambda: SEA)
+    running = [SEA]
+    guests = Guests(Guest(), control, lambda: running[0])
     guests.wish("visitor-a", LAVA, 0.0)
     guests.wish("visitor-b", SNOW, 1.0)
     guests.tick(1.0)
@@ -99,6 +100,13 @@ def test_a_playlist_that_ends_takes_a_wish_along(control: Control, ordered: list
     guests.tick(51.0)
     assert prompts(ordered) == ["playlist", LAVA, SNOW, "playlist", SEA]
     assert control.kept.prompt is not None
+    control.set_playlist(Playlist(items=[Item(prompt=SEA)]))
+    running[0] = SNOW  # the last wish, still
+    guests.wish("visitor-c", LAVA, 200.0)
+    guests.tick(200.0)
+    control.set_playlist(None)
+    guests.tick(201.0)
+    assert prompts(ordered)[-2:] == ["playlist", SEA]
 
 
 def test_a_restart_goes_on_with_what_was_ordered(bundle: Bundle, control: Control, tmp_path: Path) -> None:
@@ -137,12 +145,13 @@ def test_only_the_prompts_that_are_allowed(control: Control) -> None:
 
 
 def test_free_texts(control: Control, ordered: list) -> None:
-    control.free_text = True  # as of a bundle with its text encoder, which is asked in the generator
+    control.spelling.free_text = True  # as of a bundle with its text encoder, which is asked in the generator
     guests = Guests(Guest(free_text=True, blocked=["war", "Bad  word"], every_seconds=0, longest=40), control)
     for text, word in (
         ("A WAR in space", "not shown"),
         ("a bad, word", "not shown"),
-        ("a w\u200bar", "not shown"),
+        *[(f"a w{c}ar", "not shown") for c in "\u200b\u200c\u200d\u00ad\u034f\ufe0f\u3164"],
+        ("a ｗａｒ", "not shown"),
         ("...", "words"),
         ("x " * 21, "most"),
     ):

@@ -82,6 +82,7 @@ def test_another_bundle_is_noticed_when_it_is_whole(bundle_path: Path, tmp_path:
     [
         ({"stream": {"post": "upscale"}}, "has no graph upscale"),  # of a bundle that had it
         ({"stream": {"prompt": PROMPTS[0]}}, "is not in the bundle"),
+        ({"stream": {"prompt": PROMPTS[0]}, "playlist": {"items": [{"prompt": OTHERS[0]}]}}, "is not in the bundle"),
         ({"playlist": {"items": [{"prompt": PROMPTS[0]}]}}, "is not in the bundle"),
         ({"schedule": {"entries": [{"at": "08:00", "prompt": PROMPTS[0]}]}}, "is not in the bundle"),
         ({"guest": {"enabled": True, "prompts": [PROMPTS[0]]}}, "is not in the bundle"),
