@@ -382,9 +382,7 @@ def add_post(
         Path | None, typer.Option(help="Network that makes a frame between two: .onnx, or the weights of RIFE's IFNet.")
     ] = None,
     times: Annotated[int, typer.Option(help="With --smooth: 2 or 4 times the frame rate.")] = 2,
-    off: Annotated[
-        bool, typer.Option("--off", help="They run only where --post or stream.post asks for them.")
-    ] = False,
+    off: Annotated[bool, typer.Option("--off", help="Run only where --post or stream.post asks.")] = False,
 ) -> None:
     """Add smooth, upscale or both to a bundle (needs the extra `export`)."""
     with needs_extra("export"):
