@@ -91,8 +91,7 @@ def transport_routes(service: Service) -> APIRouter:
     @routes.get("/ws/video", status_code=426, response_model=Problem, responses=upgrade)
     async def no_socket(response: Response) -> Problem:
         """Where a proxy takes the Upgrade off a WebSocket's request, which the log tells."""
-        response.headers["Upgrade"] = "websocket"
-        response.headers.update(ANYWHERE)
+        response.headers.update(ANYWHERE | {"Upgrade": "websocket"})
         why = "a request for the video's WebSocket came without Upgrade: a proxy has to pass Upgrade and Connection on"
         PLAYERS.once(f"refused: {why}")
         return Problem(detail=why)
