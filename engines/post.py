@@ -74,6 +74,12 @@ def chosen_of(choice: str, graphs: Mapping[str, Graph]) -> tuple[str, ...]:
     return tuple(name for name in POST if name in graphs and choice in ("all", name))
 
 
+def runs(name: str, post: tuple[str, ...]) -> bool:
+    """Whether a graph is used in a stream with these of the post graphs: `smooth_first` with `smooth`."""
+    kind = name.partition("_")[0]
+    return kind not in POST or kind in post
+
+
 def check_post(graphs: Mapping[str, Graph]) -> None:
     """Raises ValueError for post graphs that do not fit the decoder."""
     for name in POST:

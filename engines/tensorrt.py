@@ -25,7 +25,7 @@ from .errors import UserError
 from .files import cache_place
 from .lower import STORED_LOW, lower
 from .machine import card_name
-from .post import POST, decodes
+from .post import decodes, runs
 from .trtbuild import first_error_logger, load_module
 
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -236,9 +236,10 @@ class TrtBackend:
         """Bytes that the engines which are not loaded yet will want: their weights and their scratch memory."""
         record = self._found(bundle).record
         assert record is not None
-        idle = {n for n in record.graphs if n.partition("_")[0] in POST and n.partition("_")[0] not in bundle.post}
         others = [
-            r for n, r in record.graphs.items() if n != name and n not in idle and (bundle.path, n) not in self._engines
+            r
+            for n, r in record.graphs.items()
+            if n != name and runs(n, bundle.post) and (bundle.path, n) not in self._engines
         ]
         return sum(r.file.bytes + r.memory.get("scratch_bytes", 0) for r in others)
 

@@ -38,9 +38,7 @@ STEPS, PEAK = 2_000, 5e-4
 ODE_STEPS = (3, 3, 4, 5)
 TRUE_SINKS = 0.3  # share of the sequences whose first chunk is a rendered one
 GUIDANCE = 1.0  # how far the teacher is moved away from its young self,
-GUIDED_BELOW = (
-    0.8  # and at which sigmas: above, where the picture is laid out, it makes all seeds alike (arXiv 2404.07724)
-)
+GUIDED_BELOW = 0.8  # and at which sigmas: above, where the picture is laid out, it makes seeds alike (arXiv 2404.07724)
 
 
 def denoised(model: Wan, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
@@ -59,39 +57,43 @@ class Teacher:
         self.kept: list[list[KV]] = []
 
     @torch.no_grad()
-    def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], text: Tensor, c: int) -> Tensor:
+    def contexts(self, text: Tensor) -> list[KV]:
+        return [model.context(text) for model in self.models]
+
+    @torch.no_grad()
+    def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
         good, *young = (
-            denoised(model, x, sigma, rope, model.context(text), [self.kept[j][i] for j in seen_by(c)])
+            denoised(model, x, sigma, rope, contexts[i], [self.kept[j][i] for j in seen_by(c)])
             for i, model in enumerate(self.models[: 1 + (sigma < GUIDED_BELOW)])
         )
         return good + GUIDANCE * (good - young[0]) if young else good
 
     @torch.no_grad()
-    def commit(self, x0: Tensor, rope: tuple[Tensor, Tensor], text: Tensor, c: int) -> None:
+    def commit(self, x0: Tensor, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> None:
         past = [[self.kept[j][i] for j in seen_by(c)] for i in range(len(self.models))]
         self.kept.append(
-            [commit(model, x0, rope, model.context(text), kv) for model, kv in zip(self.models, past, strict=True)]
+            [
+                commit(model, x0, rope, context, kv)
+                for model, context, kv in zip(self.models, contexts, past, strict=True)
+            ]
         )
 
 
 def ode_end(
-    teacher: Teacher, x: Tensor, sigma: float, steps: int, rope: tuple[Tensor, Tensor], text: Tensor, c: int
+    teacher: Teacher, x: Tensor, sigma: float, steps: int, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int
 ) -> Tensor:
     """Where the teacher's flow carries x from sigma to 0: Euler steps, evenly spaced before the shift."""
     s = sigma / (SCHEDULE.shift - (SCHEDULE.shift - 1) * sigma)  # undo the shift
     times = torch.linspace(s, 0, steps + 1, dtype=torch.float64)
     path = (SCHEDULE.shift * times / (1 + (SCHEDULE.shift - 1) * times)).tolist()
     for now, after in itertools.pairwise(path):
-        x0 = teacher.x0(x, now, rope, text, c)
+        x0 = teacher.x0(x, now, rope, contexts, c)
         x = x0 + (after / now) * (x - x0)
     return x
 
 
 def rollout_loss(
-    student: Wan,
-    teacher: Teacher,
-    tables: Tables,
-    batch: tuple[Tensor, Tensor, list[list[int]]],
+    student: Wan, teacher: Teacher, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]]
 ) -> Tensor:
     """Mean squared distance to the teacher's ends over one rollout."""
     truth, text, starts = batch
@@ -104,7 +106,7 @@ def rollout_loss(
     total = truth.new_zeros(())
     for c in range(CHUNKS):
         rope = tables(starts[c], jitter)
-        context = student.context(text[:, c])
+        context, teaching = student.context(text[:, c]), teacher.contexts(text[:, c])
         past = [mine[j] for j in seen_by(c)]
         noise = [torch.randn_like(truth[:, c]) for _ in sigmas]
         chosen = int(torch.randint(len(sigmas), ()))
@@ -113,14 +115,14 @@ def rollout_loss(
             with torch.set_grad_enabled(i == chosen):
                 x0 = denoised(student, x, sigma, rope, context, past)
             if i == chosen:
-                end = ode_end(teacher, x, sigma, ODE_STEPS[i], rope, text[:, c], c)
+                end = ode_end(teacher, x, sigma, ODE_STEPS[i], rope, teaching, c)
                 total = total + (x0 - end).square().mean()
                 x0 = x0.detach()
             if i + 1 < len(sigmas):
                 x = renoised(x, x0, sigma, sigmas[i + 1], noise[i + 1])
         made = torch.where(true_sinks, truth[:, c], x0) if c == 0 else x0
         mine.append(commit(student, made, rope, context, past))
-        teacher.commit(made, rope, text[:, c], c)
+        teacher.commit(made, rope, teaching, c)
     return total / CHUNKS
 
 

@@ -87,7 +87,7 @@ class Run:
     step: int = 0
     spent: float = 0.0  # seconds of training, over all sessions
     stopped: bool = False
-    fresh: int = 0  # the step at which the optimisers were last without history
+    _fresh: int = 0  # the step at which the optimisers were last without history
     _started: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
     _compacted: float = field(default_factory=time.monotonic)
@@ -101,7 +101,7 @@ class Run:
         if whole and whole["step"] >= progress_of(self.name):
             for name, part in self.parts.items():
                 part.load_state_dict(whole[name])
-            self.step, self.spent, self.fresh = whole["step"], whole["spent"], whole["fresh"]
+            self.step, self.spent, self._fresh = whole["step"], whole["spent"], whole["fresh"]
         elif compact_path(self.name).exists():
             self._resume_compact()
         self.team.seed(self.step)
@@ -112,7 +112,7 @@ class Run:
         with safe_open(compact_path(self.name), "pt") as f:
             about = f.metadata() or {}
         self.step, self.spent = int(about["step"]), float(about["spent"])
-        self.fresh = self.step
+        self._fresh = self.step
         for name, keeper in self.kept.items():
             state = load_part(self.name, name)
             for part in (self.parts[name], keeper):
@@ -137,7 +137,7 @@ class Run:
         if not self.team.first:
             return
         state: dict[str, object] = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"step": self.step, "spent": self.elapsed, "fresh": self.fresh}
+        state |= {"step": self.step, "spent": self.elapsed, "fresh": self._fresh}
         torch.save(state, self.path.with_suffix(".part"))
         self.path.with_suffix(".part").replace(self.path)
         self._saved = time.monotonic()
@@ -159,7 +159,7 @@ class Run:
 
     def rate(self, peak: float, warmup: int) -> float:
         """Warm-up (again wherever the optimisers start anew), a plateau, and a linear fall at the end."""
-        rise = min(1.0, (self.step - self.fresh + 1) / warmup)
+        rise = min(1.0, (self.step - self._fresh + 1) / warmup)
         return peak * rise * min(1.0, (1 - self.progress) / FALL + 0.02)
 
     def count(self, optimisers: list[tuple[torch.optim.Optimizer, float]], warmup: int = 200) -> Iterator[int]:
