@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 class Upscale(nn.Module):
     """[B, 3, H, W] in [0, 1] -> [B, 3, 2H, 2W]: convolutions at the small size, which say how the four pixels that come from
-    one differ from it."""
+    one differ from what lies there in between its neighbours. (From the pixel itself repeated, what it has yet to learn shows
+    as squares.)"""
 
     def __init__(self, channels: int = 16, depth: int = 4):
         super().__init__()
@@ -28,7 +29,7 @@ class Upscale(nn.Module):
         x = frame
         for conv in self.body:
             x = F.leaky_relu(conv(x), 0.1)
-        return F.pixel_shuffle(self.last(x) + frame.repeat_interleave(4, 1), 2)
+        return F.pixel_shuffle(self.last(x), 2) + resize(frame, 2)
 
 
 class Between(nn.Module):

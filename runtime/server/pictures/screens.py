@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 WIDEST, LARGEST = 640, 48_000  # of a screen's own picture: pixels, characters as it comes
 ASKING = 90.0  # seconds in which a page without a connection asks for its view again
 DARK = 4.0  # mean grey level below which a picture is dark
+MAX_VIEWERS = 200  # pages that watch
 FORGOTTEN = 7 * 86400.0  # seconds after which an unnamed screen that is gone is forgotten
 MOST = 500  # names that are kept
 WRITE = 300.0  # seconds between writings of the list: disks wear
@@ -92,6 +93,13 @@ class Screens:
         if view is not None:
             self.heard(name).asked = time.time()
         return view
+
+    def place(self, name: str, judged: bool) -> bool:
+        """Whether a page may watch. A configured screen may, twice (a page that reloads comes before it has gone), however
+        many others have come: nobody can keep it dark by opening pages."""
+        if len(self.viewers.watching) < MAX_VIEWERS:
+            return True
+        return judged and name in self.views and sum(v.screen.name == name for v in self.viewers.watching) < 2
 
     def came(self, name: str) -> None:
         """A page was loaded: what was dark before need not be now."""

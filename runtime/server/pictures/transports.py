@@ -19,7 +19,7 @@ from .connection import Connection
 from .fmp4 import Fragment
 from .hls import kind_of
 
-MAX_VIEWERS, MAX_JPEGS = 200, 50
+MAX_JPEGS = 50
 PLAYERS = Told()
 
 
@@ -72,10 +72,11 @@ def transport_routes(service: Service) -> APIRouter:
         reason for which a page did not take the way that it should have."""
         if not same_origin(socket, service.config.server):
             return await socket.close(1008)
-        if len(service.viewers.watching) >= MAX_VIEWERS:
+        name = screen[:64] or "unnamed"
+        if not service.screens.place(name, not preview):
             return await socket.close(1013)
         await socket.accept()
-        viewer = service.viewers.join(screen[:64] or "unnamed", not preview, time.monotonic())
+        viewer = service.viewers.join(name, not preview, time.monotonic())
         viewer.via = service.screens.way(viewer, via)
         if why:
             PLAYERS.once(f"screen {plain(viewer.screen.name, 64)!r}: {plain(why, 200)}")

@@ -8,7 +8,7 @@ import io
 import pytest
 from PIL import Image
 
-from everframe.runtime.server.pictures.screens import picture_of
+from everframe.runtime.server.pictures.screens import MAX_VIEWERS, Screens, View, picture_of
 from everframe.runtime.server.pictures.viewers import GRACE, HOUR, SILENCE, Viewers
 
 
@@ -97,3 +97,19 @@ def test_a_screen_s_own_picture() -> None:
         told(b"x" * 90_000),
     ):
         assert picture_of(bad) is None
+
+
+def test_visitors_pages_keep_no_configured_screen_out() -> None:
+    viewers = Viewers()
+    screens = Screens(viewers, {"lobby": View()}, missing=0)
+    crowd = []
+    while screens.place("somebody", True):
+        crowd.append(viewers.join("somebody", True, 0.0))
+    assert len(crowd) == MAX_VIEWERS
+    assert not screens.place("lobby", False)  # a preview of it is a visitor's page too
+    for _ in range(2):  # the one that reloads has not gone yet
+        assert screens.place("lobby", True)
+        viewers.join("lobby", True, 0.0)
+    assert not screens.place("lobby", True)
+    viewers.leave(crowd[0])
+    assert not screens.place("somebody", True)
