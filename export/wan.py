@@ -70,18 +70,24 @@ def spatial_tables(config: WanConfig, rows: int, columns: int) -> tuple[Tensor, 
 
 def join_tables(temporal: Tensor, spatial: Tensor) -> Tensor:
     """temporal [B, H, F, Kt], spatial [h·w, Ks] -> [B, H, N, D/2], tokens in frame, row, column order."""
+    return join_spread(temporal, spatial.expand(*temporal.shape[:3], *spatial.shape))
+
+
+def join_spread(temporal: Tensor, spatial: Tensor) -> Tensor:
+    """The same for spatial [B, H, F, h·w, Ks]."""
     b, heads, frames, kt = temporal.shape
-    places, ks = spatial.shape
-    time = temporal.unsqueeze(3).expand(b, heads, frames, places, kt)
-    space = spatial.expand(b, heads, frames, places, ks)
-    return torch.cat([time, space], -1).flatten(2, 3)
+    time = temporal.unsqueeze(3).expand(b, heads, frames, spatial.shape[3], kt)
+    return torch.cat([time, spatial], -1).flatten(2, 3)
 
 
 def rope_tables(cos: Tensor, sin: Tensor, spatial: tuple[Tensor, Tensor]) -> Rope | list[Rope]:
     """A chunk's tables from its temporal ones [H, F, Kt], the same for all layers, or [L, H, F, Kt], a pair a layer."""
+    # Spread once for all layers: an exported graph holds it as one constant then, not as one for every layer.
+    of_cos, of_sin = (s.expand(1, *cos.shape[-3:-1], *s.shape) for s in spatial)
     if cos.dim() == 3:
-        return join_tables(cos.unsqueeze(0), spatial[0]), join_tables(sin.unsqueeze(0), spatial[1])
-    return [rope_tables(*one, spatial) for one in zip(cos, sin, strict=True)]  # type: ignore[misc] - of three dimensions
+        return join_spread(cos.unsqueeze(0), of_cos), join_spread(sin.unsqueeze(0), of_sin)
+    layers = zip(cos.unsqueeze(1), sin.unsqueeze(1), strict=True)
+    return [(join_spread(c, of_cos), join_spread(s, of_sin)) for c, s in layers]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
