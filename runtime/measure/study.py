@@ -172,7 +172,7 @@ def run(
             stats.append(clip_stats(chunk.frames, before))
             before = chunk.frames[-2:]
             if chunk.sink_mass is not None:
-                mass.append(chunk.sink_mass.mean(0).ravel().round(4).tolist())
+                mass.append(chunk.sink_mass.mean(0).ravel().astype(float).round(4).tolist())
     motion, sharpness = (float(np.mean([getattr(s, name) for s in stats])) for name in ("motion", "sharpness"))
     return Run(variant, prompt, seed, distance, motion, sharpness, mass or None)
 

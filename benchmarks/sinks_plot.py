@@ -1,0 +1,51 @@
+"""The one plot of docs/study.md, from its record: how far a stream is from its sinks, and how much it attends to them.
+
+python benchmarks/sinks_plot.py docs/measured/sinks_bases.json docs/measured/sinks_bases.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+SHOWN = {
+    "jitter 0": "sinks stay, no jitter",
+    "heads": "sinks stay, a base a head (paper)",
+    "layers": "sinks stay, a base a head and layer",
+    "relative": "sinks follow",
+}
+
+
+def name(variant: dict[str, object]) -> str:
+    return f"jitter {variant['sigma']:g}" if variant["method"] == "jitter" else str(variant["method"])
+
+
+def main(record: Path, picture: Path) -> None:
+    runs = json.loads(record.read_text())["runs"]
+    figure, (far, near) = plt.subplots(2, 1, figsize=(11, 6), sharex=True)
+    for shown, label in SHOWN.items():
+        found = [run for run in runs if name(run["variant"]) == shown]
+        frames = 3 * np.arange(len(found[0]["distance"]))
+        far.plot(frames, np.mean([run["distance"] for run in found], 0), lw=0.9, label=label)
+        near.plot(frames, np.mean([np.mean(run["sink_mass"], 1) for run in found], 0), lw=0.9)
+    far.set_title("distance to the sinks, mean of the streams")
+    near.set_title("attention on the sinks, mean over heads and layers")
+    far.set_ylim(0.1, 1.0)
+    near.set_ylim(0.1, 0.45)
+    near.set_xlabel("latent frame")
+    far.legend(ncols=4, fontsize=8)
+    for axis in (far, near):
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=90)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
