@@ -94,16 +94,18 @@ class Screens:
             self.heard(name).asked = time.time()
         return view
 
-    def place(self, name: str, judged: bool) -> bool:
-        """Whether a page may watch. A configured screen may, twice (a page that reloads comes before it has gone), however
-        many others have come: nobody can keep it dark by opening pages."""
-        if len(self.viewers.watching) < MAX_VIEWERS:
-            return True
-        return judged and name in self.views and sum(v.screen.name == name for v in self.viewers.watching) < 2
-
-    def came(self, name: str) -> None:
-        """A page was loaded: what was dark before need not be now."""
-        self.heard(name).dark = False
+    def join(self, name: str, judged: bool, via: str) -> Viewer | None:
+        """A page was loaded: what was dark before need not be now. None where there is no place: but a configured screen may
+        watch twice (a page that reloads comes before it has gone) however many others do, so that nobody keeps it dark by
+        opening pages. via: the way to the picture that its address asks for."""
+        own = judged and name in self.views and sum(v.screen.name == name for v in self.viewers.watching) < 2
+        if len(self.viewers.watching) >= MAX_VIEWERS and not own:
+            return None
+        viewer = self.viewers.join(name, judged, time.monotonic())
+        viewer.via = self.way(viewer, via)
+        if judged:
+            self.heard(name).dark = False
+        return viewer
 
     def take_picture(self, name: str, picture: tuple[bytes, bool]) -> None:
         """What `picture_of` made of what a screen sent of itself."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -72,17 +71,13 @@ def transport_routes(service: Service) -> APIRouter:
         reason for which a page did not take the way that it should have."""
         if not same_origin(socket, service.config.server):
             return await socket.close(1008)
-        name = screen[:64] or "unnamed"
-        if not service.screens.place(name, not preview):
+        viewer = service.screens.join(screen[:64] or "unnamed", not preview, via)
+        if viewer is None:
             return await socket.close(1013)
-        await socket.accept()
-        viewer = service.viewers.join(name, not preview, time.monotonic())
-        viewer.via = service.screens.way(viewer, via)
         if why:
             PLAYERS.once(f"screen {plain(viewer.screen.name, 64)!r}: {plain(why, 200)}")
-        if viewer.judged:
-            service.screens.came(viewer.screen.name)
         try:
+            await socket.accept()
             await Connection(socket, viewer, service, socket.app.state.live).serve()
         finally:
             service.viewers.leave(viewer)

@@ -103,13 +103,12 @@ def test_visitors_pages_keep_no_configured_screen_out() -> None:
     viewers = Viewers()
     screens = Screens(viewers, {"lobby": View()}, missing=0)
     crowd = []
-    while screens.place("somebody", True):
-        crowd.append(viewers.join("somebody", True, 0.0))
+    while viewer := screens.join("somebody", True, ""):
+        crowd.append(viewer)
     assert len(crowd) == MAX_VIEWERS
-    assert not screens.place("lobby", False)  # a preview of it is a visitor's page too
+    assert screens.join("lobby", False, "") is None  # a preview of it is a visitor's page too
     for _ in range(2):  # the one that reloads has not gone yet
-        assert screens.place("lobby", True)
-        viewers.join("lobby", True, 0.0)
-    assert not screens.place("lobby", True)
+        assert screens.join("lobby", True, "")
+    assert screens.join("lobby", True, "") is None
     viewers.leave(crowd[0])
-    assert not screens.place("somebody", True)
+    assert screens.join("somebody", True, "") is None
