@@ -5,8 +5,9 @@
     python training/post.py smooth --minutes 20
     python training/postjudge.py                    # against renders that no training saw
 
-Low frames are the renders, two by two pixels averaged; those that `upscale` learns from went through the demo's autoencoder,
-because that is what it will see. What is left lies in training/post as ONNX, for `everframe post add`.
+Low frames are the renders, two by two pixels averaged. From frames that went through the demo's autoencoder `upscale`
+learned nothing but to blur: their fine structure stands elsewhere than the render's, and no network can tell where. What is
+left lies in training/post as ONNX, for `everframe post add`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from everframe.engines.base import EngineOptions
-from everframe.engines.ort import OrtBackend
-from everframe.runtime import open_bundle
-
 from losses import texture_loss
 from postnets import Between, Upscale
 from scenes import PROMPTS, render
@@ -33,7 +30,7 @@ HEIGHT, WIDTH, LENGTH = 288, 512, 24  # of a clip at 32 frames a second
 CLASSES = [(scene, variant) for scene, variants in PROMPTS.items() for variant in variants]
 SEEDS, FIRST_SEED = 8, 20_000
 CROP, BATCH = 128, 8  # of low frames
-TEXTURE = 0.003  # of `upscale`, in white: the energy of fine structure, which a mean error would leave out
+TEXTURE = 0.001  # of `upscale`, in white: the energy of fine structure, which a mean error would leave out
 NETS = {"upscale": Upscale, "smooth": Between}
 
 
@@ -50,60 +47,25 @@ def halved(frames: np.ndarray) -> np.ndarray:
     return ((rows[:, :, ::2] + rows[:, :, 1::2] + 2) // 4).astype(np.uint8)
 
 
-class Coder:
-    """The demo's encoder and decoder, warm."""
-
-    def __init__(self) -> None:
-        backend, bundle = OrtBackend(EngineOptions()), open_bundle()
-        encode, decode = (backend.load(bundle, name) for name in ("encode", "decode"))
-        zeros = encode.device.zeros
-        self.clip, self.latent, self.out = (
-            zeros(s.shape, s.dtype) for s in (encode.graph.inputs[0], encode.graph.outputs[0], decode.graph.outputs[0])
-        )
-        self.old, self.new = (
-            {s.name: zeros(s.shape, s.dtype) for s in decode.graph.inputs if s.name != "latent"} for _ in range(2)
-        )
-        self.encode = encode.bind({"frames": self.clip}, {"latent": self.latent})
-        after = {f"{name}_next": buffer for name, buffer in self.new.items()}
-        self.decode = decode.bind({"latent": self.latent, **self.old}, {"frames": self.out, **after})
-
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """[12, H, W, 3] uint8, coded and decoded by a decoder that knows them."""
-        self.clip.write(frames)
-        self.encode()
-        for buffer in self.old.values():
-            buffer.clear()
-        self.decode()
-        for name, buffer in self.old.items():
-            buffer.copy(self.new[name])
-        self.decode()
-        return self.out.read()
-
-
-def pool() -> tuple[np.ndarray, np.ndarray]:
-    """(clips, their even frames at half the size coded and decoded), memory-mapped; rendered where they are missing."""
-    shape = (len(CLASSES) * SEEDS, LENGTH, HEIGHT, WIDTH, 3)
-    files = WORK / "post-clips.npy", WORK / "post-coded.npy"
-    if not files[1].exists():
+def pool() -> np.ndarray:
+    """[clips, LENGTH, HEIGHT, WIDTH, 3] uint8, memory-mapped; rendered where it is missing."""
+    file = WORK / "post-clips.npy"
+    if not file.exists():
         WORK.mkdir(exist_ok=True)
-        part = WORK / "post-coded.part.npy"
-        clips = np.lib.format.open_memmap(files[0], "w+", np.uint8, shape)
-        coded = np.lib.format.open_memmap(part, "w+", np.uint8, (shape[0], LENGTH // 2, HEIGHT // 2, WIDTH // 2, 3))
-        coder = Coder()
-        for i in range(shape[0]):
+        part = WORK / "post-clips.part.npy"
+        clips = np.lib.format.open_memmap(part, "w+", np.uint8, (len(CLASSES) * SEEDS, LENGTH, HEIGHT, WIDTH, 3))
+        for i in range(len(clips)):
             clips[i] = clip(*CLASSES[i % len(CLASSES)], FIRST_SEED + i)
-            coded[i] = coder(halved(clips[i, ::2]))
-        coded.flush()
-        part.rename(files[1])
-    clips, coded = (np.load(file, mmap_mode="r") for file in files)
-    return clips, coded
+        clips.flush()
+        part.rename(file)
+    return np.load(file, mmap_mode="r")
 
 
 def tensor(frames: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
 
 
-def batch(kind: str, rng: np.random.Generator, clips: np.ndarray, coded: np.ndarray) -> tuple[list[Tensor], Tensor]:
+def batch(kind: str, rng: np.random.Generator, clips: np.ndarray) -> tuple[list[Tensor], Tensor]:
     """(inputs, target): crops, mirrored half of the time."""
     taken, targets = [], []
     for _ in range(BATCH):
@@ -112,7 +74,7 @@ def batch(kind: str, rng: np.random.Generator, clips: np.ndarray, coded: np.ndar
         high = np.s_[2 * y : 2 * (y + CROP), 2 * x : 2 * (x + CROP)]
         if kind == "upscale":
             target = clips[i, t][high]
-            row = [coded[i, t // 2][y : y + CROP, x : x + CROP], target]
+            row = [halved(target[None])[0], target]
         else:
             row = list(halved(np.stack([clips[i, t + j][high] for j in (0, 2, 1)])))
             if rng.random() < 0.5:  # backwards
@@ -126,7 +88,7 @@ def batch(kind: str, rng: np.random.Generator, clips: np.ndarray, coded: np.ndar
 def train(kind: str, minutes: float) -> nn.Module:
     """Root of squares plus a little (Charbonnier), for `upscale` the energy of its texture too, Adam, the rate falling along
     a half cosine of time."""
-    clips, coded = pool()
+    clips = pool()
     torch.manual_seed(0)
     rng, net = np.random.default_rng(0), NETS[kind]()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -134,7 +96,7 @@ def train(kind: str, minutes: float) -> nn.Module:
     while (spent := (time.time() - began) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * max(0.01, 0.5 + 0.5 * float(np.cos(np.pi * spent)))
-        inputs, target = batch(kind, rng, clips, coded)
+        inputs, target = batch(kind, rng, clips)
         made = net(*inputs)
         loss = ((made - target) ** 2 + 1e-6).sqrt().mean()
         if kind == "upscale":

@@ -20,11 +20,45 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
+from everframe.engines.base import EngineOptions
+from everframe.engines.ort import OrtBackend
+from everframe.runtime import open_bundle
+
 from measures import Frames, geometric, octaves
-from post import CLASSES, KEPT, WIDTH, Coder, clip, halved
+from post import CLASSES, KEPT, WIDTH, clip, halved
 from post import HEIGHT as HIGH
 
 FIRST_SEED = 31_000
+
+
+class Coder:
+    """The demo's encoder and decoder, warm."""
+
+    def __init__(self) -> None:
+        backend, bundle = OrtBackend(EngineOptions()), open_bundle()
+        encode, decode = (backend.load(bundle, name) for name in ("encode", "decode"))
+        zeros = encode.device.zeros
+        self.clip, self.latent, self.out = (
+            zeros(s.shape, s.dtype) for s in (encode.graph.inputs[0], encode.graph.outputs[0], decode.graph.outputs[0])
+        )
+        self.old, self.new = (
+            {s.name: zeros(s.shape, s.dtype) for s in decode.graph.inputs if s.name != "latent"} for _ in range(2)
+        )
+        self.encode = encode.bind({"frames": self.clip}, {"latent": self.latent})
+        after = {f"{name}_next": buffer for name, buffer in self.new.items()}
+        self.decode = decode.bind({"latent": self.latent, **self.old}, {"frames": self.out, **after})
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """[12, H, W, 3] uint8, coded and decoded by a decoder that knows them."""
+        self.clip.write(frames)
+        self.encode()
+        for buffer in self.old.values():
+            buffer.clear()
+        self.decode()
+        for name, buffer in self.old.items():
+            buffer.copy(self.new[name])
+        self.decode()
+        return self.out.read()
 
 
 def psnr(a: Frames, b: Frames) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 class Upscale(nn.Module):
     """[B, 3, H, W] in [0, 1] -> [B, 3, 2H, 2W]: convolutions at the small size, which say how the four pixels that come from
-    one differ from what lies there in between its neighbours. (From the pixel itself repeated, what it has yet to learn shows
+    one differ from what is interpolated between its neighbours. (Were it the pixel repeated, what is not learned would show
     as squares.)"""
 
     def __init__(self, channels: int = 16, depth: int = 4):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from everframe.engines.bundle import Bundle, describe
 from everframe.runtime import DEMO_BUNDLE, Stream, open_bundle
@@ -18,6 +19,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "training"))
 
 from judge import CLASSES, Judge, rendered  # noqa: E402
+from post import CLASSES as CLIPS  # noqa: E402
+from post import clip, halved  # noqa: E402
+from postjudge import network, psnr, scaled  # noqa: E402
 
 from scenes import PROMPTS  # noqa: E402
 
@@ -58,6 +62,31 @@ def test_geometry(demo: Bundle) -> None:
     g = demo.manifest.geometry
     assert (g.width, g.height, g.fps) == (256, 144, 16)
     assert len({scene_of(p)[0] for p in BANK}) == 8
+
+
+def test_it_carries_post_graphs_and_runs_them_where_asked(demo: Bundle) -> None:
+    """The networks of training/post, run image by image, are what its stream shows."""
+    assert demo.manifest.post == "none"
+    both = demo.with_post("all").output
+    assert (both.width, both.height, both.fps) == (512, 288, 32)
+    with Stream(demo, seed=1) as plain, Stream(demo.with_post("upscale"), seed=1) as large:
+        small, made = (s.next_chunk().frames for s in (plain, large))
+    assert np.abs(made.astype(int) - network("upscale")(small)).max() <= 1
+
+
+def test_its_post_graphs_beat_plain_scaling_and_blending() -> None:
+    """By a decibel in the mean, on renders of twice the size and rate that their training never saw."""
+    larger, between = [], []
+    for i in range(0, len(CLIPS), 5):
+        high = clip(*CLIPS[i], 41_000 + i)[:9]
+        low = halved(high)
+        one, other = low[:-1:2], low[2::2]
+        bicubic = scaled(one, Image.Resampling.BICUBIC)
+        larger.append(psnr(network("upscale")(one), high[:-1:2]) - psnr(bicubic, high[:-1:2]))
+        blended = ((one.astype(np.uint16) + other + 1) // 2).astype(np.uint8)
+        between.append(psnr(network("smooth")(one, other), low[1::2]) - psnr(blended, low[1::2]))
+    assert np.mean(larger) > 1
+    assert np.mean(between) > 1
 
 
 @pytest.mark.slow
