@@ -17,7 +17,7 @@ demo: .venv-run/ready  # write a 30-second video with the shipped bundle; instal
 test: .venv/ready  # run the tests (all but the slow whole-product ones)
 	@command -v chromium >/dev/null || echo "skipped: the pages in a real browser (apt install chromium)"
 	@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || echo "skipped: tests/gpu (no NVIDIA GPU here)"
-	.venv/bin/python -m pytest -n 4 --dist loadfile --durations 15
+	.venv/bin/python -m pytest -n 4 --dist loadfile --durations 60
 
 test-slow: .venv/ready  # every command of every document, and other whole-product tests
 	.venv/bin/python -m pytest -m slow -n 4 --dist load --durations 15 $(ARGS)
