@@ -32,7 +32,7 @@ def main(record: Path, picture: Path) -> None:
     figure, (far, near) = plt.subplots(2, 1, figsize=(11, 6), sharex=True)
     for shown, label in SHOWN.items():
         found = [run for run in runs if name(run["variant"]) == shown]
-        frames = 3 * np.arange(len(found[0]["distance"]))
+        frames = 3 * (1 + np.arange(len(found[0]["distance"])))  # the first chunk is the sinks
         far.plot(frames, np.mean([run["distance"] for run in found], 0), lw=0.9, label=label)
         near.plot(frames, np.mean([np.mean(run["sink_mass"], 1) for run in found], 0), lw=0.9)
     far.set_title("distance to the sinks, mean of the streams")

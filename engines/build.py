@@ -1,4 +1,4 @@
-"""Engines into a bundle: every graph compiled, and stored under the fingerprint of what decided it."""
+"""Engines into a bundle: every graph that runs compiled, and stored under the fingerprint of what decided it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .progress import QUIET, Report
 from .trtbuild import BuildOptions, build_graph, check_options, options_record
 
 
-def build_engines(path: Path, options: BuildOptions, report: Report = QUIET) -> store.Stored:
-    """Compile every graph of the bundle and store the engines in it. Ctrl-C stops and leaves nothing behind.
+def build_engines(path: Path, options: BuildOptions, report: Report = QUIET, post: str | None = None) -> store.Stored:
+    """Compile every graph of the bundle that runs and store the engines in it. Ctrl-C stops and leaves nothing behind. post:
+    which graphs behind the decoder are to run; default: those that the bundle says.
 
     Raises UserError as `trtbuild.build_graph` does.
     """
     trt = check_options(options)
-    bundle = Bundle.open(path)
-    names = [name for name in bundle.manifest.graphs if name != "text"]  # the text encoder stays with ONNX Runtime
+    bundle = Bundle.open(path).with_post(post)
+    names = store.compiled_graphs(bundle)
 
     def compiled() -> Iterator[tuple[str, bytes | memoryview, dict[str, Any]]]:
         for name in names:

@@ -40,6 +40,7 @@ def build(
     weight_streaming: Annotated[
         bool, typer.Option("--weight-streaming", help="Allow weights to stay in host memory.")
     ] = False,
+    post: options.Post = None,
     gpu: options.Gpu = None,
 ) -> None:
     """Compile a bundle's graphs into engines.
@@ -61,7 +62,7 @@ def build(
         weight_streaming=weight_streaming,
     )
     with reporting() as report:
-        build_engines(bundle, settings, report)
+        build_engines(bundle, settings, report, post)
 
 
 @app.command()

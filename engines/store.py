@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from .bundle import Bundle, FileRef, Model, describe, first_problem, verify
 from .errors import UserError
 from .files import new_folder
+from .post import POST, runs
 
 FOLDER, RECORD = "engines", "record.json"
 
@@ -130,10 +131,16 @@ def damage(folder: Path, record: BuildRecord) -> str | None:
     return None
 
 
+def compiled_graphs(bundle: Bundle) -> list[str]:
+    """What a stream of the bundle needs engines for: the text encoder stays with ONNX Runtime."""
+    return [name for name in bundle.manifest.graphs if name != "text" and runs(name, bundle.post)]
+
+
 def problem_of(bundle: Bundle, folder: Path, record: BuildRecord, versions: Mapping[str, str]) -> str | None:
-    missing = sorted(set(bundle.manifest.graphs) - set(record.graphs) - {"text"})
+    missing = sorted(set(compiled_graphs(bundle)) - set(record.graphs))
     if missing:
-        return f"no engine for {', '.join(missing)}"
+        hint = ": everframe build --post builds them" if all(name.partition("_")[0] in POST for name in missing) else ""
+        return f"no engine for {', '.join(missing)}{hint}"
     for name, engine in record.graphs.items():
         graph = bundle.manifest.graphs.get(name)
         if graph is None or graph.model.sha256 != engine.graph_sha256:

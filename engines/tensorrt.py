@@ -309,7 +309,8 @@ def stream_bytes(bundle: Bundle) -> int:
     """What the tensors of a stream take, rather more than less: those of its graphs, each as often as a graph has it, but a
     ring that is updated in place, which is there once; and what passes hand to each other."""
     most: Counter[str] = Counter()
-    for graph in (g for name, g in bundle.manifest.graphs.items() if name not in ("text", "encode", "probe")):
+    run = [n for n in bundle.manifest.graphs if n not in ("text", "encode", "probe") and runs(n, bundle.post)]
+    for graph in (bundle.manifest.graphs[name] for name in run):
         mine: Counter[str] = Counter()
         for spec in graph.inputs:
             mine[spec.name] += prod(spec.shape) * SIZES.get(spec.dtype, 8)

@@ -58,8 +58,9 @@ class Recipe:
         return {use: file for use, file in wanted.items() if use not in given or use == "lora"}
 
     def left(self, given: set[str]) -> dict[str, Any]:
-        """The options that the user does not give; the dictionary is that of the recipe's own file."""
-        away = given | ({"dictionary"} if "generator" in given else set())
+        """The options that the user does not give; the dictionary is that of the recipe's own file, and no jitter that of
+        its own positions."""
+        away = given | ({"dictionary"} if "generator" in given else set()) | ({"jitter"} if "rope" in given else set())
         return {name: value for name, value in self.options.items() if name not in away}
 
 

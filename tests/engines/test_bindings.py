@@ -15,9 +15,11 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.tensorrt import TrtBackend, stream_bytes
 from everframe.engines.trtbuild import BuildOptions
+from everframe.export.post import add
 from everframe.runtime import Stream
 from everframe.runtime.state import load_state, save_state
 
+from postfiles import smooth_file, upscale_file
 from stand_in import BACKEND, LISTS, NAMES, StandIn, built, copied
 
 
@@ -66,6 +68,28 @@ def test_the_in_place_form_is_refused_before_11(
     stand.install(monkeypatch)
     with pytest.raises(UserError, match="attentions in the graph, 0 in the parsed network"):
         build_engines(copied(stand, bundle_path, tmp_path), BuildOptions(backend="tensorrt"))
+
+
+def test_graphs_that_do_not_run_are_not_compiled(
+    portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = StandIn("classic-11.4")
+    stand.install(monkeypatch)
+    folder = copied(stand, portable_path, tmp_path)
+    add(folder, upscale_file(tmp_path / "u.onnx"), smooth_file(tmp_path / "s.onnx"), off=True)
+    build_engines(folder, BuildOptions(backend="tensorrt"))
+    version = json.loads((LISTS / "classic-11.4.json").read_text())["version"]
+    bundle, versions = Bundle.open(folder), {"tensorrt": version}
+    (plain,) = store.stored(bundle, versions)
+    assert plain.problem is None
+    assert plain.record is not None
+    assert not {"smooth", "upscale"} & set(plain.record.graphs)
+    (lacking,) = store.stored(bundle.with_post("all"), versions)
+    assert lacking.problem == "no engine for smooth, upscale: everframe build --post builds them"
+    build_engines(folder, BuildOptions(backend="tensorrt"), post="upscale")
+    (large,) = store.stored(bundle.with_post("upscale"), versions)
+    assert large.problem is None
+    assert store.stored(bundle, versions)[0].problem is None  # what it has beyond that harms nobody
 
 
 def test_weights_that_do_not_fit_are_streamed_and_not_recorded(

@@ -73,6 +73,20 @@ def test_the_portable_form_builds(portable_path: Path, graph: str) -> None:
     assert build_graph(Bundle.open(portable_path), graph, BuildOptions(targets=("sm_86",))).attentions == 0
 
 
+@pytest.mark.parametrize(("form", "attentions"), [("in-place", 4), ("portable", 0)])
+@pytest.mark.slow
+def test_sinks_that_follow_build(following_paths: dict[str, Path], form: str, attentions: int) -> None:
+    """Turned in the graph, before attention: which stays one kernel in the in-place form."""
+    bundle = Bundle.open(following_paths[form])
+    assert build_graph(bundle, "step", BuildOptions(targets=("sm_89",))).attentions == attentions
+
+
+@pytest.mark.parametrize("name", ["smooth", "upscale"])
+@pytest.mark.slow
+def test_the_graphs_behind_the_demo_s_decoder_build(name: str) -> None:
+    assert build_graph(open_bundle(), name, BuildOptions(targets=("sm_89",))).layers > 0
+
+
 @pytest.mark.slow
 def test_a_small_decoder_for_first_chunks_builds(wan_home: Path, tmp_path: Path) -> None:
     """The public TAEHV shows the last frame only of a stream's first latent frame: what no shown frame reads is no input."""

@@ -284,6 +284,10 @@ def test_the_table() -> None:
         recipes["longlive"].files("x", set())
     with pytest.raises(UserError, match=r"--recipe 'x': expected one of self-forcing, longlive"):
         find("x")
+    assert (
+        recipes["self-forcing"].left(set())["jitter"] == 0
+    )  # its sinks follow; where they stay, jitter is the default's
+    assert "jitter" not in recipes["self-forcing"].left({"rope"})
     with pytest.raises(UserError, match="reward-forcing: needs sink_ema"):
         check_options(find("reward-forcing"), set(find("longlive").options) | {"jitter"})
 

@@ -60,15 +60,15 @@ class Card:
     def open(self) -> TrtBackend:
         return TrtBackend(self.backend)
 
-    def built(self, source: Path, folder: Path, **options: Any) -> Bundle:
+    def built(self, source: Path, folder: Path, post: str | None = None, **options: Any) -> Bundle:
         """A copy of the bundle with engines for this card; beside a real one, which takes minutes for it, made once."""
-        key = (self.name, source, *options.items())
+        key = (self.name, source, post, *options.items())
         if CARD and key in BUILT:
             return Bundle.open(BUILT[key])
         copy = Path(shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("engines")))
         if self.stand:
             self.stand.folder = copy
-        build_engines(copy, BuildOptions(backend=self.backend, **options))
+        build_engines(copy, BuildOptions(backend=self.backend, **options), post=post)
         BUILT[key] = copy
         return Bundle.open(copy)
 

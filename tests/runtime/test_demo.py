@@ -69,9 +69,14 @@ def test_it_carries_post_graphs_and_runs_them_where_asked(demo: Bundle) -> None:
     assert demo.manifest.post == "none"
     both = demo.with_post("all").output
     assert (both.width, both.height, both.fps) == (512, 288, 32)
-    with Stream(demo, seed=1) as plain, Stream(demo.with_post("upscale"), seed=1) as large:
-        small, made = (s.next_chunk().frames for s in (plain, large))
-    assert np.abs(made.astype(int) - network("upscale")(small)).max() <= 1
+    made = {}
+    for post in ("none", "upscale", "smooth"):
+        with Stream(demo.with_post(post), seed=1) as stream:
+            made[post] = stream.next_chunk().frames
+    plain = made["none"]
+    assert np.abs(made["upscale"].astype(int) - network("upscale")(plain)).max() <= 1
+    between = made["smooth"][3::2]  # the stream's first frame is shown three times
+    assert np.abs(between.astype(int) - network("smooth")(plain[:-1], plain[1:])).max() <= 1
 
 
 def test_its_post_graphs_beat_plain_scaling_and_blending() -> None:

@@ -96,9 +96,10 @@ class Screens:
 
     def join(self, name: str, judged: bool, via: str) -> Viewer | None:
         """A page was loaded: what was dark before need not be now. None where there is no place: but a configured screen may
-        watch twice (a page that reloads comes before it has gone) however many others do, so that nobody keeps it dark by
-        opening pages. via: the way to the picture that its address asks for."""
-        own = judged and name in self.views and sum(v.screen.name == name for v in self.viewers.watching) < 2
+        watch twice (a page that reloads comes before it has gone) however many others do, so that a crowd does not keep it
+        dark. (Who takes its name can: names are not authenticated.) via: the way to the picture that its address wants."""
+        there = sum(v.judged and v.screen.name == name for v in self.viewers.watching)
+        own = judged and name in self.views and there < 2
         if len(self.viewers.watching) >= MAX_VIEWERS and not own:
             return None
         viewer = self.viewers.join(name, judged, time.monotonic())

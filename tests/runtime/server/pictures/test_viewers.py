@@ -103,8 +103,8 @@ def test_visitors_pages_keep_no_configured_screen_out() -> None:
     viewers = Viewers()
     screens = Screens(viewers, {"lobby": View()}, missing=0)
     crowd = []
-    while viewer := screens.join("somebody", True, ""):
-        crowd.append(viewer)
+    while viewer := screens.join("somebody", True, "") if len(crowd) > 1 else screens.join("lobby", False, ""):
+        crowd.append(viewer)  # previews of it count for nothing
     assert len(crowd) == MAX_VIEWERS
     assert screens.join("lobby", False, "") is None  # a preview of it is a visitor's page too
     for _ in range(2):  # the one that reloads has not gone yet
