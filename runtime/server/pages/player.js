@@ -115,7 +115,7 @@ export class Player {
     }
     this.end();
     const knock = () => {
-      const socket = new WebSocket(socketPlace({ screen: this.screen, preview: true }));
+      const socket = new WebSocket(socketPlace({ screen: this.screen, preview: this.preview }));
       socket.onopen = () => location.reload();
       socket.onclose = () => setTimeout(knock, AWAY);
     };
