@@ -12,6 +12,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from everframe.runtime.measure.study import Variant
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
@@ -23,16 +25,14 @@ SHOWN = {
 }
 
 
-def name(variant: dict[str, object]) -> str:
-    return f"jitter {variant['sigma']:g}" if variant["method"] == "jitter" else str(variant["method"])
-
-
-def main(record: Path, picture: Path) -> None:
-    runs = json.loads(record.read_text())["runs"]
+def main(file: Path, picture: Path) -> None:
+    record = json.loads(file.read_text())
     figure, (far, near) = plt.subplots(2, 1, figsize=(11, 6), sharex=True)
     for shown, label in SHOWN.items():
-        found = [run for run in runs if name(run["variant"]) == shown]
-        frames = 3 * (1 + np.arange(len(found[0]["distance"])))  # the first chunk is the sinks
+        found = [run for run in record["runs"] if Variant(**run["variant"]).label == shown]
+        frames = record["geometry"]["chunk"] * (
+            1 + np.arange(len(found[0]["distance"]))
+        )  # the first chunk is the sinks
         far.plot(frames, np.mean([run["distance"] for run in found], 0), lw=0.9, label=label)
         near.plot(frames, np.mean([np.mean(run["sink_mass"], 1) for run in found], 0), lw=0.9)
     far.set_title("distance to the sinks, mean of the streams")

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from .bundle import Bundle, FileRef, Model, describe, first_problem, verify
 from .errors import UserError
 from .files import new_folder
-from .post import POST, runs
+from .post import runs
 
 FOLDER, RECORD = "engines", "record.json"
 
@@ -139,7 +139,7 @@ def compiled_graphs(bundle: Bundle) -> list[str]:
 def problem_of(bundle: Bundle, folder: Path, record: BuildRecord, versions: Mapping[str, str]) -> str | None:
     missing = sorted(set(compiled_graphs(bundle)) - set(record.graphs))
     if missing:
-        hint = ": everframe build --post builds them" if all(name.partition("_")[0] in POST for name in missing) else ""
+        hint = "" if any(runs(name, ()) for name in missing) else ": everframe build --post builds them"
         return f"no engine for {', '.join(missing)}{hint}"
     for name, engine in record.graphs.items():
         graph = bundle.manifest.graphs.get(name)

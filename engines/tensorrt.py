@@ -25,7 +25,7 @@ from .errors import UserError
 from .files import cache_place
 from .lower import STORED_LOW, lower
 from .machine import card_name
-from .post import decodes, runs
+from .post import decodes
 from .trtbuild import first_error_logger, load_module
 
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -236,10 +236,9 @@ class TrtBackend:
         """Bytes that the engines which are not loaded yet will want: their weights and their scratch memory."""
         record = self._found(bundle).record
         assert record is not None
+        needed = store.compiled_graphs(bundle)
         others = [
-            r
-            for n, r in record.graphs.items()
-            if n != name and runs(n, bundle.post) and (bundle.path, n) not in self._engines
+            r for n, r in record.graphs.items() if n != name and n in needed and (bundle.path, n) not in self._engines
         ]
         return sum(r.file.bytes + r.memory.get("scratch_bytes", 0) for r in others)
 
@@ -309,8 +308,8 @@ def stream_bytes(bundle: Bundle) -> int:
     """What the tensors of a stream take, rather more than less: those of its graphs, each as often as a graph has it, but a
     ring that is updated in place, which is there once; and what passes hand to each other."""
     most: Counter[str] = Counter()
-    run = [n for n in bundle.manifest.graphs if n not in ("text", "encode", "probe") and runs(n, bundle.post)]
-    for graph in (bundle.manifest.graphs[name] for name in run):
+    steady = [name for name in store.compiled_graphs(bundle) if name not in ("encode", "probe")]
+    for graph in (bundle.manifest.graphs[name] for name in steady):
         mine: Counter[str] = Counter()
         for spec in graph.inputs:
             mine[spec.name] += prod(spec.shape) * SIZES.get(spec.dtype, 8)

@@ -13,6 +13,7 @@ from .families import WAN_21, WAN_22
 
 FOLDER = Path(__file__).parent
 PROMPTS = FOLDER / "prompts.txt"  # the bank of an export that names no file
+BELONGS = {"generator": "dictionary", "rope": "jitter"}  # an option -> the one that is right only with the recipe's own
 # --decoder -> the table of its file, by family
 DECODERS = {
     WAN_21.name: {"taehv": "taehv", "wan": "wan-vae"},
@@ -58,9 +59,8 @@ class Recipe:
         return {use: file for use, file in wanted.items() if use not in given or use == "lora"}
 
     def left(self, given: set[str]) -> dict[str, Any]:
-        """The options that the user does not give; the dictionary is that of the recipe's own file, and no jitter that of
-        its own positions."""
-        away = given | ({"dictionary"} if "generator" in given else set()) | ({"jitter"} if "rope" in given else set())
+        """The options that the user does not give. Of those, the ones that belong to what is given go with it."""
+        away = given | {own for option, own in BELONGS.items() if option in given}
         return {name: value for name, value in self.options.items() if name not in away}
 
 

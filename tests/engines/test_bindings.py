@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,13 +74,10 @@ def test_the_in_place_form_is_refused_before_11(
 def test_graphs_that_do_not_run_are_not_compiled(
     portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand = StandIn("classic-11.4")
-    stand.install(monkeypatch)
-    folder = copied(stand, portable_path, tmp_path)
-    add(folder, upscale_file(tmp_path / "u.onnx"), smooth_file(tmp_path / "s.onnx"), off=True)
-    build_engines(folder, BuildOptions(backend="tensorrt"))
-    version = json.loads((LISTS / "classic-11.4.json").read_text())["version"]
-    bundle, versions = Bundle.open(folder), {"tensorrt": version}
+    source = Path(shutil.copytree(portable_path, tmp_path / "off.everframe"))
+    add(source, upscale_file(tmp_path / "u.onnx"), smooth_file(tmp_path / "s.onnx"), off=True)
+    _, folder = built("classic-11.4", source, tmp_path / "built", monkeypatch)
+    bundle, versions = Bundle.open(folder), {"tensorrt": TrtBackend("tensorrt").trt.__version__}
     (plain,) = store.stored(bundle, versions)
     assert plain.problem is None
     assert plain.record is not None
@@ -97,10 +95,7 @@ def test_weights_that_do_not_fit_are_streamed_and_not_recorded(
 ) -> None:
     """The budget leaves room for ring, states and scratch memory, which come later: a stream starts on a card that has just
     enough for it and half of its weights."""
-    stand = StandIn("classic-11.4")
-    stand.install(monkeypatch)
-    folder = copied(stand, portable_path, tmp_path)
-    build_engines(folder, BuildOptions(backend="tensorrt", weight_streaming=True))
+    stand, folder = built("classic-11.4", portable_path, tmp_path, monkeypatch, weight_streaming=True)
     bundle, free = Bundle.open(folder), stand.runtime.free
     weights = sum((folder / f"{name}.onnx").stat().st_size for name in set(bundle.manifest.graphs) - {"probe"})
     with Stream(bundle, seed=1, backend=TrtBackend("tensorrt")) as gpu:

@@ -102,13 +102,14 @@ def test_a_screen_s_own_picture() -> None:
 def test_visitors_pages_keep_no_configured_screen_out() -> None:
     viewers = Viewers()
     screens = Screens(viewers, {"lobby": View()}, missing=0)
-    crowd = []
-    while viewer := screens.join("somebody", True, "") if len(crowd) > 1 else screens.join("lobby", False, ""):
-        crowd.append(viewer)  # previews of it count for nothing
+    crowd = [screens.join("lobby", False, "") for _ in range(2)]  # previews of it count for nothing
+    while viewer := screens.join("somebody", True, ""):
+        crowd.append(viewer)
     assert len(crowd) == MAX_VIEWERS
     assert screens.join("lobby", False, "") is None  # a preview of it is a visitor's page too
     for _ in range(2):  # the one that reloads has not gone yet
         assert screens.join("lobby", True, "")
     assert screens.join("lobby", True, "") is None
+    assert crowd[0]
     viewers.leave(crowd[0])
     assert screens.join("somebody", True, "") is None
