@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 
-from everframe.runtime.measure.study import Variant
+from everframe.runtime.measure.study_report import curves, runs_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,13 +27,12 @@ SHOWN = {
 def main(file: Path, picture: Path) -> None:
     record = json.loads(file.read_text())
     figure, (far, near) = plt.subplots(2, 1, figsize=(11, 6), sharex=True)
+    runs = runs_of(record)
     for shown, label in SHOWN.items():
-        found = [run for run in record["runs"] if Variant(**run["variant"]).label == shown]
-        frames = record["geometry"]["chunk"] * (
-            1 + np.arange(len(found[0]["distance"]))
-        )  # the first chunk is the sinks
-        far.plot(frames, np.mean([run["distance"] for run in found], 0), lw=0.9, label=label)
-        near.plot(frames, np.mean([np.mean(run["sink_mass"], 1) for run in found], 0), lw=0.9)
+        mine = [run for run in runs if run.variant.label == shown]
+        frames, distance, attention = curves(mine, record["geometry"]["chunk"])
+        far.plot(frames, distance, lw=0.9, label=label)
+        near.plot(frames, attention, lw=0.9)
     far.set_title("distance to the sinks, mean of the streams")
     near.set_title("attention on the sinks, mean over heads and layers")
     far.set_ylim(0.1, 1.0)

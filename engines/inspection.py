@@ -67,7 +67,7 @@ def post_words(bundle: Bundle) -> str:
     if not every.post:
         return ""
     out, asked = every.output, "with --post all " if bundle.manifest.post == "none" else ""
-    return f"; {asked}{out.width}x{out.height} at {out.fps} fps by {' and '.join(every.post)}"
+    return f"; {asked}{out} by {' and '.join(every.post)}"
 
 
 def graph_rows(bundle: Bundle) -> list[list[str]]:

@@ -43,6 +43,9 @@ class Output:
     def chunk_seconds(self) -> float:
         return self.chunk_frames / self.fps
 
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} at {self.fps} fps"
+
 
 def decodes(name: str) -> bool:
     """Whether a graph runs in the decoder's lane, beside the denoising of the next chunk."""

@@ -382,14 +382,14 @@ def add_post(
         Path | None, typer.Option(help="Network that makes a frame between two: .onnx, or the weights of RIFE's IFNet.")
     ] = None,
     times: Annotated[int, typer.Option(help="With --smooth: 2 or 4 times the frame rate.")] = 2,
-    off: Annotated[bool, typer.Option("--off", help="Run only where --post or stream.post asks.")] = False,
+    off: Annotated[bool | None, typer.Option("--off/--on", help="Only where --post asks; default: as it is.")] = None,
 ) -> None:
     """Add smooth, upscale or both to a bundle (needs the extra `export`)."""
     with needs_extra("export"):
         from .post import add as put
     with reporting() as report:
-        shows = put(bundle, upscale, smooth, times, report, off)
-    say(f"{bundle}: shows {shows.width}x{shows.height} at {shows.fps} fps{' with --post all' if off else ''}")
+        made = put(bundle, upscale, smooth, times, report, off)
+    say(f"{bundle}: shows {made.with_post('all').output}{'' if made.post else ' with --post all'}")
 
 
 @post.command("remove")

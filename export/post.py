@@ -15,7 +15,7 @@ from ..engines.bundle import MANIFEST, Bundle, Graph, Manifest, describe, write_
 from ..engines.errors import UserError
 from ..engines.files import check_replaceable, link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
-from ..engines.post import POST, TIMES, Output
+from ..engines.post import POST, TIMES
 from ..engines.progress import QUIET, Report
 from ..engines.text import first_line
 from .onnxfile import store_small
@@ -26,13 +26,18 @@ REFUSALS = (ValidationError, ValueError, LookupError, TypeError)  # of onnx, abo
 
 
 def add(
-    path: Path, upscale: Path | None, smooth: Path | None, times: int = 2, report: Report = QUIET, off: bool = False
-) -> Output:
-    """Write the graphs that are given into the bundle, in place of those that it has; returns size and rate of what it
-    shows with all of them. The bundle is replaced as a whole, its large files as hard links: it is never half-written.
+    path: Path,
+    upscale: Path | None,
+    smooth: Path | None,
+    times: int = 2,
+    report: Report = QUIET,
+    off: bool | None = None,
+) -> Bundle:
+    """Write the graphs that are given into the bundle, in place of those that it has; returns it anew. The bundle
+    is replaced as a whole, its large files as hard links: it is never half-written.
 
-    times: of the frame rate, by `smooth`. off: its post graphs run only where they are asked for. Raises UserError for a bad
-    bundle or file, naming what was found.
+    times: of the frame rate, by `smooth`. off: its post graphs run only where they are asked for; None: as the bundle says
+    of those that it has. Raises UserError for a bad bundle or file, naming what was found.
     """
     files: dict[Kind, Path] = {}
     if smooth is not None:
@@ -45,6 +50,8 @@ def add(
         raise UserError(f"--times {times}: expected 2 or 4")
     bundle = Bundle.open(path)
     geometry = bundle.manifest.geometry
+    if off is None:
+        off = bundle.manifest.post == "none"
     nets = {}
     for kind, file in files.items():
         report.step(f"{kind}: reading {file.name}", 0, None)
@@ -63,7 +70,7 @@ def add(
                     raise UserError(f"{files[kind]}: no graph can be made of it: {first_line(error)}") from None
             provenance[kind] = {"from": what, "sha256": describe(files[kind]).sha256}
             report.line(f"{kind}: {what}")
-    return Bundle.open(path).with_post("all").output
+    return Bundle.open(path)
 
 
 def remove(path: Path) -> list[str]:

@@ -245,6 +245,7 @@ def sinks(
 ) -> None:
     """The sink-collapse study: predicted collapse frames of the spectrum, and what the engines do, by RoPE variant."""
     from ..measure import study as studies
+    from ..measure.variants import OTHERS, SIGMAS
 
     check_writable(output)
     refuse_to_replace(output / "sinks.json", resume or force)
@@ -253,8 +254,8 @@ def sinks(
         output,
         prompts=prompt,
         seeds=seed or (0, 1),
-        sigmas=sigma or studies.SIGMAS,
-        methods=studies.OTHERS if method is None else method,
+        sigmas=sigma or SIGMAS,
+        methods=OTHERS if method is None else method,
         frames=frames,
         trained=trained,
         jobs=jobs,

@@ -52,6 +52,10 @@ def plan(
         ),
     ] = None,
     int8_ring: Annotated[bool, typer.Option("--int8-ring", help="Keys and values in INT8.")] = False,
+    rope: Annotated[
+        str | None,
+        typer.Option(help="Without a bundle: absolute (default), or relative: sinks that follow the window."),
+    ] = None,
     decoder: Annotated[str | None, typer.Option(help="Without a bundle: taehv (default) or wan.")] = None,
     post: options.Post = None,
     device: Annotated[list[str] | None, typer.Option(help="Part of a device's name; may be repeated.")] = None,
@@ -61,6 +65,7 @@ def plan(
     given = {"fps": fps, "chunk": chunk, "window": window, "sink": sink}
     if bundle is not None:
         others = {"model": model, "size": size, "steps": steps, "first-steps": first_steps, "decoder": decoder}
+        others["rope"] = rope
         for name, value in (others | given).items():
             if value is not None:
                 raise UserError(f"--{name} {value}: is what the bundle says; expected it without --bundle")
@@ -71,7 +76,7 @@ def plan(
         numbers = {name: value for name, value in given.items() if value is not None}
         numbers |= dict(zip(("width", "height"), parse_size(size), strict=True)) if size else {}
         known = model or WAN_1_3B, numbers, steps or 4, precision or "fp16", int8_ring, decoder or "taehv"
-        request = of_model(*known, first_steps)
+        request = of_model(*known, first_steps, rope or "absolute")
     verdicts = [judge(request, one) for one in find_devices(device or [])]
     if as_json:
         tell_json(record(request, verdicts))

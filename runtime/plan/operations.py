@@ -76,6 +76,7 @@ class Request:
     passes: int  # denoising passes and the commit pass
     precision: Precision = "fp16"
     int8_ring: bool = False
+    following: bool = False  # sinks follow the window: beside an INT8 ring their keys stand in floats too
     decoder: Literal["taehv", "wan"] = "taehv"
     own_decoder: Decoder | None = None  # a bundle's, in place of the public one
     recache: Literal["window", "chunks", "none"] = "window"  # what `smooth` does
@@ -156,10 +157,11 @@ def memory(request: Request) -> Memory:
     n, g = request.network, request.geometry
     wide = wide_of(request.precision)
     ring = 2 * n.layers * g.cache_tokens * n.dim
+    turned = n.layers * g.sink * g.frame_tokens * n.dim * wide if request.following and request.int8_ring else 0
     moving = 0 if g.sink_ema is None else 2 * n.layers * g.sink * g.frame_tokens * n.dim * 4  # a mean in float32
     return Memory(
         weights=step_weights(request) + prompt_parameters(n) * wide,
-        ring=ring * (1 if request.int8_ring else wide) + moving,
+        ring=ring * (1 if request.int8_ring else wide) + turned + moving,
         prompt=prompt_values(n) * wide,
         decoder=decoder_of(request).held * wide,
         activations=scratch(request),

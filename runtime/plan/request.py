@@ -32,6 +32,7 @@ def of_bundle(path: Path, precision: str | None = None, int8_ring: bool = False,
         precision = manifest.precision if manifest.precision in WEIGHT_BYTES else "fp16"
     check_precision(precision)
     wide = wide_of(precision)  # type: ignore[arg-type] - checked above
+    inputs = {spec.name for spec in manifest.graphs["step"].inputs}
     try:
         flops = {name: sum(graph_flops(opened.graph_path(name)).values()) for name in ("decode", *opened.post)}
         decoder = decoder_in(opened, flops["decode"], wide)
@@ -45,7 +46,8 @@ def of_bundle(path: Path, precision: str | None = None, int8_ring: bool = False,
         passes=len(schedule.steps) + 1,
         first_passes=len(schedule.first_steps) + 1 if schedule.first_steps else None,
         precision=precision,  # type: ignore[arg-type] - checked above
-        int8_ring=int8_ring or any(spec.name == "k_0_scale" for spec in manifest.graphs["step"].inputs),
+        int8_ring=int8_ring or "k_0_scale" in inputs,
+        following="sink_cos" in inputs,
         recache=manifest.recache,
         own_decoder=decoder,
         post_flops={name: flops[name] * runs_of(opened, name) for name in opened.post},
@@ -91,12 +93,15 @@ def of_model(
     int8_ring: bool,
     decoder: str,
     first_steps: int | None = None,
+    rope: str = "absolute",
 ) -> Request:
     """geometry: fields of `Geometry`, the others are the model's own; first_steps: of the first chunk, where it has its
-    own. Raises UserError naming the flag."""
+    own; rope: whether sinks follow the window. Raises UserError naming the flag."""
     check_precision(precision)
     if decoder not in ("taehv", "wan"):
         raise UserError(f"--decoder {decoder!r}: expected taehv or wan")
+    if rope not in ("absolute", "relative"):
+        raise UserError(f"--rope {rope!r}: expected absolute or relative")
     if name not in MODELS:
         raise UserError(f"--model {name!r}: expected one of {', '.join(MODELS)}, or --bundle")
     try:
@@ -110,6 +115,7 @@ def of_model(
         first_passes=None if first_steps is None else first_steps + 1,
         precision=precision,  # type: ignore[arg-type] - checked above
         int8_ring=int8_ring,
+        following=rope == "relative",
         decoder=decoder,  # type: ignore[arg-type] - checked above
         recache="none" if name in NO_RECACHE else "window",
     )

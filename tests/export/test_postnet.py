@@ -320,6 +320,12 @@ def test_the_command(bundle_path: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["post", "add", str(path), "--upscale", str(upscale), "--off"])
     assert "shows 128x64 at 32 fps with --post all" in done.output
     assert Bundle.open(path).post == ()
+    CliRunner().invoke(app, ["post", "add", str(path), "--upscale", str(upscale)])  # another, and off as before
+    assert Bundle.open(path).post == ()
+    done = CliRunner().invoke(app, ["post", "add", str(path), "--upscale", str(upscale), "--on"])
+    assert done.output.strip().endswith("shows 128x64 at 32 fps")
+    assert Bundle.open(path).post == ("smooth", "upscale")
+    CliRunner().invoke(app, ["post", "add", str(path), "--upscale", str(upscale), "--off"])
     done = CliRunner().invoke(app, ["inspect", str(path)])
     assert "with --post all 128x64 at 32 fps by smooth and upscale" in " ".join(done.output.split())
     done = CliRunner().invoke(app, ["post", "remove", str(path)])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -13,17 +17,9 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime.cli.app import app
-from everframe.runtime.measure.study import (
-    OTHERS,
-    STRETCHED,
-    collapse,
-    collapse_indices,
-    fitting,
-    heads_together,
-    read_runs,
-    study_sinks,
-    variants,
-)
+from everframe.runtime.measure.study import study_sinks
+from everframe.runtime.measure.study_report import collapse, collapse_indices, heads_together, read_runs
+from everframe.runtime.measure.variants import OTHERS, STRETCHED, fitting, variants
 from everframe.runtime.rope import axis_frequencies
 
 from helpers import PROMPTS
@@ -127,6 +123,21 @@ def test_a_study_that_was_cut_off_makes_what_it_lacks(bundle_path: Path, tmp_pat
     assert len(read_runs(file.parent, bundle, 60, 21)) == 3
     file.write_text('{"runs": 1}')
     assert "not a study's record" in study(*both, "--resume", code=1)
+
+
+def test_a_study_that_is_killed_leaves_no_worker_streaming(bundle_path: Path, tmp_path: Path) -> None:
+    """Neither by SIGTERM, as a service manager ends it, nor by SIGKILL, of which it learns nothing."""
+    words = ["study", "sinks", "-b", str(bundle_path), "-o", str(tmp_path), "--frames", "1000000", "--jobs", "2"]
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        study = psutil.Popen([sys.executable, "-c", "from everframe.runtime.cli import main; main()", *words])
+        deadline = time.monotonic() + 60
+        while len(workers := [c for c in study.children() if any("spawn_main" in w for w in c.cmdline())]) < 2:
+            assert study.is_running()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        study.send_signal(end)
+        study.wait(20)
+        assert not psutil.wait_procs(workers, 20)[1]
 
 
 def test_every_variant_of_a_bundle_that_can_do_all(checkpoint: Path, tmp_path: Path) -> None:

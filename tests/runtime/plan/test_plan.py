@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -320,11 +322,36 @@ def test_a_calibrated_bundle_is_planned_as_it_is(portable_path: Path, bundle_pat
     assert judge(own, card).worst <= judge(plain, card).worst  # the same arithmetic, fewer bytes
 
 
+def test_sinks_that_follow_stand_in_floats_beside_an_int8_ring(
+    following_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    """What the step graph reads of the ring, added up from its own inputs; scales are not planned."""
+    g = Bundle.open(following_paths["portable"]).manifest.geometry
+    path = with_int8_ring(following_paths["portable"], tmp_path / "q.everframe", g.sink * g.frame_tokens)
+    inputs = {spec.name: spec for spec in Bundle.open(path).manifest.graphs["step"].inputs}
+    ring = {name: spec for name, spec in inputs.items() if re.fullmatch(r"(sink_)?[kv]_\d+", name)}
+    assert {name.rstrip("0123456789") for name in ring} == {"k_", "v_", "sink_k_"}
+    bytes_of = {"int8": 1, "float32": 4}
+    held = sum(math.prod(spec.shape) * bytes_of[spec.dtype] for spec in ring.values())
+    assert memory(of_bundle(path, "fp32")).ring == held
+    assert memory(of_bundle(following_paths["portable"], "fp32", int8_ring=True)).ring == held
+    small = {"width": 320, "height": 192}
+    stay, follow = (of_model("wan2.1-1.3b", small, 4, "int8", True, "taehv", rope=r) for r in ("absolute", "relative"))
+    assert memory(follow).total - memory(stay).total == 30 * 3 * 240 * 1536 * 2  # layers, sinks, tokens, width, FP16
+    assert memory(replace(follow, int8_ring=False)) == memory(replace(stay, int8_ring=False))
+
+
 @pytest.mark.parametrize(
     "words",
     [
         *(["--size", "320x192"], ["--chunk", "3"], ["--window", "12"], ["--sink", "3"], ["--fps", "16"]),
-        *(["--steps", "4"], ["--first-steps", "4"], ["--decoder", "taehv"], ["--model", "wan2.2-5b"]),
+        *(
+            ["--steps", "4"],
+            ["--first-steps", "4"],
+            ["--decoder", "taehv"],
+            ["--model", "wan2.2-5b"],
+            ["--rope", "relative"],
+        ),
     ],
 )
 def test_what_a_bundle_says_itself_is_refused(words: list[str]) -> None:
@@ -377,7 +404,14 @@ def test_the_command(bundle_path: Path) -> None:
     assert said["flops_per_pass"]["total"] == found
     assert said["flops_decode"] == sum(graph_flops(bundle_path / "decode.onnx").values())
     assert "Jetson" in run(app, ["plan"], catch_exceptions=False).stdout
-    for wrong in (["--device", "abacus"], ["--size", "33x32"], ["--model", "x"], ["--precision", "int3"], HALF):
+    for wrong in (
+        ["--device", "abacus"],
+        ["--rope", "sideways"],
+        ["--size", "33x32"],
+        ["--model", "x"],
+        ["--precision", "int3"],
+        HALF,
+    ):
         with pytest.raises(UserError):
             run(app, ["plan", *wrong], catch_exceptions=False)
 
