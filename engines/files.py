@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,7 +111,7 @@ def write_whole(file: Path, content: bytes | Iterable[bytes | memoryview]) -> No
 
     Raises UserError when it cannot be written; nothing is left behind.
     """
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with open(part, "wb") as f:
             for part_of_it in [content] if isinstance(content, bytes) else content:

@@ -23,16 +23,20 @@ def serve(
     state_dir: Annotated[
         Path | None, typer.Option(help="Folder for the saved state and the token; default everframe-state.")
     ] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Make the pictures that prompts on the pages lack, and end.")
+    ] = False,
 ) -> None:
     """Show one endless stream to many screens, with a control API.
 
     Runs until it is told to stop. Needs the extra `serve`.
     """
     with needs_extra("serve"):
-        from ..server.start import configure
+        from ..server.start import configure, make_pictures
         from ..server.start import serve as run
 
-        run(configure(config, bundle, host, port, state_dir), tell)
+        work = make_pictures if pictures else run
+        work(configure(config, bundle, host, port, state_dir), tell)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from ...engines.errors import UserError
 from ...engines.files import reason
 from .discretion import redacted
 
+UNREAD = 60_000  # milliseconds
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
@@ -92,6 +93,9 @@ def listening(host: str, port: int) -> socket.socket:
     one = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Of every connection: one whose peer reads nothing any more is closed, however much waits for it.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD)
         one.bind((bare, port))
         return one
     except OSError as error:

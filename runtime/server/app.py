@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import FileResponse, RedirectResponse
 
-from .guard import ANYWHERE, FRESH, Guard, Problem, changing_routes
+from .config import Server
+from .guard import ANYWHERE, FRESH, Guard, Problem, Told, changing_routes
 from .orders.api import order_routes
 from .orders.guest_api import guest_routes
 from .orders.overlay_api import overlay_routes
@@ -55,6 +56,7 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
         openapi_url="/api/openapi.json",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to an absolute address, which a proxy's path and scheme are not in
         lifespan=lifespan,
         responses={400: {"model": Problem, "description": "Wrong host name"}},
     )
@@ -68,21 +70,26 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
         transport_routes(service),
         whep_routes(service.peers),
         screen_routes(service, changing),
-        page_routes(PLACES | GUEST if service.guests else PLACES),
+        page_routes(PLACES | GUEST if service.guests else PLACES, server),
         *([guest_routes(service.guests, service, changing)] if service.guests else []),
     ):
         app.include_router(routes)
     return app
 
 
-def page_routes(places: dict[str, str]) -> APIRouter:
+def page_routes(places: dict[str, str], server: Server) -> APIRouter:
     """The player, the operator's and the visitors' page, and what they load."""
-    routes = APIRouter()
+    routes, framed = APIRouter(), Told()
     static = {f"/static/{file.name}": file.name for file in PAGES.iterdir() if file.suffix in KINDS}
 
     def page(name: str) -> Callable[[], Any]:
-        async def get() -> FileResponse:
+        async def get(request: Request) -> FileResponse:
             kind = KINDS.get(Path(name).suffix, "text/html")
+            strange = request.headers.get("sec-fetch-site", "same-origin") != "same-origin"
+            if strange and not server.embed and request.headers.get("sec-fetch-dest") in ("iframe", "frame"):
+                framed.once(
+                    "a page of another origin shows ours in a frame, which its browser refuses: see server.embed"
+                )
             return FileResponse(PAGES / name, media_type=kind, headers=FRESH | ANYWHERE)
 
         return get
@@ -90,4 +97,6 @@ def page_routes(places: dict[str, str]) -> APIRouter:
     # Scripts of a page in a sandboxed frame are asked for from no origin; these files are anybody's.
     for path, name in (places | static).items():
         routes.add_api_route(path, page(name), include_in_schema=False)
+    for path in places.keys() - {"/"}:
+        routes.add_api_route(f"{path}/", lambda path=path: RedirectResponse(f"..{path}"), include_in_schema=False)
     return routes

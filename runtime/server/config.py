@@ -78,6 +78,7 @@ class Server(Section):
     token: Annotated[str | None, BeforeValidator(_token)] = None  # default: made once and kept in state_dir/token
     hosts: list[str] = []  # names under which browsers may ask for it, beside the loopback ones; "*" for any
     embed: list[str] = []  # origins whose pages may show the player in a frame; "*" for any
+    origins: list[str] = []  # of our own pages, where a reverse proxy does not pass the Host that the browser sent
     rate: float = Field(default=10, gt=0, le=1e6)  # changes a second that one address may ask for
     missing_seconds: float = Field(default=600, ge=0, le=30 * 86400)  # after which a screen of [screens] is; 0: never
 
@@ -86,10 +87,17 @@ class Server(Section):
     def _askable(cls, names: list[str]) -> list[str]:
         return [host_name(name) for name in names]
 
-    @field_validator("embed")
+    @field_validator("embed", "origins")
     @classmethod
     def _origins(cls, origins: list[str]) -> list[str]:
         return [origin(one) for one in origins]
+
+    @field_validator("origins")
+    @classmethod
+    def _ours(cls, origins: list[str]) -> list[str]:
+        if "*" in origins:
+            raise ValueError("'*': expected the origins of our own pages, such as https://signage.example")
+        return origins
 
 
 class StreamSettings(Section):

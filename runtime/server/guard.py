@@ -15,6 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..overlay.layer import LARGEST_FILE
 from .addresses import LOOPBACK, asked_name, in_url, is_loopback
 from .answers import plain, refusals
 from .config import Server
@@ -22,7 +23,8 @@ from .config import Server
 log = logging.getLogger(__name__)
 
 MAX_BODY = 256 << 10  # bytes of a request
-MAX_TOLD = 100  # wrong names that the log tells, each once
+LARGER = {"/api/overlay/logo": LARGEST_FILE}  # of one that says its length, whose body is read when the token is right
+MAX_TOLD, DAY = 100, 86400.0  # lines of one kind within a day
 FRESH = {"Cache-Control": "no-store"}
 ANYWHERE = {"Access-Control-Allow-Origin": "*"}  # a page in a sandboxed frame has no origin, and asks too
 POLICY = (
@@ -77,7 +79,7 @@ def changing_routes(app: FastAPI, token: str, rate: float) -> dict[str, Any]:
         "dependencies": [Depends(may_change)],
         "responses": {
             401: {"model": Problem, "description": "No bearer token, or a wrong one"},
-            413: {"model": Problem, "description": "Larger than 256 KiB"},
+            413: {"model": Problem, "description": "Larger than 256 KiB, a logo than 8 MiB"},
             422: {"model": Problem, "description": "Not what the schema says, or a prompt that the bank does not have"},
             429: {"model": Problem, "description": "Too many requests from this address"},
         },
@@ -121,9 +123,9 @@ class Guard:
             return await self._refuse(scope, receive, send, 400, why)
         if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or len(length) > 20 or int(length) > MAX_BODY:
-            return await self._refuse(scope, receive, send, 413, f"larger than {MAX_BODY >> 10} KiB")
+        length, most = headers.get(b"content-length", b"0"), LARGER.get(scope["path"], MAX_BODY)
+        if not length.isdigit() or len(length) > 20 or int(length) > most:
+            return await self._refuse(scope, receive, send, 413, f"larger than {most >> 10} KiB")
         if b"transfer-encoding" in headers:  # no length to believe: read it all first, up to the limit
             body = await _whole(receive)
             if body is None:
@@ -148,14 +150,18 @@ class Guard:
 
 
 class Told:
-    """Lines of the log about things that come with every request of a wrong setup: each once."""
+    """Lines of the log about things that come with every request of a wrong setup: each once a day, and not more of them
+    than somebody reads. Whoever makes up others uses up a day's lines, not those of the weeks after."""
 
     def __init__(self) -> None:
-        self._lines: set[str] = set()
+        self._lines: dict[str, float] = {}
 
-    def once(self, line: str) -> None:
+    def once(self, line: str, now: float | None = None) -> None:
+        now = time.monotonic() if now is None else now
+        while self._lines and now - next(iter(self._lines.values())) > DAY:
+            del self._lines[next(iter(self._lines))]
         if line not in self._lines and len(self._lines) < MAX_TOLD:
-            self._lines.add(line)
+            self._lines[line] = now
             log.warning("%s", line)
 
 
@@ -163,14 +169,17 @@ ORIGINS = Told()
 
 
 def same_origin(socket: WebSocket, server: Server) -> bool:
-    """Whether a WebSocket was opened by one of our own pages, or by something that is no browser. Where pages may be
-    embedded, also by one in a sandboxed frame, which has no origin."""
+    """Whether a WebSocket was opened by one of our own pages, or by something that is no browser; by its own Host, or by
+    an origin that `server.origins` says is ours. Where pages may be embedded, also by one in a sandboxed frame, which has
+    no origin."""
     origin, host = socket.headers.get("origin"), socket.headers.get("host", "")
     if origin is None or origin.partition("://")[2].lower() == host.lower() or (origin == "null" and server.embed):
         return True
+    if origin.lower() in server.origins:
+        return True
     ORIGINS.once(
         f"refused: a WebSocket of a page from origin {plain(origin, 100)!r}, asked for as host {plain(host, 100)!r}: a "
-        "reverse proxy has to pass the browser's Host unchanged, with its port"
+        "reverse proxy has to pass the browser's Host unchanged, with its port, or server.origins names that origin"
     )
     return False
 

@@ -44,6 +44,7 @@ def prepare(app: Any, server: Server) -> Any:
         port=server.port,
         log_config=None,
         ws_max_size=64 << 10,
+        ws_per_message_deflate=False,  # video does not get smaller; it would be tried for every fragment and viewer
         timeout_graceful_shutdown=5,
         limit_concurrency=1000,
         server_header=False,
@@ -90,6 +91,14 @@ def serve(config: Config, tell: Callable[[str], None] = lambda line: None) -> No
         another = one_life(config, token, tail, tell, None)
         while another is not None:
             another = one_life(config, token, tail, tell, another)
+
+
+def make_pictures(config: Config, tell: Callable[[str], None]) -> None:
+    """Of the prompts that have none in the state folder. Raises UserError."""
+    from .pictures.make_thumbs import make_missing
+
+    make_state_dir(config.state_dir)
+    make_missing(config, tell)
 
 
 def one_life(config: Config, token: str, tail: Tail, tell: Callable[[str], None], seen: Seen | None) -> Seen | None:

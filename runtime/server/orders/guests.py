@@ -81,6 +81,8 @@ class Guests:
             found = next((one for one in self.prompts if key(one) == key(prompt)), None)
             if found is None:
                 self._check_free(prompt)
+            if self._control.kept.paused:
+                raise UserError("the picture stands still now: nothing can be wished for until it goes on")
             wait = self.wait(visitor, now)
             if wait > 0:
                 raise WaitError(f"one wish every {self.settings.every_seconds:g} s: again in {wait:.0f} s", wait)
@@ -139,6 +141,7 @@ class Guests:
             ahead = next((i for i, wish in enumerate(self._queue) if wish.visitor == visitor), None)
             mine = self._showing is not None and self._showing.wish.visitor == visitor
             return {
+                "paused": self._control.kept.paused,
                 "queue": len(self._queue),
                 "showing": self._showing.wish.prompt if self._showing else None,
                 "yours_is_shown": mine,

@@ -22,13 +22,14 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_kept(file: Path, kind: type[Kept], config: str) -> Kept | None:
-    """None where there is nothing, or nothing of this configuration. What cannot be used is told in the log."""
+def read_kept(file: Path, kind: type[Kept], config: str | None = None) -> Kept | None:
+    """None where there is nothing, or nothing of this configuration (None: of any). What cannot be used is told in the
+    log."""
     for part in file.parent.glob(f".{file.name}.*.part"):
         part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
     try:
         kept = kind.model_validate_json(file.read_bytes())
-        return kept if kept.config == config else None  # type: ignore[attr-defined]
+        return kept if config in (None, kept.config) else None  # type: ignore[attr-defined]
     except FileNotFoundError:
         return None
     except ValidationError as error:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Kept(BaseModel):
-    """overlay.json. A changed configuration begins anew."""
+    """overlay.json. A changed configuration begins anew, but for a message."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,12 +43,18 @@ class Overlays:
         self.version = 0
         self.kept = self._fresh()
         self.layer = self._layer(self.kept)  # an error of the configuration ends the start
+        kept = read_kept(self._file, Kept)
+        if kept is None:
+            return
+        # Nothing but an order takes a message away: neither another configuration nor a file that has gone.
+        if kept.config != self.kept.config:
+            kept = self.kept.model_copy(update={"message": kept.message or self.kept.message})
         try:
-            kept = read_kept(self._file, Kept, self.kept.config)
-            if kept is not None:
-                self.layer, self.kept = self._layer(kept), kept
+            self.layer, self.kept = self._layer(kept), kept
         except UserError as error:
             log.warning("%s: not usable, starting from the configuration: %s", self._file, error)
+            kept = self.kept.model_copy(update={"message": kept.message or self.kept.message})
+            self.layer, self.kept = self._layer(kept, self.layer.logo), kept
 
     def shown(self) -> Overlay:
         """Without names of files, which are nobody's business."""
@@ -101,9 +107,9 @@ class Overlays:
         self.kept = kept
         self.version += 1
         try:
+            write_whole(self._file, self.kept.model_dump_json(indent=1).encode() + b"\n")
             if not kept.uploaded:
                 self._logo.unlink(missing_ok=True)
-            write_whole(self._file, self.kept.model_dump_json(indent=1).encode() + b"\n")
         except (OSError, UserError) as error:  # a full disk must not refuse an order
             log.warning("the overlay is not kept: %s", error)
 

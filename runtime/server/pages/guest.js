@@ -35,6 +35,7 @@ function buttons(prompts) {
 
 function where(state) {
   const wait = Math.ceil(state.again_in_seconds);
+  if (state.paused) return tell("The picture stands still for now.");
   if (state.yours_is_shown) return tell("Your wish is on the screen.");
   if (state.yours_in_seconds !== null) return tell(`Yours in ${Math.ceil(state.yours_in_seconds)} s.`);
   if (state.yours_waits_for_approval) return tell("Your wish is being looked at.");

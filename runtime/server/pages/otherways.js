@@ -2,51 +2,73 @@
 // The server does not judge such a screen, since nobody can tell what it shows.
 
 const STILL = 20000; // ms without progress after which the browser's own player is given the stream again
+const TRIES = 3; // of that player with a stream that is there, after which Motion JPEG takes its place
 const AGAIN = 3000; // ms until what failed is tried again
-const ASK = 30000; // ms between questions for the screen's view, which also say that it is there
+const ASK = 10000; // ms between questions for the screen's view, which also say that it is there
 
 const place = (path) => new URL(path, document.baseURI);
 
-export function otherWays(video) {
+// screen: its name; null: a preview, which is none.
+export function otherWays(video, screen, frame) {
   let moved = performance.now();
   let last = -1;
+  let tries = 0;
   let image = null;
-  const play = () => video.play().catch(() => {});
-  const load = () => {
+  const instead = () => (image = image || pictures(video));
+  // Some let nothing play that nobody has touched, as an iPhone that saves power.
+  const play = () => video.play().catch((error) => error.name === "NotAllowedError" && instead());
+  const load = async () => {
     moved = performance.now();
+    const there = await fetch(place("hls/live.m3u8"), { cache: "no-store" }).then((answer) => answer.ok, () => false);
+    if (there && ++tries > TRIES) instead();
+    if (image) return;
     video.src = place("hls/live.m3u8");
     play();
   };
   video.addEventListener("error", () => {
-    if (video.canPlayType("application/vnd.apple.mpegurl")) setTimeout(load, AGAIN);
-    else if (!image) image = pictures(video);
+    if (!video.canPlayType("application/vnd.apple.mpegurl")) instead();
+    else if (!image) setTimeout(load, AGAIN);
   });
   setInterval(() => {
+    if (image) return;
     const now = performance.now();
     if (video.currentTime !== last) moved = now;
+    if (last >= 0 && video.currentTime > last) tries = 0;
     last = video.currentTime;
-    if (image) return;
     if (video.paused) play();
     if (now - moved > STILL) load();
   }, 1000);
   load();
+  if (screen !== null) askView(screen, frame, () => image && image.load());
 }
 
 function pictures(video) {
   const image = new Image();
   image.alt = "";
-  const load = () => (image.src = `${place("video.mjpeg")}?${Date.now()}`);
-  image.addEventListener("error", () => setTimeout(load, AGAIN));
-  load();
+  image.load = () => (image.src = `${place("video.mjpeg")}?${Date.now()}`);
+  image.addEventListener("error", () => setTimeout(image.load, AGAIN));
+  image.load();
   video.after(image);
   return image;
 }
 
-// How the screen shows the picture, which a connection would have said.
-export function askView(screen, frame) {
+// How the screen shows the picture, which a connection would have said. A picture that comes from a server that has gone
+// without a word never fails: it is asked for again when the server is back, or is another one.
+function askView(screen, frame, again) {
+  let life = null;
+  const address = place(`api/screens/${encodeURIComponent(screen)}/view`);
   const ask = () => {
-    const asked = fetch(place(`api/screens/${encodeURIComponent(screen)}/view`), { cache: "no-store" });
-    asked.then((answer) => answer.json()).then(frame).catch(() => {});
+    const stop = window.AbortController && new AbortController();
+    const late = setTimeout(() => stop && stop.abort(), ASK / 2);
+    fetch(address, { cache: "no-store", signal: stop ? stop.signal : undefined })
+      .then((answer) => (answer.ok ? answer.json() : Promise.reject(answer.status)))
+      .then((view) => {
+        if (life !== null && life !== view.life) again();
+        life = view.life;
+        if (frame) frame(view);
+      })
+      .catch(() => (life = life === null ? null : "lost"))
+      .then(() => clearTimeout(late));
   };
   ask();
   setInterval(ask, ASK);

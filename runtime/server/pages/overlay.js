@@ -59,7 +59,8 @@ export class Overlay {
       this.draw();
       if (strip && !this.running) this.run();
     } catch (error) {
-      setTimeout(() => this.load(), AGAIN);
+      clearTimeout(this.later); // one, however many pictures do not come
+      this.later = setTimeout(() => this.load(), AGAIN);
     }
   }
 

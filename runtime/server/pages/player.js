@@ -7,7 +7,7 @@
 // Where a browser has no Media Source Extensions (an iPhone before iOS 17.1), or none that play the video, or where WebSockets do
 // not get through, the picture comes by other ways.
 
-import { askView, otherWays } from "./otherways.js";
+import { otherWays } from "./otherways.js";
 import { openDirect } from "./webrtc.js";
 
 const REPORT = 2000; // ms between reports
@@ -42,6 +42,7 @@ export class Player {
     this.tries = 0;
     this.heard = performance.now();
     this.frames = 0; // frames that were put on the screen
+    this.fps = 0;
     this.refused = 0;
     this.ended = false; // the picture comes by HLS or Motion JPEG, which is the browser's own business
     this.countFrames();
@@ -77,8 +78,12 @@ export class Player {
       };
       video.requestVideoFrameCallback(count);
       this.shown = () => this.frames;
-    } else {
+    } else if (video.getVideoPlaybackQuality) {
       this.shown = () => video.getVideoPlaybackQuality().totalVideoFrames - video.getVideoPlaybackQuality().droppedVideoFrames;
+    } else if (video.webkitDecodedFrameCount !== undefined) {
+      this.shown = () => video.webkitDecodedFrameCount - (video.webkitDroppedFrameCount || 0);
+    } else {
+      this.shown = () => Math.round(video.currentTime * this.fps); // where nothing counts, whether it moves
     }
   }
 
@@ -148,8 +153,9 @@ export class Player {
     }
   }
 
-  begin({ mime, width, height, via, view = {} }) {
+  begin({ mime, fps, width, height, via, view = {} }) {
     if (this.frame) this.frame(view);
+    this.fps = fps;
     this.sync = Boolean(view.sync);
     this.marks = [];
     this.keepStill(width, height);
@@ -198,8 +204,7 @@ export class Player {
     this.video.srcObject = null;
     Object.assign(this, { source: null, buffer: null, direct: false, sync: false });
     if (overlay) overlay.told({ shown: false });
-    otherWays(this.video);
-    if (!this.preview && this.frame) askView(this.screen, this.frame);
+    otherWays(this.video, this.preview ? null : this.screen, this.frame);
   }
 
   beginSource(mime) {

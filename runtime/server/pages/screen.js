@@ -23,7 +23,9 @@ allowed(() => localStorage.setItem("screen", name));
 // name in its configuration holds where the address says nothing.
 function frame(view) {
   const { classList, style } = document.body;
-  const chosen = (key) => (asked.has(key) ? asked.get(key) : key in view ? view[key] : null);
+  // A message that is burned in is read whole; above the picture it lies in a place of its own.
+  const whole = view.message ? { fit: "contain", x: "", y: "", w: "", h: "" } : {};
+  const chosen = (key) => (key in whole ? whole[key] : asked.has(key) ? asked.get(key) : key in view ? view[key] : null);
   const number = (key, least, most) => {
     const found = chosen(key) === null || chosen(key) === "" ? NaN : Number(chosen(key));
     return found >= least && found <= most ? found : null;
@@ -43,6 +45,17 @@ frame({});
 
 const $ = (id) => document.getElementById(id);
 window.player = new Player($("video"), $("still"), { screen: name, via: asked.get("via") || "", overlay: new Overlay($("overlay"), $("stage")), frame });
+
+// One that never gets a picture says so; once it had one, it never says anything.
+const PATIENCE = 60000;
+const began = performance.now();
+const waiting = setInterval(() => {
+  const image = document.querySelector("#wall img");
+  const there = $("video").videoWidth || (image && image.naturalWidth);
+  $("word").hidden = Boolean(there) || performance.now() - began < PATIENCE;
+  $("word").textContent = `No picture from ${location.host}${window.player.why ? `: ${window.player.why}` : ""}`;
+  if (there) clearInterval(waiting);
+}, 1000);
 
 // With the page in its cache, a restart of the server finds a player and not the browser's error page.
 allowed(() => navigator.serviceWorker && navigator.serviceWorker.register("sw.js").catch(() => {}));

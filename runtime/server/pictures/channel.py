@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 RENEW = 5.0  # seconds until another encoder is tried where none could be had
 LATE = 1.0  # seconds behind the beat after which it starts anew instead of hurrying
 JPEG_QUALITY = 85
+AGES = {
+    "PNG": 0.3,
+    "JPEG": 0.0,
+}  # seconds that one is shown to whoever asks: a large PNG takes longer to make than a frame lasts
 SLOWEST = 0.2  # of real time, that a slow generator is shown at
 
 
@@ -66,7 +70,8 @@ class Channel(threading.Thread):
         self._burning: Encoder | None = None  # HLS's own, while something is burned in
         self._unburned = False  # it could not be, which is told once
         self._unburnt_hls = False  # HLS could not have an encoder of its own
-        self._pictures: dict[str, tuple[int, bytes]] = {"PNG": (-1, b""), "JPEG": (-1, b"")}  # of which frame
+        # Of which frame, and until when it is good enough for the next one who asks (monotonic).
+        self._pictures: dict[str, tuple[int, float, bytes]] = dict.fromkeys(AGES, (-1, 0.0, b""))
         self._drawing = {kind: threading.Lock() for kind in self._pictures}
         self._ending = threading.Event()
         self._renew()
@@ -118,10 +123,11 @@ class Channel(threading.Thread):
 
     def _picture(self, kind: str) -> bytes:
         with self._drawing[kind]:  # anybody may ask, and all who watch Motion JPEG ask at once
-            number = self.shown
-            if self._pictures[kind][0] != number:
-                self._pictures[kind] = number, _image(self._burned, kind)
-            return self._pictures[kind][1]
+            number, (made, good, data) = self.shown, self._pictures[kind]
+            if made != number and time.monotonic() > good:
+                data = _image(self._burned, kind)
+                self._pictures[kind] = number, time.monotonic() + AGES[kind], data
+            return data
 
     def stop(self) -> None:
         self._ending.set()

@@ -31,6 +31,7 @@ class Connection:
         self.socket, self.viewer, self.service, self.live = socket, viewer, service, live
         self.queue, self.news = Queue(4 * service.channel.fps), asyncio.Event()
         self.epoch, self.encoder = service.channel.epoch, service.channel.encoder
+        self.wanted = 0  # pictures of itself that the page was asked for and has not sent
 
     async def serve(self) -> None:
         works = (self.send, self.listen, self.judge, self.lay, self.relay, self.look)
@@ -74,6 +75,9 @@ class Connection:
             if not isinstance(told, dict):
                 continue
             if "picture" in told:
+                if not self.wanted:
+                    continue
+                self.wanted = 0
                 picture = await asyncio.to_thread(picture_of, told["picture"])
                 if picture is not None and self.viewer.judged:
                     self.service.screens.take_picture(self.viewer.screen.name, picture)
@@ -110,14 +114,16 @@ class Connection:
     async def relay(self) -> None:
         """What the operator has for this screen."""
         while True:
-            await self.socket.send_json(await self.viewer.orders.get())
+            order = await self.viewer.orders.get()
+            self.wanted += order["type"] == "picture"
+            await self.socket.send_json(order)
 
     async def look(self) -> None:
         """Ask a screen for a picture of what it shows, now and then."""
         while True:
             await asyncio.sleep(PICTURE)
             if self.viewer.judged and self.viewer.visible:
-                await self.socket.send_json({"type": "picture"})
+                self.viewer.orders.put_nowait({"type": "picture"})
 
 
 def hear(told: dict[str, Any], viewer: Viewer, service: Service) -> None:

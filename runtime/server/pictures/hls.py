@@ -32,7 +32,7 @@ class Numbers:
     """
 
     def __init__(self, file: Path | None = None):
-        self._file = file
+        self._file, self._writing, self._told = file, threading.Lock(), 0
         kept = _read(file)
         clock = max(0, round(time.time() - EPOCH)) if file else 0
         self.next = max(kept.get("next", 0), 2 * clock)  # no segment is shorter than half a second
@@ -62,10 +62,12 @@ class Numbers:
     def _write(self, timelines: int) -> None:
         if self._file is None:
             return
-        try:
-            write_whole(self._file, json.dumps({"next": self._reserved, "timelines": timelines}).encode() + b"\n")
-        except UserError as error:  # a full disk must not stop the picture
-            log.warning("numbers of HLS segments are not kept: %s", error)
+        with self._writing:  # a thread that comes late takes nothing back
+            self._told = max(self._told, timelines)
+            try:
+                write_whole(self._file, json.dumps({"next": self._reserved, "timelines": self._told}).encode() + b"\n")
+            except UserError as error:  # a full disk must not stop the picture
+                log.warning("numbers of HLS segments are not kept: %s", error)
 
 
 def _read(file: Path | None) -> dict[str, int]:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = {"rtmp": "flv", "rtmps": "flv", "srt": "mpegts", "udp": "mpegts"}
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
+WAITING = 64 << 20  # bytes of frames that wait for a peer, two seconds of them at most
 LIFE = 20 * 86400  # seconds of a connection: RTMP counts milliseconds in 31 bits, which end after 24.8 days
 
 
@@ -82,14 +83,18 @@ class Push(threading.Thread):
         self.size, self.fps, self.settings = (width, height), fps, settings
         self.connected, self.dropped = False, 0
         self._target = target
-        self._frames: queue.Queue[NDArray[np.uint8]] = queue.Queue(maxsize=2 * fps)
+        room = max(2, min(2 * fps, WAITING // (3 * width * height)))
+        self._frames: queue.Queue[NDArray[np.uint8]] = queue.Queue(maxsize=room)
         self._ending = threading.Event()
 
     def __call__(self, frame: NDArray[np.uint8]) -> None:
-        try:
-            self._frames.put_nowait(frame)
-        except queue.Full:
-            self.dropped += 1
+        while True:
+            try:
+                return self._frames.put_nowait(frame)
+            except queue.Full:  # what is old goes: a peer that comes back sees what is now
+                self.dropped += 1
+                with contextlib.suppress(queue.Empty):
+                    self._frames.get_nowait()
 
     def stop(self) -> None:
         self._ending.set()

@@ -26,7 +26,7 @@ from .viewers import Viewer, Viewers
 log = logging.getLogger(__name__)
 
 WIDEST, LARGEST = 640, 48_000  # of a screen's own picture: pixels, characters as it comes
-ASKING = 90.0  # seconds in which a page without a connection asks for its view again
+ASKING = 45.0  # seconds in which a page without a connection asks for its view again
 DARK = 4.0  # mean grey level below which a picture is dark
 MAX_VIEWERS = 200  # pages that watch
 FORGOTTEN = 7 * 86400.0  # seconds after which an unnamed screen that is gone is forgotten
@@ -73,6 +73,7 @@ class Screens:
     def __init__(self, viewers: Viewers, views: dict[str, View], missing: float, file: Path | None = None):
         self.viewers, self.views, self.missing, self._file = viewers, views, missing, file
         self.known = _read(file)
+        viewers.lasting = views
         self.began, self._written, self._changed = time.time(), 0.0, False
 
     def heard(self, name: str) -> Known:

@@ -31,11 +31,13 @@ def screen_routes(service: Service, changing: dict[str, Any]) -> APIRouter:
 
     @routes.get("/api/screens/{name}/view", response_model=dict[str, Any])
     async def view(name: str, response: Response) -> dict[str, Any]:
-        """What the configuration says of how a screen shows the picture. Asked for every half minute by pages that show HLS
-        or Motion JPEG and have no connection to report by; they count as there."""
+        """What the configuration says of how a screen shows the picture. Asked for every ten seconds by pages that show HLS
+        or Motion JPEG and have no connection to report by; they count as there. message: one covers the picture, which is
+        to be read whole; life: of the server, another one after a restart."""
         response.headers.update(ANYWHERE)
         found = screens.view(name)
-        return {} if found is None else found.model_dump(exclude_defaults=True)
+        about = {"life": round(screens.began), "message": service.overlays.kept.message is not None}
+        return about | (found.model_dump(exclude_defaults=True) if found else {})
 
     @routes.get("/api/screens/{name}/picture.jpg", response_class=Response, responses=lost)
     async def picture(name: str) -> Response:

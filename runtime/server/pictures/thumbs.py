@@ -6,15 +6,15 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ....engines.bundle import Bundle
 from ....engines.errors import UserError
-from ....engines.files import write_whole
+from ....engines.files import make_folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +24,20 @@ RENEWED = 86400.0  # seconds after which a newer one is taken
 
 
 class Thumbs:
-    """Files in a folder, which is made when the first one comes."""
+    """Files in a folder, which is made when the first one comes. Another bundle makes other pictures of the same prompts:
+    they have other names, and these are taken away."""
 
-    def __init__(self, folder: Path, prompts: Sequence[str]):
-        self._folder, self._prompts = folder, frozenset(prompts)
+    def __init__(self, folder: Path, bundle: Bundle):
+        self._folder, self._prompts = folder, frozenset(bundle.manifest.prompts)
+        self._bundle = "".join(bundle.manifest.graphs[name].digest for name in ("step", "decode"))
         self._prompt, self._chunks = "", 0
+        own = {self.file(prompt) for prompt in self._prompts}
+        for file in folder.glob("*.jpg"):
+            if file not in own:
+                file.unlink(missing_ok=True)
 
     def file(self, prompt: str) -> Path:
-        return self._folder / f"{hashlib.sha256(prompt.encode()).hexdigest()[:16]}.jpg"
+        return self._folder / f"{hashlib.sha256(f'{self._bundle} {prompt}'.encode()).hexdigest()[:16]}.jpg"
 
     def there(self) -> set[str]:
         """Prompts that have a picture."""
@@ -51,12 +57,15 @@ class Thumbs:
             return
         file = self.file(prompt)
         try:
-            if file.is_file() and time.time() - file.stat().st_mtime < RENEWED:
-                return
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(file, small(frames[-1]))
+            if not file.is_file() or time.time() - file.stat().st_mtime >= RENEWED:
+                self.keep(prompt, frames)
         except (OSError, UserError) as error:  # a full disk must not stop the picture
             log.info("no picture of a prompt is kept: %s", error)
+
+    def keep(self, prompt: str, frames: NDArray[np.uint8]) -> None:
+        """The last of frames [T, H, W, 3] is its picture. Raises UserError."""
+        make_folder(self._folder)
+        write_whole(self.file(prompt), small(frames[-1]))
 
 
 def small(frame: NDArray[np.uint8]) -> bytes:

@@ -17,9 +17,10 @@ from .channel import Queue
 from .connection import Connection
 from .fmp4 import Fragment
 from .hls import kind_of
+from .screens import MAX_VIEWERS
 
 MAX_JPEGS = 50
-PLAYERS = Told()
+PLAYERS, CONFIGURED = Told(), Told()  # of screens: a crowd of others keeps no configured one's reason from the log
 
 
 class Live:
@@ -73,9 +74,11 @@ def transport_routes(service: Service) -> APIRouter:
             return await socket.close(1008)
         viewer = service.screens.join(screen[:64] or "unnamed", not preview, via)
         if viewer is None:
+            PLAYERS.once(f"refused: {MAX_VIEWERS} pages watch already; others show HLS or Motion JPEG")
             return await socket.close(1013)
         if why:
-            PLAYERS.once(f"screen {plain(viewer.screen.name, 64)!r}: {plain(why, 200)}")
+            told = CONFIGURED if viewer.screen.name in service.screens.views else PLAYERS
+            told.once(f"screen {plain(viewer.screen.name, 64)!r}: {plain(why, 200)}")
         try:
             await socket.accept()
             await Connection(socket, viewer, service, socket.app.state.live).serve()
@@ -85,11 +88,13 @@ def transport_routes(service: Service) -> APIRouter:
     upgrade: dict[int | str, dict[str, Any]] = {426: {"model": Problem, "description": "Not a WebSocket"}}
 
     @routes.get("/ws/video", status_code=426, response_model=Problem, responses=upgrade)
-    async def no_socket(response: Response) -> Problem:
-        """Where a proxy takes the Upgrade off a WebSocket's request, which the log tells."""
+    async def no_socket(request: Request, response: Response) -> Problem:
+        """Where a proxy takes the Upgrade off a WebSocket's request, which the log tells. Pages ask for it too, to learn
+        whether it is the server that does not answer."""
         response.headers.update(ANYWHERE | {"Upgrade": "websocket"})
         why = "a request for the video's WebSocket came without Upgrade: a proxy has to pass Upgrade and Connection on"
-        PLAYERS.once(f"refused: {why}")
+        if "sec-websocket-key" in request.headers:
+            PLAYERS.once(f"refused: {why}")
         return Problem(detail=why)
 
     @routes.get(
@@ -109,7 +114,7 @@ def transport_routes(service: Service) -> APIRouter:
         data = service.channel.hls.file(name)
         if data is None:
             raise HTTPException(404, f"{name[:60]!r}: not there (any more, or yet)")
-        fresh = None if name.endswith(".m4s") else FRESH  # a number never comes twice
+        fresh = None if name.endswith(".m4s") else FRESH | ANYWHERE  # a number never comes twice
         return Response(data, media_type=kind_of(name), headers=fresh)
 
     return routes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -74,13 +75,17 @@ class Viewers:
 
     def __init__(self) -> None:
         self.watching: set[Viewer] = set()
+        self.lasting: Container[str] = ()  # screens whose history stays however many others come
         self.screens: dict[str, Screen] = {}
 
     def join(self, name: str, judged: bool, now: float) -> Viewer:
         screen = self.screens.pop(name, None) or Screen(name)
         self.screens[name] = screen  # newest last
-        while len(self.screens) > KEPT:
-            del self.screens[next(iter(self.screens))]
+        if len(self.screens) > KEPT:
+            there = {one.screen.name for one in self.watching} | {name}
+            spare = next((one for one in self.screens if one not in there and one not in self.lasting), None)
+            if spare is not None:
+                del self.screens[spare]
         viewer = Viewer(screen, judged, now, now)
         self.watching.add(viewer)
         return viewer

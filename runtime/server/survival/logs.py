@@ -48,6 +48,7 @@ def set_up(settings: Logging, secrets: Iterable[str] = ()) -> Tail:
     for handler in handlers:
         handler.setFormatter(veil)
         root.addHandler(handler)
-    for noisy in ("uvicorn.access", "websockets", "PIL", "asyncio", "libav"):
+    # uvicorn.error tells every WebSocket that comes and goes, with its address.
+    for noisy in ("uvicorn.access", "uvicorn.error", "websockets", "PIL", "asyncio", "libav"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return tail

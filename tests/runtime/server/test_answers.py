@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from everframe.runtime.server.guard import Told
+
 from helpers import PROMPTS
 from serving import TOKEN, Site, serve
 
@@ -141,6 +143,39 @@ def test_looking_a_prompt_up_does_not_hold_up_the_pages(site: Site) -> None:
         assert site.ask("/healthz")[0] == 200
         assert time.monotonic() - began < 5
         assert {one.result()[0] for one in asked} == {422}
+
+
+def test_lines_of_one_kind_are_few_and_come_again_the_next_day(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever makes up a hundred names a day keeps no true line from the log but that day's."""
+    told = Told()
+    for n in range(1000):
+        told.once(f"made up {n}", 0.0)
+    told.once("screen 'lobby': not by WebRTC", 10.0)
+    assert len(caplog.records) == 100
+    for now in (90_000.0, 90_001.0):
+        told.once("screen 'lobby': not by WebRTC", now)
+    assert len(caplog.records) == 101
+
+
+def test_an_address_with_a_slash_too_many(site: Site) -> None:
+    """Below a proxy's path, by its scheme: the answer names neither."""
+    connection = http.client.HTTPConnection("127.0.0.1", site.port)
+    connection.request("GET", "/operator/")
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["Location"]) == (307, "../operator")
+
+
+def test_a_proxy_that_passes_its_own_host(bundle_path: Path, tmp_path: Path) -> None:
+    """With the origin of the pages in the configuration their WebSockets are theirs; no other is."""
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    with serve(tmp_path, bundle_path, 'origins = ["https://Signage.example:8443"]\n') as site:
+        address = f"ws://127.0.0.1:{site.port}/ws/video"
+        with connect(address, origin="https://signage.example:8443") as socket:  # type: ignore[arg-type]
+            assert json.loads(socket.recv())["type"] == "init"
+        with pytest.raises(InvalidStatus):
+            connect(address, origin="https://signage.example")  # type: ignore[arg-type]
 
 
 def test_wrong_names_are_told_once(bundle_path: Path, tmp_path: Path) -> None:

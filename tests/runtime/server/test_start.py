@@ -48,6 +48,7 @@ CONFIGS = [
     ("[stream]\nprompt = 'an elephant'", "not in the bundle's prompt bank"),
     ("[server]\nhosts = ['http://signage.example/']", "server.hosts"),
     ("[server]\nembed = ['intranet']", "server.embed"),
+    ("[server]\norigins = ['*']", "server.origins"),
     ("[server]\ntoken = 'SECRET'", "server.token"),
     ("[server]\ntoken = 'SECRET with blanks in it'", "server.token"),
     ("[server]\nhost = 'no.such.host.invalid'", "cannot listen on no.such.host.invalid"),

@@ -133,6 +133,18 @@ def test_who_has_to_wait(control: Control) -> None:
         guests.wish("visitor-c", "something else", 11.0)
 
 
+def test_nothing_is_wished_for_while_the_picture_stands(control: Control) -> None:
+    """A wish would wait until the morning, with no word of it."""
+    guests = Guests(Guest(), control)
+    control.pause(True)
+    assert guests.place("visitor-a", 0.0)["paused"]
+    with pytest.raises(UserError, match="stands still now"):
+        guests.wish("visitor-a", LAVA, 0.0)
+    control.pause(False)
+    guests.wish("visitor-a", LAVA, 0.0)
+    assert guests.place("visitor-a", 0.0)["yours_in_seconds"] == 0.0
+
+
 def test_only_the_prompts_that_are_allowed(control: Control) -> None:
     guests = Guests(Guest(prompts=[LAVA.upper()]), control)
     assert guests.prompts == [LAVA]

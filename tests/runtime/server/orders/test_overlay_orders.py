@@ -202,6 +202,31 @@ def test_kept_over_a_restart_until_the_configuration_changes(bundle_path: Path, 
         assert (picture(site, "/overlay.png")[540, 1080] == (0, 0, 255, 255)).all()
         assert "not usable, starting from the configuration: overlay.logo" in site.log.read_text()
         site.ask("/api/overlay/message", "POST", GREEN)
-    with serve(tmp_path, bundle_path, config.replace("100", "50")) as site:
-        assert site.ask("/api/overlay")[1]["message"] is None
-        time.sleep(0.1)
+    with serve(tmp_path, bundle_path, config.replace("100", "50")) as site:  # nothing but an order takes a message away
+        found = site.ask("/api/overlay")[1]
+        assert (found["message"]["text"], found["logo"]["size"]) == (GREEN["text"], 50)
+
+
+def test_a_message_is_kept_though_the_logo_is_not(bundle: Bundle, tmp_path: Path) -> None:
+    control = Control(Config(state_dir=tmp_path), bundle, lambda *_: None)
+    overlays = Overlays(Overlay(), tmp_path, control, (64, 32))
+    overlays.put_logo(png((0, 0, 255, 255)))
+    overlays.tell(Message(text="Leave"))
+    (tmp_path / "logo").unlink()  # as by a power cut in between, or by hand
+    again = Overlays(Overlay(), tmp_path, control, (64, 32))
+    message = again.shown().message
+    assert message is not None
+    assert message.text == "Leave"
+    again.tell(None)
+    assert again.layer.empty
+
+
+def test_a_logo_may_be_larger_than_an_order(site: Site) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (700, 700, 3), np.uint8))
+    out = io.BytesIO()
+    noise.save(out, "PNG")
+    assert out.tell() > 1 << 20
+    assert site.ask("/api/overlay/logo", "PUT", out.getvalue(), token=None)[0] == 401
+    assert site.ask("/api/overlay/logo", "PUT", out.getvalue())[0] == 204
+    assert site.ask("/api/overlay/logo", "PUT", bytes((8 << 20) + 1))[0] == 413
+    assert site.ask("/api/overlay", "DELETE")[0] == 204

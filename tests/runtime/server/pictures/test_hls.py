@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -72,6 +74,16 @@ def test_numbers_go_on_in_the_next_life(tmp_path: Path, monkeypatch: pytest.Monk
         for _ in range(AHEAD + 5 if life == 0 else 3):
             last = numbers.take()
         wait_for(lambda n=numbers: Numbers(file).next > n.next, 5)
+
+
+def test_a_late_writer_takes_no_number_back(tmp_path: Path) -> None:
+    """Threads write, and one may come to it after another that was started later."""
+    file = tmp_path / "hls.json"
+    numbers = Numbers(file)
+    with ThreadPoolExecutor(16) as many:
+        list(many.map(numbers._write, reversed(range(numbers.timelines, last := numbers.timelines + 200))))
+    assert json.loads(file.read_bytes())["timelines"] == last - 1
+    assert [one.name for one in tmp_path.iterdir()] == ["hls.json"]
 
 
 def test_where_nothing_can_be_written_the_clock_counts(tmp_path: Path) -> None:

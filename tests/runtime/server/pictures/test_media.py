@@ -376,6 +376,16 @@ def test_a_push_without_a_peer_costs_frames_and_nothing_else() -> None:
     push.stop()
 
 
+def test_what_waits_for_a_peer_is_the_newest_and_not_much() -> None:
+    push = Push("rtmp://127.0.0.1:9/live", 1920, 1080, 30, PushSettings())
+    frame = np.zeros((1080, 1920, 3), np.uint8)
+    for level in range(100):
+        push(np.broadcast_to(np.uint8(level), frame.shape))
+    waiting = [int(push._frames.get_nowait()[0, 0, 0]) for _ in range(push._frames.qsize())]
+    assert waiting == list(range(100 - len(waiting), 100))
+    assert 2 <= len(waiting) <= (64 << 20) // frame.nbytes
+
+
 def test_the_recorded_stream_is_one_timeline(tmp_path: Path) -> None:
     """Two encoders' output does not mix: each has an initialisation of its own and starts at zero."""
     for _ in range(2):

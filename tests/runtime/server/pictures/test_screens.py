@@ -123,7 +123,9 @@ def test_a_proxy_that_passes_no_websocket_on(framed: Site, browser: Browser) -> 
     with page_of(browser, script=script) as page:
         page.goto(f"{framed.url}/?screen=office")
         until(page, f"player.ended && ({SHOWN})", 60)
-    assert framed.ask("/ws/video")[0] == 426
+    assert framed.ask("/ws/video")[0] == 426  # which pages ask themselves
+    assert "came without Upgrade" not in framed.log.read_text()
+    assert framed.ask("/ws/video", Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==")[0] == 426
     address = f"{framed.url.replace('http', 'ws', 1)}/ws/video?screen=x&why=y%0A2026-01-01%20ERROR%20forged"
     with connect(address):
         wait_for(lambda: "ERROR forged" in framed.log.read_text())
@@ -143,7 +145,7 @@ def test_a_named_screen_without_a_connection(bundle_path: Path, browser: Browser
         time.sleep(4)
         assert site.ask("/healthz")[1]["problems"] == []
         assert site.ask("/api/screens")[1]["screens"][0]["state"] == "ok"
-        assert site.ask("/api/screens/somebody/view")[1] == {}
+        assert site.ask("/api/screens/somebody/view")[1].keys() == {"life", "message"}
         for path in ("/api/screens/tv/view", "/ws/video"):  # which a page in a sandboxed frame asks too
             try:
                 answer = urllib.request.urlopen(site.url + path)

@@ -71,6 +71,20 @@ def test_names_do_not_grow_memory() -> None:
     assert not viewers.watching
 
 
+def test_a_crowd_takes_no_screen_s_history_away() -> None:
+    """Of one that the configuration names, and of one that is there."""
+    viewers = Viewers()
+    Screens(viewers, {"lobby": View()}, missing=0)
+    viewers.leave(viewers.join("lobby", True, 0.0))
+    there = viewers.join("cafe", True, 0.0)
+    for one in [viewers.join("lobby", True, 0.0), there]:
+        for now in (100.0, 200.0, 300.0):
+            viewers.reload(one, now)
+    for n in range(1000):
+        viewers.leave(viewers.join(f"visitor {n}", True, 300.0))
+    assert len(viewers.problems(301.0)) == 2
+
+
 def jpeg(size: tuple[int, int], grey: int) -> bytes:
     out = io.BytesIO()
     Image.new("L", size, grey).save(out, "JPEG")

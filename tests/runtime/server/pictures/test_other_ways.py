@@ -1,0 +1,168 @@
+"""Where the picture comes by HLS or Motion JPEG, or a browser cannot count: a real Chromium with abilities taken away."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Route
+
+from serving import CHROMIUM, Site, serve, until, wait_for
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
+NO_MSE = "delete window.MediaSource; delete window.ManagedMediaSource; delete window.WebKitMediaSource;"
+MAYBE = "HTMLMediaElement.prototype.canPlayType = () => 'maybe';"
+DEAF = "HTMLMediaElement.prototype.canPlayType = () => '';"
+NOWHERE = (
+    "Object.defineProperty(HTMLMediaElement.prototype, 'src', "
+    "{set(v) { this.setAttribute('src', String(v).replace('live.m3u8', 'none')) }});"
+)
+REFUSED = "HTMLMediaElement.prototype.play = () => Promise.reject(new DOMException('', 'NotAllowedError'));"
+UNCOUNTED = (
+    "delete HTMLVideoElement.prototype.requestVideoFrameCallback;"
+    "delete HTMLVideoElement.prototype.getVideoPlaybackQuality;"
+)
+IMAGE = "document.querySelector('#wall img')?.naturalWidth === 64"
+CONFIG = """embed = []
+[video]
+keyframe_seconds = 0.5
+[screens.tv]
+x = 50
+w = 50
+[screens.old]
+[playlist]
+items = [{prompt = "a quiet sea", seconds = 60}]
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterator[Site]:
+    with serve(tmp_path_factory.mktemp("other"), bundle_path, CONFIG) as running:
+        yield running
+
+
+@contextmanager
+def page_of(browser: Browser, script: str = "") -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 640, "height": 360})
+    page = context.new_page()
+    page.add_init_script(script)
+    yield page
+    context.close()
+
+
+@pytest.mark.parametrize("more", ["", "delete HTMLVideoElement.prototype.webkitDecodedFrameCount;"])
+def test_a_browser_that_counts_no_frames_reports_all_the_same(site: Site, browser: Browser, more: str) -> None:
+    """As Chromium before 80 in televisions: else it says nothing, and is given up every twenty seconds."""
+    with page_of(browser, UNCOUNTED + more) as page:
+        page.goto(f"{site.url}/?screen=signage-2019")
+
+        def shown() -> bool:
+            found = {one["name"]: one for one in site.ask("/api/screens")[1]["screens"]}
+            return found.get("signage-2019", {}).get("frames_shown", 0) > 8
+
+        wait_for(shown, 60)
+
+
+@pytest.mark.parametrize("script", [MAYBE + NOWHERE, MAYBE + REFUSED], ids=["plays none", "may not play"])
+def test_where_the_browser_s_own_player_gives_no_picture(site: Site, browser: Browser, script: str) -> None:
+    """It says that it might play HLS and does not, or lets nothing play by itself."""
+    with page_of(browser, NO_MSE + script) as page:
+        page.goto(f"{site.url}/?screen=tablet")
+        until(page, IMAGE, 60)
+
+
+def test_a_message_that_is_burned_in_is_read_whole(site: Site, browser: Browser) -> None:
+    """Also by a screen that shows half of the picture, or one without modules."""
+    whole = "document.body.classList.contains('contain') && getComputedStyle(document.querySelector('#wall')).left"
+    with page_of(browser, NO_MSE + DEAF) as page, page_of(browser) as old:
+        old.route("**/static/screen.js", lambda route: route.abort())
+        page.goto(f"{site.url}/?screen=tv")
+        old.goto(f"{site.url}/?screen=old&fit=fill")
+        until(page, f"{IMAGE} && getComputedStyle(document.querySelector('#wall')).left === '-640px'", 60)
+        until(old, f"{IMAGE} && document.body.classList.contains('fill')", 60)
+        assert site.ask("/api/overlay/message", "POST", {"text": "Please leave"})[0] == 204
+        for one in (page, old):
+            until(one, f"({whole}) === '0px'", 30)
+        assert site.ask("/api/overlay/message", "DELETE")[0] == 204
+        until(page, "!document.body.classList.contains('contain')", 30)
+        until(old, "document.body.classList.contains('fill')", 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old", [False, True])
+def test_motion_jpeg_of_a_server_that_went_without_a_word(site: Site, browser: Browser, old: bool) -> None:
+    """No error comes from a connection to a machine that lost its power: the next life of the server is another one."""
+    life, asked = [1], []
+
+    def view(route: Route) -> None:
+        route.fulfill(body=json.dumps({"life": life[0], "message": False}), content_type="application/json")
+
+    with page_of(browser, NO_MSE + DEAF) as page:
+        page.route("**/view*", view)
+        page.on("request", lambda request: "video.mjpeg" in request.url and asked.append(request.url))
+        if old:
+            page.route("**/static/screen.js", lambda route: route.abort())
+        page.goto(f"{site.url}/?screen=tv")
+        until(page, IMAGE, 60)
+        time.sleep(12)
+        assert len(asked) == 1
+        life[0] = 2
+        wait_for(lambda: page.evaluate("1") and len(asked) == 2, 30)
+
+
+@pytest.mark.slow
+def test_a_screen_whose_module_did_not_come_gets_it_later(site: Site, browser: Browser) -> None:
+    """The server was just starting anew: Motion JPEG meanwhile, and a minute later the player."""
+    refused = []
+
+    def once(route: Route) -> None:
+        refused.append(1)
+        route.abort() if len(refused) == 1 else route.continue_()
+
+    with page_of(browser) as page:
+        page.route("**/static/player.js", once)
+        page.goto(f"{site.url}/?screen=late")
+        until(page, IMAGE, 60)
+        until(page, "window.player && player.shown() > 8", 120)
+
+
+@pytest.mark.slow
+def test_pictures_of_an_overlay_that_do_not_come_are_asked_for_at_one_pace(site: Site, browser: Browser) -> None:
+    """A clock of seconds tells of a new one every second; each that failed began a row of tries of its own."""
+    asked: list[float] = []
+
+    def fail(route: Route) -> None:
+        asked.append(time.monotonic())
+        route.fulfill(status=503)
+
+    with page_of(browser) as page:
+        page.route("**/overlay.png*", fail)
+        page.goto(f"{site.url}/?screen=clock")
+        assert site.ask("/api/overlay", "PUT", {"clock": {"format": "%H:%M:%S"}})[0] == 200
+        page.wait_for_timeout(40_000)
+        assert site.ask("/api/overlay", "DELETE")[0] == 204
+        newest = [one for one in asked if one > asked[-1] - 10]
+        assert 5 < len(newest) < 25
+
+
+def test_a_page_that_never_gets_a_picture_says_so(site: Site, browser: Browser) -> None:
+    with page_of(browser) as page:
+        page.add_init_script("const real = performance.now.bind(performance); performance.now = () => 100 * real();")
+        page.route(
+            "**/static/player.js",
+            lambda route: route.fulfill(body="export class Player {}", content_type="text/javascript"),
+        )
+        page.goto(f"{site.url}/?screen=dark")
+        until(page, "!document.querySelector('#word').hidden", 30)
+        assert page.inner_text("#word") == f"No picture from 127.0.0.1:{site.port}"
+
+
+def test_a_strange_frame_is_told(site: Site) -> None:
+    headers = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Dest": "iframe"}
+    assert site.ask("/", **headers)[0] == 200
+    assert site.ask("/", **headers)[0] == 200
+    assert site.log.read_text().count("see server.embed") == 1
