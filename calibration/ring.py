@@ -44,8 +44,10 @@ def int8_ring(model: ModelProto, turned: int = 0) -> None:
     if turned:
         for name, place in (("start", 0), ("sinks", turned), ("end", 1 << 40), ("tokens", 2)):
             graph.initializer.append(helper.make_tensor(f"ring.{name}", TensorProto.INT64, [1], [place]))
-        if any(value.name == "step" for value in graph.input):
-            before += _float_sinks_read(model, [value for value in read if value.name[0] == "k"], turned)
+        if any(
+            value.name in ("step", "leaving") for value in graph.input
+        ):  # not of the recache graph, which has copies
+            before += _float_sinks_read(model, [value for value in read if value.name[0] == "k"], kinds, turned)
         after += _float_sinks_made(model, [value for value in made if value.name[0] == "k"], kinds, turned)
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
@@ -96,14 +98,16 @@ def _quantised(model: ModelProto, value: ValueInfoProto) -> list[NodeProto]:
     ]
 
 
-def _float_sinks_read(model: ModelProto, keys: list[ValueInfoProto], tokens: int) -> list[NodeProto]:
+def _float_sinks_read(
+    model: ModelProto, keys: list[ValueInfoProto], kinds: dict[str, int], tokens: int
+) -> list[NodeProto]:
     """What reads keys of the ring reads them with float ones, from an input of their own, where the sinks' stand."""
     graph, nodes = model.graph, []
     for value in keys:
         name = value.name
         _, heads, _, depth = (d.dim_value for d in value.type.tensor_type.shape.dim)
-        kind = next(v.type.tensor_type.elem_type for v in graph.input if v.name == f"prompt_{name}")
-        graph.input.append(helper.make_tensor_value_info(f"sink_{name}", kind, [1, heads, tokens, depth]))
+        shape = [1, heads, tokens, depth]
+        graph.input.append(helper.make_tensor_value_info(f"sink_{name}", kinds[f"{name}_new"], shape))
         for node in graph.node:
             for i, source in enumerate(node.input):
                 if source == f"{name}.read":

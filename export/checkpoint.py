@@ -31,7 +31,9 @@ class RopeConfig(Model):
     jitter_sigma: float = Field(ge=0, lt=1)
     jitter_seed: int = Field(ge=0)
     jitter_by: Literal["head", "layer"] = "head"  # a base for every head, or for every head of every layer
-    jitter_design: int | None = Field(default=None, ge=60)  # searched up to this distance, latent frames; None: drawn
+    jitter_design: int | None = Field(
+        default=None, ge=60, le=20_000
+    )  # searched up to this distance, latent frames; None: drawn
 
     @model_validator(mode="after")
     def _by_layer(self) -> RopeConfig:

@@ -89,7 +89,15 @@ def override(config: CheckpointConfig, given: Overrides) -> CheckpointConfig:
         ("jitter_by", given.jitter_by),
         ("jitter_design", given.jitter_design),
     )
+    # What the folder says of what is overruled goes with it.
+    if given.rope == "absolute" or geometry["sink"] == 0:
+        rope["sink_distance"] = None
+    if given.jitter_by is not None or given.jitter == 0:
+        rope["jitter_design"] = None
     rope |= {k: v for k, v in choices if v is not None}
+    asked = given.jitter_design is None and (given.jitter_seed is not None or given.jitter_by == "layer")
+    if asked and not rope["jitter_sigma"]:
+        raise UserError("--jitter-by and --jitter-seed: expected a --jitter above 0 with them")
     schedule = config.schedule
     if given.steps is not None:
         schedule = replace(schedule, steps=tuple(1000 - 1000 * i // given.steps for i in range(given.steps)))

@@ -15,6 +15,19 @@ from ..runtime.cli import options
 from ..runtime.cli.console import needs_extra, reporting, say, show_table, tell, tell_json
 from ..runtime.cli.plan import of_model, record
 from ..runtime.demo import open_bundle
+from .choices import (
+    Compared,
+    Encoder,
+    Form,
+    JitterBy,
+    JitterDesign,
+    JitterSeed,
+    Probe,
+    Recache,
+    SinkDistance,
+    SinkEma,
+    bases,
+)
 
 
 class FolderByDefault(TyperGroup):
@@ -36,57 +49,6 @@ app.add_typer(prompts, name="prompts")
 post = typer.Typer(no_args_is_help=True, help="Smoother and larger frames behind a bundle's decoder.")
 app.add_typer(post, name="post")
 
-Compared = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        max=1_000_000,
-        help="Chunks over which each graph is compared with PyTorch; 0: only checked, and no reference.",
-    ),
-]
-Probe = Annotated[
-    bool, typer.Option("--probe", help="Add a graph that tells the attention on the sinks, for study sinks.")
-]
-Encoder = Annotated[bool, typer.Option("--encoder", help="Add the encoder, so that a picture can be the anchor.")]
-Form = Annotated[
-    str, typer.Option(help="in-place, or portable: for TensorRT before 11.1 and rings that are not float.")
-]
-SinkEma = Annotated[
-    float | None,
-    typer.Option(
-        help="Let chunks that leave the window flow into the sinks: sink = a*sink + (1 - a)*chunk (Reward Forcing: 0.999)."
-    ),
-]
-Recache = Annotated[
-    str,
-    typer.Option(
-        help="What a smooth prompt change does: window, as LongLive, or chunks, without a second large graph."
-    ),
-]
-SinkDistance = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=4096,
-        help="With --rope relative: latent frames from the first sink frame to the chunk; default: right behind the window.",
-    ),
-]
-JITTER_BY = "head: a base for every head, as the paper; layer: for every head of every layer; a design is by layer."
-JitterDesign = Annotated[
-    int | None,
-    typer.Option(
-        min=60,
-        max=20_000,
-        help="Search the bases, of every head of every layer, that keep the mean cosine low up to so many latent frames.",
-    ),
-]
-JitterSeed = Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")]
-
-
-def bases(jitter_by: str | None, design: int | None) -> str | None:
-    """--jitter-by, which a design decides."""
-    return jitter_by if design is None else "layer"
-
 
 @export.command("checkpoint")
 def checkpoint(
@@ -103,7 +65,7 @@ def checkpoint(
     sink_distance: SinkDistance = None,
     jitter: Annotated[float | None, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = None,
     jitter_seed: JitterSeed = None,
-    jitter_by: Annotated[str | None, typer.Option(help=JITTER_BY)] = None,
+    jitter_by: JitterBy = None,
     jitter_design: JitterDesign = None,
     chunks: Compared = 10,
     probe: Probe = False,
@@ -198,7 +160,7 @@ def wan(  # as long as its options: it does nothing but parse them
     sink_distance: SinkDistance = None,
     jitter: Annotated[float, typer.Option(help="Sigma of the multi-head RoPE jitter.")] = 0.8,
     jitter_seed: JitterSeed = 0,
-    jitter_by: Annotated[str, typer.Option(help=JITTER_BY)] = "head",
+    jitter_by: JitterBy = None,
     jitter_design: JitterDesign = None,
     precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     text_graph: Annotated[
@@ -237,9 +199,13 @@ def wan(  # as long as its options: it does nothing but parse them
         },
         **{"jitter_seed": 0 if jitter_seed is None else jitter_seed, "encoder": encoder, "text_graph": text_graph},
         **{"recache": recache, "sink_ema": sink_ema, "sink_distance": sink_distance},
-        **{"jitter_by": bases(jitter_by, jitter_design), "jitter_design": jitter_design},
+        **{"jitter_by": bases(jitter_by, jitter_design) or "head", "jitter_design": jitter_design},
     }
     explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
+    if recipe is not None:
+        from .recipes import find, overruling
+
+        explicit = overruling(find(recipe), given, explicit)
     if recipe is None:
         check_no_recipe(given | {"output": output}, explicit)
     elif output is None and not dry_run:
@@ -265,6 +231,8 @@ def wan(  # as long as its options: it does nothing but parse them
                 own = Lora(fetched.pop("lora"), alpha=alpha if lora_alpha is None else lora_alpha)
                 given["loras"] = (own, *given["loras"])
             given |= fetched
+        if {"jitter_by", "jitter_seed"} & explicit and not given["jitter"]:
+            raise UserError("--jitter-by and --jitter-seed: expected a --jitter above 0 with them")
         export_wan(WanSource(**given), output, chunks=chunks, force=force, report=report, probe=probe)
 
 

@@ -87,6 +87,11 @@ def find(name: str) -> Recipe:
     return recipes[name]
 
 
+def overruling(recipe: Recipe, given: dict[str, Any], explicit: set[str]) -> set[str]:
+    """Of the options that the user names, those that say something else than the recipe."""
+    return {name for name in explicit if name not in recipe.options or given.get(name) != recipe.options[name]}
+
+
 def check_options(recipe: Recipe, known: set[str]) -> None:
     """Raises UserError where the recipe needs what this version can't export: guessing would make another model."""
     if unknown := sorted(set(recipe.options) - known):
@@ -98,6 +103,9 @@ def tell_recipe(recipe: Recipe, explicit: set[str], report: Report) -> dict[str,
     own = recipe.left(explicit)
     report.line(f"{recipe.name}: {recipe.line}; {recipe.source}")
     report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in own.items())}")
+    for option, belonging in BELONGS.items():
+        if option in explicit and belonging in recipe.options and belonging not in explicit:
+            report.line(f"without the recipe's {belonging}, which belongs to its {option}: as without a recipe")
     return own
 
 

@@ -79,7 +79,7 @@ def kind_of(bundle: Bundle, computing: Computing) -> str:
 def prove(loop: Passes, bundle: Bundle, bank: PromptBank, computing: Computing) -> Proof:
     """Hold the engines of `loop`, whose stream has not begun, against the reference of a bundle that has one."""
     reference = Reference.read(bundle)
-    found = observe(loop, bundle, bank, reference.first)
+    found = observe(loop, bundle, bank, reference)
     return Proof(computing, deviation(found, reference), BOUNDS[kind_of(bundle, computing)])
 
 

@@ -32,6 +32,8 @@ class Recache:
     def __init__(self, backend: Backend, bundle: Bundle, ring: Mapping[str, Buffer], prompt: Mapping[str, Buffer]):
         manifest = bundle.manifest
         self.layout, self.chunk = RingLayout.of(manifest.geometry), manifest.geometry.chunk
+        # A chunk flows into sinks that move while the last one that sees it is made, so these are made anew one chunk less.
+        self.alone = self.layout.chunks - (manifest.geometry.sink_ema is not None)
         self.portable = manifest.form == "portable"
         engine = backend.load(bundle, "recache")
         self.ring, zeros = ring, engine.device.zeros
@@ -40,10 +42,11 @@ class Recache:
         self._run = engine.bind(inputs, {f"{name}_next": buffer for name, buffer in ring.items()})
 
     def again(self, written: int, recent: Sequence[Standing], frequencies: NDArray[np.float64], turn: int) -> bool:
-        """The ring after `written` chunks under the new prompt, in one pass; the sinks too while the stream is not longer
-        than its window, which is returned. recent: the newest chunks, one more than the ring holds; the others as `run`."""
+        """The ring after `written` chunks under the new prompt, in one pass; the sinks too while they are the first chunks
+        and nothing else, as long as all are in the window, which is returned. recent: the newest chunks, one more than the
+        ring holds; the others as `run`."""
         sinks = self.layout.sink_chunks
-        anew = len(recent) <= self.layout.chunks
+        anew = len(recent) <= self.alone
         standing: list[Standing | None] = []
         for chunk in self.layout.standing(written, self.portable):
             if chunk is None or (chunk < sinks and not anew):

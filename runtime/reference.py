@@ -28,6 +28,7 @@ from .sinks import own_mode, sink_distance, sink_turn
 
 FILE = "reference.safetensors"
 SEED = 0
+TURN = 1001  # latent frames by which sinks that follow are turned before the late chunk, as if the stream had run on
 SAMPLES = 32_768  # values that are kept of the late latent and of each chunk's frames
 PRIME = 2_654_435_761
 
@@ -40,6 +41,7 @@ class Reference:
     late: NDArray[np.float32]  # some values of the late chunk's x0
     first_frames: NDArray[np.uint8]  # some values of the decoded first latent
     late_frames: NDArray[np.uint8]  # the same of its decoding once more, by a decoder that remembers it
+    turn: NDArray[np.int64]  # [1]: latent frames by which sinks that follow are turned before the late chunk, else 0
 
     @classmethod
     def read(cls, bundle: Bundle) -> Self:
@@ -50,6 +52,9 @@ class Reference:
         file = bundle.path / ref.file
         try:
             tensors = load_file(file)
+            tensors.setdefault(
+                "turn", np.array([turned(bundle, RingLayout.of(bundle.manifest.geometry).chunks)])
+            )  # before
             found = cls(*(tensors[name] for name in cls.__dataclass_fields__))
         except (SafetensorError, KeyError) as error:
             raise UserError(f"{file}: not a bundle's reference: {error}") from None
@@ -57,7 +62,7 @@ class Reference:
         graphs = bundle.manifest.graphs
         frames = [graphs.get("decode_first", graphs["decode"]), graphs["decode"]]
         expected = [shape, (min(SAMPLES, math.prod(shape)),)]
-        expected += [(min(SAMPLES, math.prod(graph.outputs[0].shape)),) for graph in frames]
+        expected += [*((min(SAMPLES, math.prod(graph.outputs[0].shape)),) for graph in frames), (1,)]
         for name, want in zip(cls.__dataclass_fields__, expected, strict=True):
             have = getattr(found, name).shape
             if have != want:
@@ -103,22 +108,27 @@ def sampled(values: NDArray) -> NDArray:
     return flat[np.arange(SAMPLES, dtype=np.uint64) * np.uint64(PRIME) % np.uint64(flat.size)]
 
 
-def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[np.float16] | None = None) -> Reference:
-    """The two chunks by the engines of `loop`, which is empty before and after. committed: the reference's first latent;
-    None: the one that is made here, which is how a reference comes to be."""
+def turned(bundle: Bundle, written: int) -> int:
+    """By how many latent frames a new stream's sinks are turned before its chunk number `written`."""
+    position = written * bundle.manifest.geometry.chunk
+    return sink_turn(position, 0, sink_distance(bundle)) if own_mode(bundle)[0] == "relative" else 0
+
+
+def observe(loop: Passes, bundle: Bundle, bank: PromptBank, given: Reference | None = None) -> Reference:
+    """The two chunks by the engines of `loop`, which is empty before and after. given: the reference, whose first latent is
+    committed; None: the one that is made here is, which is how a reference comes to be."""
     g, rope = bundle.manifest.geometry, bundle.manifest.rope
     layout = RingLayout.of(g)
     frequencies = head_frequencies(rope, rope.jitter_sigma)
     loop.clear()
     loop.set_prompt(bank.embedding(bank.prompts[0]))
 
-    def place(written: int) -> None:
-        position = written * g.chunk
-        turn = sink_turn(position, 0, sink_distance(bundle)) if own_mode(bundle)[0] == "relative" else 0
-        loop.write_place(position, frequencies, layout.place(written, loop.portable), turn)
+    def place(written: int, turn: int | None = None) -> None:
+        turn = turned(bundle, written) if turn is None else turn
+        loop.write_place(written * g.chunk, frequencies, layout.place(written, loop.portable), turn)
 
-    def make(written: int) -> NDArray[np.float32]:
-        place(written)
+    def make(written: int, turn: int = 0) -> NDArray[np.float32]:
+        place(written, turn)
         loop.write_noise(chunk_noise(SEED, written, len(loop.noise), g.latent_shape))
         loop.start("first" if written == 0 and "first" in loop.schedules else "make")
         loop.made()
@@ -133,16 +143,18 @@ def observe(loop: Passes, bundle: Bundle, bank: PromptBank, committed: NDArray[n
         return loop.decoded_frames()  # whatever runs behind the decoder
 
     first = make(0)
-    kept = (first.astype(np.float16) if committed is None else committed).astype(np.float32)
+    kept = (first.astype(np.float16) if given is None else given.first).astype(np.float32)
+    turn = int(given.turn[0]) if given is not None else TURN if own_mode(bundle)[0] == "relative" else 0
     for written in range(layout.chunks):
         place(written)
         loop.recommit(kept[None])
-    late = make(layout.chunks)
+    late = make(layout.chunks, turn)
     loop.reset_decoder()
     place(0)
     first_frames, late_frames = decode(kept), decode(kept)
     loop.clear()
-    return Reference(first.astype(np.float16), sampled(late), sampled(first_frames), sampled(late_frames))
+    frames = sampled(first_frames), sampled(late_frames)
+    return Reference(first.astype(np.float16), sampled(late), *frames, np.array([turn]))
 
 
 def deviation(found: Reference, reference: Reference) -> Deviation:

@@ -94,7 +94,8 @@ def temporal_tables(
 
     positions [..., F] latent frame indices (any size; float64 is exact to 2^53), frequencies [H, K] ->
     (cos, sin), float32 [..., H, F, K]; or positions [F], frequencies [L, H, K] -> [L, H, F, K]. Angles are reduced
-    modulo 2π in float64, so that the cast to float32 loses nothing however far the stream has run.
+    modulo 2π in float64, so that the cast to float32 loses nothing more: at latent frame 10^11, after 800 years, an angle is
+    off by less than 1e-4.
     """
     angle = np.asarray(positions, np.float64)[..., None, :, None] * frequencies[..., None, :]
     angle = np.remainder(angle, 2 * np.pi)

@@ -14,6 +14,8 @@ from ..engines.errors import UserError
 from .ring import RingLayout
 from .rope import temporal_tables
 
+OF_RING = ("k_", "v_", "sink_k_")  # what the sinks graph reads of the ring
+
 
 def sink_distance(bundle: Bundle) -> int:
     """Latent frames from the first sink frame to the first of the chunk, where a bundle's sinks follow the window."""
@@ -44,6 +46,8 @@ def check_distance(bundle: Bundle, mode: str, distance: int | None) -> int | Non
         raise UserError(f"rope {mode!r}: expected absolute or relative")
     if mode == "absolute" and distance is not None:
         raise UserError(f"sink_distance {distance}: expected rope relative with it")
+    if not bundle.manifest.geometry.sink and distance is not None:
+        raise UserError(f"sink_distance {distance}: {bundle.path} has no sinks")
     if mode == "absolute" or not bundle.manifest.geometry.sink:
         return None
     if not turns_sinks(bundle):
@@ -98,7 +102,7 @@ class MovingSinks:
         specs = {spec.name: spec for spec in engine.graph.inputs}
         shape = specs["mean_k"].shape
         self.mean = {f"mean_{side}_{i}": zeros(shape, "float32") for i in layers for side in "kv"}
-        small = {n: zeros(s.shape, s.dtype) for n, s in specs.items() if n[:2] not in ("k_", "v_") and n[:4] != "mean"}
+        small = {n: zeros(s.shape, s.dtype) for n, s in specs.items() if not n.startswith((*OF_RING, "mean"))}
         for table in small.keys() & {"there_cos"}:  # bundles of before could turn what goes into the ring
             small[table].write(np.ones(small[table].shape, np.float32))
         self._small = small
@@ -110,7 +114,7 @@ class MovingSinks:
 
         made = [name.removesuffix("_new") for name in self._made if name.endswith("_new")]
         self._into = {name: [of_layer(name, i) for i in layers] for name in made}
-        read = [name for name in specs if name[:2] in ("k_", "v_")]
+        read = [name for name in specs if name.startswith(OF_RING)]
         self._passes = []
         for i in layers:
             means = {f"mean_{side}": self.mean[f"mean_{side}_{i}"] for side in "kv"}

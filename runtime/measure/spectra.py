@@ -12,7 +12,7 @@ from ..jitter import designed_jitter, far_cosine, highest_return, stratified_jit
 from ..rope import axis_frequencies, draw_jitter, head_thetas
 
 DRAWS = 8  # seeds over which the figures of a draw are averaged
-LONGEST = 2000  # latent frames; a design for more takes minutes
+LONGEST = 2000  # latent frames up to which a study searches a design: for more it takes minutes
 Network = tuple[int, int, float, int, float]  # layers, heads, theta, temporal channels of a head, sigma
 WAN: Network = (30, 12, 10000.0, 44, 0.8)
 
@@ -24,7 +24,10 @@ def epsilon_of(kind: str, rope: RopeSpec, layers: int, heads: int, reach: int) -
     if kind == "layers":
         return stratified_jitter(layers, heads, rope.jitter_seed)
     design = rope.theta, rope.channels, rope.jitter_sigma, layers, heads, min(reach, LONGEST), rope.jitter_seed
-    return designed_jitter(*design)
+    return found_once(*design)
+
+
+found_once = cache(designed_jitter)  # every record of a study asks for its spectra again
 
 
 def spectra_table(bundle: Bundle, reach: int) -> dict[str, dict[str, list[float]]]:

@@ -22,7 +22,7 @@ from ...engines.text import quoted
 from ..rope import mean_cosine, phase_concentration
 from .plots import pyplot
 from .spectra import LONGEST, spectra_table
-from .variants import Variant
+from .variants import FOLLOWING, Variant
 
 TOLD_ALWAYS = ("step_sha256", "latent_frames", "trained")  # the rest is not in records of before
 NEIGHBOURHOOD = 10  # chunks on either side that a chunk is compared with
@@ -93,6 +93,13 @@ def heads_together(mass: ArrayLike, heads: int) -> float:
     return 100 * float((by_head > by_head.mean(0) + by_head.std(0)).all(1).mean())
 
 
+def judged(mass: ArrayLike) -> NDArray[np.float64]:
+    """[chunks, L·H] without the first NEIGHBOURHOOD chunks, while which the ring fills and the sinks are most of it; of a
+    stream that is no longer, all."""
+    found = np.asarray(mass, np.float64)
+    return found[NEIGHBOURHOOD:] if len(found) > NEIGHBOURHOOD else found
+
+
 def table(runs: Sequence[Run], frames_per_chunk: int, heads: int) -> list[dict[str, float | str]]:
     """Means over prompts and seeds, a row for each variant in order of appearance."""
     rows: list[dict[str, float | str]] = []
@@ -107,7 +114,7 @@ def table(runs: Sequence[Run], frames_per_chunk: int, heads: int) -> list[dict[s
             "motion": float(np.mean([r.motion for r in mine])),
             "sharpness": float(np.mean([r.sharpness for r in mine])),
         }
-        masses = [np.asarray(r.sink_mass).mean(1) for r in mine if r.sink_mass is not None]  # mean over heads, by chunk
+        masses = [judged(r.sink_mass).mean(1) for r in mine if r.sink_mass is not None]  # mean over heads, by chunk
         if masses:
             row |= {"sink_mass": float(np.mean(masses)), "sink_mass_peak": float(np.mean([m.max() for m in masses]))}
             row["heads_together"] = float(np.mean([heads_together(r.sink_mass, heads) for r in mine if r.sink_mass]))
@@ -168,6 +175,7 @@ def write_record(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int,
         **told_of(bundle, frames, trained),
         "spectra": spectra_table(bundle, min(frames, LONGEST)),
         "predicted": {label: collapse_indices(spectrum, frames)[:5] for label, spectrum in spectra.items()},
+        "designed_reach": min(frames, LONGEST),
         "table": table(runs, chunk, bundle.manifest.network.heads),
         "runs": [asdict(r) for r in runs],
     }
@@ -176,8 +184,10 @@ def write_record(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int,
 
 
 def spectra_of(bundle: Bundle, runs: Sequence[Run], frames: int, trained: int) -> dict[str, NDArray[np.float64]]:
-    """The temporal spectrum of every variant among the runs, by its label."""
-    return {r.variant.label: r.variant.frequencies(bundle.manifest.rope, trained, frames) for r in runs}
+    """The temporal spectrum of every variant among the runs whose sinks stay, by its label: those that follow are always at
+    one distance."""
+    rope, staying = bundle.manifest.rope, dict.fromkeys(r.variant for r in runs if r.variant.method not in FOLLOWING)
+    return {variant.label: variant.frequencies(rope, trained, frames) for variant in staying}
 
 
 def write_report(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int, trained: int) -> list[Path]:
@@ -202,8 +212,9 @@ def curves(
 
 
 def plot(file: Path, spectra: dict[str, NDArray[np.float64]], runs: Sequence[Run], frames: int, chunk: int) -> bool:
-    """From above: phase concentration and mean cosine, mean over heads; the measured distance to the sinks, a line a
-    variant (mean over runs); where the bundle has a probe, the attention on the sinks. False without matplotlib."""
+    """From above: phase concentration and mean cosine, mean over heads, of sinks that stay; the measured distance to the
+    sinks, a line a variant (mean over runs); where the bundle has a probe, the attention on the sinks. False without
+    matplotlib."""
     if (plt := pyplot()) is None:
         return False
 
@@ -212,19 +223,22 @@ def plot(file: Path, spectra: dict[str, NDArray[np.float64]], runs: Sequence[Run
     if probed := all(r.sink_mass is not None for r in runs):
         titles.append("attention on the sinks, mean over heads and layers")
     figure, axes = plt.subplots(len(titles), 1, figsize=(11, 3 * len(titles)), sharex=True)
-    for label, of_heads in spectra.items():
-        spectrum = of_heads.reshape(-1, of_heads.shape[-1])
-        axes[0].plot(distances, phase_concentration(spectrum, distances).mean(0), label=label)
-        axes[1].plot(distances, mean_cosine(spectrum, distances).mean(0), label=label)
+    for label in dict.fromkeys(r.variant.label for r in runs):
+        colour = None
+        if label in spectra:
+            spectrum = spectra[label].reshape(-1, spectra[label].shape[-1])
+            (line,) = axes[0].plot(distances, phase_concentration(spectrum, distances).mean(0))
+            colour = line.get_color()
+            axes[1].plot(distances, mean_cosine(spectrum, distances).mean(0), color=colour)
         at, distance, attention = curves([r for r in runs if r.variant.label == label], chunk)
-        axes[2].plot(at, distance, label=label)
+        (line,) = axes[2].plot(at, distance, label=label, color=colour)
         if probed:
-            axes[3].plot(at, attention, label=label)
+            axes[3].plot(at, attention, color=line.get_color())
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
         ax.grid(alpha=0.3)
     axes[-1].set_xlabel("latent frame")
-    axes[0].legend(ncols=5, fontsize=8)
+    axes[2].legend(ncols=5, fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=90)
     plt.close(figure)

@@ -26,7 +26,8 @@ class Variant:
     """One way to fill the temporal tables.
 
     jitter: the bundle's own ε at strength sigma. heads: the paper's draw, a base a head; layers: the stratified draw, a base
-    for every head of every layer; designed: searched up to the length of the stream; these at the bundle's strength.
+    for every head of every layer; designed: searched up to the length of the stream, at most LONGEST; these at the bundle's
+    strength.
     relative: sinks right behind the window, without jitter; relative-jitter: with the bundle's; horizon: without, at the end
     of what the model was trained to reach. pi, ntk, yarn, riflex: the spectrum stretched.
     """
@@ -52,8 +53,10 @@ class Variant:
         return axis_frequencies(head_thetas(rope.theta, rope.jitter_sigma, epsilon), rope.channels)
 
     def distance(self, geometry: Geometry, trained: int) -> int | None:
-        """Of sinks that follow the window; None: right behind it."""
-        return max(geometry.behind, trained - geometry.chunk) if self.method == "horizon" else None
+        """Of sinks that follow the window; None: they stay."""
+        if self.method == "horizon":
+            return max(geometry.behind, trained - geometry.chunk)
+        return geometry.behind if self.method in FOLLOWING else None
 
 
 def variants(sigmas: Sequence[float], others: Sequence[str]) -> list[Variant]:

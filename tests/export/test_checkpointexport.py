@@ -8,18 +8,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.export import bundle
 from everframe.export.bundle import LIMITS
-from everframe.export.checkpointexport import Overrides, export_checkpoint
+from everframe.export.checkpoint import RopeConfig, load
+from everframe.export.checkpointexport import Overrides, export_checkpoint, override
+from everframe.export.choices import bases
 from everframe.export.schedule import Schedule
 from everframe.export.wan import fold, unfold
+from everframe.runtime import Stream
+from everframe.runtime.cli.app import app
+from everframe.runtime.jitter import designed_jitter
+from everframe.runtime.rope import head_frequencies, split_head_dim
 
 from helpers import TRANSFORMER, config_of, random_transformer
 
@@ -150,6 +158,9 @@ def test_a_graph_that_disagrees_is_not_written(
         (Overrides(sink_distance=30), ["--sink-distance 30", "--rope relative"]),
         (Overrides(sink_distance=8, rope="relative"), ["sink_distance 8", "9 or more", "window of 12"]),
         (Overrides(jitter_by="pixel"), ["jitter_by", "pixel"]),
+        (Overrides(jitter_by="layer", jitter=0.0), ["--jitter-by", "--jitter above 0"]),
+        (Overrides(jitter_seed=5, jitter=0.0), ["--jitter-seed", "--jitter above 0"]),
+        (Overrides(sink_distance=30, rope="relative", sink=0), ["30", "sink"]),
         (Overrides(jitter_design=100), ["jitter_design 100", "jitter_by layer"]),
         (Overrides(jitter_design=100, jitter_by="layer", jitter=0.0), ["jitter_design 100", "jitter_sigma above 0"]),
     ],
@@ -160,6 +171,41 @@ def test_impossible_overrides(checkpoint: Path, tmp_path: Path, overrides: Overr
     for word in words:
         assert word in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_belongs_to_what_is_overruled_goes_with_it(checkpoint: Path) -> None:
+    """A folder whose configuration has a distance, or a design, can be exported otherwise by one option."""
+    config = load(checkpoint).config
+    rope = RopeConfig(
+        mode="relative", sink_distance=18, jitter_sigma=0.8, jitter_seed=1, jitter_by="layer", jitter_design=100
+    )
+    config = config.model_copy(update={"rope": rope})
+    assert override(config, Overrides()).rope == rope
+    assert override(config, Overrides(rope="absolute")).rope.sink_distance is None
+    assert override(config, Overrides(sink=0)).rope.sink_distance is None
+    for given in (Overrides(jitter_by="head"), Overrides(jitter=0.0)):
+        assert override(config, given).rope.jitter_design is None
+    with pytest.raises(UserError, match="expected layer with --jitter-design"):
+        bases("head", 500)
+
+
+@pytest.mark.slow
+def test_a_design_is_what_the_search_finds(checkpoint: Path, tmp_path: Path) -> None:
+    """By the command line, twice: the bases of the manifest and the stream's are the search's, for the folder's network."""
+    found = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.everframe"
+        words = ["export", str(checkpoint), "-o", str(path), "--jitter-design", "100", "--chunks", "0"]
+        assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+        found.append(Bundle.open(path).manifest.rope)
+    first, net, channels = found[0], TRANSFORMER, split_head_dim(TRANSFORMER.head_dim)[0]
+    searched = designed_jitter(net.theta, channels, first.jitter_sigma, net.layers, net.heads, 100, first.jitter_seed)
+    assert first == found[1]
+    assert first.jitter_design == 100
+    assert np.abs(np.array(first.epsilon) - searched).max() < 1e-12
+    with Stream(Bundle.open(tmp_path / "a.everframe")) as stream:
+        assert np.array_equal(stream.frequencies, head_frequencies(first, first.jitter_sigma))
+        assert stream.frequencies.shape[:2] == (net.layers, net.heads)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.export.recipes import PROMPTS, check_options, find, load
+from everframe.engines.progress import Report
+from everframe.export.recipes import PROMPTS, check_options, find, load, overruling, tell_recipe
 from everframe.export.texts import read_prompts
 from everframe.runtime import Stream
 
@@ -288,6 +289,13 @@ def test_the_table() -> None:
         recipes["self-forcing"].left(set())["jitter"] == 0
     )  # its sinks follow; where they stay, jitter is the default's
     assert "jitter" not in recipes["self-forcing"].left({"rope"})
+    own = overruling(
+        recipes["self-forcing"], {"rope": "relative", "shift": 5.0, "window": 9}, {"rope", "shift", "window"}
+    )
+    assert own == {"window"}  # what the recipe says itself is no other way, and takes nothing of it away
+    told: list[str] = []
+    tell_recipe(recipes["self-forcing"], {"rope"}, Report(told.append))
+    assert any("without the recipe's jitter" in line for line in told)
     with pytest.raises(UserError, match="reward-forcing: needs sink_ema"):
         check_options(find("reward-forcing"), set(find("longlive").options) | {"jitter"})
 

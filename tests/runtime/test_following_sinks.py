@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +21,7 @@ from everframe.engines.errors import UserError
 from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime import Stream, Transition, reference
 from everframe.runtime.noise import chunk_noise
-from everframe.runtime.sinks import sink_turn
+from everframe.runtime.sinks import check_distance, sink_turn
 
 from helpers import PROMPTS, TRANSFORMER, resumes_with_a_smooth_change, with_int8_ring
 from reference import Reference, flow_sigmas
@@ -306,6 +308,27 @@ def test_distances_that_do_not_fit(bundle: Bundle, tmp_path: Path) -> None:
     write_manifest(path, bundle.manifest.model_copy(update={"rope": rope}))
     with pytest.raises(UserError, match="sink_distance 8: expected 9 or more"):
         Bundle.open(path)
+
+
+def test_the_command_s_distance_is_the_stream_s(following_paths: dict[str, Path]) -> None:
+    path, words = following_paths["portable"], ["--seconds", "4.5", "--seed", "2", "--sink-distance", "15", "-o", "-"]
+    command = [sys.executable, "-c", "from everframe.runtime.cli import main; main()", "generate", "-b", str(path)]
+    done = subprocess.run([*command, *words], capture_output=True, timeout=120)
+    made = np.frombuffer(done.stdout, np.uint8).reshape(-1, 32, 64, 3)
+    with (
+        Stream(Bundle.open(path), seed=2, sink_distance=15) as asked,
+        Stream(Bundle.open(path), seed=2) as own,
+    ):
+        frames, others = (np.concatenate([one.next_chunk().frames for _ in range(6)]) for one in (asked, own))
+    assert (made == frames).all()
+    assert (made != others).any()
+
+
+def test_without_sinks_there_is_no_distance(bundle: Bundle) -> None:
+    geometry = bundle.manifest.geometry.model_copy(update={"sink": 0})
+    without = Bundle(bundle.path, bundle.manifest.model_copy(update={"geometry": geometry}))
+    with pytest.raises(UserError, match="sink_distance 20: .* has no sinks"):
+        check_distance(without, "relative", 20)
 
 
 def test_a_relative_bundle_of_before_streams_with_its_sinks_where_they_were(bundle_path: Path, tmp_path: Path) -> None:

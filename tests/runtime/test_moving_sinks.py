@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Literal
 
@@ -172,17 +173,18 @@ def test_a_cut_begins_a_new_mean(paths: dict, checkpoint: Path) -> None:
 
 
 def test_a_smooth_change_leaves_the_mean(paths: dict, checkpoint: Path) -> None:
-    """The ring's two chunks run again, seeing each other both ways and the sinks, which already hold what left before."""
-    for name in ("in-place", "portable"):
+    """The ring's two chunks run again, seeing each other both ways and the sinks, which already hold what left before: also
+    where the stream is just as long as its window, and one chunk has flowed into them."""
+    for name, at in itertools.product(("in-place", "portable"), (3, 6)):
         bundle, made = Bundle.open(paths[name]), []
         reference = Rolled(bundle, checkpoint)
         with Stream(bundle, seed=4, overlap=False) as stream:
             for c in range(9):
-                if c == 6:
+                if c == at:
                     stream.set_prompt(PROMPTS[1], "smooth")
                     recached(reference, made)
                 latent = stream.next_chunk().latent
-                expected = reference.next(4, PROMPTS[c >= 6])
+                expected = reference.next(4, PROMPTS[c >= at])
                 made.append(expected)
                 assert error(latent, expected) < 2e-5, c
 
@@ -248,6 +250,12 @@ def test_an_int8_ring(paths: dict, tmp_path: Path) -> None:
                 expected = ALPHA * before["mean_v_1"] + (1 - ALPHA) * leaving
             assert np.abs(got - expected).max() < 1e-6 * np.abs(expected).max(), c
             assert (ring["sink_k_1"].read() == mean["mean_k_1"].read()).all()  # in float beside the ring
+            rounded = ring["k_1"].read()[:, :, :tokens] * ring["k_1_scale"].read()[:, :, :tokens]
+            assert (
+                0
+                < np.abs(rounded - mean["mean_k_1"].read()).max()
+                <= 0.51 * ring["k_1_scale"].read()[:, :, :tokens].max()
+            )
             stands = ring["v_1"].read()[:, :, :tokens] * ring["v_1_scale"].read()[:, :, :tokens]
             assert np.abs(stands - got).max() <= 0.51 * ring["v_1_scale"].read()[:, :, :tokens].max()
 

@@ -9,13 +9,14 @@ import re
 import shutil
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from test_stream import SIGMAS, reference_of, texts_of
 
@@ -23,9 +24,12 @@ from everframe.engines.base import Computing, EngineOptions
 from everframe.engines.bundle import MANIFEST, Bundle, describe, write_manifest
 from everframe.engines.choose import open_backend
 from everframe.engines.errors import UserError
+from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime import Stream, proof
 from everframe.runtime.noise import chunk_noise
-from everframe.runtime.reference import FILE, Deviation, Reference, deviation, sampled
+from everframe.runtime.passes import Passes
+from everframe.runtime.prompts import PromptBank
+from everframe.runtime.reference import FILE, Deviation, Reference, deviation, observe, sampled
 
 from helpers import AUTOENCODER, PROMPTS
 
@@ -270,6 +274,50 @@ def test_a_bundle_that_cannot_be_written(copied: Path, tmp_path: Path, monkeypat
     Stream(Bundle.open(copied)).close()
     assert not (copied / "engines").exists()
     assert len(list((tmp_path / "cache").rglob(proof.FILE))) == 1
+
+
+def never_turn(model: onnx.ModelProto) -> None:
+    """What an engine does that takes the sinks' tables for constants: they stay where they were committed."""
+    shape = [d.dim_value for d in next(v for v in model.graph.input if v.name == "sink_cos").type.tensor_type.shape.dim]
+    for name, value in (("sink_cos", 1.0), ("sink_sin", 0.0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.full(shape, value, np.float32), f"no_{name}"))
+        for node in model.graph.node:
+            node.input[:] = [f"no_{name}" if one == name else one for one in node.input]
+
+
+@pytest.mark.parametrize("distance", [9, 15])
+@pytest.mark.parametrize("form", ["in-place", "portable"])
+def test_sinks_that_do_not_follow_are_seen(
+    following_paths: dict[str, Path], checkpoint: Path, tmp_path: Path, form: Literal["in-place"], distance: int
+) -> None:
+    """At whatever distance they are to stand: the window of 12 alone never leaves sinks behind that stand at 15."""
+    path = tmp_path / "follow.everframe"
+    if distance == 9:
+        shutil.copytree(following_paths[form], path, ignore=shutil.ignore_patterns("engines"))
+    else:
+        changes = Overrides(form=form, rope="relative", sink_distance=distance)
+        export_checkpoint(checkpoint, path, changes, chunks=6, force=False)
+    with Stream(Bundle.open(path)) as stream:
+        assert stream.next_chunk().frames.size
+    assert Reference.read(Bundle.open(path)).turn[0] > 1000
+    wrong = alter(path, "step", never_turn)
+    with pytest.raises(UserError, match="compute something else"):
+        Stream(wrong)
+
+
+def test_a_reference_of_before_holds_as_it_did(following_paths: dict[str, Path], tmp_path: Path) -> None:
+    """Earlier versions turned sinks for the late chunk by as much as the window had left them behind."""
+    path = tmp_path / "before.everframe"
+    shutil.copytree(following_paths["portable"], path, ignore=shutil.ignore_patterns("engines"))
+    backend, bundle = open_backend("onnxruntime", EngineOptions()), Bundle.open(path)
+    loop = Passes(backend, bundle)
+    old = observe(loop, bundle, PromptBank(bundle, backend), replace(Reference.read(bundle), turn=np.array([3])))
+    loop.close()
+    save_file({k: np.ascontiguousarray(v) for k, v in vars(old).items() if k != "turn"}, path / FILE)
+    write_manifest(path, bundle.manifest.model_copy(update={"reference": describe(path / FILE)}))
+    assert Reference.read(Bundle.open(path)).turn[0] == 3
+    with Stream(Bundle.open(path)) as stream:
+        assert stream.next_chunk().frames.size
 
 
 def test_a_bundle_without_a_reference_streams(copied: Path) -> None:

@@ -13,13 +13,14 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime.cli.app import app
-from everframe.runtime.measure.study import study_sinks
-from everframe.runtime.measure.study_report import collapse, collapse_indices, heads_together, read_runs
-from everframe.runtime.measure.variants import OTHERS, STRETCHED, fitting, variants
+from everframe.runtime.measure.study import run, study_sinks
+from everframe.runtime.measure.study_report import Run, collapse, collapse_indices, heads_together, read_runs, table
+from everframe.runtime.measure.variants import FOLLOWING, OTHERS, STRETCHED, Variant, fitting, variants
 from everframe.runtime.rope import axis_frequencies
 
 from helpers import PROMPTS
@@ -130,7 +131,7 @@ def test_a_study_that_is_killed_leaves_no_worker_streaming(bundle_path: Path, tm
     words = ["study", "sinks", "-b", str(bundle_path), "-o", str(tmp_path), "--frames", "1000000", "--jobs", "2"]
     for end in (signal.SIGTERM, signal.SIGKILL):
         study = psutil.Popen([sys.executable, "-c", "from everframe.runtime.cli import main; main()", *words])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while len(workers := [c for c in study.children() if any("spawn_main" in w for w in c.cmdline())]) < 2:
             assert study.is_running()
             assert time.monotonic() < deadline
@@ -154,6 +155,28 @@ def test_every_variant_of_a_bundle_that_can_do_all(checkpoint: Path, tmp_path: P
         assert kinds["designed"][1] < kinds["layers"][1] < kinds["none"][1]
     assert "wan2.1-1.3b" in record["spectra"]
     assert sum("highest mean cosine" in line for line in told) == 2
+    assert not set(record["predicted"]) & set(FOLLOWING)  # always at one distance
+
+
+def test_right_behind_the_window_whatever_the_bundle_says(following_paths: dict[str, Path], tmp_path: Path) -> None:
+    bundle = Bundle.open(following_paths["portable"])
+    rope = bundle.manifest.rope.model_copy(update={"sink_distance": 18})
+    away = Bundle(bundle.path, bundle.manifest.model_copy(update={"rope": rope}))
+    runs = {
+        name: run(of, Variant(name), PROMPTS[0], 3, 60, 21, EngineOptions()).distance
+        for of, name in ((away, "relative"), (away, "horizon"))
+    }
+    assert runs["relative"] == run(bundle, Variant("relative"), PROMPTS[0], 3, 60, 21, EngineOptions()).distance
+    assert runs["relative"] != runs["horizon"]
+
+
+def test_attention_while_the_ring_fills_is_not_judged() -> None:
+    mass = np.full((40, 4), 0.2)
+    mass[:10] = 1.0
+    stream = Run(Variant("jitter"), "x", 0, [1.0] * 40, 1.0, 1.0, mass.tolist())
+    (row,) = table([stream], 3, 2)
+    assert row["sink_mass"] == pytest.approx(0.2)
+    assert row["sink_mass_peak"] == pytest.approx(0.2)
 
 
 def test_at_a_jitter_of_nothing_the_kinds_of_jitter_are_none(bundle: Bundle, tmp_path: Path) -> None:
