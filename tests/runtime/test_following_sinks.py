@@ -327,7 +327,7 @@ def test_the_command_s_distance_is_the_stream_s(following_paths: dict[str, Path]
 def test_without_sinks_there_is_no_distance(bundle: Bundle) -> None:
     geometry = bundle.manifest.geometry.model_copy(update={"sink": 0})
     without = Bundle(bundle.path, bundle.manifest.model_copy(update={"geometry": geometry}))
-    with pytest.raises(UserError, match="sink_distance 20: .* has no sinks"):
+    with pytest.raises(UserError, match=r"sink_distance 20: .* has no sinks"):
         check_distance(without, "relative", 20)
 
 

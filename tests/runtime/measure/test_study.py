@@ -18,7 +18,8 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.runtime.cli.app import app
-from everframe.runtime.measure.study import run, study_sinks
+from everframe.runtime.measure.study import run as stream
+from everframe.runtime.measure.study import study_sinks
 from everframe.runtime.measure.study_report import Run, collapse, collapse_indices, heads_together, read_runs, table
 from everframe.runtime.measure.variants import FOLLOWING, OTHERS, STRETCHED, Variant, fitting, variants
 from everframe.runtime.rope import axis_frequencies
@@ -163,18 +164,18 @@ def test_right_behind_the_window_whatever_the_bundle_says(following_paths: dict[
     rope = bundle.manifest.rope.model_copy(update={"sink_distance": 18})
     away = Bundle(bundle.path, bundle.manifest.model_copy(update={"rope": rope}))
     runs = {
-        name: run(of, Variant(name), PROMPTS[0], 3, 60, 21, EngineOptions()).distance
+        name: stream(of, Variant(name), PROMPTS[0], 3, 60, 21, EngineOptions()).distance
         for of, name in ((away, "relative"), (away, "horizon"))
     }
-    assert runs["relative"] == run(bundle, Variant("relative"), PROMPTS[0], 3, 60, 21, EngineOptions()).distance
+    assert runs["relative"] == stream(bundle, Variant("relative"), PROMPTS[0], 3, 60, 21, EngineOptions()).distance
     assert runs["relative"] != runs["horizon"]
 
 
 def test_attention_while_the_ring_fills_is_not_judged() -> None:
     mass = np.full((40, 4), 0.2)
     mass[:10] = 1.0
-    stream = Run(Variant("jitter"), "x", 0, [1.0] * 40, 1.0, 1.0, mass.tolist())
-    (row,) = table([stream], 3, 2)
+    one = Run(Variant("jitter"), "x", 0, [1.0] * 40, 1.0, 1.0, mass.tolist())
+    (row,) = table([one], 3, 2)
     assert row["sink_mass"] == pytest.approx(0.2)
     assert row["sink_mass_peak"] == pytest.approx(0.2)
 
