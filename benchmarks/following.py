@@ -1,9 +1,9 @@
-"""What sinks that follow the window cost a pass, and bases for every head of every layer: the demo with and without, in turn.
+"""What sinks that follow the window cost a pass, and bases for every head of every layer: with and without, in turn.
 
     python benchmarks/following.py [--chunks 40] [--out docs/measured/following.json]
 
-Exports the demo's checkpoint both ways in both forms and streams each pair chunk about chunk on one thread, after the window is
-full; of every denoising pass the ratio to the same pass without. Medians of the pairs.
+Exports the demo's checkpoint both ways in both forms and streams each pair chunk about chunk on one thread, after the
+window is full; of every denoising pass the ratio to the same pass without. Medians of the pairs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def bundle(folder: Path, form: Literal["in-place", "portable"], **changes: Any) 
     return path
 
 
-def passes(stream: Stream) -> list[float]:
+def passes(stream: Stream) -> tuple[float, ...]:
     return stream.next_chunk().timings.diffuse
 
 
