@@ -202,14 +202,14 @@ def wan(  # as long as its options: it does nothing but parse them
         **{"jitter_by": bases(jitter_by, jitter_design) or "head", "jitter_design": jitter_design},
     }
     explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
-    if recipe is not None:
-        from .recipes import find, overruling
-
-        explicit = overruling(find(recipe), given, explicit)
     if recipe is None:
         check_no_recipe(given | {"output": output}, explicit)
     elif output is None and not dry_run:
         raise UserError("--output is missing: the bundle to write, NAME.everframe")
+    else:
+        from .recipes import find, overruling
+
+        explicit = overruling(find(recipe), given, explicit)
     with reporting() as report:
         if dry_run or output is None:
             plan_recipe(str(recipe), decoder, explicit, report)
@@ -224,6 +224,9 @@ def wan(  # as long as its options: it does nothing but parse them
             from .recipes import recipe_options
 
             given |= recipe_options(recipe, explicit, {f.name for f in dataclasses.fields(WanSource)}, report)
+        if {"jitter_by", "jitter_seed"} & explicit and not given["jitter"]:
+            raise UserError("--jitter-by and --jitter-seed: expected a --jitter above 0 with them")
+        if recipe is not None:
             planned = WanSource(**given)
             check_choices(settled(planned, named_family(planned.family or "wan2.1")), probe)  # before fetching
             fetched, alpha = recipe_files(recipe, decoder, explicit, report)
@@ -231,8 +234,6 @@ def wan(  # as long as its options: it does nothing but parse them
                 own = Lora(fetched.pop("lora"), alpha=alpha if lora_alpha is None else lora_alpha)
                 given["loras"] = (own, *given["loras"])
             given |= fetched
-        if {"jitter_by", "jitter_seed"} & explicit and not given["jitter"]:
-            raise UserError("--jitter-by and --jitter-seed: expected a --jitter above 0 with them")
         export_wan(WanSource(**given), output, chunks=chunks, force=force, report=report, probe=probe)
 
 

@@ -97,6 +97,13 @@ def page_routes(places: dict[str, str], server: Server) -> APIRouter:
     # Scripts of a page in a sandboxed frame are asked for from no origin; these files are anybody's.
     for path, name in (places | static).items():
         routes.add_api_route(path, page(name), include_in_schema=False)
+
+    def without_slash(path: str) -> Callable[[], Any]:
+        async def get(request: Request) -> RedirectResponse:
+            return RedirectResponse(f"..{path}" + (f"?{request.url.query}" if request.url.query else ""))
+
+        return get
+
     for path in places.keys() - {"/"}:
-        routes.add_api_route(f"{path}/", lambda path=path: RedirectResponse(f"..{path}"), include_in_schema=False)
+        routes.add_api_route(f"{path}/", without_slash(path), include_in_schema=False)
     return routes

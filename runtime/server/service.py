@@ -99,6 +99,7 @@ class Service:
             Guests(config.guest, self.control, lambda: self.facts.get("prompt")) if config.guest.enabled else None
         )
         self.thumbs = Thumbs(config.state_dir / "pictures", seen.bundle)
+        self.thumbs.tidy()
         self.channel.burn = lambda frame: self.overlays.layer.burned(frame, dt.datetime.now(dt.UTC))
         self.channel.held = self.control.kept.paused
         self.pushes = [Push(target, g.width, g.height, g.fps, video.push_settings) for target in video.push]

@@ -288,9 +288,9 @@ def test_the_bundle_stays_whole(bundle_path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         add(path, good, tmp_path / "none.onnx")
     assert hashes(path) == before
-    shows = add(path, good, None)
+    shows = add(path, good, None).output
     assert (shows.width, shows.height, shows.fps) == (128, 64, 16)
-    shows = add(path, None, smooth_file(tmp_path / "s.onnx"), 4)  # beside the other one
+    shows = add(path, None, smooth_file(tmp_path / "s.onnx"), 4).output  # beside the other one
     assert (shows.width, shows.height, shows.fps) == (128, 64, 64)
     kept = Bundle.open(path).manifest
     assert {k: v["from"] for k, v in kept.provenance["post"].items()} == {

@@ -310,9 +310,8 @@ def test_a_reference_of_before_holds_as_it_did(following_paths: dict[str, Path],
     path = tmp_path / "before.everframe"
     shutil.copytree(following_paths["portable"], path, ignore=shutil.ignore_patterns("engines"))
     backend, bundle = open_backend("onnxruntime", EngineOptions()), Bundle.open(path)
-    loop = Passes(backend, bundle)
+    loop = Passes(backend, bundle, "step", lanes=1)
     old = observe(loop, bundle, PromptBank(bundle, backend), replace(Reference.read(bundle), turn=np.array([3])))
-    loop.close()
     save_file({k: np.ascontiguousarray(v) for k, v in vars(old).items() if k != "turn"}, path / FILE)
     write_manifest(path, bundle.manifest.model_copy(update={"reference": describe(path / FILE)}))
     assert Reference.read(Bundle.open(path)).turn[0] == 3
@@ -366,6 +365,6 @@ def test_deviation_is_relative_to_the_reference() -> None:
     rng = np.random.default_rng(0)
     first = rng.standard_normal((8, 3, 4, 8)).astype(np.float16)
     late, frames = rng.standard_normal(100).astype(np.float32), np.full(50, 100, np.uint8)
-    kept = Reference(first, late, frames, frames)
-    found = Reference(first * np.float16(1.5), late * np.float32(1.1), frames + np.uint8(2), frames)
+    kept = Reference(first, late, frames, frames, np.array([0]))
+    found = Reference(first * np.float16(1.5), late * np.float32(1.1), frames + np.uint8(2), frames, np.array([0]))
     assert np.allclose(astuple(deviation(found, kept)), (0.5, 0.1, 2.0, 0.0), atol=1e-3)

@@ -27,6 +27,7 @@ class Kept(BaseModel):
     config: str = ""  # digest of the overlay that this started from
     overlay: Overlay  # without a message
     message: Message | None = None  # what covers it
+    ordered: bool = False  # it was, and is not the configuration's
     uploaded: bool = False  # the logo is the one that was uploaded
 
 
@@ -48,13 +49,17 @@ class Overlays:
             return
         # Nothing but an order takes a message away: neither another configuration nor a file that has gone.
         if kept.config != self.kept.config:
-            kept = self.kept.model_copy(update={"message": kept.message or self.kept.message})
+            kept = self._with_ordered(kept)
         try:
             self.layer, self.kept = self._layer(kept), kept
         except UserError as error:
             log.warning("%s: not usable, starting from the configuration: %s", self._file, error)
-            kept = self.kept.model_copy(update={"message": kept.message or self.kept.message})
+            kept = self._with_ordered(kept)
             self.layer, self.kept = self._layer(kept, self.layer.logo), kept
+
+    def _with_ordered(self, kept: Kept) -> Kept:
+        """The configuration's overlay with the message that was ordered, if one was."""
+        return self.kept.model_copy(update={"message": kept.message, "ordered": True}) if kept.ordered else self.kept
 
     def shown(self) -> Overlay:
         """Without names of files, which are nobody's business."""
@@ -67,7 +72,7 @@ class Overlays:
         stays."""
         with self._lock:
             if overlay is None:
-                fresh = self._fresh().model_copy(update={"message": self.kept.message})
+                fresh = self._fresh().model_copy(update={"message": self.kept.message, "ordered": self.kept.ordered})
                 self._show(fresh, self._checked(fresh))
                 return
             if overlay.font is not None or (overlay.logo is not None and overlay.logo.file is not None):
@@ -83,7 +88,7 @@ class Overlays:
     def tell(self, message: Message | None) -> None:
         """Cover everything with a message; None: show again what was there before it."""
         with self._lock:
-            kept = self.kept.model_copy(update={"message": message})
+            kept = self.kept.model_copy(update={"message": message, "ordered": message is not None})
             # With the logo as it was read: a message must not wait for a file that has gone since, nor its end.
             self._show(kept, self._layer(kept, self.layer.logo))
 

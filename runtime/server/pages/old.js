@@ -65,10 +65,12 @@
     load();
     frame();
     setInterval(frame, ASK);
-    setInterval(function () {
-      word.hidden = picture.naturalWidth > 0;
+    var began = new Date().getTime();
+    var waiting = setInterval(function () {
       word.innerText = "No picture from " + location.host;
-    }, 60000);
+      word.hidden = picture.naturalWidth > 0 || new Date().getTime() - began < 60000;
+      if (picture.naturalWidth > 0) clearInterval(waiting);
+    }, 1000);
     if (modules) again();
   }
   setTimeout(begin, modules ? PATIENCE : 0);

@@ -4,9 +4,23 @@
 const STILL = 20000; // ms without progress after which the browser's own player is given the stream again
 const TRIES = 3; // of that player with a stream that is there, after which Motion JPEG takes its place
 const AGAIN = 3000; // ms until what failed is tried again
+const LATE = 5000; // ms for an answer
 const ASK = 10000; // ms between questions for the screen's view, which also say that it is there
 
 const place = (path) => new URL(path, document.baseURI);
+
+// An answer that is none within LATE is given up: a connection to a server that has lost its power says nothing for minutes.
+async function asked(path) {
+  const stop = window.AbortController ? new AbortController() : null;
+  const late = setTimeout(() => stop && stop.abort(), LATE);
+  try {
+    const answer = await fetch(place(path), { cache: "no-store", signal: stop ? stop.signal : undefined });
+    if (!answer.ok) throw new Error(answer.status);
+    return answer;
+  } finally {
+    clearTimeout(late);
+  }
+}
 
 // screen: its name; null: a preview, which is none.
 export function otherWays(video, screen, frame) {
@@ -17,9 +31,13 @@ export function otherWays(video, screen, frame) {
   const instead = () => (image = image || pictures(video));
   // Some let nothing play that nobody has touched, as an iPhone that saves power.
   const play = () => video.play().catch((error) => error.name === "NotAllowedError" && instead());
+  let looking = false;
   const load = async () => {
+    if (looking || image) return;
+    looking = true;
+    const there = await asked("hls/live.m3u8").then(() => true, () => false);
+    looking = false;
     moved = performance.now();
-    const there = await fetch(place("hls/live.m3u8"), { cache: "no-store" }).then((answer) => answer.ok, () => false);
     if (there && ++tries > TRIES) instead();
     if (image) return;
     video.src = place("hls/live.m3u8");
@@ -56,20 +74,16 @@ function pictures(video) {
 // without a word never fails: it is asked for again when the server is back, or is another one.
 function askView(screen, frame, again) {
   let life = null;
-  const address = place(`api/screens/${encodeURIComponent(screen)}/view`);
-  const ask = () => {
-    const stop = window.AbortController && new AbortController();
-    const late = setTimeout(() => stop && stop.abort(), ASK / 2);
-    fetch(address, { cache: "no-store", signal: stop ? stop.signal : undefined })
-      .then((answer) => (answer.ok ? answer.json() : Promise.reject(answer.status)))
+  const address = `api/screens/${encodeURIComponent(screen)}/view`;
+  const ask = () =>
+    asked(address)
+      .then((answer) => answer.json())
       .then((view) => {
         if (life !== null && life !== view.life) again();
         life = view.life;
         if (frame) frame(view);
       })
-      .catch(() => (life = life === null ? null : "lost"))
-      .then(() => clearTimeout(late));
-  };
+      .catch(() => (life = life === null ? null : "lost"));
   ask();
   setInterval(ask, ASK);
 }

@@ -16,7 +16,8 @@ CHUNKS = 2  # of a scene, of whose last one the picture is
 
 
 def make_missing(config: Config, tell: Callable[[str], None]) -> None:
-    """A picture of every prompt that has none, by the configured engines. Raises UserError."""
+    """A picture of every prompt that has none, by the configured engines, without an anchor. Raises
+    UserError."""
     settings = config.stream
     bundle = open_bundle(settings.bundle).with_post(settings.post)
     thumbs = Thumbs(config.state_dir / "pictures", bundle)

@@ -25,19 +25,22 @@ RENEWED = 86400.0  # seconds after which a newer one is taken
 
 class Thumbs:
     """Files in a folder, which is made when the first one comes. Another bundle makes other pictures of the same prompts:
-    they have other names, and these are taken away."""
+    they have other names."""
 
     def __init__(self, folder: Path, bundle: Bundle):
         self._folder, self._prompts = folder, frozenset(bundle.manifest.prompts)
         self._bundle = "".join(bundle.manifest.graphs[name].digest for name in ("step", "decode"))
         self._prompt, self._chunks = "", 0
-        own = {self.file(prompt) for prompt in self._prompts}
-        for file in folder.glob("*.jpg"):
-            if file not in own:
-                file.unlink(missing_ok=True)
 
     def file(self, prompt: str) -> Path:
         return self._folder / f"{hashlib.sha256(f'{self._bundle} {prompt}'.encode()).hexdigest()[:16]}.jpg"
+
+    def tidy(self) -> None:
+        """Take those of other bundles away."""
+        own = {self.file(prompt) for prompt in self._prompts}
+        for file in self._folder.glob("*.jpg"):
+            if file not in own:
+                file.unlink(missing_ok=True)
 
     def there(self) -> set[str]:
         """Prompts that have a picture."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -129,17 +130,39 @@ def test_a_study_that_was_cut_off_makes_what_it_lacks(bundle_path: Path, tmp_pat
 
 def test_a_study_that_is_killed_leaves_no_worker_streaming(bundle_path: Path, tmp_path: Path) -> None:
     """Neither by SIGTERM, as a service manager ends it, nor by SIGKILL, of which it learns nothing."""
-    words = ["study", "sinks", "-b", str(bundle_path), "-o", str(tmp_path), "--frames", "1000000", "--jobs", "2"]
+    code = """
+import sys
+from pathlib import Path
+from everframe.engines.bundle import Bundle
+from everframe.runtime.measure.study import run_all
+from everframe.runtime.measure.variants import Variant
+bundle = Bundle.open(Path(sys.argv[1]))
+wanted = [(Variant("jitter"), bundle.manifest.prompts[0], seed) for seed in range(2)]
+run_all(bundle, wanted, 10**7, 21, 2, print)
+"""
     for end in (signal.SIGTERM, signal.SIGKILL):
-        study = psutil.Popen([sys.executable, "-c", "from everframe.runtime.cli import main; main()", *words])
-        deadline = time.monotonic() + 180
-        while len(workers := [c for c in study.children() if any("spawn_main" in w for w in c.cmdline())]) < 2:
-            assert study.is_running()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        study.send_signal(end)
-        study.wait(20)
-        assert not psutil.wait_procs(workers, 20)[1]
+        study = psutil.Popen([sys.executable, "-c", code, str(bundle_path)])
+        workers: list[psutil.Process] = []
+        try:
+            deadline = time.monotonic() + 60
+            while len(workers) < 2:
+                assert study.is_running()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+                workers = [one for one in study.children() if "spawn_main" in words_of(one)]
+            study.send_signal(end)
+            study.wait(20)
+            assert not psutil.wait_procs(workers, 20)[1]
+        finally:
+            for one in (study, *workers):
+                with contextlib.suppress(psutil.Error):
+                    one.kill()
+
+
+def words_of(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def test_every_variant_of_a_bundle_that_can_do_all(checkpoint: Path, tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def test_who_orders_with_the_token_has_the_last_word(control: Control, ordered: 
     guests.clear()
     assert guests.place("visitor-3", 151.0)["queue"] == 0
     guests.tick(194.0)
-    control.pause(True)
     guests.wish("visitor-a", LAVA, 200.0)
+    control.pause(True)
     guests.tick(200.0)
     assert prompts(ordered)[-1] == "pause"
     control.pause(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import http.client
 import io
 import sys
 from collections.abc import Callable
@@ -227,5 +228,9 @@ def test_a_logo_may_be_larger_than_an_order(site: Site) -> None:
     assert out.tell() > 1 << 20
     assert site.ask("/api/overlay/logo", "PUT", out.getvalue(), token=None)[0] == 401
     assert site.ask("/api/overlay/logo", "PUT", out.getvalue())[0] == 204
-    assert site.ask("/api/overlay/logo", "PUT", bytes((8 << 20) + 1))[0] == 413
+    connection = http.client.HTTPConnection("127.0.0.1", site.port)
+    connection.putrequest("PUT", "/api/overlay/logo")
+    connection.putheader("Content-Length", str((8 << 20) + 1))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
     assert site.ask("/api/overlay", "DELETE")[0] == 204

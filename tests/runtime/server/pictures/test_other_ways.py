@@ -108,7 +108,7 @@ def test_motion_jpeg_of_a_server_that_went_without_a_word(site: Site, browser: B
             page.route("**/static/screen.js", lambda route: route.abort())
         page.goto(f"{site.url}/?screen=tv")
         until(page, IMAGE, 60)
-        time.sleep(12)
+        page.wait_for_timeout(12_000)
         assert len(asked) == 1
         life[0] = 2
         wait_for(lambda: page.evaluate("1") and len(asked) == 2, 30)

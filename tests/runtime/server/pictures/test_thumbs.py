@@ -12,6 +12,7 @@ from PIL import Image
 
 from everframe.engines.bundle import Bundle, write_manifest
 from everframe.engines.graphfile import describe_graph
+from everframe.runtime.server.pictures.thumbs import Thumbs
 
 from serving import COMMAND, serve
 
@@ -45,9 +46,10 @@ def test_another_bundle_has_pictures_of_its_own(bundle_path: Path, tmp_path: Pat
     shutil.copytree(bundle_path, other)
     graphs = dict(Bundle.open(other).manifest.graphs)
     with open(other / graphs["decode"].model.file, "ab") as file:
-        file.write(b"\x72\x01x")  # a field of the model that says where it comes from
+        file.write(b"\x12\x01x")  # of the model: who made it
     graphs["decode"] = describe_graph(other / graphs["decode"].model.file)
     write_manifest(other, Bundle.open(other).manifest.model_copy(update={"graphs": graphs}))
     pictures(other, state)
+    Thumbs(state / "pictures", Bundle.open(other)).tidy()  # as the server does when it starts
     after = {file.name for file in (state / "pictures").iterdir()}
     assert (len(after), before & after) == (len(before), set())
