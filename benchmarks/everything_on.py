@@ -33,7 +33,10 @@ from everframe.runtime import DEMO_BUNDLE
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime" / "server"))
 from serving import CHROMIUM, FLAGS, Site, free_port, serve, until
 
-CONFIG = """[video]
+CONFIG = """[stream]
+backend = "{backend}"
+precision = "{precision}"
+[video]
 webrtc = 4
 push = ["udp://127.0.0.1:{sink}"]
 push_audio = "silence"
@@ -115,25 +118,31 @@ def minute(site: Site, osc: SimpleUDPClient, prompts: list[str], n: int, third: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=int, default=60)
+    parser.add_argument("--backend", default="openvino", help="the demo's engine in the server")
+    parser.add_argument("--precision", default="auto", help="of openvino")
+    parser.add_argument(
+        "--width", type=int, default=320, help="of the pages; a browser without a GPU pays for each pixel"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/measured/everything_on.json"))
     args = parser.parse_args()
     sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sink.bind(("127.0.0.1", 0))
     port = free_port()
-    config = CONFIG.format(sink=sink.getsockname()[1], osc=port)
+    config = CONFIG.format(sink=sink.getsockname()[1], osc=port, backend=args.backend, precision=args.precision)
     with (
         tempfile.TemporaryDirectory() as folder,
         serve(Path(folder), DEMO_BUNDLE, config) as site,
         sync_playwright() as play,
     ):
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        pages = [browser.new_context(viewport={"width": 640, "height": 360}).new_page() for _ in PAGES]
+        viewport = {"width": args.width, "height": args.width * 9 // 16}
+        pages = [browser.new_context(viewport=viewport).new_page() for _ in PAGES]
         for page, address in zip(pages, PAGES, strict=True):
             page.goto(f"{site.url}/{address}")
         for page in pages[:2]:
             until(page, "window.player && player.shown() > 30", 90)
         readers, osc = Readers(site, sink), SimpleUDPClient("127.0.0.1", port)
-        prompts, third, rows = site.ask("/api/prompts")[1]["prompts"], browser.new_page(), []
+        prompts, third, rows = site.ask("/api/prompts")[1]["prompts"], browser.new_page(viewport=viewport), []
         began = time.monotonic()
         for n in range(args.minutes):
             minute(site, osc, prompts, n, third)

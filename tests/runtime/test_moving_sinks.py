@@ -112,7 +112,7 @@ def error(latent: np.ndarray, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", ["in-place", "portable", pytest.param("longer", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("mode", ["relative", "absolute"])
+@pytest.mark.parametrize("mode", ["relative", pytest.param("absolute", marks=pytest.mark.slow)])
 def test_folded_as_the_original_does(paths: dict, checkpoint: Path, name: str, mode: Literal["relative"]) -> None:
     bundle = Bundle.open(paths[name])
     reference = Rolled(bundle, checkpoint, mode)

@@ -77,8 +77,7 @@ def transport_routes(service: Service) -> APIRouter:
             PLAYERS.once(f"refused: {MAX_VIEWERS} pages watch already; others show HLS or Motion JPEG")
             return await socket.close(1013)
         if why:
-            told = CONFIGURED if viewer.screen.name in service.screens.views else PLAYERS
-            told.once(f"screen {plain(viewer.screen.name, 64)!r}: {plain(why, 200)}")
+            tell_why(viewer.screen.name, why, service)
         try:
             await socket.accept()
             await Connection(socket, viewer, service, socket.app.state.live).serve()
@@ -118,6 +117,12 @@ def transport_routes(service: Service) -> APIRouter:
         return Response(data, media_type=kind_of(name), headers=fresh)
 
     return routes
+
+
+def tell_why(screen: str, why: str, service: Service) -> None:
+    """In the log: why a page did not take the way to the picture that it should have."""
+    told = CONFIGURED if screen in service.screens.views else PLAYERS
+    told.once(f"screen {plain(screen, 64)!r}: {plain(why, 200)}")
 
 
 async def jpegs(live: Live) -> AsyncIterator[bytes]:

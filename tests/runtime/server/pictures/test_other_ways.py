@@ -78,7 +78,7 @@ def test_where_the_browser_s_own_player_gives_no_picture(site: Site, browser: Br
 def test_a_message_that_is_burned_in_is_read_whole(site: Site, browser: Browser) -> None:
     """Also by a screen that shows half of the picture, or one without modules."""
     whole = "document.body.classList.contains('contain') && getComputedStyle(document.querySelector('#wall')).left"
-    with page_of(browser, NO_MSE + DEAF) as page, page_of(browser) as old:
+    with page_of(browser, NO_MSE + DEAF + NOWHERE) as page, page_of(browser) as old:
         old.route("**/static/screen.js", lambda route: route.abort())
         page.goto(f"{site.url}/?screen=tv")
         old.goto(f"{site.url}/?screen=old&fit=fill")
@@ -101,7 +101,7 @@ def test_motion_jpeg_of_a_server_that_went_without_a_word(site: Site, browser: B
     def view(route: Route) -> None:
         route.fulfill(body=json.dumps({"life": life[0], "message": False}), content_type="application/json")
 
-    with page_of(browser, NO_MSE + DEAF) as page:
+    with page_of(browser, NO_MSE + DEAF + NOWHERE) as page:
         page.route("**/view*", view)
         page.on("request", lambda request: "video.mjpeg" in request.url and asked.append(request.url))
         if old:

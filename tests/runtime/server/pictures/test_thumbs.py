@@ -44,11 +44,12 @@ def test_another_bundle_has_pictures_of_its_own(bundle_path: Path, tmp_path: Pat
     pictures(bundle_path, state)
     before = {file.name for file in (state / "pictures").iterdir()}
     shutil.copytree(bundle_path, other)
-    graphs = dict(Bundle.open(other).manifest.graphs)
+    manifest = Bundle.open(other).manifest
+    graphs = dict(manifest.graphs)
     with open(other / graphs["decode"].model.file, "ab") as file:
         file.write(b"\x12\x01x")  # of the model: who made it
     graphs["decode"] = describe_graph(other / graphs["decode"].model.file)
-    write_manifest(other, Bundle.open(other).manifest.model_copy(update={"graphs": graphs}))
+    write_manifest(other, manifest.model_copy(update={"graphs": graphs}))
     pictures(other, state)
     Thumbs(state / "pictures", Bundle.open(other)).tidy()  # as the server does when it starts
     after = {file.name for file in (state / "pictures").iterdir()}
