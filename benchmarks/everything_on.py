@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 from pythonosc.udp_client import SimpleUDPClient
 
 from everframe.runtime import DEMO_BUNDLE
@@ -135,7 +135,7 @@ def main() -> None:
         sync_playwright() as play,
     ):
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        viewport = {"width": args.width, "height": args.width * 9 // 16}
+        viewport: ViewportSize = {"width": args.width, "height": args.width * 9 // 16}
         pages = [browser.new_context(viewport=viewport).new_page() for _ in PAGES]
         for page, address in zip(pages, PAGES, strict=True):
             page.goto(f"{site.url}/{address}")

@@ -82,7 +82,7 @@ def page_routes(places: dict[str, str], server: Server) -> APIRouter:
     routes, framed = APIRouter(), Told()
     static = {f"/static/{file.name}": file.name for file in PAGES.iterdir() if file.suffix in KINDS}
 
-    def page(name: str) -> Callable[[], Any]:
+    def page(name: str) -> Callable[[Request], Any]:
         async def get(request: Request) -> FileResponse:
             kind = KINDS.get(Path(name).suffix, "text/html")
             strange = request.headers.get("sec-fetch-site", "same-origin") != "same-origin"
@@ -98,7 +98,7 @@ def page_routes(places: dict[str, str], server: Server) -> APIRouter:
     for path, name in (places | static).items():
         routes.add_api_route(path, page(name), include_in_schema=False)
 
-    def without_slash(path: str) -> Callable[[], Any]:
+    def without_slash(path: str) -> Callable[[Request], Any]:
         async def get(request: Request) -> RedirectResponse:
             return RedirectResponse(f"..{path}" + (f"?{request.url.query}" if request.url.query else ""))
 
