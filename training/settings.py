@@ -13,6 +13,6 @@ AUTOENCODER = TaehvConfig(latent_channels=16, encoder_widths=(32, 64, 96), decod
 FIRST_AUTOENCODER = replace(AUTOENCODER, encoder_widths=(32, 48, 48), decoder_widths=(96, 64, 32, 32))
 
 # For the study of sink-collapse (docs/study.md): 96 heads in place of 16, so narrow that its weights stay below 10 MB.
-MANY_HEADED = replace(TRANSFORMER, dim=192, layers=12, heads=8, ffn_dim=256)
+MANY_HEADED = replace(TRANSFORMER, dim=192, layers=12, heads=8, ffn_dim=192)
 
 __all__ = ["AUTOENCODER", "FIRST_AUTOENCODER", "MANY_HEADED", "TRANSFORMER"]

@@ -160,6 +160,7 @@ def test_a_lean_runtime_is_allowed_to_run(portable_path: Path, tmp_path: Path, m
         assert np.isfinite(stream.next_chunk().latent).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_hundred_streams_leave_nothing(
     name: str, portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

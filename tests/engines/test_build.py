@@ -59,6 +59,7 @@ def test_every_graph_of_a_wan_bundle_builds(wan_bundle: Bundle, graph: str) -> N
     assert built.attentions == (4 if graph == "step" else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["step", "prompt", "decode", "decode_first", "encode"])
 @pytest.mark.slow
 def test_every_graph_of_the_5b_builds(wan22_paths: dict[str, Path], graph: str) -> None:
@@ -422,6 +423,7 @@ def test_fp8_for_a_card_without_it_is_refused(quantised: dict[str, Bundle]) -> N
         build_graph(quantised["fp8 float"], "step", BuildOptions(targets=("sm_86",)))
 
 
+@pytest.mark.slow
 def test_int8_weights_take_a_byte_each(tmp_path: Path) -> None:
     """The demo's step graph, by the builder's own figure: nothing was silently dequantised."""
     from everframe.calibration.calibrate import Settings, calibrate

@@ -141,6 +141,7 @@ def test_two_steps_by_a_lora(wan22_home: Path, tmp_path: Path) -> None:
         assert len(stream.next_chunk().frames) == 8
 
 
+@pytest.mark.slow
 def test_the_command(wan22_home: Path, tmp_path: Path) -> None:
     words = ["--generator", str(wan22_home / "longlive2.pt"), "--vae", str(wan22_home / "taew2_2.pth")]
     words += ["--text-encoder", str(wan22_home / "text"), "--prompts", str(wan22_home / "prompts.txt")]

@@ -51,6 +51,7 @@ def large(wan_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_large_export_is_the_same_model(large: Path, wan_home: Path, tmp_path: Path) -> None:
     small = tmp_path / "small.everframe"
     export_wan(source(wan_home, vae=wan_home / "taew2_1.pth"), small, chunks=0, force=False)

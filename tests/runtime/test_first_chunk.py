@@ -31,7 +31,11 @@ from wanfiles import source
 FIRST = [1000, 750, 500, 250]
 
 
-@pytest.fixture(scope="module", params=[("in-place", [1000]), ("portable", [1000, 500])], ids=["1-step", "2-step"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(("in-place", [1000]), marks=pytest.mark.slow), ("portable", [1000, 500])],
+    ids=["1-step", "2-step"],
+)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
     """Frame-wise, as Causal Forcing++ is, one step in the one form and two in the other."""
     form: Literal["in-place", "portable"]

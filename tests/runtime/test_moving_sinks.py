@@ -111,7 +111,9 @@ def error(latent: np.ndarray, expected: Tensor) -> float:
     return float((torch.from_numpy(latent) - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("name", ["in-place", "portable", pytest.param("longer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["portable", *(pytest.param(n, marks=pytest.mark.slow) for n in ("in-place", "longer"))]
+)
 @pytest.mark.parametrize("mode", ["relative", pytest.param("absolute", marks=pytest.mark.slow)])
 def test_folded_as_the_original_does(paths: dict, checkpoint: Path, name: str, mode: Literal["relative"]) -> None:
     bundle = Bundle.open(paths[name])

@@ -172,6 +172,7 @@ def test_a_first_chunk_that_decodes_to_less(whole_wan_path: Path, tmp_path: Path
         assert_close(chunk.frames, enlarged(middle))
 
 
+@pytest.mark.slow
 def test_nothing_between_two_shots(wan22_paths: dict[str, Path], tmp_path: Path) -> None:
     """A cut of a model of many shots empties no decoder, and is a cut all the same."""
     bundle = with_both(wan22_paths["portable"], tmp_path)

@@ -287,7 +287,11 @@ def never_turn(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize(
     ("form", "distance"),
-    [("in-place", 9), ("portable", 9), ("portable", 15), pytest.param("in-place", 15, marks=pytest.mark.slow)],
+    [
+        ("in-place", 9),
+        ("portable", 9),
+        *(pytest.param(f, 15, marks=pytest.mark.slow) for f in ("in-place", "portable")),
+    ],
 )
 def test_sinks_that_do_not_follow_are_seen(
     following_paths: dict[str, Path], checkpoint: Path, tmp_path: Path, form: Literal["in-place"], distance: int

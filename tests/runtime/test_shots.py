@@ -39,6 +39,7 @@ from everframe.runtime.state import load_state, save_state
 from reference import Reference
 from wanfiles import WAN_PROMPTS, source22
 
+pytestmark = pytest.mark.slow  # exports of the 5B's family are the dearest there are
 PREFIX = "The scene transitions. "
 FORMS = ("in-place", "portable")
 

@@ -185,9 +185,9 @@ def test_prompt_changes_before_the_ring_is_full(bundle: Bundle, checkpoint: Path
 @pytest.mark.parametrize(
     ("form", "sink"),
     [
-        ("portable", 6),
+        pytest.param("portable", 6, marks=pytest.mark.slow),
         pytest.param("in-place", 3, marks=pytest.mark.slow),
-        pytest.param("portable", 3, marks=pytest.mark.slow),
+        ("portable", 3),
         pytest.param("in-place", 6, marks=pytest.mark.slow),
     ],
 )

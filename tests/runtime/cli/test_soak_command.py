@@ -10,6 +10,7 @@ from pathlib import Path
 from helpers import PROMPTS
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder(bundle_path: Path, tmp_path: Path) -> None:
     def run(*words: str, refused: str = "") -> None:
         command = [sys.executable, "-m", "everframe.runtime.cli", "soak", "-b", str(bundle_path), "-o", "out", *words]

@@ -165,6 +165,7 @@ def words_of(process: psutil.Process) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_every_variant_of_a_bundle_that_can_do_all(checkpoint: Path, tmp_path: Path) -> None:
     """Each fills the tables in its own way, so each makes a stream of its own; what spectra gain stands in the record."""
     path = tmp_path / "all.everframe"

@@ -282,6 +282,7 @@ def test_the_public_decoders_states_are_there_twice() -> None:
     assert 2 * vae.states == pytest.approx(3.2e9, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_wan_vae_in_a_bundle_takes_more_than_its_graph_has_to(wan22_paths: dict[str, Path]) -> None:
     """As much of what the builder wants for the public one as it has of its states: 24 latent pixels, chunks of 2."""
     bundle = Bundle.open(wan22_paths["in-place"])

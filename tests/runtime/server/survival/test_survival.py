@@ -64,6 +64,7 @@ def read(pipe: Connection) -> tuple[str, Any, NDArray[np.uint8] | None]:
     return kind, values[0], np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(values[0]["frames"])
 
 
+@pytest.mark.slow
 def test_twenty_kills_and_the_stream_is_the_uninterrupted_one(bundle_path: Path, tmp_path: Path) -> None:
     """Frame for frame, with a playlist that changes prompts in three ways; killed at random moments."""
     job = job_of(bundle_path, tmp_path / "state.safetensors", PLAYLIST, seed=6, save_seconds=1.5)
