@@ -1,6 +1,6 @@
 """The memory of an hour with all of it on: a server with overlay, visitors, HLS, Motion JPEG, WebRTC, MSE, a push, OSC.
 
-    nice -n 10 python benchmarks/everything_on.py [--minutes 60] [--out docs/measured/everything_on.json]
+    nice -n 10 python benchmarks/everything_on.py [--minutes 60] [--precision bf16] [--width 640] [--out …]
 
 Starts the server, opens Chromium with two players (MSE, WebRTC), the visitors' and the operator's page, reads HLS, Motion
 JPEG and the pushed stream, gives orders by OSC and wishes as a visitor, and once a minute loads a third player anew, which

@@ -27,9 +27,8 @@ class Variant:
 
     jitter: the bundle's own ε at strength sigma. heads: the paper's draw, a base a head; layers: the stratified draw, a base
     for every head of every layer; designed: searched up to the length of the stream, at most LONGEST; these at the bundle's
-    strength.
-    relative: sinks right behind the window, without jitter; relative-jitter: with the bundle's; horizon: without, at the end
-    of what the model was trained to reach. pi, ntk, yarn, riflex: the spectrum stretched.
+    strength. relative: sinks right behind the window, without jitter; relative-jitter: with the bundle's; horizon: without,
+    at the end of what the model was trained to reach. pi, ntk, yarn, riflex: the spectrum stretched.
     """
 
     method: str

@@ -1,4 +1,4 @@
-// The fullscreen page: nothing to touch, nothing to read, never an error.
+// The fullscreen page: nothing to touch, and nothing to read but one line where there has never been a picture.
 import { Overlay } from "./overlay.js";
 import { Player } from "./player.js";
 

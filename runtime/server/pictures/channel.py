@@ -115,7 +115,7 @@ class Channel(threading.Thread):
         return self._burned
 
     def png(self) -> bytes:
-        """What is shown now, as a file, made once for all who ask."""
+        """What is shown now, or was AGES before, as a file, made once for all who ask."""
         return self._picture("PNG")
 
     def jpeg(self) -> bytes:

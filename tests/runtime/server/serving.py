@@ -26,6 +26,25 @@ FLAGS = [
     *("--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"),
 ]
 
+# Abilities that are taken away from it before a page's own scripts run: Media Source Extensions, naming HLS, playing it.
+NO_MSE = "delete window.MediaSource; delete window.ManagedMediaSource; delete window.WebKitMediaSource;"
+DEAF = "HTMLMediaElement.prototype.canPlayType = () => '';"
+NOWHERE = (
+    "Object.defineProperty(HTMLMediaElement.prototype, 'src', "
+    "{set(v) { this.setAttribute('src', String(v).replace('live.m3u8', 'none')) }});"
+)
+
+
+@contextlib.contextmanager
+def page_of(browser: Any, width: int = 640, height: int = 360, script: str = "") -> Iterator[Any]:
+    """A page of a browser's context of its own; script: run before the page's own."""
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page = context.new_page()
+    if script:
+        page.add_init_script(script)
+    yield page
+    context.close()
+
 
 def free_port() -> int:
     with socket.socket() as probe:

@@ -5,22 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import Browser, Route
 
-from serving import CHROMIUM, Site, serve, until, wait_for
+from serving import CHROMIUM, DEAF, NO_MSE, NOWHERE, Site, page_of, serve, until, wait_for
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
-NO_MSE = "delete window.MediaSource; delete window.ManagedMediaSource; delete window.WebKitMediaSource;"
 MAYBE = "HTMLMediaElement.prototype.canPlayType = () => 'maybe';"
-DEAF = "HTMLMediaElement.prototype.canPlayType = () => '';"
-NOWHERE = (
-    "Object.defineProperty(HTMLMediaElement.prototype, 'src', "
-    "{set(v) { this.setAttribute('src', String(v).replace('live.m3u8', 'none')) }});"
-)
 REFUSED = "HTMLMediaElement.prototype.play = () => Promise.reject(new DOMException('', 'NotAllowedError'));"
 UNCOUNTED = (
     "delete HTMLVideoElement.prototype.requestVideoFrameCallback;"
@@ -45,19 +38,10 @@ def site(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Iterato
         yield running
 
 
-@contextmanager
-def page_of(browser: Browser, script: str = "") -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 640, "height": 360})
-    page = context.new_page()
-    page.add_init_script(script)
-    yield page
-    context.close()
-
-
 @pytest.mark.parametrize("more", ["", "delete HTMLVideoElement.prototype.webkitDecodedFrameCount;"])
 def test_a_browser_that_counts_no_frames_reports_all_the_same(site: Site, browser: Browser, more: str) -> None:
     """As Chromium before 80 in televisions: else it says nothing, and is given up every twenty seconds."""
-    with page_of(browser, UNCOUNTED + more) as page:
+    with page_of(browser, script=UNCOUNTED + more) as page:
         page.goto(f"{site.url}/?screen=signage-2019")
 
         def shown() -> bool:
@@ -70,7 +54,7 @@ def test_a_browser_that_counts_no_frames_reports_all_the_same(site: Site, browse
 @pytest.mark.parametrize("script", [MAYBE + NOWHERE, MAYBE + REFUSED], ids=["plays none", "may not play"])
 def test_where_the_browser_s_own_player_gives_no_picture(site: Site, browser: Browser, script: str) -> None:
     """It says that it might play HLS and does not, or lets nothing play by itself."""
-    with page_of(browser, NO_MSE + script) as page:
+    with page_of(browser, script=NO_MSE + script) as page:
         page.goto(f"{site.url}/?screen=tablet")
         until(page, IMAGE, 60)
 
@@ -78,7 +62,7 @@ def test_where_the_browser_s_own_player_gives_no_picture(site: Site, browser: Br
 def test_a_message_that_is_burned_in_is_read_whole(site: Site, browser: Browser) -> None:
     """Also by a screen that shows half of the picture, or one without modules."""
     whole = "document.body.classList.contains('contain') && getComputedStyle(document.querySelector('#wall')).left"
-    with page_of(browser, NO_MSE + DEAF + NOWHERE) as page, page_of(browser) as old:
+    with page_of(browser, script=NO_MSE + DEAF + NOWHERE) as page, page_of(browser) as old:
         old.route("**/static/screen.js", lambda route: route.abort())
         page.goto(f"{site.url}/?screen=tv")
         old.goto(f"{site.url}/?screen=old&fit=fill")
@@ -102,7 +86,7 @@ def test_motion_jpeg_of_a_server_that_went_without_a_word(site: Site, browser: B
     def view(route: Route) -> None:
         route.fulfill(body=json.dumps({"life": life[0], "message": False}), content_type="application/json")
 
-    with page_of(browser, NO_MSE + DEAF + NOWHERE) as page:
+    with page_of(browser, script=NO_MSE + DEAF + NOWHERE) as page:
         page.route("**/view*", view)
         page.on("request", lambda request: asked.append(request.url))
         if old:

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Frame, Page
+from playwright.sync_api import Browser, Frame
 from websockets.sync.client import connect
 
 from everframe.runtime.server import app as pages
 from everframe.runtime.server.config import Server
 from everframe.runtime.server.guard import headers_of
 
-from serving import CHROMIUM, Site, free_port, serve, until, wait_for
+from serving import CHROMIUM, DEAF, NO_MSE, NOWHERE, Site, free_port, page_of, serve, until, wait_for
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
 PLAYS = "window.player && player.shown() > 8"
@@ -32,16 +32,6 @@ def framed(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Itera
     text = '[video]\nkeyframe_seconds = 0.5\n[playlist]\nitems = [{prompt = "a quiet sea", seconds = 60}]\n'
     with serve(tmp_path_factory.mktemp("framed"), bundle_path, f'embed = ["*"]\n{text}') as running:
         yield running
-
-
-@contextmanager
-def page_of(browser: Browser, width: int = 640, height: int = 360, script: str = "") -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": width, "height": height})
-    page = context.new_page()
-    if script:
-        page.add_init_script(script)
-    yield page
-    context.close()
 
 
 BOX = "JSON.stringify(document.querySelector('video').getBoundingClientRect())"
@@ -70,22 +60,10 @@ def test_without_asking_the_picture_fills_the_screen(framed: Site, browser: Brow
         assert '"width":540,"height":960' in page.evaluate(BOX)
 
 
-NO_MSE = "delete window.MediaSource; delete window.ManagedMediaSource; delete window.WebKitMediaSource;"
-
-
 @pytest.mark.parametrize("hls", [True, False])
 def test_a_browser_without_media_source(framed: Site, browser: Browser, hls: bool) -> None:
     """It gets HLS as a phone does, or Motion JPEG where it plays no HLS; and is never told that it is frozen."""
-    deaf = "" if hls else "HTMLMediaElement.prototype.canPlayType = () => '';"
-    no_hls = (
-        ""
-        if hls
-        else (
-            "Object.defineProperty(HTMLMediaElement.prototype, 'src', "
-            "{set(v) { this.setAttribute('src', String(v).replace('live.m3u8', 'none')) }});"
-        )
-    )
-    with page_of(browser, script=NO_MSE + deaf + no_hls) as page:
+    with page_of(browser, script=NO_MSE + ("" if hls else DEAF + NOWHERE)) as page:
         loads = []
         page.on("framenavigated", lambda frame: loads.append(frame.url))
         page.goto(f"{framed.url}/?screen=phone")
