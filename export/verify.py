@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -30,9 +31,7 @@ def compare(bundle: Bundle, modules: GraphSet, chunks: int) -> dict[str, float]:
     context = modules.prompt(text)
 
     def check(name: str, got: Buffer, expected: Tensor) -> None:
-        values, reference = torch.from_numpy(got.read()).double(), expected.double()
-        scale = 1.0 if name == "frames" else float(reference.abs().max()) + 1e-12
-        worst[name] = max(worst.get(name, 0.0), float((values - reference).abs().max()) / scale)
+        worst[name] = max(worst.get(name, 0.0), difference(name, torch.from_numpy(got.read()), expected))
 
     engine = backend.load(bundle, "prompt")
     buffers = _buffers(engine)
@@ -57,6 +56,16 @@ def compare(bundle: Bundle, modules: GraphSet, chunks: int) -> dict[str, float]:
         _run(engine, buffers)
         check("anchor", buffers["latent"], modules.encoder(clip))
     return worst
+
+
+def difference(name: str, got: Tensor, expected: Tensor) -> float:
+    """The largest one of an output, in the unit that `compare` tells; infinite where either side has a number that is not
+    finite. Then a plain difference would be NaN, which `max` and every limit pass over or not by the order of the two."""
+    values, reference = got.double(), expected.double()
+    if not (values.isfinite().all() and reference.isfinite().all()):
+        return math.inf
+    scale = 1.0 if name == "frames" else float(reference.abs().max()) + 1e-12
+    return float((values - reference).abs().max()) / scale
 
 
 def compare_decoders(

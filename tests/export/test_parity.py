@@ -24,6 +24,7 @@ from everframe.export.graphs import PromptGraph, Ring, StepGraph
 from everframe.export.names import public_names
 from everframe.export.schedule import Schedule
 from everframe.export.sources import fit, wan_config
+from everframe.export.verify import difference
 from everframe.export.wan import Wan, fold
 from everframe.runtime.ring import RingLayout
 from everframe.runtime.rope import axis_frequencies, split_head_dim, temporal_tables
@@ -200,3 +201,14 @@ def test_sigmas_are_those_of_diffusers_scheduler() -> None:
     table = scheduler.timesteps.double().numpy()
     for timestep in Schedule().timesteps():
         assert np.abs(table - timestep).min() < 1e-3
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_small_difference(number: float) -> None:
+    """Whichever side it is on and whatever came before: no limit may let it pass."""
+    fine, broken = torch.ones(3), torch.tensor([1.0, number, 1.0])
+    for got, expected in ((broken, fine), (fine, broken), (broken, broken)):
+        for name in ("x0", "frames"):
+            assert max(0.0, difference(name, got, expected)) == float("inf")
+    assert difference("x0", torch.tensor([2.0, 4.5]), torch.tensor([2.0, 4.0])) == pytest.approx(0.125)
+    assert difference("frames", torch.tensor([7], dtype=torch.uint8), torch.tensor([9], dtype=torch.uint8)) == 2
