@@ -1,7 +1,7 @@
 """Put what was trained into one checkpoint folder, which `everframe export` reads.
 
 python training/assemble.py                        the student, or the teacher before there is one → training/work/demo
-python training/assemble.py --decoder autoencoder --target training/demo           the one that ships
+python training/assemble.py --target training/demo                                 the one that ships
 python training/assemble.py --transformer short --target training/work/short                   the variant of the study
 """
 
@@ -34,7 +34,10 @@ def main() -> None:
         help="the others are the study's variants",
     )
     parser.add_argument(
-        "--decoder", choices=("autoencoder", "decoder", "finish"), help="whose decoder; default: the newest"
+        "--decoder",
+        choices=("autoencoder", "decoder", "finish"),
+        default="autoencoder",
+        help="the other two are tuned against a discriminator",
     )
     parser.add_argument("--target", type=Path, default=WORK / "demo")
     args = parser.parse_args()
@@ -46,8 +49,10 @@ def main() -> None:
         autoencoder = first_autoencoder()
         shutil.copyfile(WORK / f"{args.transformer}.safetensors", target / "transformer.safetensors")
     else:
-        autoencoder = trained_autoencoder(args.decoder or ("finish" if progress_of("finish") else "decoder"))
-        state = unfold(load_part("distill" if progress_of("distill") else "transformer", "model"), TRANSFORMER)
+        autoencoder = trained_autoencoder(args.decoder)
+        student = progress_of("distill", of=progress_of("transformer"))
+        print(f"the student after {student} steps" if student else "the teacher: it has no student yet")
+        state = unfold(load_part("distill" if student else "transformer", "model"), TRANSFORMER)
         save_file({k: v.half().contiguous() for k, v in state.items()}, target / "transformer.safetensors")
     weights = {k: v.half().contiguous() for k, v in autoencoder.state_dict().items()}
     save_file(weights, target / "autoencoder.safetensors")

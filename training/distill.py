@@ -2,14 +2,15 @@
 
     python training/distill.py [--minutes 60] [--device cuda]
 
-The flow-matching model of transformer.py (the teacher) is good with many small steps; four large ones end in a mean over
-what could be, which is blurred. The student starts as a copy of it and rolls out five chunks as at run time: four steps,
-commit, sinks and ring, everything it sees made by itself. At one random step of every chunk, the x0 that it jumps to is
-drawn towards the end of the teacher's fine ODE path from the same noisy latent, with the same history in the teacher's
-own keys and values. A path has one end, so nothing is averaged (consistency-style distillation under the self-rollout of
-Self-Forcing, arXiv 2506.08009, with a regression in place of its distribution matching).
+The flow-matching model of transformer.py (the teacher) is good with many small steps; four large ones are blurred. The
+student starts as a copy of it and rolls out five chunks as at run time: four steps, commit, sinks and ring, everything it
+sees made by itself. At two random steps of every chunk, the flow along which it goes to the next sigma is drawn towards
+the mean of the teacher's over four steps of that way, from the same noisy latent, with the same history in the teacher's
+own keys and values (progressive distillation, arXiv 2202.00512, at once from 16 steps to four and under the self-rollout
+of Self-Forcing, arXiv 2506.08009). A way has one end, so nothing is averaged, and it is short: with the end of the whole
+path as the target, however few steps led there, the student laid out no trees and no fish that the teacher had.
 
-The teacher is guided by itself when young (autoguidance, arXiv 2406.02507, equation 1): its x0 is moved away from that
+The teacher is guided by itself when young (autoguidance, arXiv 2406.02507, equation 1): its flow is moved away from that
 of its checkpoint after 200 steps, which is wrong in the same places, only more so.
 """
 
@@ -26,25 +27,17 @@ from everframe.export.wan import Block, Wan
 
 from common import autocast, evaluate_with
 from latents import encode_pool, load_texts
-from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, commit, renoised, seen_by
-from run import Ema, Run, load_part
+from rollout import CHUNKS, KV, SCHEDULE, Tables, commit, denoised, renoised, seen_by, sigmas_of
+from run import Ema, Run, load_part, progress_of
 from settings import TRANSFORMER
 from team import Team
 from transformer import Batches, optimisers, preview
 
-STEPS, PEAK = 2_000, 5e-4
-# Euler steps of the teacher from each of the student's sigmas to 0. What is small is decided at the last of them: a jump
-# from sigma leaves out whatever is fainter than it.
-ODE_STEPS = (3, 3, 4, 5)
+STEPS, PEAK = 2_000, 3e-4
+SUBSTEPS = 4  # of the teacher for one of the student
 TRUE_SINKS = 0.3  # share of the sequences whose first chunk is a rendered one
 GUIDANCE = 1.0  # how far the teacher is moved away from its young self,
 GUIDED_BELOW = 0.8  # and at which sigmas: above, where the picture is laid out, it makes seeds alike (arXiv 2404.07724)
-
-
-def denoised(model: Wan, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
-    """x0 prediction at one sigma, float32."""
-    t = torch.full((len(x),), 1000 * sigma, device=x.device)
-    return x - sigma * model(x, model.time(t), rope, context, Reader(past)).float()
 
 
 class Teacher:
@@ -79,51 +72,46 @@ class Teacher:
         )
 
 
-def ode_end(
-    teacher: Teacher, x: Tensor, sigma: float, steps: int, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int
+def way(
+    teacher: Teacher, x: Tensor, path: list[float], rope: tuple[Tensor, Tensor], contexts: list[KV], c: int
 ) -> Tensor:
-    """Where the teacher's flow carries x from sigma to 0: Euler steps, evenly spaced before the shift."""
-    s = sigma / (SCHEDULE.shift - (SCHEDULE.shift - 1) * sigma)  # undo the shift
-    times = torch.linspace(s, 0, steps + 1, dtype=torch.float64)
-    path = (SCHEDULE.shift * times / (1 + (SCHEDULE.shift - 1) * times)).tolist()
+    """The teacher's mean flow from path[0] to path[-1], by Euler steps."""
+    at = x
     for now, after in itertools.pairwise(path):
-        x0 = teacher.x0(x, now, rope, contexts, c)
-        x = x0 + (after / now) * (x - x0)
-    return x
+        x0 = teacher.x0(at, now, rope, contexts, c)
+        at = x0 + (after / now) * (at - x0)
+    return (x - at) / (path[0] - path[-1])
 
 
 def rollout_loss(
     student: Wan, teacher: Teacher, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]]
 ) -> Tensor:
-    """Mean squared distance to the teacher's ends over one rollout."""
+    """Mean squared distance to the teacher's flows over one rollout."""
     truth, text, starts = batch
-    size = len(truth)
-    sigmas = SCHEDULE.sigmas().tolist()
-    jitter = torch.randint(0, 2, (size,)).tolist()
+    size, steps = len(truth), len(SCHEDULE.steps)
+    fine = sigmas_of(SUBSTEPS * steps)
     true_sinks = torch.rand(size, 1, 1, 1, 1, device=truth.device) < TRUE_SINKS
     mine: list[KV] = []
     teacher.kept = []
     total = truth.new_zeros(())
     for c in range(CHUNKS):
-        rope = tables(starts[c], jitter)
+        rope = tables(starts[c], [1] * size)
         context, teaching = student.context(text[:, c]), teacher.contexts(text[:, c])
         past = [mine[j] for j in seen_by(c)]
-        noise = [torch.randn_like(truth[:, c]) for _ in sigmas]
-        chosen = int(torch.randint(len(sigmas), ()))
-        x, x0 = noise[0], noise[0]
-        for i, sigma in enumerate(sigmas):
-            with torch.set_grad_enabled(i == chosen):
+        early, late = (int(torch.randint(half, half + steps // 2, ())) for half in (0, steps // 2))
+        x = torch.randn_like(truth[:, c])
+        for i in range(steps):
+            path = fine[SUBSTEPS * i : SUBSTEPS * (i + 1) + 1]
+            sigma, after = path[0], path[-1]
+            with torch.set_grad_enabled(i in (early, late)):
                 x0 = denoised(student, x, sigma, rope, context, past)
-            if i == chosen:
-                end = ode_end(teacher, x, sigma, ODE_STEPS[i], rope, teaching, c)
-                total = total + (x0 - end).square().mean()
-                x0 = x0.detach()
-            if i + 1 < len(sigmas):
-                x = renoised(x, x0, sigma, sigmas[i + 1], noise[i + 1])
-        made = torch.where(true_sinks, truth[:, c], x0) if c == 0 else x0
+            if i in (early, late):
+                total = total + ((x - x0) / sigma - way(teacher, x, path, rope, teaching, c)).square().mean()
+            x = renoised(x, x0.detach(), sigma, after)
+        made = torch.where(true_sinks, truth[:, c], x) if c == 0 else x
         mine.append(commit(student, made, rope, context, past))
         teacher.commit(made, rope, teaching, c)
-    return total / CHUNKS
+    return total / (2 * CHUNKS)
 
 
 def main() -> None:
@@ -150,7 +138,7 @@ def main() -> None:
     muon, adam = optimisers(student)
     ema = Ema(student, 0.995)
     parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
-    run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team)
+    run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=progress_of("transformer"))
     tables = Tables(args.device)
     total = 0.0
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
@@ -169,7 +157,7 @@ def main() -> None:
             run.log(loss=round(total / 25, 5))
             total = 0.0
         if step % args.report == args.report - 1:
-            evaluate_with(ema, student, lambda: preview(run, student, tables, batches, args.device))
+            evaluate_with(ema, student, lambda: preview(run, student, tables, batches, len(SCHEDULE.steps)))
 
 
 if __name__ == "__main__":

@@ -155,7 +155,12 @@ def main() -> None:
         print(f"{'yes' if goal.met else 'no ':3}  {goal.value:6.2f}  {goal.text}")
     print(f"{sum(g.met for g in reached)} of {len(reached)} goals")
     if args.json:
-        record = {"scenes": together, "goals": {g.text: [round(g.value, 3), g.met] for g in reached}}
+        record = {
+            "judged": str(args.bundle or args.autoencoder or "renders"),
+            "seeds": args.seeds,
+            "scenes": together,
+            "goals": {g.text: [round(g.value, 3), g.met] for g in reached},
+        }
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

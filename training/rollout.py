@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ CHUNK, CHUNKS, PAST = 3, 5, 2  # latent frames per chunk; chunks per sequence; c
 ROWS, COLUMNS = 9, 16  # tokens of a latent frame; --short: SHORT
 SHORT = 4, 8
 SCHEDULE = Schedule(steps=(1000, 750, 500, 250), shift=2.0)
-ETA = 0.4  # of the sampler: share of fresh noise between its steps
+ETA = 0.05  # of the sampler: share of fresh noise between its steps; with more, what is small is drawn and thrown away again
 JITTER_SIGMA, JITTER_SEED = 0.8, 0
 KV = list[tuple[Tensor, Tensor]]  # per layer (k, v), each [B, H, N, D]
 
@@ -79,21 +80,31 @@ class Reader:
         return attention(q.to(v.dtype), keys.to(v.dtype), values)
 
 
-def renoised(x: Tensor, x0: Tensor, sigma: float, after: float, noise: Tensor) -> Tensor:
+def renoised(x: Tensor, x0: Tensor, sigma: float, after: float) -> Tensor:
     """The next step's input: x0 with the noise that the model sees in x, of which a share is fresh (η of DDIM, arXiv
     2010.02502)."""
     seen = (x - (1 - sigma) * x0) / sigma
-    return (1 - after) * x0 + after * ((1 - ETA**2) ** 0.5 * seen + ETA * noise)
+    return (1 - after) * x0 + after * ((1 - ETA**2) ** 0.5 * seen + ETA * torch.randn_like(x))
 
 
-def sample_chunk(model: Wan, noise: list[Tensor], rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
-    """Four-step sampling of one chunk: noise has one tensor [B, C, F, 2h, 2w] per step. Returns x0 in float32."""
-    sigmas = SCHEDULE.sigmas().tolist()
-    x = noise[0]
-    for i, sigma in enumerate(sigmas):
-        t = torch.full((len(x),), 1000 * sigma, device=x.device)
-        x0 = x - sigma * model(x, model.time(t), rope, context, Reader(past)).float()
-        x = x0 if i == len(sigmas) - 1 else renoised(x, x0, sigma, sigmas[i + 1], noise[i + 1])
+def denoised(model: Wan, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], context: KV, past: list[KV]) -> Tensor:
+    """x0 prediction at one sigma, float32."""
+    t = torch.full((len(x),), 1000 * sigma, device=x.device)
+    return x - sigma * model(x, model.time(t), rope, context, Reader(past)).float()
+
+
+def sigmas_of(steps: int) -> list[float]:
+    """So many evenly spaced before the shift, from 1 on, and the 0 behind them: a step for each of two neighbours."""
+    s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return (SCHEDULE.shift * s / (1 + (SCHEDULE.shift - 1) * s)).tolist()
+
+
+def sample_chunk(
+    model: Wan, x: Tensor, path: Sequence[float], rope: tuple[Tensor, Tensor], context: KV, past: list[KV]
+) -> Tensor:
+    """One chunk from x [B, C, F, 2h, 2w], which is noised to the first sigma of the path, to the 0 at its end."""
+    for sigma, after in itertools.pairwise(path):
+        x = renoised(x, denoised(model, x, sigma, rope, context, past), sigma, after)
     return x
 
 
@@ -103,16 +114,14 @@ def commit(model: Wan, x0: Tensor, rope: tuple[Tensor, Tensor], context: KV, pas
     return reader.own
 
 
-def generate(model: Wan, tables: Tables, text: Tensor, chunks: int, start: int = 0, seed: int = 1) -> Tensor:
+def generate(model: Wan, tables: Tables, text: Tensor, chunks: int, steps: int = len(SCHEDULE.steps)) -> Tensor:
     """Stream some chunks for each text [B, text_len, text_dim]: latents [B, chunks·F, C, 2h, 2w]."""
-    generator = torch.Generator().manual_seed(seed)
     shape = (len(text), TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
     context, kept, out = model.context(text), {}, []
     for c in range(chunks):
-        rope = tables([start + CHUNK * c] * len(text), [int(tables.jittered)] * len(text))
+        rope = tables([CHUNK * c] * len(text), [int(tables.jittered)] * len(text))
         past = [kept[j] for j in seen_by(c)]
-        noise = [torch.randn(shape, generator=generator).to(text.device) for _ in SCHEDULE.steps]
-        x0 = sample_chunk(model, noise, rope, context, past)
+        x0 = sample_chunk(model, torch.randn(shape, device=text.device), sigmas_of(steps), rope, context, past)
         kept = {j: kept[j] for j in seen_by(c)} | {c: commit(model, x0, rope, context, past)}
         out.append(x0)
     return torch.cat(out, 2).transpose(1, 2)

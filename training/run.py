@@ -57,12 +57,14 @@ def compact_path(name: str) -> Path:
     return RUNS / f"{name}.checkpoint.safetensors"
 
 
-def progress_of(name: str) -> int:
-    """Steps that the compact checkpoint of a run has behind it; 0 where there is none."""
+def progress_of(name: str, of: int = 0) -> int:
+    """Steps that the compact checkpoint of a run has behind it; 0 where there is none, or one made from another step of the
+    stage before it than `of`."""
     if not compact_path(name).exists():
         return 0
     with safe_open(compact_path(name), "pt") as f:
-        return int((f.metadata() or {}).get("step", 0))
+        about = f.metadata() or {}
+    return int(about.get("step", 0)) if int(about.get("of", 0)) == of else 0
 
 
 def load_part(name: str, part: str) -> dict[str, Tensor]:
@@ -74,7 +76,8 @@ def load_part(name: str, part: str) -> dict[str, Tensor]:
 @dataclass
 class Run:
     """`parts` are kept whole on this machine, `kept` (under the names of the parts they are loaded into) compactly.
-    It ends after `steps` steps over all sessions; a session ends after `minutes`, or at SIGTERM."""
+    It ends after `steps` steps over all sessions; a session ends after `minutes`, or at SIGTERM. It begins anew where its
+    checkpoints were made from another step of the stage before it than `of`."""
 
     name: str
     parts: dict[str, Part]
@@ -82,6 +85,7 @@ class Run:
     steps: int
     minutes: float = math.inf
     team: Team = field(default_factory=Team)
+    of: int = 0
     save_every: float = 180.0  # seconds
     compact_every: float = 1200.0
     step: int = 0
@@ -98,11 +102,12 @@ class Run:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         whole = torch.load(self.path, weights_only=True, map_location="cpu") if self.path.exists() else None
-        if whole and whole["step"] >= progress_of(self.name):
+        compact = progress_of(self.name, self.of)
+        if whole and whole.get("of", 0) == self.of and whole["step"] >= compact:
             for name, part in self.parts.items():
                 part.load_state_dict(whole[name])
             self.step, self.spent, self._fresh = whole["step"], whole["spent"], whole["fresh"]
-        elif compact_path(self.name).exists():
+        elif compact:
             self._resume_compact()
         self.team.seed(self.step)
         if self.step and self.team.first:
@@ -137,7 +142,7 @@ class Run:
         if not self.team.first:
             return
         state: dict[str, object] = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"step": self.step, "spent": self.elapsed, "fresh": self._fresh}
+        state |= {"step": self.step, "spent": self.elapsed, "fresh": self._fresh, "of": self.of}
         torch.save(state, self.path.with_suffix(".part"))
         self.path.with_suffix(".part").replace(self.path)
         self._saved = time.monotonic()
@@ -153,7 +158,7 @@ class Run:
         }
         path = compact_path(name or self.name)
         part = path.with_suffix(".part")
-        save_file(states, part, {"step": str(self.step), "spent": f"{self.elapsed:.0f}"})
+        save_file(states, part, {"step": str(self.step), "spent": f"{self.elapsed:.0f}", "of": str(self.of)})
         part.replace(path)
         self._compacted = time.monotonic()
 

@@ -179,7 +179,7 @@ def prominence(profile: NDArray[np.int_], first: int, last: int) -> int:
     top = profile[first]
     low = []
     for side in (profile[:first][::-1], profile[last + 1 :]):
-        higher = np.flatnonzero(side >= top + (side is not profile))
+        higher = np.flatnonzero(side > top)
         way = side[: higher[0]] if len(higher) else np.append(side, 0)
         low.append(int(way.min()) if len(way) else int(top))
     return int(top) - max(low)
@@ -196,11 +196,20 @@ def median_area(found: list[Blob]) -> float:
     return float(np.median([b.area for b in found])) if found else 0.0
 
 
-def things_of(scene: str, frames: Frames, every: int = 12) -> dict[str, float]:
-    """What there is to count in a clip of this scene, mean over every twelfth frame."""
+def steady_disc(frames: Frames, within: float = 4.0) -> float:
+    """Share of the frames with a sun or moon within so many pixels of where it is most of the time."""
+    found = [disc(frame) for frame in frames]
+    centres = np.array([(b.rows.mean(), b.columns.mean()) for b in found if b])
+    if not len(centres):
+        return 0.0
+    return float((np.hypot(*(centres - np.median(centres, 0)).T) <= within).sum() / len(frames))
+
+
+def things_of(scene: str, frames: Frames, every: int = 6) -> dict[str, float]:
+    """What there is to count in a clip of this scene, mean over every sixth frame."""
     some = frames[::every]
     if scene == "sea":
-        return {"disc": float(np.mean([disc(f) is not None for f in some]))}
+        return {"disc": steady_disc(some)}
     if scene == "reef":
         schools = [fish(f) for f in some]
         stripes = [stripe(f, b) for f, school in zip(some, schools, strict=True) for b in school]

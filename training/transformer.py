@@ -7,13 +7,16 @@ A training sequence is five chunks: the stream's first chunk (the sinks) and fou
 the sinks, of the two chunks before it and of itself. In each call the clean chunk (timestep 0, slightly noisy: the commit
 pass) stands beside two noisy copies of it at random timesteps, whose flow prediction is the loss.
 
+Beside them stand chunks without a past, the beginning of a stream, eight from other clips: what is missing in the sinks is
+missing for good, and a sequence shows one beginning for four chunks that can copy it.
+
 It starts from the transformer of training/demo, for latents move little when an autoencoder is trained on: the first demo's
 and those after 3,400 steps of the next are 95 % each other's by one affine map, which is nearly the identity.
 
-What makes it endless: far positions; half of the sequences with jittered RoPE bases; in the second part of the training
-the history is the model's own four-step output half of the time (self-rollout), while the target stays the truth, so
-that it learns to return from its own mistakes; and prompt switches in the middle of a sequence, so that the prompt
-outranks the sinks.
+What makes it endless: far positions; jittered RoPE bases in nine sequences of ten; in the second part of the training
+the history is half of the time what the model itself makes of the truth under noise (self-rollout: the last steps of its
+sampler, so that what it sees is its own, and still of the picture that it is to go on with); and prompt switches in the
+middle of a sequence, so that the prompt outranks the sinks.
 
 `--short` leaves all of that out but the history's noise: five chunks from latent frame 0, plain RoPE, true history. That is
 how the published models were trained, so it is the variant in which sink-collapse can be studied (docs/study.md). The same
@@ -34,7 +37,7 @@ from torch import Tensor, nn
 from everframe.export.schedule import shifted_sigmas
 from everframe.export.wan import Block, Wan, unfold
 
-from clips import instance
+from clips import FAR, instance
 from common import Muon, autocast, evaluate_with, save_sheet
 from latents import encode_pool, load_texts, render_short
 from rollout import (
@@ -51,6 +54,7 @@ from rollout import (
     generate,
     sample_chunk,
     seen_by,
+    sigmas_of,
 )
 from run import RUNS, WORK, Ema, Run
 from scenes import PROMPTS
@@ -59,7 +63,11 @@ from team import Team
 from weights import first_autoencoder, shipped_transformer, trained_autoencoder
 
 HELD_OUT = 24
-STEPS, PEAK = 2_000, 1e-3
+STEPS, PEAK = 2_000, 6e-4
+JITTERED = 0.9  # share of the sequences: the demo runs with jitter
+BEGINNINGS = 8  # chunks without a past a step, of each worker
+OWN_FROM = 400  # step at which self-rollout starts
+CHECK = 200  # steps between two looks at clips that are never drawn
 YOUNG = 200  # the step whose checkpoint guides the distillation, by being worse
 
 
@@ -79,6 +87,24 @@ class Batches:
         it = instance(i)
         return self.texts[str(self.rng.choice(PROMPTS[it.scene][it.variant]))]
 
+    def beginnings(self, size: int) -> tuple[Tensor, Tensor]:
+        """Three neighbouring latent frames of as many clips [B, C, F, 2h, 2w], and their texts [B, text_len, text_dim]."""
+        picked, texts = [], []
+        for i in self.rng.integers(0, len(self.latents) - HELD_OUT, size).tolist():
+            near = self.latents.shape[1] - FAR // 4
+            at = int(self.rng.choice([*range(near - CHUNK + 1), *range(near, self.latents.shape[1] - CHUNK + 1)]))
+            picked.append(torch.from_numpy(self.latents[i, at : at + CHUNK].swapaxes(0, 1).astype(np.float32)))
+            texts.append(self.prompt(i))
+        return torch.stack(picked).to(self.device), torch.stack(texts).to(self.device)
+
+    def held_out(self) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """A sequence of each clip that is never drawn, near, with the first wording."""
+        last = range(len(self.latents) - HELD_OUT, len(self.latents))
+        truth = torch.stack([torch.from_numpy(self.chunks(i, True).astype(np.float32)) for i in last])
+        text = torch.stack([self.texts[PROMPTS[instance(i).scene][instance(i).variant][0]] for i in last])
+        starts = [[CHUNK * c] * len(truth) for c in range(CHUNKS)]
+        return truth.to(self.device), text[:, None].repeat(1, CHUNKS, 1, 1).to(self.device), starts
+
     def draw(self, size: int) -> tuple[Tensor, Tensor, list[list[int]]]:
         latents, texts, starts = [], [], []
         for i, other in self.rng.integers(0, len(self.latents) - HELD_OUT, (size, 2)).tolist():
@@ -97,21 +123,36 @@ class Batches:
 
 
 def random_timesteps(n: int, device: str) -> Tensor:
-    """Two fifths at the timesteps of inference, the rest over the whole shifted range. [n]"""
-    table = torch.from_numpy(1000 * shifted_sigmas(SCHEDULE.shift)).float().to(device)
-    steps = torch.from_numpy(SCHEDULE.timesteps()).float().to(device)
-    anywhere = table[torch.randint(len(table), (n,), device=device)]
-    return torch.where(
-        torch.rand(n, device=device) < 0.4, steps[torch.randint(len(steps), (n,), device=device)], anywhere
-    )
+    """A fifth at the timesteps of inference, the rest over the whole shifted range, one in each n-th of it. [n]"""
+    table = torch.from_numpy(1000 * shifted_sigmas(SCHEDULE.shift)).float()
+    steps = torch.from_numpy(SCHEDULE.timesteps()).float()
+    anywhere = table[((torch.randperm(n) + torch.rand(n)) * len(table) / n).long()]
+    return torch.where(torch.rand(n) < 0.2, steps[torch.randint(len(steps), (n,))], anywhere).to(device)
+
+
+def noised(truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t at random timesteps, the timesteps [B], and the flow that leads there."""
+    noise, t = torch.randn_like(truth), random_timesteps(len(truth), str(truth.device))
+    sigma = (t / 1000).view(-1, 1, 1, 1, 1)
+    return (1 - sigma) * truth + sigma * noise, t, noise - truth
+
+
+def beginning_loss(model: Wan, tables: Tables, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Of chunks without a past [B, C, F, 2h, 2w], each with its text."""
+    truth, text = batch
+    x, t, target = noised(truth)
+    jitter = (torch.rand(len(truth)) < JITTERED).long().tolist()
+    flow = model(x, model.time(t), tables([0] * len(truth), jitter), model.context(text), Reader([]))
+    return (flow.float() - target).square().mean()
 
 
 def sequence_loss(
     model: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]], own_history: bool
 ) -> Tensor:
+    """Of every chunk of the sequences [5]."""
     truth, text, starts = batch
     size, device = len(truth), str(truth.device)
-    jitter = torch.randint(0, 2, (size,)).tolist() if tables.jittered else [0] * size
+    jitter = (torch.rand(size) < JITTERED).long().tolist() if tables.jittered else [0] * size
     ropes = [tables(s, jitter) for s in starts]
     history = list(truth.unbind(1))
     if own_history:
@@ -119,36 +160,50 @@ def sequence_loss(
             committed: list[KV] = []
             for c in range(CHUNKS):
                 context, past = model.context(text[:, c]), [committed[j] for j in seen_by(c)]
-                if c:  # the sinks stay true
-                    noise = [torch.randn_like(truth[:, c]) for _ in SCHEDULE.steps]
-                    history[c] = sample_chunk(model, noise, ropes[c], context, past)
+                path = sigmas_of(len(SCHEDULE.steps))[int(torch.randint(1, 3, ())) :]
+                x = (1 - path[0]) * truth[:, c] + path[0] * torch.randn_like(truth[:, c])
+                history[c] = sample_chunk(model, x, path, ropes[c], context, past)
                 committed.append(commit(model, history[c], ropes[c], context, past))
     kept: list[KV] = []
-    total = truth.new_zeros(())
+    losses = []
     for c in range(CHUNKS):
-        clean = history[c] + 0.15 * torch.rand(size, 1, 1, 1, 1, device=device) * torch.randn_like(history[c])
-        target = truth[:, c].repeat(2, 1, 1, 1, 1)
-        noise, t = torch.randn_like(target), random_timesteps(2 * size, device)
-        sigma = (t / 1000).view(-1, 1, 1, 1, 1)
-        x = torch.cat([clean, (1 - sigma) * target + sigma * noise])
+        clean = history[c] + 0.1 * torch.rand(size, 1, 1, 1, 1, device=device) * torch.randn_like(history[c])
+        x, t, target = noised(truth[:, c].repeat(2, 1, 1, 1, 1))
         reader = Reader([kept[j] for j in seen_by(c)], copies=3)
         cos, sin = (table.repeat(3, 1, 1, 1) for table in ropes[c])
         modulation = model.time(torch.cat([torch.zeros(size, device=device), t]))
-        flow = model(x, modulation, (cos, sin), model.context(text[:, c].repeat(3, 1, 1)), reader)[size:].float()
+        flow = model(torch.cat([clean, x]), modulation, (cos, sin), model.context(text[:, c].repeat(3, 1, 1)), reader)[
+            size:
+        ].float()
         kept.append([(k[:size], v[:size]) for k, v in reader.own])
-        total = total + (flow - (noise - target)).square().mean()
-    return total / CHUNKS
+        losses.append((flow - target).square().mean())
+    return torch.stack(losses)
 
 
-def preview(run: Run, model: Wan, tables: Tables, batches: Batches, device: str, chunks: int = 16) -> None:
-    """A contact sheet: one row per scene, frames spread over the stream, from the first chunk to the last."""
+def held_out_loss(model: Wan, tables: Tables, batches: Batches) -> list[float]:
+    """Of the chunks of clips that it has never seen, with the same noise every time: the first chunk's, the others'."""
+    truth, text, starts = batches.held_out()
+    with torch.random.fork_rng(), torch.no_grad(), autocast(batches.device):
+        torch.manual_seed(0)
+        parts = zip(truth.split(4), text.split(4), strict=True)
+        losses = [sequence_loss(model, tables, (*part, [s[: len(part[0])] for s in starts]), False) for part in parts]
+    mean = torch.stack(losses).mean(0)
+    return [round(float(mean[0]), 5), round(float(mean[1:].mean()), 5)]
+
+
+def preview(run: Run, model: Wan, tables: Tables, batches: Batches, steps: int, chunks: int = 8) -> None:
+    """A contact sheet: one row per scene, frames spread over the stream, from the first chunk to the last. A model that is
+    not distilled yet takes more steps than four."""
     if not run.team.first:
         return
-    ae = (first_autoencoder() if batches.short else trained_autoencoder("decoder")).to(device)
+    device = batches.device
+    ae = (first_autoencoder() if batches.short else trained_autoencoder()).to(device)
     prompts = [variants[list(variants)[i % 3]][0] for i, variants in enumerate(PROMPTS.values())]
-    with torch.no_grad():
+    text = torch.stack([batches.texts[p] for p in prompts]).to(device)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
         with autocast(device):
-            latents = generate(model, tables, torch.stack([batches.texts[p] for p in prompts]).to(device), chunks)
+            latents = generate(model, tables, text, chunks, steps)
         frames = torch.cat([ae.decode(row[None].float())[0] for row in latents]).permute(0, 1, 3, 4, 2)
     picks = [6, 10, 40, 44, *(int(f * frames.shape[1]) for f in (0.45, 0.7)), frames.shape[1] - 5, frames.shape[1] - 1]
     save_sheet([row[picks] for row in frames], RUNS / f"{run.name}.png")
@@ -178,9 +233,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peak", type=float, default=PEAK)
     parser.add_argument("--report", type=int, default=1000, help="steps between two contact sheets")
-    parser.add_argument(
-        "--rollout-from", type=float, default=0.6, help="share of the steps at which self-rollout starts"
-    )
     parser.add_argument("--short", action="store_true", help="the variant for the sink-collapse study")
     parser.add_argument("--many", action="store_true", help="the same with 12 layers of 8 heads")
     args = parser.parse_args()
@@ -207,10 +259,14 @@ def main() -> None:
     run = Run(name, parts, {"model": ema}, args.steps, args.minutes, team)
     tables = Tables(args.device, jittered=not args.short, size=size, network=network)
     total, counted = 0.0, 0
-    for step in run.count([(muon, args.peak), (adam, args.peak)]):
-        own = not args.short and run.progress > args.rollout_from and step % 2 == 0
+    for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
+        own = not args.short and step >= OWN_FROM and step % 2 == 0
         with autocast(args.device):
-            loss = sequence_loss(model, tables, batches.draw(args.batch), own)
+            loss = sequence_loss(model, tables, batches.draw(args.batch), own).mean()
+            if not args.short:  # every noisy chunk counts the same
+                many = 2 * CHUNKS * args.batch
+                first = beginning_loss(model, tables, batches.beginnings(BEGINNINGS))
+                loss = (many * loss + BEGINNINGS * first) / (many + BEGINNINGS)
         muon.zero_grad()
         adam.zero_grad()
         loss.backward()
@@ -226,8 +282,10 @@ def main() -> None:
         if step % 50 == 49:
             run.log(loss=round(total / max(counted, 1), 5))
             total, counted = 0.0, 0
+        if step % CHECK == CHECK - 1 and not args.short and team.first:
+            evaluate_with(ema, model, lambda: run.log(held_out=held_out_loss(model, tables, batches)))
         if step % args.report == args.report - 1:
-            evaluate_with(ema, model, lambda: preview(run, model, tables, batches, args.device))
+            evaluate_with(ema, model, lambda: preview(run, model, tables, batches, 4 if args.short else 16))
     if args.short and run.finished and team.first:
         state = unfold({k: v.float().cpu() for k, v in ema.shadow.items()}, network)
         save_file({k: v.half().contiguous() for k, v in state.items()}, WORK / f"{name}.safetensors")

@@ -19,14 +19,14 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def train(steps: int, of: int = 10) -> tuple[Run, nn.Linear, list[float]]:
+def train(steps: int, of: int = 10, before: int = 0) -> tuple[Run, nn.Linear, list[float]]:
     """Count `steps` steps in which every weight grows by one."""
     torch.manual_seed(0)
     model = nn.Linear(100, 80)
     nn.init.zeros_(model.weight)
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
     ema = Ema(model, 0.0)
-    run = Run("toy", {"model": model, "sgd": sgd, "ema": ema}, {"model": ema}, of)
+    run = Run("toy", {"model": model, "sgd": sgd, "ema": ema}, {"model": ema}, of, of=before)
     rates = []
     end = run.step + steps
     for step in run.count([(sgd, 1.0)], warmup=4):
@@ -72,6 +72,19 @@ def test_an_older_whole_checkpoint_gives_way_to_a_newer_compact_one(folders: Pat
     (folders / "work" / "toy.pt").write_bytes(old)
     run, _, _ = train(1)
     assert run.step == 8
+
+
+def test_begins_anew_of_another_step_of_the_stage_before(folders: Path) -> None:
+    """On this machine, with the whole checkpoint, and on a fresh one."""
+    train(6)
+    assert (progress_of("toy"), progress_of("toy", 3)) == (6, 0)
+    run, model, _ = train(2, before=3)
+    assert run.step == 2
+    assert (model.weight == 2).all()
+    assert (progress_of("toy"), progress_of("toy", 3)) == (0, 2)
+    (folders / "work" / "toy.pt").unlink()
+    assert train(2, before=3)[0].step == 4
+    assert train(1, before=4)[0].step == 1
 
 
 def test_rate_rises_stays_and_falls() -> None:

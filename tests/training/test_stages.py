@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from everframe.export.checkpoint import load
 
@@ -34,7 +35,7 @@ import autoencoder
 autoencoder.CROP, autoencoder.HELD_OUT = (12, 48, 64), 2
 import assemble, decoder, distill, transformer
 decoder.ROWS, decoder.COLUMNS, decoder.HELD_OUT, transformer.HELD_OUT = 6, 8, 2, 2
-transformer.YOUNG = 1
+transformer.YOUNG, transformer.CHECK, transformer.OWN_FROM = 1, 2, 0
 transformer.preview.__defaults__ = (4,)  # chunks
 import latents
 latents.student_latents.__defaults__ = (1,)
@@ -52,6 +53,8 @@ stage(decoder, 2, "--use", "6")
 stage(transformer, 2, "--use", "6")
 stage(transformer, 3, "--use", "6")  # goes on
 stage(distill, 2, "--use", "6")
+stage(transformer, 4, "--use", "6")
+stage(distill, 1, "--use", "6")  # of a newer teacher, so from its beginning
 stage(decoder, 2, "--use", "6", "--student")
 sys.argv = ["assemble", "--target", str(folder / "demo")]
 assemble.main()
@@ -72,5 +75,14 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
         assert kept.stat().st_size < 10 * 2**20
     sheets = {f.stem for f in (tmp_path / "runs").glob("*.png")}
     assert sheets == {"autoencoder", "decoder", "transformer", "distill", "finish"}
-    rows = [json.loads(line) for line in (tmp_path / "runs" / "decoder.jsonl").read_text().splitlines()]
-    assert any("finest" in row for row in rows)
+    with safe_open(tmp_path / "runs" / "distill.checkpoint.safetensors", "pt") as f:
+        about = f.metadata()
+    assert (about["step"], about["of"]) == ("1", "4")
+    held_out = [row["held_out"] for row in logged(tmp_path, "transformer") if "held_out" in row]
+    assert held_out
+    assert all(0 < loss < 10 for losses in held_out for loss in losses)
+    assert any("finest" in row for row in logged(tmp_path, "decoder"))
+
+
+def logged(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / "runs" / f"{name}.jsonl").read_text().splitlines()]
