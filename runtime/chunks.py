@@ -48,6 +48,7 @@ class Chunk:
     timings: Timings
     # What instrumented graphs tell beside their contract, by name, for every pass: denoising, then commit, then decode.
     observed: list[dict[str, NDArray]] = field(default_factory=list)
+    begins: bool = False  # whether a scene begins with it: the stream itself, or what a cut asked for
 
     @property
     def sink_mass(self) -> NDArray[np.float32] | None:
@@ -67,6 +68,7 @@ class Begun:
     fresh: bool  # the decoder starts anew with it
     prompt_time: float = 0.0
     host: float = 0.0
+    begins: bool = False  # a scene, or a shot of a model of many
 
 
 BEGUN_FACTS = ("index", "position", "written", "prompt", "fresh")  # what a saved state keeps of it

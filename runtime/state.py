@@ -114,7 +114,7 @@ def save_state(
     written."""
     tensors, facts = stream.snapshot()
     tensors |= {f"{_BESIDE}{name}": values for name, values in (beside or {}).items()}
-    write_whole(file, _content(tensors, _told(stream, file, facts, extra)))
+    write_whole(file, _content(tensors, _told(stream, file, tensors, facts, extra)))
 
 
 class Saver:
@@ -137,7 +137,7 @@ class Saver:
                 raise
             self._twins = None
             tensors, facts = self.stream.snapshot()
-        told = _told(self.stream, self.file, facts, extra)
+        told = _told(self.stream, self.file, tensors, facts, extra)
         self._running = self._thread.submit(write_whole, self.file, _content(tensors, told))
 
     @property
@@ -156,8 +156,14 @@ class Saver:
         self._thread.shutdown()
 
 
-def _told(stream: Stream, file: Path, facts: dict[str, Any], extra: dict[str, Any] | None) -> str:
-    """The facts as they are now, for the file's metadata. Raises UserError for what could not be read again."""
+def _told(
+    stream: Stream, file: Path, tensors: Mapping[str, Array], facts: dict[str, Any], extra: dict[str, Any] | None
+) -> str:
+    """The facts as they are now, for the file's metadata. Raises UserError for what could not be read again, or gone on
+    with: the chunk that is being made beside the last one may be the first that is not finite."""
+    begun = tensors.get("begun")
+    if begun is not None and not np.isfinite(begun).all():
+        raise UserError(f"{file}: not saved, for the chunk that is being made is not finite")
     facts |= {"format": FORMAT, "bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
     facts["ring"] = ring_of(stream.bundle)
     facts["extra"] = extra or {}

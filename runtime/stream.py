@@ -236,7 +236,7 @@ class Stream:
         observed = [{name: buffer.read() for name, buffer in told.items()} for told in watched]
         total = time.perf_counter() - began
         timings = Timings.of(this.prompt_time, host, total, seconds + beside, loop.after)
-        return Chunk(this.index, this.position, this.prompt, frames, latent, timings, observed)
+        return Chunk(this.index, this.position, this.prompt, frames, latent, timings, observed, this.begins)
 
     def keep_chunk(self, latent: NDArray[np.float32]) -> Chunk:
         """Let the next chunk be this latent [C, F, h, w]: it is committed and decoded, not generated. Not with overlap."""
@@ -250,11 +250,11 @@ class Stream:
         """Start the passes of the next chunk, and beside them, with overlap, the decoding of the one before, if it is to be
         shown. anew: whether the decoder starts anew with that one.
         """
-        clock = Clock()
-        loop, geometry = self._loop, self.geometry
+        clock, loop, geometry = Clock(), self._loop, self.geometry
         before = self._shots is not None and self._shots.cut  # whether the last chunk begins a shot
         fresh = self._apply_prompt()
         prompt_time = clock.lap()
+        shot = self._shots is not None and self._shots.cut
         begun = _Begun(self._index, self._position, self._written, self._prompt, fresh, prompt_time)
         if self._written == 0:
             self._sinks_made = self._position
@@ -273,8 +273,8 @@ class Stream:
             loop.write_noise(noise)
         if anew if self.overlap else fresh:
             loop.reset_decoder()
-        loop.start(kind, before if self.overlap else self._shots is not None and self._shots.cut)
-        begun.host = clock.lap()
+        loop.start(kind, before if self.overlap else shot)
+        begun.host, begun.begins = clock.lap(), fresh or shot or self._index == 0
         self._index += 1
         self._written += 1
         self._position += geometry.chunk

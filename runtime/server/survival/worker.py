@@ -9,6 +9,7 @@ generator back: nobody wants its next chunk yet.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import sys
@@ -37,6 +38,7 @@ from ...state import Saver, load_state, read_facts
 from ...stream import Stream
 from ..config import StreamSettings
 from ..orders.playlist import Change, Director, Playlist
+from .fader import Fader
 from .seen import Seen
 
 BAD = ".bad"  # suffix of a state that could not be used
@@ -83,9 +85,9 @@ class Generator:
         bundle = opened.with_post(settings.post)
         self.free_text = "text" in bundle.manifest.graphs
         self.geometry = g = bundle.manifest.geometry
-        resumed = self._usable_state()
+        self.anchor: str | None = None  # digest of the picture that the sinks were made of
         choose_gpu(settings.gpu)
-        self.stream = self._stream(bundle, settings, resumed)
+        self.stream = self._stream(bundle, settings)
         for note in self.stream.notices:
             self.connection.send(("event", "recache", note))
         self.director = Director(g.chunk_seconds)
@@ -94,21 +96,24 @@ class Generator:
         self.paused = job.paused
         self.cut = False  # the next chunk begins the scene that somebody waits for
         self.saver, self.stood = Saver(self.stream, self.job.state), 0.0
-        self.resumed = resumed is not None and self._load()
+        self.seed = settings.seed  # as it was ordered: the stream goes on with another one after numbers not finite
+        self.whole = True  # what would be saved now can be gone on with: no chunk was left half made, or not finite
+        self._tidy()
+        self.resumed = self.job.state.exists() and self._load()
         self.saved_at = self._seconds()
         self.good_prompt, self.bad = (
             self.stream.bank.prompts[0],
             0,
         )  # of chunks that were finite; in a row that were not
 
-    def _stream(self, bundle: Bundle, settings: StreamSettings, resumed: int | None) -> Stream:
+    def _stream(self, bundle: Bundle, settings: StreamSettings) -> Stream:
         """With what was ordered last; an order that turns out to be refused does not keep the generator from starting."""
         options = EngineOptions(settings.provider, settings.threads, settings.device, settings.precision)
         backend = open_engines(bundle, settings.backend, options, self._tell_choice, settings.verify)
         stream = Stream(
             bundle,
             prompt=None if self.job.ordered else settings.prompt,
-            seed=resumed if resumed is not None else settings.seed,
+            seed=settings.seed,
             jitter_sigma=settings.jitter,
             rope_mode=settings.rope,
             sink_distance=settings.sink_distance,
@@ -133,18 +138,22 @@ class Generator:
             self.connection.send(("event", "anchor", text))
 
         try:
-            return read_picture(file, self.geometry.width, self.geometry.height, ground, notice)
+            picture = read_picture(file, self.geometry.width, self.geometry.height, ground, notice)
         except UserError as error:
             raise UserError(f"stream.anchor: {error}") from None
+        self.anchor = hashlib.sha256(picture.tobytes()).hexdigest()[:16]
+        return picture
 
     def run(self) -> None:
-        """Until the web process says stop, or is gone; the state is saved either way."""
+        """Until the web process says stop, or is gone, or something breaks. The state is saved whatever it was, unless the
+        stream itself is what broke: then the one that was saved last is better."""
         self.connection.send(("ready", self._facts() | {"resumed": self.resumed, "geometry": self.geometry}))
         try:
             while self._orders():
                 self._advance()
         finally:
-            self._save()
+            if self.whole:
+                self._save()
             self._saved()
             self.saver.close()
 
@@ -158,7 +167,7 @@ class Generator:
         chunk = self._make()
         if chunk is None:
             return
-        frames = self.fader(chunk.frames)
+        frames = self.fader(chunk.frames, chunk.begins)
         told = self._facts() | _figures(chunk, self.geometry.chunk_seconds)
         self.connection.send(("chunk", told | {"cut": self.cut}))
         self.cut = False
@@ -172,9 +181,10 @@ class Generator:
 
     def _make(self) -> Chunk | None:
         """The next chunk; None when it was not finite and the stream has gone back to what was good."""
+        self.whole = False
         chunk = self.stream.next_chunk()
         if np.isfinite(chunk.latent).all():
-            self.good_prompt, self.bad = chunk.prompt, 0
+            self.good_prompt, self.bad, self.whole = chunk.prompt, 0, True
             return chunk
         self.bad += 1
         self.connection.send(("event", "nan", f"chunk {chunk.index} is not finite: back to the last good state"))
@@ -184,6 +194,7 @@ class Generator:
             self.stream.begin_anew(self.good_prompt)
         # The same noise would end in the same place.
         self.stream.set_seed((self.stream.seed + 1) % 2**64)
+        self.whole = True
         return None
 
     def _orders(self) -> bool:
@@ -221,6 +232,7 @@ class Generator:
             self.director.skip()
         elif kind == "seed":
             self.stream.set_seed(value)
+            self.seed = value
         elif kind == "pause":
             self.paused = value
 
@@ -241,7 +253,7 @@ class Generator:
         self._encode(change.prompt)
         self.stream.set_prompt(change.prompt, change.transition)
         if change.transition == "cut":
-            self.fader.begin(change.crossfade)
+            self.fader.order(change.crossfade)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -262,7 +274,7 @@ class Generator:
         """Begin to save; the stream goes on."""
         began, self.saved_at = time.monotonic(), self._seconds()
         try:
-            self.saver.begin({"director": self.director.facts()})
+            self.saver.begin({"director": self.director.facts(), "seed": self.seed, "anchor": self.anchor})
             self.stood = 1000 * (time.monotonic() - began)
         except UserError as error:  # a full disk must not stop the picture
             self.connection.send(("event", "unsaved", str(error)))
@@ -275,26 +287,28 @@ class Generator:
         except UserError as error:
             self.connection.send(("event", "unsaved", str(error)))
 
-    def _usable_state(self) -> int | None:
-        """Seed of the saved state, where there is one that can be read."""
+    def _tidy(self) -> None:
         for part in self.job.state.parent.glob(f".{self.job.state.name}.*.part"):
             part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
-        try:
-            return read_facts(self.job.state).seed if self.job.state.exists() else None
-        except UserError as error:
-            self._give_up(str(error))
-            return None
 
     def _load(self) -> bool:
+        """Go on from the saved state, as far as it is what is ordered now: another anchor begins anew, like another bundle;
+        another seed draws the chunks to come, as when it is ordered while the stream runs."""
         self._saved()  # what is being written is what was good last
+        file = self.job.state
         try:
-            seed = read_facts(self.job.state).seed
-            self.stream.set_seed(seed)
-            self.director.restore(load_state(self.stream, self.job.state).get("director", {}))
+            facts = read_facts(file)
+            if (anchor := facts.extra.get("anchor", self.anchor)) != self.anchor:  # states of before do not say
+                raise UserError(f"{file}: belongs to another anchor ({anchor}, here {self.anchor})")
+            self.stream.set_seed(facts.seed)
+            self.director.restore(load_state(self.stream, file).get("director", {}))
             self._check(self.director.playlist)
+            if facts.extra.get("seed", self.seed) != self.seed:
+                self.stream.set_seed(self.seed)
             return True
         except (UserError, ValidationError) as error:
             self.director.follow(self.job.playlist)
+            self.stream.set_seed(self.seed)
             self._give_up(first_line(error))
             return False
 
@@ -310,33 +324,6 @@ class Generator:
 def put_aside(state: Path) -> None:
     """Keep a state that could not be used, under a name that nobody resumes from."""
     state.replace(state.with_name(state.name + BAD))
-
-
-class Fader:
-    """Blends the first frames of a new scene with the last frame of the old one."""
-
-    def __init__(self, fps: int):
-        self.fps = fps
-        self._last: NDArray[np.uint8] | None = None
-        self._from: NDArray[np.float32] | None = None
-        self._frames = self._done = 0
-
-    def begin(self, seconds: float) -> None:
-        """The next frames belong to another scene."""
-        self._frames, self._done = round(seconds * self.fps), 0
-        self._from = None if self._last is None or not self._frames else self._last.astype(np.float32)
-
-    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self._from is not None:
-            frames = frames.copy()
-            for i in range(min(len(frames), self._frames - self._done)):
-                share = (self._done + i + 1) / (self._frames + 1)
-                frames[i] = np.rint(share * frames[i] + (1 - share) * self._from).astype(np.uint8)
-            self._done += len(frames)
-            if self._done >= self._frames:
-                self._from = None
-        self._last = frames[-1]
-        return frames
 
 
 def _figures(chunk: Chunk, chunk_seconds: float) -> dict[str, Any]:

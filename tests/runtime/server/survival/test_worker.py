@@ -1,0 +1,185 @@
+"""The generator, in this process, with a pipe that keeps what it says."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from everframe.engines.bundle import Bundle
+from everframe.engines.errors import UserError
+from everframe.runtime import Stream
+from everframe.runtime import stream as streams
+from everframe.runtime.server.config import StreamSettings
+from everframe.runtime.server.orders.playlist import Change
+from everframe.runtime.server.survival import worker
+from everframe.runtime.server.survival.worker import Generator, Job
+from everframe.runtime.state import read_facts, save_state
+
+from helpers import PROMPTS
+
+
+class Pipe:
+    """Hears what is told it, and is gone after so many chunks where `gone` says so."""
+
+    def __init__(self, gone: int | None = None) -> None:
+        self.orders: deque[tuple[Any, ...]] = deque()
+        self.events: list[tuple[str, str]] = []
+        self.chunks: list[tuple[dict[str, Any], np.ndarray]] = []
+        self.gone = gone
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        kind, *values = message
+        if kind == "event":
+            self.events.append((values[0], values[1]))
+        elif kind == "chunk":
+            if len(self.chunks) == self.gone:
+                raise BrokenPipeError
+            self.chunks.append((values[0], np.empty(0, np.uint8)))
+
+    def send_bytes(self, data: memoryview) -> None:
+        facts, _ = self.chunks[-1]
+        self.chunks[-1] = facts, np.frombuffer(bytes(data), np.uint8).reshape(facts["frames"])
+
+    def poll(self, seconds: float) -> bool:
+        return bool(self.orders)
+
+    def recv(self) -> tuple[Any, ...]:
+        return self.orders.popleft()
+
+
+def generator(pipe: Pipe, bundle: Path, state: Path, **settings: Any) -> Generator:
+    fixed = {"bundle": bundle, "threads": 1, "verify": False, "save_seconds": 0}
+    return Generator(pipe, Job(StreamSettings(**fixed | settings), state))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_crossfade_begins_with_the_new_scene(
+    bundle_path: Path, tmp_path: Path, overlap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With overlap a chunk of the old one comes after the order: it is not touched, and the scene does not come hard."""
+    monkeypatch.setattr(worker, "Stream", partial(Stream, overlap=overlap))
+    pipe, change = Pipe(), Change(prompt=PROMPTS[1], transition="cut", crossfade=0.5)
+    running = generator(pipe, bundle_path, tmp_path / "state", prompt=PROMPTS[0])
+    with Stream(Bundle.open(bundle_path), prompt=PROMPTS[0], overlap=overlap, verify=False) as plain:
+        bare = []
+        for n in range(5):
+            if n == 2:
+                running._change(change)
+                plain.set_prompt(change.prompt, change.transition)
+            running._advance()
+            bare.append(plain.next_chunk())
+    shown = [frames for _, frames in pipe.chunks]
+    first = next(i for i, chunk in enumerate(bare) if chunk.prompt == PROMPTS[1])
+    assert [i for i, chunk in enumerate(bare) if chunk.begins] == [0, first]
+    assert first == (3 if overlap else 2)
+    for i in {0, 1, 2, 3, 4} - {first}:
+        assert (shown[i] == bare[i].frames).all(), i
+    fps = Bundle.open(bundle_path).output.fps
+    count = round(0.5 * fps)
+    old, new = bare[first - 1].frames[-1].astype(float), bare[first].frames.astype(float)
+    for i in range(len(new)):
+        share = min(1.0, (i + 1) / (count + 1))
+        assert np.abs(shown[first][i] - (share * new[i] + (1 - share) * old)).max() <= 0.5001, i
+
+
+def test_what_broke_is_not_saved(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the middle of a chunk leaves a ring that nobody can go on with: the state of before stays."""
+    state = tmp_path / "state"
+    pipe = Pipe()
+    running = generator(pipe, bundle_path, state, seed=3)
+    pipe.orders.append(("stop",))
+    running.run()
+    good = state.read_bytes()
+
+    running = generator(Pipe(), bundle_path, state, seed=3)
+    running._advance()
+    begun = running.stream._begin
+
+    def half(anew: bool) -> Any:
+        begun(anew)
+        raise MemoryError
+
+    monkeypatch.setattr(running.stream, "_begin", half)
+    with pytest.raises(MemoryError):
+        running.run()
+    assert state.read_bytes() == good
+
+    pipe = Pipe()
+    running = generator(pipe, bundle_path, state, seed=3)
+    made = running.stream.next_chunk
+
+    def broken() -> Any:
+        chunk = made()
+        chunk.latent[:] = np.nan
+        return chunk
+
+    monkeypatch.setattr(running.stream, "next_chunk", broken)
+    with pytest.raises(UserError, match="4 chunks in a row are not finite"):
+        running.run()
+    assert state.read_bytes() == good
+
+
+def test_the_state_is_saved_when_the_pipe_is_lost(bundle_path: Path, tmp_path: Path) -> None:
+    running = generator(Pipe(gone=3), bundle_path, tmp_path / "state")
+    with pytest.raises(BrokenPipeError):
+        running.run()
+    assert read_facts(tmp_path / "state").index == 4 + running.stream.overlap  # with the one that is being made
+
+
+def test_a_chunk_that_is_being_made_and_not_finite_is_not_saved(bundle_path: Path, tmp_path: Path) -> None:
+    with Stream(Bundle.open(bundle_path), overlap=True, verify=False) as stream:
+        stream.next_chunk()
+        save_state(stream, tmp_path / "state")
+        stream._settle()
+        stream._loop.x0.write(np.full_like(stream._loop.x0.read(), np.nan))
+        with pytest.raises(UserError, match="not finite"):
+            save_state(stream, tmp_path / "state")
+    assert read_facts(tmp_path / "state").index == 2
+
+
+def test_the_seed_that_was_ordered_holds_over_a_restart(bundle_path: Path, tmp_path: Path) -> None:
+    """One that was ordered after the last saved state, and another one in the configuration; one that the stream took by
+    itself stays too."""
+    state, pipe = tmp_path / "state", Pipe()
+    running = generator(pipe, bundle_path, state, seed=3)
+    running._advance()
+    running.stream.set_seed(4)  # as after numbers that were not finite
+    pipe.orders.append(("stop",))
+    running.run()
+    again = generator(Pipe(), bundle_path, state, seed=3)
+    assert (again.resumed, again.stream.seed) == (True, 4)
+    other = generator(Pipe(), bundle_path, state, seed=77)
+    assert (other.resumed, other.stream.seed, other.stream.position) == (True, 77, 3)
+    pipe = Pipe()
+    running = generator(pipe, bundle_path, state, seed=3)
+    pipe.orders += [("seed", 77), ("stop",)]
+    running.run()
+    again = generator(Pipe(), bundle_path, state, seed=77)
+    assert (again.resumed, again.stream.seed) == (True, 77)
+
+
+def test_another_anchor_begins_anew(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sinks of the saved state are the old picture's. (The test's bundle has no encoder: what it would make is none.)"""
+    monkeypatch.setattr(streams, "encode_anchor", lambda backend, bundle, frames: [])
+    state, picture = tmp_path / "state", tmp_path / "logo.png"
+
+    def started(colour: str) -> tuple[Generator, Pipe]:
+        Image.new("RGB", (64, 64), colour).save(picture)
+        return generator(pipe := Pipe(), bundle_path, state, anchor=picture), pipe
+
+    running, pipe = started("red")
+    running._advance()
+    pipe.orders.append(("stop",))
+    running.run()
+    running, pipe = started("red")
+    assert running.resumed
+    running, pipe = started("blue")
+    assert (running.resumed, running.stream.position) == (False, 0)
+    assert "another anchor" in dict(pipe.events)["unusable"]
+    assert (tmp_path / "state.bad").exists()
