@@ -24,7 +24,7 @@ from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
 from .lazy import changed, shape_of
 from .names import State, flattened_layers, listed, public_name
-from .sources import tensors
+from .sources import json_object, tensors
 
 PREFIXES = ("base_model.", "model.", "diffusion_model.", "transformer.", "pipe.", "dit.", "unet.", "generator.")
 FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
@@ -259,15 +259,9 @@ def adapter_of(path: Path) -> Adapter | None:
     if path.suffix == ".safetensors":
         where, said = f"{path}'s metadata", _metadata(path)
     if said is None and file.is_file():
-        where = str(file)
-        try:
-            said = json.loads(file.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{file}: not valid JSON ({error})") from None
+        where, said = str(file), json_object(file)
     if said is None:
         return None
-    if not isinstance(said, dict):
-        raise UserError(f"{where}: expected an object, found {type(said).__name__}")
     _check_kind(said, where)
     rank = _number(said, "r", where)
     if rank is not None and rank != int(rank):

@@ -6,6 +6,9 @@ which draws no noise after the chunk's own (`unipc.py`).
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,6 +21,16 @@ from .unipc import increments
 
 TRAIN_STEPS = 1000
 LARGEST = 0.999  # of s, before the shift, where UniPC begins: it needs a signal to noise ratio above 0
+
+
+FALLING = f"falling numbers from {TRAIN_STEPS} to 1"
+
+
+def falling(steps: Sequence[int]) -> bool:
+    """Whether a schedule can be made of these: they begin at most at TRAIN_STEPS, fall, and end above 0."""
+    return (
+        bool(steps) and steps[0] <= TRAIN_STEPS and steps[-1] >= 1 and all(b < a for a, b in itertools.pairwise(steps))
+    )
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,17 @@ class Schedule:
     # Of the first chunk that is denoised, if it has steps of its own: Causal Forcing++ gives the sink more of them.
     first_steps: tuple[int, ...] | None = None
     sampler: Sampler = "renoise"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers of which no schedule is made: a wrong step would not fail as an index into the table
+        of sigmas, but wrap around."""
+        for name, steps in (("steps", self.steps), ("first_steps", self.first_steps)):
+            if steps is not None and not falling(steps):
+                raise ValueError(f"{name} {','.join(map(str, steps))}: expected {FALLING}")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift {self.shift}: expected a number above 0")
+        if not 0 <= self.context_noise < TRAIN_STEPS:
+            raise ValueError(f"context_noise {self.context_noise}: expected 0 to {TRAIN_STEPS - 1}")
 
     def timesteps(self) -> NDArray[np.float64]:
         """What the model is told in the denoising passes [n]. renoise: the shifted table, indexed at 1000 − step; unipc:

