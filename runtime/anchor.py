@@ -10,10 +10,15 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 
 
-def encode_anchor(backend: Backend, bundle: Bundle, frames: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """A picture or clip -> latent chunks [1, C, F, h, w] for the sinks. Raises UserError."""
+def require_encoder(bundle: Bundle) -> None:
+    """Raises UserError."""
     if "encode" not in bundle.manifest.graphs:
         raise UserError(f"{bundle.path}: has no encoder for an anchor; export it with --encoder")
+
+
+def encode_anchor(backend: Backend, bundle: Bundle, frames: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """A picture or clip -> latent chunks [1, C, F, h, w] for the sinks. Raises UserError."""
+    require_encoder(bundle)
     engine = backend.load(bundle, "encode")
     spec, out = engine.graph.inputs[0], engine.graph.outputs[0]
     clip = frames[None] if frames.ndim == 3 else frames

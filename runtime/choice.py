@@ -20,6 +20,7 @@ from ..engines.store import FOLDER, stored
 from .stream import Stream
 
 AUTO = "auto"
+COMPILED = ("tensorrt-rtx", "tensorrt")  # backends that need engines from `everframe build`
 FILE = "chosen.json"
 TIMED = 4  # chunks, once the ring is full
 
@@ -48,7 +49,7 @@ def candidates(bundle: Bundle, options: EngineOptions) -> list[Candidate]:
     packages = installed()
     if find_gpu()[0] is not None:
         usable = {e.record.backend for e in stored(bundle, packages) if e.record is not None and e.problem is None}
-        found += [Candidate(name, plain) for name in ("tensorrt-rtx", "tensorrt") if name in usable]
+        found += [Candidate(name, plain) for name in COMPILED if name in usable]
     return found
 
 
@@ -84,6 +85,17 @@ def open_engines(
     told = (f"{label} {ms:.0f} ms" if isinstance(ms, float) else f"{label}: {ms}" for label, ms in record.items())
     tell(f"{best}: the fastest here; a chunk takes {', '.join(told)}")
     return open_backend(best.backend, best.options)
+
+
+def check_engines(bundle: Bundle, name: str) -> None:
+    """Raises UserError where a backend of that name needs compiled engines, and the bundle holds none for what is installed
+    here. Without a look at the card, which is another process's."""
+    if name not in COMPILED:
+        return
+    mine = [e for e in stored(bundle, installed()) if e.record is not None and e.record.backend == name]
+    if all(e.problem is not None for e in mine):
+        why = f": {mine[0].problem}" if mine else ""
+        raise UserError(f"{bundle.path}: holds no {name} engine that can be used here{why}; run everframe build")
 
 
 def complete(record: Any, found: list[Candidate]) -> bool:

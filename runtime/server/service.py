@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from ...engines.bundle import Bundle
 from ...engines.machine import resident_memory
+from ..anchor import require_encoder
+from ..choice import check_engines
+from ..sinks import check_distance, own_mode
 from ..video import choose_encoder
 from .config import Config, Video
 from .discretion import shortened
@@ -272,7 +275,7 @@ class Service:
                 log.exception("timetable")
 
     def _look(self) -> None:
-        replacement = Replacement(self.seen, lambda bundle: check_fits(self.config, bundle))
+        replacement = Replacement(self.seen, lambda bundle: check_fits(self.config, bundle, here=True))
         while self.finish is not None and not self._stop.wait(LOOK):
             try:
                 self.another = replacement.there()
@@ -308,9 +311,16 @@ def check_video(video: Video) -> None:
         check_sound(sound)
 
 
-def check_fits(config: Config, bundle: Bundle) -> None:
-    """Raises UserError for a bundle without what the configuration names: post graphs, prompts."""
-    bundle.with_post(config.stream.post)
+def check_fits(config: Config, bundle: Bundle, here: bool = False) -> None:
+    """Raises UserError for a bundle without what the configuration names: post graphs, prompts, an encoder for the anchor,
+    sinks that stand as they are asked to. here: and engines, where this machine is the one that it will run on."""
+    settings = config.stream
+    shown = bundle.with_post(settings.post)
+    if settings.anchor is not None:
+        require_encoder(bundle)
+    check_distance(bundle, settings.rope or own_mode(bundle)[0], settings.sink_distance)
+    if here:
+        check_engines(shown, settings.backend)
     spelling = Spelling(bundle)
     spelling.check_config(config)
     if config.guest.enabled:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ....engines.bundle import Bundle
 from ....engines.errors import UserError
-from ....engines.files import reason, write_whole
+from ....engines.files import reason, sync_folder, write_whole
 from ...stream import MAX_SEED
 from ..config import Config, check_token
 from .kept import digest, read_kept
@@ -27,6 +29,7 @@ from .timetable import Timetable
 log = logging.getLogger(__name__)
 
 SET_BACK = dt.timedelta(hours=1)  # by which a running clock is corrected; one that was further off had said nothing
+SET_RIGHT = 1800.0  # seconds in which a box that boots with an early clock gets the time; then the clock is believed
 
 
 class Kept(BaseModel):
@@ -51,6 +54,7 @@ class Control:
         self.spelling = Spelling(bundle)
         self._lock = threading.RLock()
         self.orders = 0  # of prompts and playlists since the start
+        self._behind: float | None = None  # monotonic: since when the clock has been further back than it is ever set
         self.spelling.check_config(config)
         self.kept = self._load(config)
 
@@ -114,11 +118,22 @@ class Control:
             self._order("pause", paused)
             self._save()
 
-    def tick(self, now: dt.datetime) -> None:
+    def tick(self, now: dt.datetime, clock: float | None = None) -> None:
         """Obey the timetable, if an occurrence has begun since the last one that was obeyed. Where the clock was set back
-        neither that one nor the one before it comes again, unless by more than SET_BACK."""
+        neither that one nor the one before it comes again, unless by more than SET_BACK. A clock that is further back may
+        be one that a box begins with, in 1970: nothing is obeyed by it, and no order by hand lost, before SET_RIGHT is over.
+
+        clock: monotonic seconds."""
+        clock = time.monotonic() if clock is None else clock
         with self._lock:
             found, fired = self.kept.timetable.current(now), self.kept.fired
+            if fired is None or fired < now + SET_BACK:
+                self._behind = None
+            elif self._behind is None:
+                self._behind = clock
+                log.warning("timetable: the clock says %s, and obeyed was %s; waiting for the time", now, fired)
+            if self._behind is not None and clock - self._behind < SET_RIGHT:
+                return
             if found is None or (fired is not None and found[0] <= fired < now + SET_BACK):
                 return
             moment, entry = found
@@ -185,10 +200,8 @@ def read_token(folder: Path, configured: str | None) -> str:
         return configured
     file = folder / "token"
     try:
-        if not file.exists():
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(handle, "w") as f:
-                f.write(secrets.token_urlsafe(24) + "\n")
+        if not file.exists() or not file.stat().st_size:  # what a power cut leaves of a file that was not synced
+            _write_secret(file, secrets.token_urlsafe(24) + "\n")
         token = file.read_bytes().strip().decode("utf-8")
         return check_token(token)
     except OSError as error:
@@ -197,3 +210,19 @@ def read_token(folder: Path, configured: str | None) -> str:
         raise UserError(f"{file}: not text; remove the file to get a new token") from None
     except ValueError as error:
         raise UserError(f"{file}: {error}; remove the file to get a new token") from None
+
+
+def _write_secret(file: Path, text: str) -> None:
+    """A file for its owner's eyes alone, from the first byte on: whole, or not there."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)  # of a process that was killed, and had our number
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(file)
+        sync_folder(file.absolute().parent)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

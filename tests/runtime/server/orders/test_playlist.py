@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from everframe.engines.bundle import Bundle
 from everframe.runtime.server.config import Config
 from everframe.runtime.server.orders import timetable
-from everframe.runtime.server.orders.control import Control
-from everframe.runtime.server.orders.playlist import Director, Item, Playlist
+from everframe.runtime.server.orders.control import SET_RIGHT, Control
+from everframe.runtime.server.orders.playlist import Change, Director, Item, Playlist
 from everframe.runtime.server.orders.timetable import Entry, Timetable
 
 from helpers import PROMPTS
@@ -196,23 +196,51 @@ def test_tz_may_name_etc_localtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_a_clock_that_is_set_back(bundle: Bundle, tmp_path: Path) -> None:
-    """Neither the entry that has begun nor the one before it comes again; one that was years ahead has said nothing."""
+    """Neither the entry that has begun nor the one before it comes again; one that was days ahead had said nothing, once it
+    is clear that it is not this one that waits for the time."""
     sea, lava, _ = PROMPTS
     ordered: list[str] = []
     control = Control(Config(state_dir=tmp_path), bundle, lambda kind, value: ordered.append(value.prompt))
     entries = [Entry(at="08:00", prompt=sea), Entry(at="22:00", prompt=lava)]
     control.set_timetable(Timetable(timezone="UTC", entries=entries))
 
-    def at(moment: str) -> list[str]:
-        control.tick(dt.datetime.fromisoformat(f"2026-11-{moment}+00:00"))
+    def at(moment: str, clock: float = 0.0) -> list[str]:
+        control.tick(dt.datetime.fromisoformat(f"2026-11-{moment}+00:00"), clock)
         return ordered
 
     assert at("25 08:00:02") == [sea]
     for moment in ("25 07:59:57", "25 08:00:01", "25 07:10:00", "25 08:00:02", "25 21:59:59"):
         assert at(moment) == [sea]
     assert at("25 22:00:00") == [sea, lava]
-    assert at("20 22:00:00") == [sea, lava, lava]
-    assert at("21 08:00:00") == [sea, lava, lava, sea]
+    assert at("20 22:00:00") == [sea, lava]
+    assert at("20 22:30:00", SET_RIGHT) == [sea, lava, lava]
+    assert at("21 08:00:00", SET_RIGHT + 34200) == [sea, lava, lava, sea]
+
+
+def test_an_early_clock_loses_no_order(bundle: Bundle, tmp_path: Path) -> None:
+    """A box without a battery boots in 1970 and gets the time later."""
+    sea, lava, snow = PROMPTS
+    config = Config(state_dir=tmp_path)
+
+    def started() -> tuple[Control, list[str]]:
+        ordered: list[str] = []
+        return Control(config, bundle, lambda kind, value: ordered.append(value.prompt)), ordered
+
+    now = dt.datetime(2026, 11, 25, 9, tzinfo=dt.UTC)
+    control, ordered = started()
+    entries = [Entry(at="08:00", prompt=sea), Entry(at="22:00", prompt=lava)]
+    control.set_timetable(Timetable(timezone="UTC", entries=entries))
+    control.tick(now, 0.0)
+    control.set_prompt(Change(prompt=snow))
+    assert ordered == [sea, snow]
+    control, ordered = started()
+    for second in range(60):
+        control.tick(dt.datetime.fromtimestamp(second, dt.UTC), second)
+    control.tick(now, 60.0)
+    assert ordered == []
+    assert control.kept.prompt == Change(prompt=snow)
+    control.tick(now.replace(hour=22), 70.0)
+    assert ordered == [lava]
 
 
 @pytest.mark.parametrize("link", [True, False])

@@ -86,6 +86,10 @@ def test_another_bundle_is_noticed_when_it_is_whole(bundle_path: Path, tmp_path:
         ({"playlist": {"items": [{"prompt": PROMPTS[0]}]}}, "is not in the bundle"),
         ({"schedule": {"entries": [{"at": "08:00", "prompt": PROMPTS[0]}]}}, "is not in the bundle"),
         ({"guest": {"enabled": True, "prompts": [PROMPTS[0]]}}, "is not in the bundle"),
+        ({"stream": {"anchor": "logo.png"}}, "has no encoder for an anchor"),
+        ({"stream": {"rope": "relative"}}, "does not turn sinks"),
+        ({"stream": {"sink_distance": 12}}, "expected rope relative"),
+        ({"stream": {"backend": "tensorrt"}}, "holds no tensorrt engine"),
     ],
 )
 def test_one_that_lacks_what_the_configuration_names_is_refused(
@@ -94,7 +98,7 @@ def test_one_that_lacks_what_the_configuration_names_is_refused(
     copy, other = tmp_path / "copy.everframe", with_prompts(bundle_path, tmp_path / "other", OTHERS)
     shutil.copytree(bundle_path, copy)
     settings = Config.model_validate({"state_dir": tmp_path / "state", **config})
-    replacement = Replacement(see(copy), lambda bundle: check_fits(settings, bundle))
+    replacement = Replacement(see(copy), lambda bundle: check_fits(settings, bundle, here=True))
     assert replacement.there() is None
     for name in ("manifest.json", "prompts.safetensors"):
         shutil.copy(other / name, copy)
