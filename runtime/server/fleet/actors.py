@@ -26,6 +26,7 @@ from ..config import Config, Section, Server, StreamSettings, Video, beside, rea
 from ..orders.playlist import Change
 from ..service import Service, check_fits, check_video
 from ..survival.seen import see
+from ..survival.supervisor import LONGEST_STOP
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class Fleet:
     def stop(self) -> None:
         for name, actor in self.actors.items():
             try:
-                ray.get(actor.stop.remote(), timeout=40)
+                ray.get(actor.stop.remote(), timeout=LONGEST_STOP + 20)
             except (ray.exceptions.RayError, TimeoutError) as error:
                 log.warning("stream %s did not stop: %s", name, error)
             ray.kill(actor)

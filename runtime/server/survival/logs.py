@@ -24,7 +24,10 @@ class Tail(logging.Handler):
         self._lines: deque[str] = deque(maxlen=lines)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(self.format(record)[:2000])
+        try:
+            self._lines.append(self.format(record)[:2000])
+        except Exception:  # a line whose words do not fit its values must not end the thread that wrote it
+            self.handleError(record)
 
     def newest(self, count: int) -> list[str]:
         return list(self._lines)[-count:]

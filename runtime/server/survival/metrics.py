@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-from ....engines.machine import chosen_gpu
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)
 EVENTS = {
@@ -33,7 +33,14 @@ class Metrics:
         self.dropped = Counter("everframe_dropped_frames", "Frames that slow viewers did not get.", registry=r)
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        Gauge(f"everframe_{name}", text, registry=self.registry).set_function(value)
+        """NaN while it cannot be told: one that fails leaves the others."""
+
+        def told() -> float:
+            with contextlib.suppress(Exception):
+                return value()
+            return math.nan
+
+        Gauge(f"everframe_{name}", text, registry=self.registry).set_function(told)
 
     def chunk(self, facts: dict[str, Any]) -> None:
         self.chunks.inc()
@@ -49,19 +56,35 @@ class Metrics:
 
 
 def gpu_gauges(metrics: Metrics, gpu: int | None = None) -> bool:
-    """Temperature and power of the card that the generator was given, where NVML (package nvidia-ml-py) finds it."""
+    """What the card that the generator was given tells of temperature and power, where NVML (package nvidia-ml-py) finds
+    it. Whether it tells anything."""
     try:
         import pynvml  # type: ignore[import-not-found]
     except ImportError:
         return False
-    with contextlib.suppress(pynvml.NVMLError):
+    try:
         pynvml.nvmlInit()
-        card = pynvml.nvmlDeviceGetHandleByIndex(chosen_gpu() if gpu is None else gpu)
-        metrics.gauge(
-            "gpu_celsius",
-            "GPU temperature.",
-            lambda: pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU),
-        )
-        metrics.gauge("gpu_watts", "GPU power.", lambda: pynvml.nvmlDeviceGetPowerUsage(card) / 1000)
-        return True
-    return False
+        card = _card(pynvml, gpu)
+    except (pynvml.NVMLError, IndexError):
+        return False
+    asked = (
+        ("gpu_celsius", "GPU temperature.", lambda: pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU)),
+        ("gpu_watts", "GPU power.", lambda: pynvml.nvmlDeviceGetPowerUsage(card) / 1000),
+    )
+    found = False
+    for name, text, value in asked:
+        with contextlib.suppress(pynvml.NVMLError):  # a card that has no such sensor
+            value()
+            metrics.gauge(name, text, value)
+            found = True
+    return found
+
+
+def _card(nvml: Any, gpu: int | None) -> Any:
+    """The one that `choose_gpu` gives the generator: NVML knows nothing of CUDA_VISIBLE_DEVICES, which may hold UUIDs.
+    Raises IndexError, NVMLError."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is None:
+        return nvml.nvmlDeviceGetHandleByIndex(gpu or 0)
+    name = [word.strip() for word in told.split(",") if word][gpu or 0]
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)

@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .work import bytes_read
+from .notify import notify
+from .work import GRACE, bytes_read
 from .worker import Job, main, put_aside
 
 log = logging.getLogger(__name__)
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a restart: doubled at every crash that comes soon
-SOON = 60.0  # a generator that lived longer than this is started again at once
+SOON = 60.0  # a generator that lived longer than this is started again after FIRST_WAIT, whatever came before
+STOP, LONGEST_STOP = 30.0, 600.0  # seconds of silence, and in all, that a generator may take to save and to end
 
 
 class Supervisor(threading.Thread):
@@ -56,11 +58,13 @@ class Supervisor(threading.Thread):
         self.restarts = 0
         self.why = ""  # the last generator ended; empty while one runs
         self._begun = False  # some generator has been ready
+        self._up = False  # this one has
+        self._blamed = False  # its state is suspected, should it end now
         self._orders: list[tuple[Any, ...]] = []
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self.slowest = 0.0  # seconds of the slowest chunk so far
-        self._barren = 0  # starts in a row that brought no chunk
+        self._barren = 0  # lives in a row that brought no chunk, though they should have
 
     def order(self, *message: Any) -> None:
         """Send an order to the generator, when there is one again. Any thread."""
@@ -71,11 +75,11 @@ class Supervisor(threading.Thread):
         with self._lock:
             self._orders.clear()
 
-    def stop(self, patience: float = 30.0) -> None:
+    def stop(self) -> None:
         """Let the generator save its state and end. Any thread."""
         self._ending.set()
         if self.is_alive():
-            self.join(patience + 5)
+            self.join(LONGEST_STOP + 10)
 
     def run(self) -> None:
         wait = FIRST_WAIT
@@ -87,6 +91,8 @@ class Supervisor(threading.Thread):
                 log.exception("supervisor")
             finally:
                 self._kill()
+            if self._blamed and not (self._refused() and not self._up):
+                self._barren += 1
             if self._ending.is_set() or (not self._begun and self._refused() and self.hopeless(self.why)):
                 break
             self.state = "restarting"
@@ -105,7 +111,9 @@ class Supervisor(threading.Thread):
             self.event("unusable", f"{job.state}: twice no chunk after resuming from it; starting anew")
             with contextlib.suppress(OSError):
                 put_aside(job.state)
-        self._barren += 1
+        # While paused none is expected, and one that refuses to begin, as it does with a disk that is away, says nothing
+        # of the state.
+        self._blamed, self._up = not job.paused, False
         self.why = ""
         self.process = process = context.Process(
             target=main, args=(theirs, job), name="everframe-generator", daemon=True
@@ -119,15 +127,16 @@ class Supervisor(threading.Thread):
         """Until the generator has ended, or has to be."""
         cut = threading.Event()  # set where the generator is killed in the middle of a message
         patience, stopping, outbox = Patience(self.start_seconds, process), None, Outbox(ours)
+        heard = 0.0  # while it stops: monotonic, when it last said something
         while True:
             now = time.monotonic()
             if self._ending.is_set() and stopping is None:
                 if not patience.ready:  # it is still loading: there is nothing new to save
                     return None
-                stopping = now
+                stopping = heard = now
                 self.order("stop")
-            if stopping is not None and now - stopping > 30:
-                return None
+            if stopping is not None and (now - heard > max(STOP, 5 * self.slowest) or now - stopping > LONGEST_STOP):
+                return log.warning("the generator has not ended within %.0f s and is killed", now - stopping)
             if not self._send(outbox):
                 return None if stopping is not None else self._died()
             if stopping is None and not self.wanted():
@@ -137,6 +146,9 @@ class Supervisor(threading.Thread):
             try:
                 if ours.poll(0.05):
                     patience.heard()
+                    if stopping is not None:
+                        heard = now
+                        notify(f"EXTEND_TIMEOUT_USEC={GRACE * 1_000_000}")
                     with _killed_after(patience.limit, process, cut):
                         kind = self._take(ours, stopping is not None)
                     patience.ready = patience.ready or kind in ("ready", "chunk")
@@ -144,7 +156,7 @@ class Supervisor(threading.Thread):
                         patience.chunk(max(self.stall_seconds, 5 * self.slowest))  # a slow machine does not hang
                     elif kind == "busy":
                         patience.busy(self.start_seconds)
-                elif (silent := patience.over()) is not None:
+                elif stopping is None and (silent := patience.over()) is not None:
                     return self._end("hung", f"no chunk for {silent:.0f} s")
             except (EOFError, OSError):  # the pipe's end, in a message or between two
                 if stopping is not None:
@@ -170,14 +182,14 @@ class Supervisor(threading.Thread):
         if kind == "chunk":
             facts = values[0]
             frames = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(facts["frames"])
-            self._barren = 0
+            self._barren, self._blamed = 0, False
             self.state, self.why = "running", ""
             self.slowest = max(self.slowest, facts["stages"]["total"])
             if not stopping:
                 self.chunk(facts, frames)
             return kind
         if kind == "ready":
-            self._begun = True
+            self._begun = self._up = True
             self.ready(values[0])
             return kind
         if values[0] == "error":

@@ -154,6 +154,10 @@ class Generator:
         finally:
             if self.whole:
                 self._save()
+            while self.saver.busy:  # a large state on a slow disk is no hang
+                with contextlib.suppress(OSError):  # where the web process is gone, nobody waits
+                    self.connection.send(("event", "alive", ""))
+                time.sleep(0.2)
             self._saved()
             self.saver.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.runtime import Stream
+from everframe.runtime import state as states
 from everframe.runtime import stream as streams
 from everframe.runtime.server.config import StreamSettings
 from everframe.runtime.server.orders.playlist import Change
@@ -183,3 +185,21 @@ def test_another_anchor_begins_anew(bundle_path: Path, tmp_path: Path, monkeypat
     assert (running.resumed, running.stream.position) == (False, 0)
     assert "another anchor" in dict(pipe.events)["unusable"]
     assert (tmp_path / "state.bad").exists()
+
+
+def test_a_long_save_at_the_end_is_told(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that who waits for it knows that it is none that hangs."""
+    write = states.write_whole
+
+    def slowly(*words: Any) -> None:
+        time.sleep(1)
+        write(*words)
+
+    monkeypatch.setattr(states, "write_whole", slowly)
+    pipe = Pipe()
+    running = generator(pipe, bundle_path, tmp_path / "state")
+    pipe.orders.append(("stop",))
+    running.run()
+    assert [kind for kind, _ in pipe.events].count("alive") > 2
+    assert pipe.events[-1][0] == "saved"
+    assert (tmp_path / "state").exists()

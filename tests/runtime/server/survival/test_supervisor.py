@@ -1,0 +1,99 @@
+"""The watchdog, with generators that do what is asked of them here and make no video."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from everframe.runtime.server.config import StreamSettings
+from everframe.runtime.server.survival import supervisor as module
+from everframe.runtime.server.survival.supervisor import Supervisor
+from everframe.runtime.server.survival.worker import Job
+
+from serving import wait_for
+
+
+def dies(connection: Connection, job: Job) -> None:
+    connection.send(("ready", {}))
+    os._exit(1)
+
+
+def refuses(connection: Connection, job: Job) -> None:
+    """As one whose bundle lies on a disk that is away."""
+    sys.exit(2)
+
+
+def saves_long(connection: Connection, job: Job) -> None:
+    """Longer than a generator may say nothing, and says so."""
+    connection.send(("ready", {}))
+    while connection.recv() != ("stop",):
+        pass
+    for _ in range(20):
+        connection.send(("event", "alive", ""))
+        time.sleep(0.1)
+    job.state.write_text("saved")
+
+
+def says_nothing(connection: Connection, job: Job) -> None:
+    connection.send(("ready", {}))
+    time.sleep(60)
+
+
+def watched(job: Job) -> tuple[Supervisor, list[str]]:
+    events: list[str] = []
+    ready = events.append
+    return Supervisor(
+        lambda: job,
+        lambda: True,
+        lambda facts, frames: None,
+        lambda facts: ready("ready"),
+        lambda kind, text: ready(kind),
+        60,
+        60,
+    ), events
+
+
+@pytest.mark.parametrize(("main", "paused", "kept"), [(dies, True, True), (dies, False, False), (refuses, False, True)])
+def test_which_lives_speak_against_a_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[..., None], paused: bool, kept: bool
+) -> None:
+    """Those that should have brought a chunk and did not: not while the stream is paused, nor before the state was read."""
+    monkeypatch.setattr(module, "main", main)
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.01)
+    state = tmp_path / "state"
+    state.write_text("good")
+    supervisor, events = watched(Job(StreamSettings(), state, paused=paused))
+    supervisor.start()
+    wait_for(lambda: supervisor.restarts > 3, 120)
+    supervisor.stop()
+    assert state.exists() == kept
+    assert ("unusable" in events) != kept
+
+
+def test_who_saves_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(module, "STOP", 1.0)
+    monkeypatch.setattr(module, "notify", told.append)
+    for main in (saves_long, says_nothing):
+        monkeypatch.setattr(module, "main", main)
+        supervisor, events = watched(Job(StreamSettings(), tmp_path / main.__name__))
+        supervisor.start()
+        wait_for(lambda found=events: "ready" in found, 60)
+        with caplog.at_level(logging.WARNING):
+            began = time.monotonic()
+            supervisor.stop()
+        assert supervisor.state == "stopped"
+        assert time.monotonic() - began < 20
+        assert ("has not ended" in caplog.text) == (main is says_nothing)
+    assert (tmp_path / "saves_long").read_text() == "saved"
+    assert set(told) == {"EXTEND_TIMEOUT_USEC=60000000"}
