@@ -60,6 +60,16 @@ JitterDesign = Annotated[
 JitterSeed = Annotated[int | None, typer.Option(help="Seed of the jitter's draw.")]
 
 
+def check_acts(explicit: set[str]) -> None:
+    """Raises UserError for options that the user names and that would do nothing beside the others."""
+    if "lora_alpha" in explicit and "lora" not in explicit:
+        raise UserError(
+            "--lora-alpha: expected --lora FILE with it; a recipe's own LoRA has the alpha that it is right with"
+        )
+    if {"decoder", "vae"} <= explicit:
+        raise UserError("--decoder: expected no --vae with it, which is the decoder")
+
+
 def bases(jitter_by: str | None, design: int | None) -> str | None:
     """--jitter-by, which a design decides. Raises UserError."""
     if design is None:

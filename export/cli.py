@@ -27,6 +27,7 @@ from .choices import (
     SinkDistance,
     SinkEma,
     bases,
+    check_acts,
 )
 
 
@@ -132,7 +133,7 @@ def wan(  # as long as its options: it does nothing but parse them
         typer.Option(help="LoRA to merge in, with a strength if not 1; any number.", metavar="FILE[:STRENGTH]"),
     ] = None,
     lora_alpha: Annotated[
-        float | None, typer.Option(help="Alpha of the LoRAs; default: what their files say, else the rank.")
+        float | None, typer.Option(help="Alpha of each --lora; default: what its file says, else the rank.")
     ] = None,
     vae_kind: Annotated[
         str, typer.Option(help="auto, wan, taehv or lighttae: where tensors and file name do not tell.")
@@ -202,6 +203,7 @@ def wan(  # as long as its options: it does nothing but parse them
         **{"jitter_by": bases(jitter_by, jitter_design) or "head", "jitter_design": jitter_design},
     }
     explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
+    check_acts(explicit)
     if recipe is None:
         check_no_recipe(given | {"output": output}, explicit)
     elif output is None and not dry_run:
@@ -231,7 +233,7 @@ def wan(  # as long as its options: it does nothing but parse them
             check_choices(settled(planned, named_family(planned.family or "wan2.1")), probe)  # before fetching
             fetched, alpha = recipe_files(recipe, decoder, explicit, report)
             if "lora" in fetched:
-                own = Lora(fetched.pop("lora"), alpha=alpha if lora_alpha is None else lora_alpha)
+                own = Lora(fetched.pop("lora"), alpha=alpha, whence="the recipe")
                 given["loras"] = (own, *given["loras"])
             given |= fetched
         export_wan(WanSource(**given), output, chunks=chunks, force=force, report=report, probe=probe)
@@ -350,7 +352,9 @@ def add_post(
     smooth: Annotated[
         Path | None, typer.Option(help="Network that makes a frame between two: .onnx, or the weights of RIFE's IFNet.")
     ] = None,
-    times: Annotated[int, typer.Option(help="With --smooth: 2 or 4 times the frame rate.")] = 2,
+    times: Annotated[
+        int | None, typer.Option(help="With --smooth: 2 or 4 times the frame rate; default: 2.", show_default=False)
+    ] = None,
     off: Annotated[bool | None, typer.Option("--off/--on", help="Only where --post asks; default: as it is.")] = None,
 ) -> None:
     """Add smooth, upscale or both to a bundle (needs the extra `export`)."""

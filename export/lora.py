@@ -56,11 +56,12 @@ MOVED = ("pissa", "olora", "corda", "loftq")
 
 @dataclass(frozen=True)
 class Lora:
-    """What --lora names. alpha: said by the user; it overrules what the file says."""
+    """What --lora names. alpha: said by the user, or by the recipe of its own; it overrules what the file says."""
 
     path: Path
     strength: float = 1.0
     alpha: float | None = None
+    whence: str = "--lora-alpha"  # of alpha, in words
 
 
 @dataclass
@@ -231,7 +232,7 @@ def _scale(change: Change, lora: Lora, adapter: Adapter | None) -> tuple[float, 
         return 1.0, ""
     rank = len(change.parts["A"])
     if lora.alpha is not None:
-        return lora.alpha / rank, f"alpha {lora.alpha:g} of --lora-alpha"
+        return _by_rank(lora.alpha, rank, f"alpha {lora.alpha:g} of {lora.whence}", change, adapter)
     if "alpha" in change.parts:
         return float(change.parts["alpha"]) / rank, "alpha of the file's own tensors"
     if adapter is None or adapter.alpha is None:
@@ -241,7 +242,13 @@ def _scale(change: Change, lora: Lora, adapter: Adapter | None) -> tuple[float, 
         raise UserError(f"{adapter.where}: rank {said:g} for {change.theirs}, but its tensors have {rank}")
     alpha = _matching(adapter.alphas, change.theirs, adapter.alpha)
     words = f"alpha {adapter.alpha:g}{' with alpha_pattern' if adapter.alphas else ''} of {adapter.where}"
-    if adapter.root:
+    return _by_rank(alpha, rank, words, change, adapter)
+
+
+def _by_rank(alpha: float, rank: int, words: str, change: Change, adapter: Adapter | None) -> tuple[float, str]:
+    """An alpha says nothing of how the rank counts, whoever names it: that is the adapter's. A file with alphas of its own
+    is of another kind."""
+    if adapter is not None and adapter.root and "alpha" not in change.parts:
         return alpha / math.sqrt(rank), f"{words}, rslora"
     return alpha / rank, words
 

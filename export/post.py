@@ -29,15 +29,15 @@ def add(
     path: Path,
     upscale: Path | None,
     smooth: Path | None,
-    times: int = 2,
+    times: int | None = None,
     report: Report = QUIET,
     off: bool | None = None,
 ) -> Bundle:
     """Write the graphs that are given into the bundle, in place of those that it has; returns it anew. The bundle
     is replaced as a whole, its large files as hard links: it is never half-written.
 
-    times: of the frame rate, by `smooth`. off: its post graphs run only where they are asked for; None: as the bundle says
-    of those that it has. Raises UserError for a bad bundle or file, naming what was found.
+    times: of the frame rate, by `smooth`; None: 2. off: its post graphs run only where they are asked for; None: as the
+    bundle says of those that it has. Raises UserError for a bad bundle or file, naming what was found.
     """
     files: dict[Kind, Path] = {}
     if smooth is not None:
@@ -46,6 +46,9 @@ def add(
         files["upscale"] = upscale
     if not files:
         raise UserError("post add: give --upscale FILE, --smooth FILE or both")
+    if times is not None and smooth is None:
+        raise UserError(f"--times {times}: expected --smooth FILE with it")
+    times = 2 if times is None else times
     if times not in TIMES:
         raise UserError(f"--times {times}: expected 2 or 4")
     bundle = Bundle.open(path)

@@ -13,7 +13,10 @@ from .families import WAN_21, WAN_22
 
 FOLDER = Path(__file__).parent
 PROMPTS = FOLDER / "prompts.txt"  # the bank of an export that names no file
-BELONGS = {"generator": "dictionary", "rope": "jitter"}  # an option -> the one that is right only with the recipe's own
+BELONGS = {
+    "generator": ("dictionary", "lora"),
+    "rope": ("jitter",),
+}  # an option -> what is right with the recipe's own only
 # --decoder -> the table of its file, by family
 DECODERS = {
     WAN_21.name: {"taehv": "taehv", "wan": "wan-vae"},
@@ -54,14 +57,19 @@ class Recipe:
         if decoder not in self.vaes:
             raise UserError(f"--decoder {decoder!r}: expected one of {', '.join(self.vaes)}")
         wanted = {"generator": self.generator, "vae": self.vaes[decoder], "text_encoder": self.text_encoder}
-        if self.lora is not None:
+        if self.lora is not None and "lora" not in without(given):
             wanted["lora"] = self.lora
-        return {use: file for use, file in wanted.items() if use not in given or use == "lora"}
+        return {use: file for use, file in wanted.items() if use not in given or use == "lora"}  # a user's comes on top
 
     def left(self, given: set[str]) -> dict[str, Any]:
         """The options that the user does not give. Of those, the ones that belong to what is given go with it."""
-        away = given | {own for option, own in BELONGS.items() if option in given}
+        away = given | without(given)
         return {name: value for name, value in self.options.items() if name not in away}
+
+
+def without(given: set[str]) -> set[str]:
+    """What of a recipe goes with the options that the user gives."""
+    return {own for option, belonging in BELONGS.items() if option in given for own in belonging}
 
 
 def load() -> dict[str, Recipe]:
@@ -103,8 +111,9 @@ def tell_recipe(recipe: Recipe, explicit: set[str], report: Report) -> dict[str,
     own = recipe.left(explicit)
     report.line(f"{recipe.name}: {recipe.line}; {recipe.source}")
     report.line(f"options: {', '.join(f'{k} {_words(v)}' for k, v in own.items())}")
-    for option, belonging in BELONGS.items():
-        if option in explicit and belonging in recipe.options and belonging not in explicit:
+    has = set(recipe.options) | ({"lora"} if recipe.lora is not None else set())
+    for option, belonging in ((option, one) for option, several in BELONGS.items() for one in several):
+        if option in explicit and belonging in has and belonging not in explicit:
             report.line(f"without the recipe's {belonging}, which belongs to its {option}: as without a recipe")
     return own
 

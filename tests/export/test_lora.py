@@ -13,12 +13,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 from everframe.engines.errors import UserError
 from everframe.engines.progress import Report
+from everframe.export import cli, wanexport
 from everframe.export.lora import Lora, merge_loras, parse_lora
+from everframe.export.recipes import find, tell_recipe
 from everframe.export.sources import single
-from everframe.export.wanexport import load_transformer
+from everframe.export.wanexport import WanSource, load_transformer
+from everframe.runtime.cli.app import app
 
 from helpers import TRANSFORMER, random_transformer
 from wanfiles import source
@@ -160,6 +164,78 @@ def test_an_adapter_as_peft_saves_it(tmp_path: Path, settings: dict) -> None:
         lines: list[str] = []
         same(merge_loras(before, (Lora(path),), Report(line=lines.append)), expected)
         assert "adapter_config.json" in lines[0]
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_users_alpha_is_scaled_as_peft_scales_the_adapters_own(tmp_path: Path, rslora: bool) -> None:
+    """--lora-alpha 7 is what peft makes of the same adapter with lora_alpha 7: rslora or not is not the alpha's to say."""
+    torch.manual_seed(5)
+    base = random_transformer(TRANSFORMER)
+    before = {k: v.clone() for k, v in base.state_dict().items()}
+    settings = LoraConfig(target_modules=["blocks.0.self_attn.q"], r=4, lora_alpha=7, use_rslora=rslora)
+    adapted = get_peft_model(base, settings)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_" in name:
+                p.normal_(0, 0.2)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    expected = {k: v.double() for k, v in adapted.merge_and_unload().state_dict().items()}
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1}))
+    same(merge_loras(before, (Lora(tmp_path / "adapter", alpha=7.0),)), expected)
+
+
+@pytest.mark.parametrize("more", [[], ["--lora-alpha", "6"]], ids=["without", "with"])
+def test_a_recipes_own_lora_keeps_its_alpha(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+    """--lora-alpha is of the files that --lora names."""
+    own, mine = write(tmp_path / "own.safetensors"), write(tmp_path / "mine.safetensors", alpha=4.0)
+    seen: list[WanSource] = []
+    fetched = {use: tmp_path / use for use in ("generator", "vae")} | {"text_encoder": "t", "lora": own}
+    monkeypatch.setattr(cli, "recipe_files", lambda name, *_: (dict(fetched), find(name).lora_alpha))
+    monkeypatch.setattr(wanexport, "export_wan", lambda source, *_, **__: seen.append(source))
+    words = [
+        "export",
+        "wan",
+        "--recipe",
+        "longlive",
+        "-o",
+        str(tmp_path / "x.everframe"),
+        "--lora",
+        f"{mine}:0.5",
+        *more,
+    ]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    scale = 256 / 2 + 0.5 * (6 if more else 4) / 2
+    for name, value in by_hand(scale).items():
+        assert torch.allclose(merge_loras(state(), seen[0].loras)[name].double(), value, rtol=1e-5, atol=1e-4), name
+
+
+def test_a_recipes_lora_belongs_to_its_generator() -> None:
+    """One that is given may have it merged in already."""
+    recipe, told = find("longlive"), []
+    assert "lora" in recipe.files("taehv", set())
+    assert "lora" in recipe.files("taehv", {"lora", "vae"})  # the user's comes on top
+    assert "lora" not in recipe.files("taehv", {"generator"})
+    tell_recipe(recipe, {"generator"}, Report(line=told.append))
+    assert "without the recipe's lora, which belongs to its generator: as without a recipe" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["wan", "--recipe", "longlive", "--lora-alpha", "0"], "--lora-alpha: expected --lora FILE with it"),
+        (["wan", "--recipe", "longlive", "--lora-alpha", "8"], "--lora-alpha: expected --lora FILE with it"),
+        (
+            ["wan", "--recipe", "longlive", "--lora", "x", "--lora-alpha", "0"],
+            "--lora-alpha 0: would merge nothing",
+        ),
+        (["wan", "--recipe", "longlive", "--decoder", "wan", "--vae", "x"], "--decoder: expected no --vae with it"),
+    ],
+)
+def test_options_that_would_do_nothing(tmp_path: Path, words: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["export", *words, "-o", str(tmp_path / "x.everframe")])
+    assert isinstance(result.exception, UserError)
+    assert said in str(result.exception)
 
 
 def test_the_metadata_of_diffusers(tmp_path: Path) -> None:

@@ -314,8 +314,12 @@ def test_the_command(bundle_path: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["post", "add", str(path), "--upscale", str(upscale), "--smooth", str(smooth)])
     assert done.exit_code == 0
     assert "shows 128x64 at 32 fps" in done.output
-    for args in (["post", "add", str(path)], ["post", "add", str(path), "--smooth", str(smooth), "--times", "3"]):
-        assert CliRunner().invoke(app, args).exception is not None
+    for more, words in (
+        ([], "give --upscale FILE, --smooth FILE or both"),
+        (["--smooth", str(smooth), "--times", "3"], "--times 3: expected 2 or 4"),
+        (["--upscale", str(upscale), "--times", "4"], "--times 4: expected --smooth FILE with it"),
+    ):
+        assert words in str(CliRunner().invoke(app, ["post", "add", str(path), *more]).exception)
     assert Bundle.open(path).post == ("smooth", "upscale")
     done = CliRunner().invoke(app, ["post", "add", str(path), "--upscale", str(upscale), "--off"])
     assert "shows 128x64 at 32 fps with --post all" in done.output
