@@ -26,8 +26,30 @@ study = typer.Typer(no_args_is_help=True, help="Studies of the model's behaviour
 app.add_typer(study, name="study")
 
 
+# What each way of bench takes, beside its own words; what else is given with it is refused, and not silently left out.
+ENGINES = {"threads", "provider", "backend", "device", "precision", "gpu", "post", "unverified"}
+TAKEN = {
+    "compare": set[str](),
+    "sweep": {"output", "checkpoint", "prompt", "seed", "chunks", *ENGINES},
+    "browser": {"output", "seed", *ENGINES},
+}
+
+
+def refuse_others(ctx: typer.Context) -> None:
+    """Raises UserError for an option that the chosen way of bench does not take."""
+    given = [name for name in ctx.params if (told := ctx.get_parameter_source(name)) and told.name == "COMMANDLINE"]
+    given = [name for name in given if name != "what"]
+    way = next((name for name in TAKEN if name in given), None)
+    if way is None and "checkpoint" in given:
+        raise UserError("--checkpoint: expected --sweep with it")
+    for name in given:
+        if way is not None and name not in {way, *TAKEN[way]}:
+            raise UserError(f"--{way}: takes no --{name}")
+
+
 @app.command()
 def bench(
+    ctx: typer.Context,
     what: Annotated[
         list[str] | None,
         typer.Argument(help="The bundle (default: the demo); with --compare two results; with --sweep window=6,12 …"),
@@ -62,6 +84,7 @@ def bench(
 
     Also compares two results, and sweeps settings.
     """
+    refuse_others(ctx)
     words = what or []
     if compare:
         show_ratios(words)
@@ -70,15 +93,14 @@ def bench(
     if len(bundles) > 1:
         raise UserError(f"expected one bundle, found {', '.join(bundles)}")
     bundle = Path(bundles[0]) if bundles else None
-    if sweep:
-        run_sweep([word for word in words if "=" in word], bundle, checkpoint, output, chunks)
-        return
     engines = {"threads": threads, "provider": provider, "backend": backend, "device": device, "precision": precision}
     stream = engines | {"post": post}
+    if sweep:
+        options = stream | {"seed": seed, "prompt": prompt, "unverified": unverified or None}
+        run_sweep([word for word in words if "=" in word], bundle, checkpoint, output, chunks, options)
+        return
     if browser:
-        if report is not None:
-            raise UserError("--browser: writes no --report; expected -o FILE.json alone")
-        run_browser(bundle, stream | {"gpu": gpu, "verify": not unverified}, output)
+        run_browser(bundle, stream | {"seed": seed, "gpu": gpu, "verify": not unverified}, output)
         return
     from ..measure import bench as benches
     from ..measure import bench_report as reports
@@ -131,7 +153,14 @@ def run_browser(bundle: Path | None, stream: dict[str, Any], output: Path | None
         write_whole(output, screens.record(found).encode())
 
 
-def run_sweep(axes: list[str], bundle: Path | None, checkpoint: Path | None, output: Path | None, chunks: int) -> None:
+def run_sweep(
+    axes: list[str],
+    bundle: Path | None,
+    checkpoint: Path | None,
+    output: Path | None,
+    chunks: int,
+    options: dict[str, Any],
+) -> None:
     from ..measure import bench as benches
     from ..measure import sweep as sweeps
 
@@ -141,7 +170,9 @@ def run_sweep(axes: list[str], bundle: Path | None, checkpoint: Path | None, out
         told = f"p50 {chunk.p50:7.1f} ms · p99 {chunk.p99:7.1f} ms · {s.real_time_factor:5.2f}× real time"
         tell(f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB")
 
-    sweeps.sweep(sweeps.grid(axes), bundle, checkpoint, output or Path("sweep"), chunks, show)
+    told = [(f"--{name}", value) for name, value in options.items() if value is not None]
+    passed = [word for name, value in told for word in ([name] if value is True else [name, str(value)])]
+    sweeps.sweep(sweeps.grid(axes), bundle, checkpoint, output or Path("sweep"), chunks, show, passed)
 
 
 @app.command()

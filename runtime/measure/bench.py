@@ -36,6 +36,7 @@ from ..video import choose_encoder
 
 FORMAT = 1
 RAPL = Path("/sys/class/powercap")
+OFTEN = 50  # chunks between two looks at a meter that begins anew when it is full
 
 
 class Part(BaseModel):
@@ -122,17 +123,17 @@ def bench(
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """Run it. Raises UserError."""
-    g = bundle.output
+    g, began = bundle.output, time.perf_counter()
     if verify and not proven(bundle, engines := backend()):  # once a machine: no part of what a start costs
         Stream(bundle, backend=engines).close()
-    began = time.perf_counter()
+    proving, began = time.perf_counter() - began, time.perf_counter()
     with Stream(bundle, seed=seed, prompt=prompt, verify=False, backend=backend()) as stream:
         loaded = time.perf_counter()
         first = stream.next_chunk()
         cold = Cold(
             load=loaded - began,
             first_chunk=time.perf_counter() - loaded,
-            process_to_first_frame=process_age(),
+            process_to_first_frame=None if (age := process_age()) is None else age - proving,
         )
         name, _ = choose_encoder("auto", g.width, g.height)
         encoder = Encoder(g.width, g.height, g.fps, name, 20, 2.0)
@@ -140,7 +141,13 @@ def bench(
             encode(encoder, stream.next_chunk().frames)
         meter = energy_meter()
         start_energy = meter and meter[0]()
-        rows, arrivals = measured(stream, encoder, chunks, tell)
+
+        def made(done: int, total: int) -> None:
+            if meter and done % OFTEN == 0:
+                meter[0]()
+            tell(done, total)
+
+        rows, arrivals = measured(stream, encoder, chunks, made)
         joules = meter[0]() - start_energy if meter and start_energy is not None else None
         changes, encodes, again = prompt_changes(stream)
         encoder.close()
@@ -231,13 +238,14 @@ def prompt_changes(stream: Stream, times: int = 3) -> tuple[dict[str, float], li
     and with them the window's, which `smooth` makes anew."""
     found: dict[str, list[float]] = {t: [] for t in TRANSITIONS}
     encodes, again, prompts = [], [], stream.bank.prompts
-    for n in range(times):
-        for i, transition in enumerate(TRANSITIONS):
-            wanted = prompts[(n * len(TRANSITIONS) + i) % len(prompts)]
+    for _ in range(times):
+        for transition in TRANSITIONS:
+            now = prompts.index(stream.prompt) if stream.prompt in prompts else -1
             began = time.perf_counter()
-            stream.set_prompt(wanted, transition)
-            while (chunk := stream.next_chunk()).prompt != wanted:
-                pass
+            stream.set_prompt(prompts[(now + 1) % len(prompts)], transition)
+            if stream.overlap:  # the chunk that is being made already, of the prompt before
+                stream.next_chunk()
+            chunk = stream.next_chunk()
             found[transition].append(1000 * (time.perf_counter() - began))
             if transition == "swap":
                 encodes.append(chunk.timings.prompt)
@@ -318,8 +326,32 @@ def energy_meter() -> tuple[Callable[[], float], str] | None:
         pass
     files = sorted(RAPL.glob("intel-rapl:?/energy_uj"))
     if files and all(os.access(f, os.R_OK) for f in files):
-        return lambda: sum(int(f.read_text()) for f in files) / 1e6, "RAPL, CPU packages"
+        return Counters(files).joules, "RAPL, CPU packages"
     return None
+
+
+class Counters:
+    """RAPL's, which begin anew when they are full, after minutes on a large machine: read more often than that, their sum
+    goes on."""
+
+    def __init__(self, files: Sequence[Path]):
+        self._seen = {file: int(file.read_text()) for file in files}
+        self._full = {file: _number(file.with_name("max_energy_range_uj")) for file in files}
+        self._sum = 0
+
+    def joules(self) -> float:
+        for file, before in self._seen.items():
+            now = int(file.read_text())
+            self._sum += now - before if now >= before else now - before + self._full[file]
+            self._seen[file] = now
+        return self._sum / 1e6
+
+
+def _number(file: Path) -> int:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return 1 << 32  # of the register, in the usual unit
 
 
 def read_result(file: Path) -> Result:

@@ -24,6 +24,7 @@ from ...engines.bundle import Bundle
 from ...engines.errors import UserError
 from ...engines.files import write_whole
 from ...engines.ort import OrtBackend
+from ..prompts import PromptBank
 from ..stream import Stream
 from .statistics import clip_stats, psnr, ssim
 
@@ -118,6 +119,9 @@ def compare(
     """
     comparable(a, b)
     engines = backends or (OrtBackend(EngineOptions()), OrtBackend(EngineOptions()))
+    for bundle in (a, b):  # now, not after the other's whole run; with its text encoder it takes any
+        for prompt in prompts if "text" not in bundle.manifest.graphs else ():
+            PromptBank(bundle).find(prompt)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
 
     def stream(which: int, prompt: str, seed: int) -> Stream:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...engines.errors import UserError
+from ...engines.files import make_folder, reason
 from ...engines.machine import resident_memory
 from ..state import load_beside, load_state, save_state
 from ..stream import Stream
@@ -51,7 +53,61 @@ class Soak:
     settings: dict[str, Any]
     minutes: list[Minute]
     wall_seconds: float
-    sheet: list[NDArray[np.uint8]]  # one frame per `sheet_minutes` of video, and the last
+    sheet: Sequence[NDArray[np.uint8]]  # one frame per `sheet_minutes` of video, and the last
+
+
+class Sheet(Sequence[NDArray[np.uint8]]):
+    """Frames in a file, so that a run of days takes no more memory than one of minutes."""
+
+    def __init__(self, shape: tuple[int, ...], file: Path | None, count: int = 0):
+        """file: None: a temporary one. count: frames that are there already and stay. Raises UserError."""
+        self.shape, self.file, self.count = shape, file, count
+        self.last: NDArray[np.uint8] | None = None  # of the run, which is no frame of its file: the run may go on
+        try:
+            self._open: IO[bytes] = tempfile.TemporaryFile() if file is None else self._opened(file)  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"{file}: {reason(error)}") from None
+
+    def _opened(self, file: Path) -> IO[bytes]:
+        make_folder(file.parent)
+        if not self.count:
+            file.unlink(missing_ok=True)
+            return open(file, "w+b")
+        found = open(file, "r+b")  # noqa: SIM115
+        size = found.seek(0, os.SEEK_END)
+        if size < self.count * self._bytes:
+            raise UserError(f"{file}: found {size} bytes, expected {self.count} frames of {self._bytes}")
+        found.truncate(self.count * self._bytes)  # those of a minute that was not kept are made again
+        return found
+
+    @property
+    def _bytes(self) -> int:
+        return int(np.prod(self.shape))
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        """Raises UserError."""
+        try:
+            self._open.seek(self.count * self._bytes)
+            self._open.write(np.ascontiguousarray(frame).data)
+            self._open.flush()
+        except OSError as error:
+            raise UserError(f"{self.file or 'the sheet'}: cannot write: {reason(error)}") from None
+        self.count += 1
+
+    def sync(self) -> None:
+        os.fsync(self._open.fileno())
+
+    def __len__(self) -> int:
+        return self.count + (self.last is not None)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        if at == self.count:
+            return self.last
+        self._open.seek(at * self._bytes)
+        return np.frombuffer(self._open.read(self._bytes), np.uint8).reshape(self.shape)
 
 
 @dataclass
@@ -59,10 +115,10 @@ class _Progress:
     """What a run that goes on needs of the run so far, at the end of a minute."""
 
     settings: dict[str, Any]
+    sheet: Sheet
     process: int = 0
     minutes: list[Minute] = field(default_factory=list)
     wall_seconds: float = 0.0
-    sheet: list[NDArray[np.uint8]] = field(default_factory=list)
     sink: NDArray[np.float32] | None = None  # the first chunk's latents
     before: NDArray[np.uint8] | None = None  # the last two frames
 
@@ -71,7 +127,9 @@ class _Progress:
         assert self.before is not None
         found = {"settings": self.settings, "process": self.process, "wall_seconds": self.wall_seconds}
         found["minutes"] = [asdict(m) for m in self.minutes]
-        beside = {"sink": self.sink, "before": self.before, "sheet": np.stack(self.sheet)}
+        found["sheet"] = self.sheet.count
+        self.sheet.sync()
+        beside = {"sink": self.sink, "before": self.before}
         save_state(stream, file, {"soak": found}, beside)
 
     @classmethod
@@ -83,16 +141,17 @@ class _Progress:
             raise UserError(f"{file}: a stream's state, but no soak's")
         if found["settings"]["start"] != start:
             raise UserError(f"{file}: belongs to another start ({found['settings']['start']}, here {start})")
+        if "sheet" not in found:
+            raise UserError(f"{file}: of an earlier version, which kept the sheet in it; --force begins anew")
         minutes = [Minute(**(m | {"colour": tuple(m["colour"])})) for m in found["minutes"]]
         settings = found["settings"]
         settings["computed_by"] = list(dict.fromkeys([*settings["computed_by"], computed_by]))
-        sheet = list(beside["sheet"])
         return cls(
             settings,
+            Sheet(_shape(stream), sheet_file(file), found["sheet"]),
             found["process"] + 1,
             minutes,
             found["wall_seconds"],
-            sheet,
             beside["sink"],
             beside["before"],
         )
@@ -129,13 +188,13 @@ def soak(
     if resume and keep is not None:
         run = _Progress.resumed(stream, keep, computed_by)
     else:
-        run = _Progress(_settings(stream, computed_by))
+        run = _Progress(_settings(stream, computed_by), Sheet(_shape(stream), keep and sheet_file(keep)))
     rows: list[dict[str, Any]] = []
-    spent, begin, last = run.wall_seconds, time.monotonic(), []
+    spent, begin = run.wall_seconds, time.monotonic()
 
     def found() -> Soak:
         run.wall_seconds = spent + time.monotonic() - begin
-        return Soak(run.settings, list(run.minutes), run.wall_seconds, [*run.sheet, *last])
+        return Soak(run.settings, list(run.minutes), run.wall_seconds, run.sheet)
 
     for index in range(len(run.minutes) * per_minute, chunks):
         chunk = stream.next_chunk()
@@ -146,9 +205,9 @@ def soak(
         )
         run.before = chunk.frames[-2:].copy()
         if index % per_sheet == 0:
-            run.sheet.append(chunk.frames[-1].copy())  # a view would keep the whole chunk
+            run.sheet.add(chunk.frames[-1])
         elif index == chunks - 1:
-            last = [chunk.frames[-1].copy()]
+            run.sheet.last = chunk.frames[-1].copy()  # a view would keep the whole chunk
         if len(rows) == per_minute or index == chunks - 1:
             run.minutes.append(summary(len(run.minutes), rows, run.process))
             watch(found())
@@ -156,6 +215,15 @@ def soak(
                 run.save(stream, keep)
             rows = []
     return found()
+
+
+def sheet_file(keep: Path) -> Path:
+    """Where the sheet's frames stand beside a run's state."""
+    return keep.with_name(f"{keep.name}.sheet")
+
+
+def _shape(stream: Stream) -> tuple[int, int, int]:
+    return stream.output.height, stream.output.width, 3
 
 
 def _settings(stream: Stream, computed_by: str) -> dict[str, Any]:

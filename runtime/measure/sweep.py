@@ -6,6 +6,7 @@ for those a checkpoint is exported (and calibrated) anew for every point, by the
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import subprocess
 import sys
@@ -13,10 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...engines.errors import UserError
+from ...engines.files import keep_record, kept_records, reason
+from ..demo import DEMO_BUNDLE
+from ..server.survival.seen import digest_of
 from .bench import Result, read_result
 
 EXPORTED = ("window", "sink", "size", "steps")
 KEYS = ("threads", *EXPORTED, "precision")
+MADE = "sweep.made"  # of what every file of the folder was made
 Point = dict[str, str]
 
 
@@ -42,40 +47,66 @@ def sweep(
     folder: Path,
     chunks: int,
     tell: Callable[[Point, Result], None],
+    options: Sequence[str] = (),
 ) -> list[tuple[Point, Result]]:
-    """Measure every point. Bundles and results stay in `folder`, and are not made again. Raises UserError."""
+    """Measure every point. Bundles and results stay in `folder`, and are not made again while what they are made of is the
+    same. options: of `everframe bench`, for every point. Raises UserError."""
     if checkpoint is None and any(set(p) - {"threads"} for p in points):
         raise UserError(
             f"--sweep: {', '.join((*EXPORTED, 'precision'))} are baked into the graphs; name a --checkpoint"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    source = "" if checkpoint is None else digest_of_files(checkpoint)
     found = []
     for point in points:
         file = folder / f"{_name(point)}.json"
-        if not file.exists():
-            made = bundle if not set(point) - {"threads"} else _bundle(point, checkpoint, folder)
-            where = [] if made is None else [str(made)]
-            _everframe(
-                "bench", *where, "--threads", point.get("threads", "0"), "--chunks", str(chunks), "-o", str(file)
-            )
+        made = bundle if not set(point) - {"threads"} else _bundle(point, checkpoint, source, folder)
+        words = ["--chunks", str(chunks), *options]
+        if "threads" in point:
+            words += ["--threads", point["threads"]]
+        of = {"bundle": digest_of(DEMO_BUNDLE if made is None else made), "options": words}
+        if not _is_made(file, of):
+            _everframe("bench", *([] if made is None else [str(made)]), *words, "-o", str(file))
+            keep_record(folder / MADE, file.name, of)
         found.append((point, read_result(file)))
         tell(*found[-1])
     return found
 
 
-def _bundle(point: Point, checkpoint: Path | None, folder: Path) -> Path:
+def digest_of_files(place: Path) -> str:
+    """SHA-256 of a file, or of all in a folder with their names. Raises UserError."""
+    found = hashlib.sha256()
+    try:
+        files = sorted(one for one in place.rglob("*") if one.is_file()) if place.is_dir() else [place]
+        for file in files:
+            with open(file, "rb") as f:
+                found.update(f"{file.relative_to(place)}\n{hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode())
+    except OSError as error:
+        raise UserError(f"--checkpoint {place}: {reason(error)}") from None
+    return found.hexdigest()
+
+
+def _is_made(file: Path, of: dict[str, object]) -> bool:
+    """Whether it is there, and was made of this."""
+    return file.exists() and kept_records(file.parent / MADE).get(file.name) == of
+
+
+def _bundle(point: Point, checkpoint: Path | None, source: str, folder: Path) -> Path:
+    """source: the checkpoint's digest."""
     exported = {k: v for k, v in point.items() if k in EXPORTED}
     path = folder / f"{_name(exported) or 'plain'}.everframe"
-    if not path.exists():
+    if not _is_made(path, of := {"checkpoint": source}):
         options = [word for k, v in exported.items() for word in (f"--{k}", v)]
-        _everframe("export", str(checkpoint), *options, "--chunks", "0", "-o", str(path))
+        _everframe("export", str(checkpoint), *options, "--chunks", "0", "--force", "-o", str(path))
+        keep_record(folder / MADE, path.name, of)
     precision = point.get("precision", "fp32")
     if precision == "fp32":
         return path
     quantised = folder / f"{path.stem}-{precision}.everframe"
-    if not quantised.exists():
-        fast = ("--chunks", "8", "--no-sensitivity", "--gate-chunks", "1", "--gate-minutes", "0")
+    if not _is_made(quantised, of):
+        fast = ("--force", "--chunks", "8", "--no-sensitivity", "--gate-chunks", "1", "--gate-minutes", "0")
         _everframe("calibrate", str(path), "--precision", precision, *fast, "-o", str(quantised), accepted=(0, 1))
+        keep_record(folder / MADE, quantised.name, of)
     return quantised
 
 

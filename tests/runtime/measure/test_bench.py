@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from everframe.engines.base import EngineOptions
-from everframe.engines.bundle import Bundle
+from everframe.engines.bundle import Bundle, read_manifest, write_manifest
 from everframe.engines.errors import UserError
 from everframe.engines.ort import OrtBackend
-from everframe.runtime import Stream
-from everframe.runtime.measure.bench import Result, bench, lateness, ratios, read_result, spread
+from everframe.runtime import Stream, Transition
+from everframe.runtime.chunks import Chunk
+from everframe.runtime.cli.app import app
+from everframe.runtime.measure import sweep as sweeps
+from everframe.runtime.measure.bench import (
+    Counters,
+    Result,
+    bench,
+    lateness,
+    prompt_changes,
+    ratios,
+    read_result,
+    spread,
+)
 from everframe.runtime.measure.bench_report import page, summary
-from everframe.runtime.measure.sweep import grid
+from everframe.runtime.measure.sweep import MADE, grid
 
 from simulated_cuda import SimulatedBackend, SimulatedRuntime
 
@@ -153,6 +168,112 @@ def test_a_sweep_over_what_is_baked_in(checkpoint: Path, tmp_path: Path) -> None
     )
     assert (quantised.bundle["window"], quantised.bundle["precision"], quantised.bundle["steps"]) == (6, "int8", 2)
     assert large.memory["ring"] == 2 * small.memory["ring"]
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (("--compare", "a.json", "b.json", "--backend", "openvino"), "--compare: takes no --backend"),
+        (("--compare", "a.json", "b.json", "-o", "c.json"), "--compare: takes no --output"),
+        (("--sweep", "threads=1", "--report", "a.html"), "--sweep: takes no --report"),
+        (("--browser", "--chunks", "5"), "--browser: takes no --chunks"),
+        (("--browser", "--prompt", "x"), "--browser: takes no --prompt"),
+        (("--browser", "--sweep", "threads=1"), "--sweep: takes no --browser"),
+        (("--checkpoint", "training/demo"), "--checkpoint: expected --sweep"),
+    ],
+)
+def test_what_a_way_of_bench_does_not_take_is_refused(words: tuple[str, ...], refused: str) -> None:
+    found = CliRunner().invoke(app, ["bench", *words])
+    assert isinstance(found.exception, UserError)
+    assert refused in str(found.exception)
+
+
+def test_a_sweep_hands_its_options_on_and_knows_what_its_results_are_of(
+    result: Result, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another bundle, checkpoint, number of chunks or option is measured anew; the same is not."""
+    ran: list[list[str]] = []
+
+    def command(*words: str, accepted: tuple[int, ...] = (0,)) -> None:
+        ran.append(list(words))
+        place = Path(words[words.index("-o") + 1])
+        if words[0] == "bench":
+            place.write_text(result.model_dump_json())
+        else:
+            shutil.copytree(bundle_path, place, dirs_exist_ok=True)
+
+    monkeypatch.setattr(sweeps, "_everframe", command)
+    monkeypatch.chdir(tmp_path)
+
+    def commands(*words: object) -> list[str]:
+        ran.clear()
+        done = CliRunner().invoke(app, ["bench", "--sweep", *map(str, words), "-o", "grid"])
+        assert done.exception is None, done.exception
+        return [words[0] for words in ran]
+
+    options = ("--backend", "openvino", "--precision", "f32", "--seed", 5, "--prompt", "a lava lamp", "--unverified")
+    assert commands(bundle_path, "threads=2", "--chunks", 3, *options) == ["bench"]
+    given = dict(pairwise(ran[0]))
+    assert {given[name] for name in ("--chunks", "--backend", "--precision", "--seed", "--prompt")} == {
+        *("3", "openvino", "f32", "5", "a lava lamp")
+    }
+    assert "--unverified" in given
+    assert [b for a, b in pairwise(ran[0]) if a == "--threads"][-1] == "2"
+    assert commands(bundle_path, "threads=2", "--chunks", 3, *options) == []
+    assert commands(bundle_path, "threads=2", "--chunks", 4, *options) == ["bench"]
+    assert commands(bundle_path, "threads=2", "--chunks", 4) == ["bench"]
+    assert commands(bundle_path, "threads=2", "--chunks", 4) == []
+    shutil.copytree(bundle_path, other := tmp_path / "other.everframe")
+    manifest = read_manifest(other / "manifest.json")
+    write_manifest(other, manifest.model_copy(update={"name": "another"}))
+    assert commands(other, "threads=2", "--chunks", 4) == ["bench"]
+    (checkpoint := tmp_path / "checkpoint").mkdir()
+    for content in ("one", "two"):
+        (checkpoint / "weights").write_text(content)
+        baked = ("window=6", "precision=int8", "--checkpoint", checkpoint)
+        # The second one's bundle is the same here, and so its figures are.
+        assert commands(*baked) == ["export", "calibrate", "bench"][: 3 if content == "one" else 2]
+        assert commands(*baked) == []
+    assert (tmp_path / "grid" / MADE).exists()
+
+
+def test_a_prompt_change_is_one(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never to the prompt that runs already, and timed up to the chunk that is of the new one."""
+    with Stream(Bundle.open(bundle_path), overlap=True, verify=False) as stream:
+        order, made, log = stream.set_prompt, stream.next_chunk, list[str | None]()
+
+        def ordered(prompt: str, transition: Transition) -> None:
+            assert prompt != stream.prompt
+            log.append(None)
+            order(prompt, transition)
+
+        def recorded() -> Chunk:
+            chunk = made()
+            log.append(chunk.prompt)
+            return chunk
+
+        stream.next_chunk()
+        monkeypatch.setattr(stream, "set_prompt", ordered)
+        monkeypatch.setattr(stream, "next_chunk", recorded)
+        changes, _, _ = prompt_changes(stream, times=1)
+    at = [i for i, prompt in enumerate(log) if prompt is None]
+    assert len(at) == 4
+    assert all(log[i + 1] != log[i + 2] == log[i + 3] for i in at)
+    assert min(changes.values()) > 0
+
+
+def test_energy_counters_begin_anew_when_they_are_full(tmp_path: Path) -> None:
+    files = []
+    for name, full in (("a", "1000000"), ("b", "9000000")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "max_energy_range_uj").write_text(full)
+        files.append(tmp_path / name / "energy_uj")
+    for a, b, joules in ((900_000, 0, 0), (950_000, 500_000, 0.55), (20_000, 600_000, 0.72), (520_000, 600_000, 1.22)):
+        files[0].write_text(f"{a}\n")
+        files[1].write_text(f"{b}\n")
+        if not joules:
+            meter = Counters(files)
+        assert meter.joules() == pytest.approx(joules)
 
 
 @pytest.mark.parametrize("words", [["size"], ["colour=red"], ["threads=1,"], ["threads=1", "threads=2"], []])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,17 @@ def test_a_bundle_equals_itself_and_its_other_form(bundle_path: Path, portable_p
     same = compare(a, a, PROMPTS[:1], [3], chunks=3, minutes=0)
     assert same.lockstep[0].psnr == [BEST] * 3
     assert same.lockstep[0].latent == [0.0] * 3
+
+
+def test_a_prompt_that_the_second_lacks_is_found_before_the_first_runs(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = Bundle.open(bundle_path)
+    b = replace(a, manifest=a.manifest.model_copy(update={"prompts": PROMPTS[:1]}))
+    ran: list[str] = []
+    with pytest.raises(UserError, match="is not in the bundle's prompt bank of 1"):
+        compare(a, b, PROMPTS[:2], [3], chunks=1, minutes=0, tell=ran.append)
+    assert ran == []
 
 
 def test_the_two_are_never_loaded_together(bundle_path: Path) -> None:

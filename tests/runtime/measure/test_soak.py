@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +117,27 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(bundle: Bundle, tm
     assert np.array_equal(resumed.sheet, whole.sheet)
     assert resumed.settings == whole.settings | {"computed_by": ["A", "B"]}
     assert seen(run(4, True))[:3] == seen(whole)[:3]  # on beyond what was asked for first
+
+
+def test_the_sheet_takes_no_memory(bundle: Bundle, tmp_path: Path) -> None:
+    """A frame of every chunk, and a run that is longer holds no more of them."""
+    held: list[int] = []
+
+    def watch(so_far: Soak) -> None:
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
+
+    with Stream(bundle, seed=1, verify=False) as stream:
+        frame = stream.output.height * stream.output.width * 3
+        tracemalloc.start()
+        try:
+            result = soak(stream, 3, 0.0125, watch, keep=tmp_path / "run" / "state")
+        finally:
+            tracemalloc.stop()
+    assert len(result.sheet) == 240
+    assert held[-1] - held[0] < 20 * frame  # of 160 more
+    assert (tmp_path / "run" / "state").stat().st_size < (tmp_path / "run" / "state.sheet").stat().st_size
+    assert (result.sheet[-1] == result.sheet[239]).all()
 
 
 def test_a_short_real_run(bundle: Bundle, tmp_path: Path) -> None:
