@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import UserError
-from .files import reason
+from .files import put_back, reason
 from .post import Output, check_choice, check_post, chosen_of, output_of
 from .text import read_text
 
@@ -312,6 +312,8 @@ class Bundle:
     def open(cls, path: str | Path) -> Bundle:
         """Read and verify the bundle at path. Raises UserError naming the file and what is wrong with it."""
         folder = Path(path)
+        if not folder.exists():
+            put_back(folder)
         manifest = read_manifest(folder / MANIFEST)
         for ref in manifest.files():
             verify(folder / ref.file, ref)

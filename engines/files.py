@@ -8,9 +8,12 @@ import hashlib
 import json
 import logging
 import os
+import re
+import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +28,9 @@ def reason(error: OSError) -> str:
 
 log = logging.getLogger(__name__)
 _told: set[Path] = set()  # folders whose caches are elsewhere
+
+PART, OLD = ".part", ".old"  # ends of the names of a folder in the making, and of one that is being replaced
+YOUNG = 60.0  # seconds
 
 # What a system says of a folder that cannot be synced: not there (Windows, some network file systems) or not allowed.
 UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR)
@@ -59,13 +65,27 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copyfile(source, target)
 
 
+def real(target: Path) -> Path:
+    """The place that a name leads to: what a link names is replaced, not the link."""
+    return Path(os.path.realpath(target))
+
+
 def check_replaceable(target: Path) -> None:
     """Fail early where a folder cannot be replaced as a whole. Raises UserError."""
-    if target.is_dir() and os.path.ismount(target):
+    if target.is_dir() and os.path.ismount(real(target)):
         raise UserError(
             f"{target}: is a mount point and cannot be replaced as a whole; mount the folder above it, or write to "
             f"another name"
         )
+
+
+def user_cache() -> Path:
+    """This user's folder for what is found out on this machine."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in many containers
+        base = Path(tempfile.gettempdir()) / f"everframe-{os.getuid()}"
+    return base / "everframe"
 
 
 def cache_place(file: Path) -> Path:
@@ -73,11 +93,7 @@ def cache_place(file: Path) -> Path:
     the user's cache folder (XDG_CACHE_HOME), under a name of its own for every such folder."""
     if os.access(file.parent, os.W_OK):
         return file
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home, as in many containers
-        base = Path(tempfile.gettempdir()) / f"everframe-{os.getuid()}"
-    home = base / "everframe" / hashlib.sha256(str(file.parent.resolve()).encode()).hexdigest()[:16]
+    home = user_cache() / hashlib.sha256(str(file.parent.resolve()).encode()).hexdigest()[:16]
     if file.parent not in _told:
         _told.add(file.parent)
         log.info("%s cannot be written: its cache is in %s", file.parent, home)
@@ -86,10 +102,10 @@ def cache_place(file: Path) -> Path:
 
 def check_writable(target: Path) -> None:
     """Fail early, before any work is done, when target's folder is missing or takes no new file."""
-    folder = target.absolute().parent
+    folder = real(target).parent
     if not folder.is_dir():
         raise UserError(f"{target}: the folder {folder} does not exist")
-    probe = folder / f".{target.name}.{os.getpid()}.probe"
+    probe = folder / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.probe"
     try:
         probe.touch(exist_ok=False)
         probe.unlink()
@@ -152,32 +168,105 @@ def keep_record(file: Path, key: str, record: Any) -> None:
 
 @contextmanager
 def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside target; on success sync it and rename it to target, on any failure remove it.
+    """Yield an empty folder beside target; on success sync it and rename it to target, on any failure remove it. A target
+    that is a link means what it leads to.
 
     Raises UserError when target exists (unless replace is given) or cannot be written.
     """
-    if target.exists() and not replace:
-        raise UserError(f"{target}: already exists; remove it or pass --force")
     check_replaceable(target)
     check_writable(target)
-    part = target.absolute().with_name(f".{target.name}.{os.getpid()}.part")
-    old = part.with_suffix(".old")
-    part.mkdir()
-    try:
+    place = real(target)
+    with own_folder(target) as part:
+        if place.exists() and not replace:
+            raise UserError(f"{target}: already exists; remove it or pass --force")
         yield part
         for file in sorted(part.rglob("*")):
             if file.is_file():
                 with open(file, "rb") as f:
                     os.fsync(f.fileno())
         sync_folder(part)
-        if target.exists():
-            target.rename(old)
-        part.rename(target)
-        sync_folder(target.absolute().parent)
-    except OSError as error:
-        raise UserError(f"{target}: cannot write: {reason(error)}") from None
+        old = part.with_suffix(OLD)
+        try:
+            if place.exists():
+                place.rename(old)
+            part.rename(place)  # a crash between the two: `put_back`
+            sync_folder(place.parent)
+        finally:
+            if not place.exists() and old.exists():
+                old.rename(place)
+            _remove(old)
+
+
+@contextmanager
+def own_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside target under a name that no other process has, locked as long as this one lives; whatever
+    happens it is gone afterwards, unless it got another name. What dead processes left of theirs is removed.
+
+    Raises UserError where it cannot be made, and for what the system refuses meanwhile.
+    """
+    place = real(target)
+    put_back(place)
+    # A process id alone is no name: in a container every run is process 1.
+    part = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
+    lock = None
+    try:
+        part.mkdir()
+        lock = _lock(part)
+        yield part
+    except OSError as error:  # of the file that the system names, unless that is one of this folder's, or it names none
+        named = Path(error.filename) if isinstance(error.filename, str | Path) else part
+        foreign = not named.absolute().is_relative_to(part)
+        raise UserError(f"{named if foreign else f'{target}: cannot write'}: {reason(error)}") from None
     finally:  # also when the work inside was interrupted or refused
-        shutil.rmtree(part, ignore_errors=True)
-        if not target.exists() and old.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(part)
+        if lock is not None:
+            os.close(lock)
+
+
+def put_back(place: Path) -> None:
+    """Where a process died while it replaced `place`, give that its name again; remove what dead ones left beside it."""
+    mine = re.compile(rf"\.{re.escape(place.name)}\.\d+(-[0-9a-f]+)?({re.escape(PART)}|{re.escape(OLD)})")
+    with contextlib.suppress(OSError):
+        for stem in sorted({file.with_suffix("") for file in place.parent.iterdir() if mine.fullmatch(file.name)}):
+            with contextlib.suppress(OSError):
+                _put_back(place, *(stem.with_name(f"{stem.name}{suffix}") for suffix in (PART, OLD)))
+
+
+def _put_back(place: Path, part: Path, old: Path) -> None:
+    lock = None
+    if part.exists():
+        if not old.exists() and time.time() - part.stat().st_mtime < YOUNG:
+            return  # its owner may be about to lock it
+        lock = _lock(part)
+        if lock is None:  # its owner lives, or nobody can tell
+            return
+    try:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        _remove(part)
+        _remove(old)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Hold a folder until the returned handle is closed, or the process has died, however that was. None where another one
+    holds it, and on systems and file systems without such locks."""
+    if os.name == "nt":
+        return None
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ view of the file, and a graph that is exported of such views finds its constants
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,7 @@ import torch
 from torch import Tensor
 
 from ..engines.datafile import LEAST, SHARED, DataFile
-from ..engines.errors import UserError
-from ..engines.files import reason
+from ..engines.files import own_folder
 
 LARGE = 1 << 20  # bytes; smaller weights stay in memory
 
@@ -82,11 +80,5 @@ class WeightFile(DataFile):
 @contextmanager
 def scratch(target: Path) -> Iterator[WeightFile]:
     """A file beside a bundle that is to be, gone afterwards unless a graph has taken it into the bundle."""
-    file = target.absolute().with_name(f".{target.name}.{os.getpid()}.weights")
-    try:
-        yield WeightFile(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot write: {reason(error)}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
+    with own_folder(target) as folder:
+        yield WeightFile(folder / SHARED)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.files import cache_place, check_replaceable, link_or_copy, new_folder, write_whole
+from everframe.export.weightfile import scratch
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP])
@@ -127,3 +130,126 @@ def test_a_cache_of_a_bundle_that_cannot_be_written(tmp_path: Path, monkeypatch:
     assert place.parent.parent == tmp_path / "cache" / "everframe"
     assert place.name == "x.cache"
     assert cache_place(theirs / "y.cache").parent == place.parent
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from everframe.engines.files import new_folder
+target, when = Path(sys.argv[1]), sys.argv[2]
+os.getpid = lambda: 1  # as in a container
+if when == "between":
+    real, calls = Path.rename, []
+    def rename(self, to):
+        calls.append(to)
+        if len(calls) == 2:
+            os.kill(int(os.readlink("/proc/self")), signal.SIGKILL)
+        return real(self, to)
+    Path.rename = rename
+with new_folder(target, replace=True) as part:
+    (part / "x").write_text("new")
+    if when == "at work":
+        os.kill(int(os.readlink("/proc/self")), signal.SIGKILL)
+    if when == "waits":
+        print("ready", flush=True)
+        sys.stdin.read()
+"""
+
+
+def killed(target: Path, when: str) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(target), when], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+
+
+def aged(folder: Path) -> None:
+    for file in folder.iterdir():
+        os.utime(file, (1, 1))
+
+
+def replaced(target: Path) -> str:
+    with new_folder(target, replace=True) as part:
+        (part / "x").write_text("newest")
+    return (target / "x").read_text()
+
+
+def test_what_a_killed_run_left_is_no_hindrance_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # every run in a container is process 1
+    target = tmp_path / "b.everframe"
+    for _ in range(2):
+        killed(target, "at work")
+    assert len(list(tmp_path.iterdir())) == 2
+    assert replaced(target) == "newest"  # whatever is young may be of somebody who has only just begun
+    aged(tmp_path)
+    (tmp_path / ".b.everframe.1.part").mkdir()  # as earlier versions left them
+    (tmp_path / ".b.everframe.more.1-ab.part").mkdir()  # another bundle's
+    os.utime(tmp_path / ".b.everframe.1.part", (1, 1))
+    assert replaced(target) == "newest"
+    assert {file.name for file in tmp_path.iterdir()} == {"b.everframe", ".b.everframe.more.1-ab.part"}
+
+
+def test_what_a_living_run_makes_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "b.everframe"
+    code = [sys.executable, "-c", KILLED, str(target), "waits"]
+    with subprocess.Popen(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin
+        assert other.stdout
+        assert other.stdout.readline() == "ready\n"
+        aged(tmp_path)
+        assert replaced(target) == "newest"
+        assert len(list(tmp_path.iterdir())) == 2
+        other.stdin.close()
+        assert other.wait(60) == 0
+    assert (target / "x").read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["b.everframe"]
+
+
+def test_a_crash_between_the_two_renames(bundle_path: Path, tmp_path: Path) -> None:
+    """The bundle of before is there again, for whoever asks for it first."""
+    copy = Path(shutil.copytree(bundle_path, tmp_path / "b.everframe"))
+    killed(copy, "between")
+    assert not copy.exists()
+    Bundle.open(copy)
+    assert [file.name for file in tmp_path.iterdir()] == ["b.everframe"]
+    killed(copy, "between")
+    with pytest.raises(UserError, match="already exists"), new_folder(copy):
+        raise AssertionError("no work is done")
+    Bundle.open(copy)
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "b.everframe"
+    link.symlink_to("disk/real.everframe")
+    for _ in range(2):  # to nothing at first
+        assert replaced(link) == "newest"
+        assert link.is_symlink()
+        assert (tmp_path / "disk" / "real.everframe" / "x").read_text() == "newest"
+        assert len(list(tmp_path.iterdir())) + len(list((tmp_path / "disk").iterdir())) == 3
+
+
+def test_an_error_names_the_file_that_it_is_of(tmp_path: Path) -> None:
+    """Much is read while a bundle is written: only what is refused of the bundle itself is the bundle's."""
+    target = tmp_path / "b.everframe"
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/vae\.pth: No such file"), new_folder(target):
+            (tmp_path / "vae.pth").read_bytes()
+        with pytest.raises(UserError, match=rf"^{target}: cannot write: No such file"), new_folder(target) as part:
+            (part / "no" / "folder").write_bytes(b"")
+        with pytest.raises(UserError, match=rf"^{target}: cannot write: No space"), new_folder(target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with scratch(target) as weights:
+        weights.append(b"weights")
+        assert len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_scratch_for_weights_blames_the_same(tmp_path: Path) -> None:
+    target = tmp_path / "b.everframe"
+    with pytest.raises(UserError, match=rf"^{tmp_path}/vae\.pth: No such file"), scratch(target):
+        (tmp_path / "vae.pth").read_bytes()
+    with pytest.raises(UserError, match=rf"^{target}: cannot write: No space"), scratch(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with scratch(target) as weights:
+        weights.append(b"weights")
+        assert len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
