@@ -186,7 +186,8 @@ def quantised_graphs(
 
     Weights of large graphs go into one file as they are quantised; so do those of graphs that stay as they are but shared a
     file with others: else the bundle would carry its source's too."""
-    graphs, g = dict(bundle.manifest.graphs), bundle.manifest.geometry
+    # The probe is a float step graph: kept, it would bring all float weights along.
+    graphs, g = {name: one for name, one in bundle.manifest.graphs.items() if name != "probe"}, bundle.manifest.geometry
     turned = g.sink * g.frame_tokens * any(spec.name == "sink_cos" for spec in graphs["step"].inputs)
     shared, written = QuantisedFile(part / SHARED), {}
 
@@ -247,8 +248,7 @@ def write_graph(model: ModelProto, file: Path, written: QuantisedFile | None = N
 
 
 def finish(bundle: Bundle, part: Path, graphs: dict[str, Graph], settings: Settings) -> Bundle:
-    """Everything else of the bundle beside the changed graphs; a graph made for another ring or precision stays out."""
-    graphs.pop("probe", None)
+    """Everything else of the bundle beside the changed graphs."""
     provenance = bundle.manifest.provenance | {
         "calibrated_from": bundle.manifest.graphs["step"].model.sha256,
         "precision": settings.precision,

@@ -7,14 +7,28 @@ from typing import Annotated
 
 import typer
 
+from ..engines.errors import UserError
 from ..runtime.cli import options
 from ..runtime.cli.console import needs_extra, reporting, show_quality
 
 app = typer.Typer()
 
 
+def check_acts(explicit: set[str], precision: str, method: str) -> None:
+    """Raises UserError for options that the user names and that would do nothing beside the others."""
+    if precision.endswith("weights"):
+        for name in ("method", "alpha", "chunks"):
+            if name in explicit:
+                raise UserError(
+                    f"--{name}: expected --precision int8 or fp8 with it: {precision} quantises no activations"
+                )
+    if "alpha" in explicit and method != "smoothquant":
+        raise UserError(f"--alpha: expected --method smoothquant with it, not {method}")
+
+
 @app.command()
 def calibrate(
+    ctx: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="The bundle to quantise; it stays as it is.")],
     output: options.NewBundle,
     precision: Annotated[str, typer.Option(help="int8, fp8, int8-weights or int4-weights.")] = "int8",
@@ -46,6 +60,8 @@ def calibrate(
     The exit code is 1 when the gate is not passed. Needs the extra `calibrate`. Ctrl-C keeps what was gathered; the same
     command goes on from there.
     """
+    named = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
+    check_acts(named, precision, method)
     with needs_extra("calibrate"):
         from .calibrate import Settings
         from .calibrate import calibrate as run

@@ -18,7 +18,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from ..engines.errors import UserError
 
-PARTS = ("self.q", "self.k", "self.v", "self.o", "cross.q", "cross.o", "ffn.0", "ffn.2")  # of a block, as they stand
+# Of a block, in the order of the graph, which is that of `Block.project` and `finish`: keys and values come before queries.
+PARTS = ("self.k", "self.v", "self.q", "self.o", "cross.q", "cross.o", "ffn.0", "ffn.2")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from ..engines.base import EngineOptions
 from ..engines.bundle import Bundle, TensorSpec, describe
-from ..engines.files import link_or_copy
+from ..engines.files import link_or_copy, write_whole
 from ..runtime.stream import Stream
 from .linears import Linear
 
@@ -62,26 +64,28 @@ class Statistics:
         if self.histograms is not None:
             for name, parts in self.histograms.histogram_dict.items():
                 arrays |= {f"hist{i}:{name}": np.asarray(part) for i, part in enumerate(parts)}
-        part = file.with_suffix(".part")
-        with open(part, "wb") as f:
-            np.savez(f, done=np.array(done), key=np.array(key), **arrays)  # type: ignore[arg-type]
-        part.replace(file)
+        content = io.BytesIO()
+        np.savez(content, done=np.array(done), key=np.array(key), **arrays)  # type: ignore[arg-type]
+        write_whole(file, content.getvalue())
 
     def load(self, file: Path, key: str) -> int:
-        """Streams that are in the file already; 0 when it is not there or belongs to other settings."""
-        if not file.is_file():
+        """Streams that are in the file already; 0 when it is not there, belongs to other settings or is damaged: then they
+        are gathered anew."""
+        try:
+            with np.load(file) as opened:
+                kept = {name: opened[name] for name in opened.files}
+            done = int(kept["done"]) if str(kept["key"]) == key else 0
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
             return 0
-        with np.load(file) as kept:
-            if str(kept["key"]) != key:
-                return 0
-            self.peaks = {n.removeprefix(PEAK): kept[n] for n in kept.files if n.startswith(PEAK)}
+        if done:
+            self.peaks = {n.removeprefix(PEAK): kept[n] for n in kept if n.startswith(PEAK)}
             if self.histograms is not None:
-                names = [n.removeprefix("hist0:") for n in kept.files if n.startswith("hist0:")]
-                parts = {n: [kept[f"hist{i}:{n}"] for i in range(5) if f"hist{i}:{n}" in kept.files] for n in names}
+                names = [n.removeprefix("hist0:") for n in kept if n.startswith("hist0:")]
+                parts = {n: [kept[f"hist{i}:{n}"] for i in range(5) if f"hist{i}:{n}" in kept] for n in names}
                 self.histograms.histogram_dict = {
                     n: tuple(p if p.ndim else p[()] for p in found) for n, found in parts.items()
                 }
-            return int(kept["done"])
+        return done
 
     def thresholds(self) -> dict[str, float]:
         """Magnitude at which each tensor is cut, by the histograms' method."""

@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from everframe.calibration.calibrate import Settings, calibrate
+from everframe.calibration.calibrate import Settings, calibrate, finish, quantised_graphs
 from everframe.calibration.linears import PARTS, Linear, find_convolutions, find_linears, tensor_values, weight_of
 from everframe.calibration.observe import observe
 from everframe.calibration.quantize import METHODS, Range, peaks_of_weights, quantise, ranges
@@ -22,6 +23,7 @@ from everframe.engines.bundle import Bundle, write_manifest
 from everframe.engines.datafile import SHARED
 from everframe.engines.errors import UserError
 from everframe.engines.graphfile import describe_graph
+from everframe.export.wan import fold
 from everframe.export.wanexport import export_wan
 from everframe.runtime import DEMO_BUNDLE, Stream
 from everframe.runtime.cli.app import app
@@ -51,6 +53,16 @@ def test_every_linear_layer_of_the_blocks_is_found(step: onnx.ModelProto, bundle
     assert linears[0].activation == linears[1].activation == linears[2].activation  # q, k and v read the same
     with pytest.raises(UserError, match="linear layers, expected 8 in each of 3 blocks"):
         find_linears(step, 3)
+
+
+def test_every_layer_has_its_own_name(step: onnx.ModelProto, bundle_path: Path, checkpoint: Path) -> None:
+    """By its weights, which are the checkpoint's of that name: q, k and v have one shape. --exclude goes by these names."""
+    public = fold(load_file(checkpoint / "transformer.safetensors"), TRANSFORMER)
+    for linear in find_linears(step, 2):
+        _, block, part = linear.name.split()
+        theirs = part.replace("self.", "self_attn.").replace("cross.", "cross_attn.")
+        weight = weight_of(step.graph, linear, bundle_path)[0]
+        assert np.array_equal(weight, public[f"blocks.{block}.{theirs}.weight"].float().numpy().T), linear.name
 
 
 def test_peaks_are_those_of_the_tensors(bundle: Bundle, step: onnx.ModelProto, tmp_path: Path) -> None:
@@ -252,6 +264,27 @@ def with_weights_beside(bundle: Bundle, folder: Path, scale: float = 1.0) -> Bun
     return Bundle.open(folder)
 
 
+def test_a_probe_brings_no_float_weights_along(bundle: Bundle, tmp_path: Path) -> None:
+    """It shares the step graph's large weights, which nothing of the quantised bundle reads any more."""
+    beside = with_weights_beside(bundle, tmp_path / "beside.everframe")
+    shutil.copy(beside.path / "step.onnx", beside.path / "probe.onnx")
+    graphs = {
+        name: graph for name, graph in beside.manifest.graphs.items() if name != "recache"
+    }  # it has weights of its own
+    graphs |= {"probe": describe_graph(beside.path / "probe.onnx", [SHARED])}
+    write_manifest(beside.path, beside.manifest.model_copy(update={"graphs": graphs, "recache": "chunks"}))
+    source, settings = Bundle.open(beside.path), changed(QUICK, precision="int8-weights")
+    step = onnx.load(source.graph_path("step"), load_external_data=False)
+    linears = find_linears(step, 2)
+    (part := tmp_path / "part").mkdir()
+    made = quantised_graphs(source, part, {"step": step}, linears, [], {}, settings)
+    finish(source, part, made, settings)
+    assert not (part / "probe.onnx").exists()
+    float_step = onnx.load(source.graph_path("step"), load_external_data=False)
+    matrices = sum(weight_of(float_step.graph, one, source.path)[0].size for one in linears)
+    assert matrices <= (part / SHARED).stat().st_size < 2 * matrices  # a byte each, and what stays in float
+
+
 def test_sensitivity_leaves_large_weights_where_they_are(bundle: Bundle, tmp_path: Path) -> None:
     """A protobuf ends at 2 GiB: the graph of each layer holds that layer's weights alone. The numbers are the same."""
     beside = with_weights_beside(bundle, tmp_path / "beside.everframe")
@@ -332,6 +365,41 @@ def test_an_interrupted_calibration_goes_on(bundle: Bundle, step: onnx.ModelProt
     assert again.thresholds() == whole.thresholds()
     for name, peaks in whole.peaks.items():
         assert (again.peaks[name] == peaks).all()
+
+
+def test_damaged_statistics_are_gathered_anew(bundle: Bundle, step: onnx.ModelProto, tmp_path: Path) -> None:
+    """As a machine leaves them that lost its power: half of the file, noise, nothing."""
+    linears, work = find_linears(step, 2)[:1], tmp_path / "w"
+    whole = observe(bundle, linears, PROMPTS[:1], [0], 1, "minmax", work, lambda *_: None)
+    kept = (work / "statistics.npz").read_bytes()
+    assert [file.name for file in work.iterdir() if "part" in file.name] == []
+    middle, seen = len(kept) // 2, []
+    for damaged in (kept[:middle], b"", b"PK noise", kept[:middle] + b"\0" * 40 + kept[middle + 40 :]):
+        (work / "statistics.npz").write_bytes(damaged)
+        again = observe(bundle, linears, PROMPTS[:1], [0], 1, "minmax", work, lambda done, _: seen.append(done))
+        assert seen.pop() == 1
+        assert not seen
+        for name, peaks in whole.peaks.items():
+            assert (again.peaks[name] == peaks).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--precision", "int8-weights", "--method", "minmax"], "--method: expected --precision int8 or fp8 with it"),
+        (["--precision", "int4-weights", "--alpha", "0.5"], "--alpha: expected --precision int8 or fp8 with it"),
+        (["--precision", "int8-weights", "--chunks", "8"], "--chunks: expected --precision int8 or fp8 with it"),
+        (
+            ["--method", "percentile", "--alpha", "0.5"],
+            "--alpha: expected --method smoothquant with it, not percentile",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing(tmp_path: Path, more: list[str], words: str) -> None:
+    result = CliRunner().invoke(app, ["calibrate", str(DEMO_BUNDLE), "-o", str(tmp_path / "x.everframe"), *more])
+    assert isinstance(result.exception, UserError)
+    assert words in str(result.exception)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_beside_a_graph_are_read_even_from_a_linked_file(tmp_path: Path) -> None:
