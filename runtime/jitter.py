@@ -27,6 +27,14 @@ def stratified_jitter(layers: int, heads: int, seed: int) -> NDArray[np.float64]
     return spread(values.reshape(heads, layers), draw)
 
 
+def few_bases(count: int, layers: int, heads: int, seed: int) -> NDArray[np.float64]:
+    """ε in [−1, 1], [layers, heads], only so many different ones, one from each of as many equal parts; as many heads with
+    each, to one, anywhere in the network. What the number of bases is worth shows in one network then."""
+    draw = np.random.Generator(np.random.Philox(seed))
+    values = -1.0 + 2.0 * (np.arange(count) + draw.uniform(size=count)) / count
+    return values[draw.permutation(np.arange(layers * heads) % count)].reshape(layers, heads)
+
+
 def spread(values: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:
     """values [heads, layers], each row a neighbourhood -> [layers, heads]: every layer gets one of each, in any order."""
     return draw.permuted(draw.permuted(values, axis=1).T, axis=1)

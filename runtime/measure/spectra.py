@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engines.bundle import Bundle, RopeSpec
-from ..jitter import designed_jitter, far_cosine, highest_return, stratified_jitter
+from ..jitter import designed_jitter, far_cosine, few_bases, highest_return, stratified_jitter
 from ..rope import axis_frequencies, draw_jitter, head_thetas
 
 DRAWS = 8  # seeds over which the figures of a draw are averaged
@@ -18,7 +18,9 @@ WAN: Network = (30, 12, 10000.0, 44, 0.8)
 
 
 def epsilon_of(kind: str, rope: RopeSpec, layers: int, heads: int, reach: int) -> NDArray[np.float64]:
-    """ε of a kind by the bundle's own seed: heads [heads]; layers, designed [layers, heads]."""
+    """ε of a kind by the bundle's own seed: heads [heads]; layers, designed, bases-N [layers, heads]."""
+    if kind.startswith("bases-"):
+        return few_bases(int(kind.removeprefix("bases-")), layers, heads, rope.jitter_seed)
     if kind == "heads":
         return draw_jitter(heads, rope.jitter_seed)
     if kind == "layers":

@@ -108,8 +108,9 @@ def study_sinks(
     UserError.
     """
     methods = fitting(bundle, OTHERS) if methods is OTHERS else methods
-    if missing := [method for method in methods if method in OTHERS and method not in fitting(bundle, methods)]:
-        raise UserError(f"method {missing[0]}: {bundle.path} {lack(bundle, missing[0])}")
+    for method in methods:
+        if why := lack(bundle, method):
+            raise UserError(f"method {method}: {bundle.path} {why}")
     for line in spectra_lines(bundle, min(frames, LONGEST)):
         tell(line)
     bank = PromptBank(bundle, OrtBackend(EngineOptions()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ SIGMAS = (0.0, 0.2, 0.5, 0.8)  # jitter strengths
 STRETCHED = ("pi", "ntk", "yarn", "riflex")
 FOLLOWING = ("relative", "relative-jitter", "horizon")  # by a bundle exported with --rope relative
 JITTERED = ("heads", "layers", "designed")  # by a bundle with tables of every layer, --jitter-by layer
-BY_SIGMA = ("relative-jitter", *JITTERED)  # at the bundle's own strength
+FEW = re.compile(r"bases-[1-9]\d{0,5}")  # by the same: so many different bases
 OTHERS = (*STRETCHED, *FOLLOWING, *JITTERED)
 
 
@@ -26,9 +27,10 @@ class Variant:
     """One way to fill the temporal tables.
 
     jitter: the bundle's own ε at strength sigma. heads: the paper's draw, a base a head; layers: the stratified draw, a base
-    for every head of every layer; designed: searched up to the length of the stream, at most LONGEST; these at the bundle's
-    strength. relative: sinks right behind the window, without jitter; relative-jitter: with the bundle's; horizon: without,
-    at the end of what the model was trained to reach. pi, ntk, yarn, riflex: the spectrum stretched.
+    for every head of every layer; designed: searched up to the length of the stream, at most LONGEST; bases-N: N different
+    ones over all heads; these at the bundle's strength. relative: sinks right behind the window, without jitter;
+    relative-jitter: with the bundle's; horizon: without, at the end of what the model was trained to reach. pi, ntk, yarn,
+    riflex: the spectrum stretched.
     """
 
     method: str
@@ -64,21 +66,31 @@ def variants(sigmas: Sequence[float], others: Sequence[str]) -> list[Variant]:
         if not 0 <= sigma < 1:
             raise UserError(f"sigma {sigma}: expected 0 <= sigma < 1")
     for other in others:
-        if other not in OTHERS:
-            raise UserError(f"method {other!r}: expected one of {', '.join(OTHERS)}")
+        if other not in OTHERS and not FEW.fullmatch(other):
+            raise UserError(f"method {other!r}: expected one of {', '.join(OTHERS)}, or bases-N")
     return [*(Variant("jitter", s) for s in sigmas), *(Variant(o) for o in others)]
 
 
+def of_layers(method: str) -> bool:
+    """Whether it needs tables of every layer."""
+    return method in JITTERED or bool(FEW.fullmatch(method))
+
+
 def fitting(bundle: Bundle, methods: Sequence[str]) -> list[str]:
-    """The methods that the bundle's step graph has tables for, without those that its σ of 0 makes the same as others."""
-    inputs = {spec.name: spec.shape for spec in bundle.manifest.graphs["step"].inputs}
-    without = (() if "sink_cos" in inputs else FOLLOWING) + (() if len(inputs["rope_cos"]) == 4 else JITTERED)
-    without += () if bundle.manifest.rope.jitter_sigma else BY_SIGMA
-    return [method for method in methods if method not in without]
+    """The methods that the bundle can do; those that its σ of 0 makes the same as others are not among them."""
+    return [method for method in methods if not lack(bundle, method)]
 
 
 def lack(bundle: Bundle, method: str) -> str:
-    """Why a method does not fit the bundle."""
-    if method in BY_SIGMA and not bundle.manifest.rope.jitter_sigma:
+    """Why a method does not fit the bundle; empty: it does."""
+    inputs = {spec.name: spec.shape for spec in bundle.manifest.graphs["step"].inputs}
+    heads = bundle.manifest.network.layers * bundle.manifest.network.heads
+    if (method == "relative-jitter" or of_layers(method)) and not bundle.manifest.rope.jitter_sigma:
         return "has a jitter of 0, at which it is no other; export it with --jitter above 0"
-    return f"has no tables for it; export it with {'--rope relative' if method in FOLLOWING else '--jitter-by layer'}"
+    if method in FOLLOWING and "sink_cos" not in inputs:
+        return "has no tables for it; export it with --rope relative"
+    if of_layers(method) and len(inputs["rope_cos"]) != 4:
+        return "has no tables for it; export it with --jitter-by layer"
+    if FEW.fullmatch(method) and int(method.removeprefix("bases-")) > heads:
+        return f"has {heads} heads in all its layers, no more bases than that"
+    return ""

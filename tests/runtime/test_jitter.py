@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from everframe.runtime.jitter import NEAR, designed_jitter, far_cosine, highest_return, stratified_jitter
+from everframe.runtime.jitter import (
+    NEAR,
+    designed_jitter,
+    far_cosine,
+    few_bases,
+    highest_return,
+    stratified_jitter,
+)
 from everframe.runtime.rope import axis_frequencies, draw_jitter, head_thetas
 
 
@@ -33,6 +40,16 @@ def test_one_in_each_part_and_every_layer_spans_the_range() -> None:
     assert (epsilon != stratified_jitter(30, 12, seed=4)).any()
     places = np.argsort(epsilon, 1)[:, 0]  # which head has the layer's smallest: not always the same
     assert len(set(places)) > 5
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 96])
+def test_so_many_different_bases_and_no_more(count: int) -> None:
+    epsilon = few_bases(count, 12, 8, seed=3)
+    assert epsilon.shape == (12, 8)
+    values, heads = np.unique(epsilon, return_counts=True)
+    assert list(np.floor((values + 1) / 2 * count)) == list(range(count))  # one in each part of the range
+    assert heads.max() - heads.min() <= 1
+    assert (epsilon == few_bases(count, 12, 8, seed=3)).all()
 
 
 def test_the_curve_and_its_return() -> None:

@@ -217,6 +217,13 @@ def test_at_a_jitter_of_nothing_the_kinds_of_jitter_are_none(bundle: Bundle, tmp
     assert fitting(Bundle(bundle.path, still), OTHERS) == [*STRETCHED, "relative", "horizon"]
     with pytest.raises(UserError, match=r"method heads: .* has a jitter of 0, .*--jitter above 0"):
         study_sinks(Bundle(bundle.path, still), tmp_path / "r", methods=["heads"])
+    heads = able.network.layers * able.network.heads
+    assert fitting(Bundle(bundle.path, able), [f"bases-{heads}", f"bases-{heads + 1}"]) == [f"bases-{heads}"]
+    with pytest.raises(UserError, match=rf"has {heads} heads in all its layers"):
+        study_sinks(Bundle(bundle.path, able), tmp_path / "r", methods=[f"bases-{heads + 1}"])
+    for wrong in ("bases-0", "bases-", "bases-4x"):
+        with pytest.raises(UserError, match="or bases-N"):
+            study_sinks(Bundle(bundle.path, able), tmp_path / "r", methods=[wrong])
 
 
 @pytest.mark.parametrize(("method", "flag"), [("horizon", "--rope relative"), ("designed", "--jitter-by layer")])
