@@ -145,6 +145,7 @@ class Computing:
     backend: str  # with its version: "openvino 2026.4.1"
     device: str  # "CPU AMD EPYC 9B14", "NVIDIA H100, driver 13.0"
     precision: str  # f32, tf32, f16, bf16; of INT8 layers, what is around them
+    engines: str = ""  # compiled ones, told apart by how they were built and what came of it
 
     def __str__(self) -> str:
         return f"{self.backend}, {self.device}, {self.precision}"

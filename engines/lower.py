@@ -30,16 +30,15 @@ else:
 Low = Literal["fp16", "bf16"]
 QUANTISED = {"QuantizeLinear", "DequantizeLinear"}
 COMPUTE = {"MatMul", "Gemm", "Conv", "Attention", "TensorScatter"} | QUANTISED
-STORED_LOW = (
-    "k_",
-    "v_",
-    "sink_k_",
-    "sink_v_",
-    "prompt_k_",
-    "prompt_v_",
-    "state_",
-)  # inputs and outputs that are kept between passes
 LENGTHS = "kv_len"
+# Of all that is written here, part of the fingerprint of compiled engines: one more whenever a graph comes out otherwise.
+LOWERING = 2
+
+
+def stored_low(name: str) -> bool:
+    """Whether an input or output is kept between passes in the low type. Scales of an INT8 ring are float32 throughout."""
+    kept = ("k_", "v_", "sink_k_", "sink_v_", "prompt_k_", "prompt_v_", "state_")
+    return name.startswith(kept) and "_scale" not in name
 
 
 def lower(model: ModelProto, low: Low) -> ModelProto:
@@ -94,7 +93,7 @@ class _Lowering:
         del self.graph.value_info[:]
 
     def _stored(self, value: ValueInfoProto) -> bool:
-        return value.name.startswith(STORED_LOW) and self.kind[value.name] == TensorProto.FLOAT
+        return stored_low(value.name) and self.kind[value.name] == TensorProto.FLOAT
 
     def _cast(self, source: str, target: str, to: int) -> None:
         self.nodes.append(helper.make_node("Cast", [source], [target], name=f"lower/{target}", to=to))

@@ -1,7 +1,8 @@
 """Compiled engines inside a bundle: `engines/<fingerprint>/` with one file per graph and a record of how they were made.
 
-The fingerprint is a hash of everything that decides an engine: backend and its version, options, and the graphs. A bundle
-that is exported again, or a backend that is updated, finds no engines of its own and the old ones are told apart.
+The fingerprint is a hash of everything that decides an engine: backend and its version, options, the graphs, and how these
+are rewritten for it. A bundle that is exported again, or a backend that is updated, finds no engines of its own and the old
+ones are told apart.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pydantic import Field, ValidationError
 
 from .bundle import Bundle, FileRef, Model, describe, first_problem, verify
 from .errors import UserError
-from .files import new_folder
+from .files import keep_record, kept_records, new_folder, record_key, user_cache
+from .lower import LOWERING
 from .post import runs
 
 FOLDER, RECORD = "engines", "record.json"
+BUILT_HERE = "built_here.json"  # in the user's cache folder, which no bundle brings along
 
 
 class EngineRecord(Model):
@@ -45,6 +48,12 @@ class BuildRecord(Model):
     options: dict[str, Any]
     made: str  # UTC, ISO 8601
     graphs: dict[str, EngineRecord]
+    lowering: int = 1  # lower.LOWERING; records of before it was there say nothing
+
+    @property
+    def built(self) -> str:
+        """What tells these engines from others of the same graphs: options, versions, and every byte of them."""
+        return record_key(self.model_dump(include={"backend", "version", "options", "graphs", "lowering"}))[:16]
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ def fingerprint(bundle: Bundle, version: str, options: Mapping[str, Any]) -> str
     graphs = {
         name: [graph.model.sha256, *(d.sha256 for d in graph.data)] for name, graph in bundle.manifest.graphs.items()
     }
-    content = json.dumps({"version": version, "options": options, "graphs": graphs}, sort_keys=True)
+    facts = {"version": version, "options": options, "graphs": graphs, "lowering": LOWERING}
+    content = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -95,9 +105,18 @@ def write(
             options=dict(options),
             made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             graphs=records,
+            lowering=LOWERING,
         )
         (part / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
+    if options.get("version_compatible"):
+        for one in records.values():
+            keep_record(user_cache() / BUILT_HERE, one.file.sha256, {"made": record.made, "in": str(home / key)})
     return Stored(key, home / key, record, None)
+
+
+def built_here(sha256: str) -> bool:
+    """Whether this user has built an engine of this content on this machine, of those that hold code for the host."""
+    return sha256 in kept_records(user_cache() / BUILT_HERE)
 
 
 def stored(bundle: Bundle, versions: Mapping[str, str], whole: bool = True) -> list[Stored]:
@@ -145,6 +164,8 @@ def problem_of(bundle: Bundle, folder: Path, record: BuildRecord, versions: Mapp
         graph = bundle.manifest.graphs.get(name)
         if graph is None or graph.model.sha256 != engine.graph_sha256:
             return f"{name}: the graph has changed since"
+    if record.lowering != LOWERING:
+        return "built by an everframe that rewrites graphs for TensorRT in another way"
     installed = versions.get(record.backend)
     if installed is None:
         return f"{record.backend} is not installed"

@@ -6,6 +6,7 @@ No GPU has run this yet: what is tested without one is stated in docs/tensorrt.m
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 import weakref
@@ -23,11 +24,12 @@ from .cuda import Cuda, CudaBuffer
 from .cudalaunch import CudaDevice, named
 from .errors import UserError
 from .files import cache_place
-from .lower import STORED_LOW, lower
+from .lower import lower, stored_low
 from .machine import card_name
 from .post import decodes
 from .trtbuild import first_error_logger, load_module
 
+HOST_CODE = "EVERFRAME_HOST_CODE"  # an environment variable: "allow" runs what engines of others carry
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 
@@ -188,7 +190,8 @@ class TrtBackend:
         self._log = first_error_logger(self.trt)
         self._runtime = self.trt.Runtime(self._log)
         self._runtime.error_recorder = self.errors
-        self._chosen: dict[Path, store.Stored] = {}  # choosing hashes every engine, which are gigabytes
+        # Choosing hashes every engine, which are gigabytes. By what the bundle is, not where: another may take its place.
+        self._chosen: dict[tuple[Path, str, tuple[str, ...]], store.Stored] = {}
         # Decoding may run beside the step and prompt engines, so there are two.
         self._scratch, self._decoding = Workspace(self.device), Workspace(self.device)
         # Streams of one bundle share its engines' weights, on the device's own streams, one thread at a time.
@@ -198,16 +201,17 @@ class TrtBackend:
         record = self._found(bundle).record
         assert record is not None
         precision = {"fp16": "f16"}.get(str(record.options["precision"]), str(record.options["precision"]))
-        return Computing(f"{self.backend} {self.trt.__version__}", card_name(), precision)
+        return Computing(f"{self.backend} {self.trt.__version__}", card_name(), precision, record.built)
 
     def _found(self, bundle: Bundle) -> store.Stored:
-        if bundle.path not in self._chosen:
-            self._chosen[bundle.path] = self._choose(bundle)
-        return self._chosen[bundle.path]
+        key = bundle.path, store.fingerprint(bundle, self.trt.__version__, {}), bundle.post
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(bundle)
+        return self._chosen[key]
 
     def load(self, bundle: Bundle, name: str, beside: bool = False) -> TrtEngine:
         """Loaded once for all streams of this backend. `beside` is for CPUs: nothing changes here."""
-        return self._engines.get((bundle.path, name), lambda: self._load(bundle, name))
+        return self._engines.get((self._found(bundle).folder, name), lambda: self._load(bundle, name))
 
     def _load(self, bundle: Bundle, name: str) -> TrtEngine:
         found = self._found(bundle)
@@ -215,10 +219,16 @@ class TrtBackend:
         assert record is not None
         file = found.folder / record.graphs[name].file.file
         self.errors.clear()
-        if record.options.get("version_compatible"):  # its plan carries a lean runtime, which is code for the host
-            self._runtime.engine_host_code_allowed = True
         content = file.read_bytes()
+        hosts = bool(
+            record.options.get("version_compatible")
+        )  # its plan carries a lean runtime, which is code for the host
+        if hosts:
+            check_host_code(file, content)
+            self._runtime.engine_host_code_allowed = True
         engine = self._runtime.deserialize_cuda_engine(content)
+        if hosts:  # the next engine may be a stranger's
+            self._runtime.engine_host_code_allowed = False
         if engine is None:
             reason = self.errors.take() or self._log.errors or self._validity(content) or "no reason given"
             raise UserError(f"{file}: {self.backend} {self.trt.__version__} cannot load it: {reason}")
@@ -234,12 +244,10 @@ class TrtBackend:
 
     def _ahead(self, bundle: Bundle, name: str) -> int:
         """Bytes that the engines which are not loaded yet will want: their weights and their scratch memory."""
-        record = self._found(bundle).record
-        assert record is not None
-        needed = store.compiled_graphs(bundle)
-        others = [
-            r for n, r in record.graphs.items() if n != name and n in needed and (bundle.path, n) not in self._engines
-        ]
+        found = self._found(bundle)
+        assert found.record is not None
+        needed = {n for n in store.compiled_graphs(bundle) if n != name and (found.folder, n) not in self._engines}
+        others = [r for n, r in found.record.graphs.items() if n in needed]
         return sum(r.file.bytes + r.memory.get("scratch_bytes", 0) for r in others)
 
     def _validity(self, content: bytes) -> str:
@@ -287,6 +295,17 @@ class TrtBackend:
             onnx.save(lower(onnx.load(file, load_external_data=False), precision), lowered)  # type: ignore[arg-type]
             if not parser.refit_from_file(str(lowered)) or not refitter.refit_cuda_engine():
                 raise UserError(f"{file}: its weights do not fit the stripped engine: {self._log.errors}")
+
+
+def check_host_code(file: Path, content: bytes) -> None:
+    """Raises UserError for an engine with code for the host that was not built here: its bundle may be anybody's, with the
+    record that calls it version-compatible."""
+    if os.environ.get(HOST_CODE) == "allow" or store.built_here(hashlib.sha256(content).hexdigest()):
+        return
+    raise UserError(
+        f"{file}: carries code for the host (--version-compatible) and was not built by this user on this machine: build it "
+        f"here, or set {HOST_CODE}=allow if you trust who did"
+    )
 
 
 def streams(engine: Any) -> bool:
@@ -372,8 +391,7 @@ def stored_types(graph: Graph, low: str) -> Graph:
 
     def change(specs):
         return [
-            s.model_copy(update={"dtype": low}) if s.name.startswith(STORED_LOW) and s.dtype == "float32" else s
-            for s in specs
+            s.model_copy(update={"dtype": low}) if stored_low(s.name) and s.dtype == "float32" else s for s in specs
         ]
 
     return graph.model_copy(update={"inputs": change(graph.inputs), "outputs": change(graph.outputs)})

@@ -17,7 +17,7 @@ from everframe.engines.errors import UserError
 from everframe.engines.tensorrt import TrtBackend, stream_bytes
 from everframe.engines.trtbuild import BuildOptions
 from everframe.export.post import add
-from everframe.runtime import Stream
+from everframe.runtime import Stream, proof
 from everframe.runtime.state import load_state, save_state
 
 from postfiles import smooth_file, upscale_file
@@ -82,6 +82,12 @@ def test_graphs_that_do_not_run_are_not_compiled(
     assert plain.problem is None
     assert plain.record is not None
     assert not {"smooth", "upscale"} & set(plain.record.graphs)
+    backend = TrtBackend("tensorrt")
+    assert backend._found(bundle).folder == plain.folder
+    with pytest.raises(
+        UserError, match="no engine for smooth, upscale"
+    ):  # what was chosen is not for all choices of post
+        backend._found(bundle.with_post("all"))
     (lacking,) = store.stored(bundle.with_post("all"), versions)
     assert lacking.problem == "no engine for smooth, upscale: everframe build --post builds them"
     build_engines(folder, BuildOptions(backend="tensorrt"), post="upscale")
@@ -154,10 +160,66 @@ def test_bfloat16_goes_on_after_a_restart(portable_path: Path, tmp_path: Path, m
 
 
 def test_a_lean_runtime_is_allowed_to_run(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A version-compatible plan carries code for the host, which TensorRT refuses unless it is told."""
-    _stand, folder = built("classic-11.4", portable_path, tmp_path, monkeypatch, version_compatible=True)
+    """A version-compatible plan carries code for the host, which TensorRT refuses unless it is told. It is told for what was
+    built here, not because a bundle's own record says what the plan is."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    stand, folder = built("classic-11.4", portable_path, tmp_path, monkeypatch, version_compatible=True)
     with Stream(Bundle.open(folder), backend=TrtBackend("tensorrt")) as stream:
         assert np.isfinite(stream.next_chunk().latent).all()
+        assert stand.host_code
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "somebody else's"))
+    stand.host_code = False
+    backend = TrtBackend("tensorrt")
+    with pytest.raises(UserError, match=r"carries code for the host .* EVERFRAME_HOST_CODE=allow"):
+        Stream(Bundle.open(folder), backend=backend)
+    assert not stand.host_code
+    monkeypatch.setenv("EVERFRAME_HOST_CODE", "allow")
+    with Stream(Bundle.open(folder), backend=backend) as stream:
+        assert np.isfinite(stream.next_chunk().latent).all()
+    assert not backend._runtime.engine_host_code_allowed  # not for the next engine
+
+
+def test_engines_built_otherwise_are_proven_anew(
+    portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same bundle, same versions, same card: another build is another program."""
+    proofs: list[str] = []
+    real = proof.prove
+    monkeypatch.setattr(proof, "prove", lambda *args: (proofs.append(args[3].engines), real(*args))[1])
+    _stand, folder = built("classic-11.4", portable_path, tmp_path, monkeypatch, optimization_level=1)
+    for expected in (1, 1):
+        Stream(Bundle.open(folder), backend=TrtBackend("tensorrt")).close()
+        assert len(proofs) == expected
+    shutil.rmtree(next((folder / store.FOLDER).glob("*/")))
+    build_engines(folder, BuildOptions(backend="tensorrt", optimization_level=2))
+    for expected in (2, 2):
+        Stream(Bundle.open(folder), backend=TrtBackend("tensorrt")).close()
+        assert len(proofs) == expected
+    assert proofs[0] != proofs[1]
+
+
+def test_another_bundle_in_the_same_place(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's backend outlives the bundle that it began with: engines of the one before are not run for it."""
+    _stand, folder = built("classic-11.4", portable_path, tmp_path, monkeypatch)
+    bundle, backend = Bundle.open(folder), TrtBackend("tensorrt")
+    before = backend.load(bundle, "prompt")
+    assert backend.load(bundle, "prompt") is before
+    graph = bundle.manifest.graphs["step"]
+    other = graph.model_copy(update={"model": graph.model.model_copy(update={"sha256": "0" * 64})})
+    later = bundle.manifest.model_copy(update={"graphs": bundle.manifest.graphs | {"step": other}})
+    with pytest.raises(UserError, match="step: the graph has changed since"):
+        backend.load(Bundle(folder, later), "prompt")
+
+
+def test_engines_of_another_lowering(portable_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier version compiled may be of graphs that were rewritten in another way."""
+    _stand, folder = built("classic-11.4", portable_path, tmp_path, monkeypatch)
+    bundle, versions = Bundle.open(folder), {"tensorrt": TrtBackend("tensorrt").trt.__version__}
+    before = store.fingerprint(bundle, "1", {})
+    monkeypatch.setattr(store, "LOWERING", store.LOWERING + 1)
+    assert store.fingerprint(bundle, "1", {}) != before
+    (found,) = store.stored(bundle, versions)
+    assert found.problem == "built by an everframe that rewrites graphs for TensorRT in another way"
 
 
 @pytest.mark.slow
