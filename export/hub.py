@@ -39,6 +39,11 @@ class Found:
     def name(self) -> str:
         return f"{self.file.repo}/{self.path}"
 
+    @property
+    def pinned(self) -> str | None:
+        """The hash that the table says of it."""
+        return self.file.sha256 if self.path == self.file.path else None
+
 
 def survey(files: Iterable[HubFile]) -> list[Found]:
     """Size, commit and hash of each file, and whether it is here already. Raises UserError naming the file."""
@@ -61,7 +66,7 @@ def fetch(files: dict[str, HubFile], report: Report = QUIET) -> dict[str, Path]:
     every = [one for several in found.values() for one in several]
     tell(every, report)
     _check_space(sum(one.size for one in every if not one.cached))
-    paths = {key: [one.cached or _download(one) for one in several] for key, several in found.items()}
+    paths = {key: [_kept(one) if one.cached else _download(one) for one in several] for key, several in found.items()}
     return {key: several[0] for key, several in paths.items()}
 
 
@@ -103,6 +108,15 @@ def _check_space(needed: int) -> None:
         )
 
 
+def _kept(one: Found) -> Path:
+    """The cached file. Whoever may write there may have changed it, and what came whole may have rotted since: where the
+    table says a hash, it is held against that."""
+    assert one.cached is not None
+    if one.pinned:
+        _check_hash(one, one.cached, one.pinned)
+    return one.cached
+
+
 def _download(one: Found) -> Path:
     # By the revision's name, so that the cache knows it when there is no network. What it names may have moved since it was
     # looked at: a cached file's name is the hash that the hub said with it.
@@ -110,13 +124,17 @@ def _download(one: Found) -> Path:
         _asked(one.file, one.path, lambda: hf_hub_download(one.file.repo, one.path, revision=one.file.revision))
     )
     said = path.resolve().name if path.is_symlink() else one.etag
-    expected = one.file.sha256 if one.file.sha256 and one.path == one.file.path else said
+    _check_hash(one, path, one.pinned or said)
+    return path
+
+
+def _check_hash(one: Found, path: Path, expected: str) -> None:
+    """Raises UserError for a file that is not what it should be, which is removed."""
     got = _hash(path, expected)
     if got is not None and got != expected:
         path.resolve().unlink()  # so that the next try does not find it in the cache
         path.unlink(missing_ok=True)
         raise UserError(f"{one.name}: has the hash {got[:12]}…, expected {expected[:12]}…; it was removed: try again")
-    return path
 
 
 def _hash(file: Path, expected: str) -> str | None:

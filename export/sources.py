@@ -99,6 +99,13 @@ def tensors(path: Path, dictionary: Dictionary = None, report: Report = QUIET) -
     return _read_index(path) if path.suffix == ".json" else _read_safetensors(path)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that `tensors` reads: one, or an index and all that it names."""
+    path = _file_in(path) if path.is_dir() else path
+    shards = sorted(set(weight_map(path).values())) if path.suffix == ".json" else []
+    return [path, *(path.parent / name for name in shards)]
+
+
 def _file_in(folder: Path) -> Path:
     """The folder's one file of weights, or the index of several."""
     names = [f for f in sorted(folder.iterdir()) if f.is_file()]

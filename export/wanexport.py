@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from .families import FAMILIES, SHOT_OFFSET, SHOT_PREFIX, Family, Sampler, famil
 from .lora import Lora, merge_loras
 from .names import public_names
 from .schedule import FALLING, Schedule, falling, warped_from
-from .sources import Dictionary, fit, half, read, single, wan_config
+from .sources import Dictionary, files_of, fit, half, place_of, read, single, wan_config
 from .texts import Umt5, encode_all, open_encoder, read_prompts
 from .vaes import KINDS, VaeKind, load_vae
 from .wan import Wan, fold
@@ -212,12 +213,31 @@ def rope_of(source: WanSource) -> RopeConfig:
 
 
 def provenance(source: WanSource, text_encoder: str) -> dict[str, Any]:
-    """For the manifest: hashes of all files of weights, LoRAs with their strengths, what came from where."""
-    files = [f for f in (source.generator, *(lora.path for lora in source.loras), source.vae) if f.is_file()]
-    out: dict[str, Any] = {"checkpoint": {f.name: describe(f).sha256 for f in files}, "text_encoder": text_encoder}
+    """For the manifest: hashes of all files that weights of generator, LoRAs and autoencoder were read from, LoRAs with
+    their strengths, what came from where."""
+    places = (
+        place_of(source.generator, "transformer"),
+        *(lora.path for lora in source.loras),
+        place_of(source.vae, "vae"),
+    )
+    files = by_name(file for place in places for file in files_of(place))
+    hashes = {name: describe(file).sha256 for name, file in files.items()}
+    out: dict[str, Any] = {"checkpoint": hashes, "text_encoder": text_encoder}
     if source.loras:
         out["loras"] = [f"{lora.path.name}:{lora.strength:g}" for lora in source.loras]
     return out | ({"hub": source.origin} if source.origin else {})
+
+
+def by_name(files: Iterable[Path]) -> dict[str, Path]:
+    """Files by the ends of their paths, each as long as it takes to tell it from the others: those of diffusers' folders all
+    have one name."""
+    every, out = {file.absolute() for file in files}, {}
+    for file in every:
+        length = 1
+        while any(file.parts[-length:] == other.parts[-length:] for other in every - {file}):
+            length += 1
+        out["/".join(file.parts[-length:])] = file
+    return dict(sorted(out.items()))
 
 
 def schedule_of(source: WanSource) -> Schedule:

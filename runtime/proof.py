@@ -2,8 +2,8 @@
 
 Compilers and drivers make wrong engines without an error: attention in bfloat16 that ignores its mask, a convolution that is
 off on one card. So the first time a backend meets a bundle on a machine, it makes the two chunks of the bundle's reference
-and is held against them; what it showed is kept beside the compiled models, for the same files, versions, device and
-precision only.
+and is held against them; what it showed is kept beside the compiled models, for the same files, engines, versions,
+device and precision only.
 """
 
 from __future__ import annotations

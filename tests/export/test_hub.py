@@ -214,6 +214,28 @@ def test_a_file_that_is_not_what_its_hash_says(hub: Hub, tmp_path: Path) -> None
     assert Path(again.stdout.splitlines()[-1]).read_bytes() == hub.files[GENERATOR]
 
 
+def test_a_cached_file_is_held_against_the_tables_hash(hub: Hub, tmp_path: Path) -> None:
+    """Also where the hub is not asked: the file may have rotted since, or somebody else's be in its place."""
+    digest = hashlib.sha256(hub.files[GENERATOR]).hexdigest()
+    pinned = FETCH.replace("r.generator}", f"__import__('dataclasses').replace(r.generator, sha256='{digest}')}}")
+    assert pinned != FETCH
+    first = run(hub, tmp_path, "-c", pinned, "self-forcing")
+    assert first.returncode == 0, first.stdout + first.stderr
+    path = Path(first.stdout.splitlines()[-1])
+    content = path.read_bytes()
+    for again, offline in ((hub, {}), (None, {"HF_HUB_OFFLINE": "1"})):
+        path.resolve().write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert fetch(again, tmp_path, **offline).returncode == 0  # without a pinned hash nobody can tell
+        done = run(again, tmp_path, "-c", pinned, "self-forcing", **offline)
+        assert done.returncode == 2
+        assert re.search(
+            r"UserError .*self_forcing_dmd\.pt: has the hash .*…, expected .*…; it was removed", done.stdout
+        )
+        assert not path.exists()
+        assert run(hub, tmp_path, "-c", pinned, "self-forcing").returncode == 0
+        assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportOptionalMemberAccess=false
 # (diffusers' types do not tell what its calls return)
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from everframe.engines.errors import UserError
 from everframe.export.lora import Lora
 from everframe.export.sources import read, single
 from everframe.export.texts import Umt5
-from everframe.export.wanexport import export_wan, load_transformer
+from everframe.export.wanexport import export_wan, load_transformer, provenance
 from everframe.runtime import Stream
 from everframe.runtime.noise import chunk_noise
 
@@ -196,6 +197,23 @@ def test_a_bundle_with_its_text_encoder_takes_any_prompt(wan_home: Path, speakin
     assert (got[len(expected) :] == 0).all()
     cosine = torch.nn.functional.cosine_similarity(got[: len(expected)], expected, dim=-1)
     assert cosine.min() > 0.99
+
+
+def test_provenance_has_every_file_of_weights(wan_home: Path, tmp_path: Path) -> None:
+    """Folders too, by their files; two that have one name are told apart by their folders."""
+    shutil.copytree(wan_home / "vae", tmp_path / "style")
+    given = source(wan_home, generator=wan_home / "diffusers", vae=wan_home / "vae", loras=(Lora(tmp_path / "style"),))
+    name = "diffusion_pytorch_model.safetensors"
+    files = {
+        f"{folder.name}/{name}": folder / name
+        for folder in (wan_home / "diffusers", wan_home / "vae", tmp_path / "style")
+    }
+    expected = {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items()}
+    assert provenance(given, "t")["checkpoint"] == expected
+    shards = sorted((wan_home / "sharded").iterdir())
+    found = provenance(source(wan_home, generator=wan_home / "sharded"), "t")["checkpoint"]
+    assert len(shards) == 3
+    assert found == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (*shards, wan_home / "Wan2.1_VAE.pth")}
 
 
 class Harmful:
