@@ -86,7 +86,8 @@ def generate(
         output: as `open_output` takes it.
         seconds: length of the video, at least one frame; None: until `stop` says so.
         changes: other prompts and when they come; each takes effect with the first chunk not yet begun at its moment (the
-            second at the earliest).
+            second at the earliest). One at or behind the video's end is refused; `notice` is told of one that no chunk of
+            the video was left for.
         overlay: what is burned into every frame; its clock begins at the present time.
         encoder: "auto" or one of `video.ENCODERS`; one that does not open here is replaced, and `notice` told.
         replace: allow a name that exists already.
@@ -99,6 +100,9 @@ def generate(
     g = bundle.output
     total = None if seconds is None else max(1, round(seconds * g.fps))
     waiting = sorted(changes, key=lambda change: change.seconds)
+    if total is not None and waiting and waiting[-1].seconds * g.fps >= total:
+        last = waiting[-1]
+        raise UserError(f"--then {last.seconds:g}:{last.prompt}: the video ends at {total / g.fps:g} s")
     with Stream(
         bundle,
         prompt=prompt,
@@ -122,7 +126,8 @@ def generate(
             notice(told)
         ahead = g.chunk_frames if stream.overlap else 0  # the chunk that is being made already
         made, began = 0, dt.datetime.now(dt.UTC)
-        with open_output(output, g.width, g.height, g.fps, chosen, replace) as out:
+        ordered: list[tuple[int, PromptChange]] = []  # and the chunk that each takes effect with
+        with open_output(output, g.width, g.height, g.fps, chosen, replace, total) as out:
             while made != total and not stop():
                 chunk = stream.next_chunk()
                 frames = chunk.frames if total is None else chunk.frames[: total - made]
@@ -135,6 +140,12 @@ def generate(
                 while waiting and waiting[0].seconds * g.fps <= made + ahead:
                     change = waiting.pop(0)
                     stream.set_prompt(change.prompt, change.transition)
+                    ordered.append((chunk.index + (2 if stream.overlap else 1), change))
+                if made == total:
+                    for change in [*(one for at, one in ordered if at > chunk.index), *waiting]:
+                        notice(
+                            f"--then {change.seconds:g}:{change.prompt}: comes after the last chunk has begun: not seen"
+                        )
     return Video(made, g.fps)
 
 

@@ -48,12 +48,18 @@ class Output(Protocol):
 
 
 def open_output(
-    target: str, width: int, height: int, fps: int, encoder: str = "libx264", replace: bool = False
+    target: str,
+    width: int,
+    height: int,
+    fps: int,
+    encoder: str = "libx264",
+    replace: bool = False,
+    frames: int | None = None,
 ) -> Output:
     """Choose an output by its name: `-` raw RGB frames to standard output, `*.mp4`, `*.mkv` by `encoder`, `*.gif`, `name/`
     or `*.png` (with a `%d` pattern such as frame-%06d.png) a PNG sequence.
 
-    replace: allow a name that exists already.
+    replace: allow a name that exists already. frames: how many will come, where that is known.
     Raises UserError when the name says none of these, is taken, or its place cannot be written.
     """
     if target == "-":
@@ -66,6 +72,8 @@ def open_output(
         return PngOutput(path, replace)
     if suffix in (".gif", *CONTAINERS):
         check_free(path, replace)
+        if suffix == ".gif" and frames is not None and frames > MAX_GIF_FRAMES:
+            raise UserError(f"{path}: {_gif_holds(fps)}, this are {frames}; use .mp4 or .mkv")
         return GifOutput(path, fps) if suffix == ".gif" else FileOutput(path, width, height, fps, encoder=encoder)
     raise UserError(f"output {target!r}: expected -, a folder/, or a name ending in .mp4, .mkv, .gif or .png")
 
@@ -270,24 +278,31 @@ class PngOutput:
         return
 
 
+def _gif_holds(fps: int) -> str:
+    return f"a GIF holds at most {MAX_GIF_FRAMES} frames here ({MAX_GIF_FRAMES / fps:g} s)"
+
+
 class GifOutput:
     """An animated GIF. Its frames last whole hundredths of a second, so 16 fps becomes 6 or 7 of them in turn."""
 
     def __init__(self, path: Path, fps: int):
-        self._part, self._fps, self._frames = _Part(path), fps, []
+        self._part, self._fps, self._frames, self._full = _Part(path), fps, [], False
 
     _frames: list[Image.Image]
 
     def write(self, frames: NDArray[np.uint8]) -> None:
-        if len(self._frames) + len(frames) > MAX_GIF_FRAMES:
-            raise UserError(f"{self._part.path}: a GIF holds at most {MAX_GIF_FRAMES} frames here; use .mp4 or .mkv")
-        self._frames += [Image.fromarray(image).quantize(dither=Image.Dither.NONE) for image in frames]
+        room = MAX_GIF_FRAMES - len(self._frames)
+        self._frames += [Image.fromarray(image).quantize(dither=Image.Dither.NONE) for image in frames[:room]]
+        if len(frames) > room:  # of a video without an end: what there is stays
+            self._full = True
+            raise UserError(f"{self._part.path}: {_gif_holds(self._fps)}, which it has; use .mp4 or .mkv for more")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if (kind is not None and not issubclass(kind, KeyboardInterrupt)) or not self._frames:
+        kept = kind is None or issubclass(kind, KeyboardInterrupt) or self._full
+        if not kept or not self._frames:
             self._part.discard()
             return
         edges = [round(100 * i / self._fps) for i in range(len(self._frames) + 1)]

@@ -46,7 +46,9 @@ class FreeText:
     def embedding(self, prompt: str) -> NDArray[np.float32]:
         """float32 [1, text_len, text_dim], zero rows behind the tokens."""
         rows = self._buffers["ids"].shape[1]
-        ids = self._tokenizer.encode(prompt).ids[:rows]
+        ids = self._tokenizer.encode(prompt).ids
+        if len(ids) > rows:  # as where it was exported: what is too long still has its end mark
+            ids = [*ids[: rows - 1], ids[-1]]
         for name, values in (("ids", ids), ("mask", [1] * len(ids))):
             padded = np.zeros((1, rows), np.int64)
             padded[0, : len(ids)] = values

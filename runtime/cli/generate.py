@@ -17,7 +17,6 @@ from ..demo import open_bundle
 from ..generation import Progress, parse_change
 from ..generation import generate as make
 from ..overlay.layer import Layer
-from ..picture import read_picture
 from ..prompts import check_transition
 from . import options
 from .console import StopSignals, say, status
@@ -73,8 +72,7 @@ def generate(
     changes = [parse_change(text, transition) for text in then or []]  # type: ignore[arg-type] - checked
     layer = None if overlay is None else layer_of(overlay)
     opened = open_bundle(bundle).with_post(post)
-    g = opened.manifest.geometry
-    picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
+    picture = options.picture_of(anchor, ground, opened)
     with StopSignals() as signals, status("loading engines …") as update:
         video = make(
             opened,

@@ -261,7 +261,7 @@ def sinks(
         list[str] | None,
         typer.Option(
             help="Others: pi, ntk, yarn, riflex, relative, relative-jitter, horizon, heads, layers, designed; default: all "
-            "that the bundle has tables for."
+            "that the bundle has tables for. And bases-N: N different bases over all heads."
         ),
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Prompts; default: the bank's first.")] = None,

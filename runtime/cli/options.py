@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
+from ...engines.errors import UserError
 from ...engines.machine import choose_gpu
+from .console import say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ...engines.bundle import Bundle as Opened
 
 Bundle = Annotated[Path | None, Option("--bundle", "-b", help="Engine bundle; default: the shipped demo.")]
 Prompt = Annotated[str | None, Option(help="A prompt of the bundle's bank; default: its first.")]
@@ -53,3 +61,15 @@ Size = Annotated[str | None, Option(help="WIDTHxHEIGHT in pixels, multiples of 1
 ChunkFrames = Annotated[int, Option(help="Latent frames of a chunk.")]
 Window = Annotated[int | None, Option(help="Latent frames in the KV cache, sinks and current chunk included.")]
 Sink = Annotated[int | None, Option(help="Latent frames kept for good.")]
+
+
+def picture_of(anchor: Path | None, ground: str | None, bundle: Opened) -> NDArray[np.uint8] | None:
+    """The picture that --anchor names, at a bundle's size. Raises UserError."""
+    from ..picture import read_picture
+
+    if anchor is None:
+        if ground is not None:
+            raise UserError(f"--ground {ground}: expected --anchor with it")
+        return None
+    g = bundle.manifest.geometry
+    return read_picture(anchor, g.width, g.height, ground, say)

@@ -10,7 +10,6 @@ import typer
 from ...engines.base import EngineOptions
 from ..choice import open_engines
 from ..demo import open_bundle
-from ..picture import read_picture
 from ..stream import Stream
 from . import options
 from .console import needs_extra, say
@@ -46,8 +45,7 @@ def play(
 
         from . import window
     opened = open_bundle(bundle).with_post(post)
-    g = opened.manifest.geometry
-    picture = None if anchor is None else read_picture(anchor, g.width, g.height, ground, say)
+    picture = options.picture_of(anchor, ground, opened)
     engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say, not unverified)
     with Stream(opened, prompt=prompt, seed=seed, anchor=picture, verify=not unverified, backend=engines) as stream:
         say(window.KEYS)

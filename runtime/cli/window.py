@@ -85,7 +85,9 @@ def play(stream: Stream, prompts: Sequence[str], fullscreen: bool, seconds: floa
         raise UserError(f"no window can be opened here: {error}") from None
     pygame.display.set_caption(f"Everframe · {stream.prompt}")
     pygame.mouse.set_visible(not fullscreen)
-    frames, at, way = Frames(stream), list(prompts).index(stream.prompt), 1
+    # A free prompt is the first of those that the keys go through.
+    prompts = list(prompts) if stream.prompt in prompts else [stream.prompt, *prompts]
+    frames, at, way = Frames(stream), prompts.index(stream.prompt), 1
     shown, paused, due, end = 0, False, time.monotonic(), None if seconds is None else time.monotonic() + seconds
     try:
         while end is None or time.monotonic() < end:

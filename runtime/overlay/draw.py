@@ -300,6 +300,11 @@ def _of_svg(content: bytes, high: int) -> bytes:
     ):
         raise UserError("overlay.logo: an SVG that refers to another file or address")
     try:
-        return bytes(resvg_py.svg_to_bytes(svg_string=text, height=high))
+        # Both bounds: by its height alone one that is very wide would be drawn before its size could be looked at.
+        drawn = bytes(resvg_py.svg_to_bytes(svg_string=text, width=LARGEST // high, height=high))
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"overlay.logo: not an SVG: {str(error).splitlines()[0][:200]}") from None
+    with Image.open(io.BytesIO(drawn)) as image:
+        if image.height < high - 1:  # the width was what bounds it
+            raise UserError(f"overlay.logo: {high} pixels high it is wider than {LARGEST // high}")
+    return drawn

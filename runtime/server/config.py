@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ...engines.bundle import first_problem
 from ...engines.errors import UserError
@@ -122,6 +122,13 @@ class StreamSettings(Section):
     save_seconds: float = Field(default=300, ge=0, le=30 * 86400)  # of video between two saved states; 0: only on stop
     stall_seconds: Seconds = 20  # without a chunk for so long, the generator is restarted
     start_seconds: Seconds = 180  # the same for its first chunk, as long as it reads nothing, and for a free prompt
+
+    @field_validator("ground")
+    @classmethod
+    def _of_an_anchor(cls, ground: str | None, others: ValidationInfo) -> str | None:
+        if ground is not None and others.data.get("anchor") is None:
+            raise ValueError(f"{ground!r}: expected an anchor with it")
+        return ground
 
 
 class Video(Section):

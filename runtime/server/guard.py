@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import threading
 import time
 from typing import Annotated, Any
 
@@ -92,16 +93,18 @@ class Rates:
     def __init__(self, rate: float):
         self.rate, self.burst = rate, max(1.0, 2 * rate)
         self._buckets: dict[str, tuple[float, float]] = {}
+        self._lock = threading.Lock()  # routes ask in the threads of a pool
 
     def wait(self, address: str) -> float:
-        """Seconds until the next request is allowed; 0: this one is."""
-        now = time.monotonic()
-        level, then = self._buckets.pop(address, (self.burst, now))
-        level = min(self.burst, level + (now - then) * self.rate)
-        allowed = level >= 1
-        self._buckets[address] = (level - 1 if allowed else level, now)  # newest last
-        while len(self._buckets) > 1000:
-            del self._buckets[next(iter(self._buckets))]
+        """Seconds until the next request is allowed; 0: this one is. Any thread."""
+        with self._lock:
+            now = time.monotonic()
+            level, then = self._buckets.pop(address, (self.burst, now))
+            level = min(self.burst, level + (now - then) * self.rate)
+            allowed = level >= 1
+            self._buckets[address] = (level - 1 if allowed else level, now)  # newest last
+            while len(self._buckets) > 1000:
+                del self._buckets[next(iter(self._buckets))]
         return 0.0 if allowed else (1 - level) / self.rate
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from everframe.engines.errors import UserError
+from everframe.runtime import outputs
 from everframe.runtime.outputs import open_output
 from everframe.runtime.video import add_video, encoding_frame
 
@@ -89,6 +90,22 @@ def test_gif(tmp_path: Path) -> None:
             total += image.info["duration"]
             assert np.abs(np.asarray(image.convert("RGB")).astype(int) - frames[i]).mean() < 4
     assert total == 2000  # 32 frames at 16 fps
+
+
+def test_a_gif_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything is made, where that is known; else what there is stays."""
+    monkeypatch.setattr(outputs, "MAX_GIF_FRAMES", 30)
+    with pytest.raises(UserError, match="a GIF holds at most 30 frames"):
+        open_output(str(tmp_path / "out.gif"), WIDTH, HEIGHT, FPS, frames=31)
+    assert list(tmp_path.iterdir()) == []
+    with (
+        pytest.raises(UserError, match="which it has"),
+        open_output(str(tmp_path / "out.gif"), WIDTH, HEIGHT, FPS) as out,
+    ):
+        out.write(np.concatenate([moving_frames(32), moving_frames(4)]))
+    with Image.open(tmp_path / "out.gif") as image:
+        assert getattr(image, "n_frames") >= 24  # noqa: B009 - frames that are the same become one
+    assert [file.name for file in tmp_path.iterdir()] == ["out.gif"]
 
 
 def decoded(file: Path) -> int:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle, Shots, describe, write_manifest
 from everframe.engines.errors import UserError
+from everframe.engines.host import HostBuffer
 from everframe.engines.ort import OrtBackend
 from everframe.runtime import Stream, prompts
 from everframe.runtime.prompts import PromptBank
@@ -133,3 +134,23 @@ def test_a_bank_of_before_that_holds_the_prefix_of_shots(bundle_path: Path, tmp_
     assert bank.embedding("Next. a sea").max() == 0
     assert bank.find("Next. a city") == bank.find("Next. Next. a city") == "a city"
     assert bank.shot_embedding("a city").max() == 2
+
+
+def test_a_long_prompt_keeps_its_end_mark() -> None:
+    """As the tokenizer's own truncation does it, which made the bank."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {"</s>": 1, "snow": 2, "sea": 3, "?": 0}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    encoder = prompts.FreeText.__new__(prompts.FreeText)
+    encoder._tokenizer, encoder._run = tokenizer, lambda: None
+    encoder._buffers = {name: HostBuffer((1, 6), "int64") for name in ("ids", "mask", "text")}
+    cut = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    cut.enable_truncation(6)
+    for text in ("snow sea", "snow sea snow sea snow", "snow " * 4 + "sea " * 4):
+        encoder.embedding(text)
+        expected = cut.encode(text).ids
+        assert encoder._buffers["ids"].read()[0, : len(expected)].tolist() == expected
+        assert encoder._buffers["mask"].read().sum() == len(expected)
+        assert expected[-1] == 1

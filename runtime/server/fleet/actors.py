@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
+import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +22,9 @@ import ray.exceptions
 from fastapi import HTTPException
 from pydantic import Field, field_validator
 
-from ....engines.bundle import Bundle
+from ....engines.bundle import Bundle, Graph
 from ....engines.errors import UserError
+from ....engines.text import first_line
 from ..config import Config, Section, Server, StreamSettings, Video, beside, read_toml, video_beside
 from ..orders.playlist import Change
 from ..service import Service, check_fits, check_video
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 
 PROCESS = 400 << 20  # bytes that interpreters and runtime take, web and generator process together
 PATIENCE = 15.0  # seconds that the gateway waits for a stream
+CONNECT = 10.0  # seconds that a cluster's address may take to answer
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
 
@@ -66,25 +70,41 @@ class FleetConfig(Section):
 def read_fleet(file: Path) -> FleetConfig:
     """Raises UserError naming the file and the field."""
     config = read_toml(file, FleetConfig)
+    _check_effects(file, config)
     streams = [beside(file, spec) for spec in config.streams]
     changes = {"state_dir": file.absolute().parent / config.state_dir, "video": video_beside(file, config.video)}
     return config.model_copy(update=changes | {"streams": streams})
 
 
+def _check_effects(file: Path, config: FleetConfig) -> None:
+    """Raises UserError for what a server has and a fleet's gateway has not."""
+    if config.video.webrtc:
+        raise UserError(f"{file}: video.webrtc: a fleet's gateway has no WebRTC; expected 0")
+    for name in ("embed", "origins", "missing_seconds"):
+        if name in config.server.model_fields_set:
+            raise UserError(f"{file}: server.{name}: a fleet's gateway has no pages and no screens; leave it out")
+    if config.video.push and len(config.streams) > 1:
+        raise UserError(
+            f"{file}: video.push: {len(config.streams)} streams would go to one address; expected one stream, or none of it"
+        )
+
+
 def memory_of(bundle: Bundle) -> int:
-    """Bytes that a stream of this bundle is expected to take: weights (float32 on a CPU), ring, frames, two processes."""
+    """Bytes that a stream of this bundle is expected to take: weights (float32 on a CPU); ring, decoder states and what is
+    saved of them beside; frames, two processes."""
     m = bundle.manifest
     files = {ref.file: ref.bytes for graph in m.graphs.values() for ref in (graph.model, *graph.data)}
     weights = sum(files.values())  # which graphs share, once
-    sizes = {"float32": 4, "float16": 2, "int8": 1}
-    ring = sum(
-        sizes[spec.dtype] * math.prod(spec.shape)
-        for spec in m.graphs["step"].inputs
-        if spec.name[:2] in ("k_", "v_") and spec.dtype in sizes
-    )
+    ring = _bytes(m.graphs["step"], ("k_", "v_", "sink_k_", "sink_v_"))
+    states = _bytes(m.graphs["decode"], ("state_",))  # read from one set and written to another
     shown = bundle.output
     frames = 4 * shown.chunk_frames * shown.width * shown.height * 3  # two chunks here, and two on their way to viewers
-    return 2 * weights + ring + frames + PROCESS
+    return 2 * weights + 2 * ring + 3 * states + frames + PROCESS
+
+
+def _bytes(graph: Graph, names: tuple[str, ...]) -> int:
+    sizes = {"float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+    return sum(sizes.get(s.dtype, 4) * math.prod(s.shape) for s in graph.inputs if s.name.startswith(names))
 
 
 class Actor:
@@ -121,6 +141,19 @@ def settings_of(config: FleetConfig, spec: StreamSpec) -> Config:
     return Config(state_dir=config.state_dir / spec.name, video=config.video, stream=stream)
 
 
+def _join(address: str | None) -> None:
+    """A cluster, or a local one of our own. Raises UserError."""
+    place = re.fullmatch(r"(?:ray://)?([^/]+):(\d{1,5})", address or "")
+    try:
+        if place is not None:  # Ray itself tries for minutes
+            socket.create_connection((place[1].strip("[]"), int(place[2])), CONNECT).close()
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
+    except OSError as error:  # ConnectionError among them, which Ray raises too
+        raise UserError(f"ray {address!r}: no cluster is there: {error.strerror or first_line(error)}") from None
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"ray {address!r}: {first_line(error)}") from None
+
+
 class Fleet:
     """The actors of all streams."""
 
@@ -134,7 +167,7 @@ class Fleet:
                 check_fits(settings[spec.name], bundles[spec.bundle])
             except UserError as error:
                 raise UserError(f"streams {spec.name}: {error}") from None
-        ray.init(address=config.ray, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
+        _join(config.ray)
         kind = ray.remote(Actor)
         self.actors: dict[str, Any] = {}
         for spec in config.streams:
@@ -154,6 +187,8 @@ class Fleet:
             raise HTTPException(404, f"no stream {name!r}; there are: {', '.join(self.actors)}")
         try:
             return await asyncio.wait_for(getattr(self.actors[name], method).remote(*values), PATIENCE)
+        except ray.exceptions.ActorUnschedulableError as error:
+            raise HTTPException(503, f"stream {name!r}: no node can take it: {first_line(error)}") from None
         except (TimeoutError, ray.exceptions.RayActorError):
             raise HTTPException(503, f"stream {name!r} does not answer: it is starting, or starting again") from None
         except ray.exceptions.RayTaskError as error:

@@ -25,13 +25,15 @@ def serve_fleet(file: Path, tell: Callable[[str], None] = lambda line: None) -> 
     secrets = {secret for target in config.video.push for secret in secrets_of(target)}
     set_up(Logging(), secrets | ({config.server.token} if config.server.token else set()))
     check_protocols(config.video.push)
-    if config.video.webrtc:
-        raise UserError(f"{file}: video.webrtc: a fleet's gateway has no WebRTC; expected 0")
     with hold(config.state_dir):
         token = read_token(config.state_dir, config.server.token)
         bound = listening(config.server.host, config.server.port)
         try:
-            web = prepare(create_gateway(Fleet(config), config.server, token), config.server)
+            try:
+                fleet = Fleet(config)
+            except UserError as error:
+                raise UserError(f"{file}: {error}") from None
+            web = prepare(create_gateway(fleet, config.server, token), config.server)
             tell(address_line(config.server, config.state_dir))
             run(web, bound, config.server)
         finally:

@@ -66,9 +66,19 @@ def see(path: Path | None) -> Seen:
     """Open and verify a bundle; without a path, the demo. Raises UserError."""
     folder = DEMO_BUNDLE if path is None else path
     digest = digest_of(folder) if folder.is_dir() else ""
+    before = _marks(folder)  # what changes while it is being verified was not verified
     with told(f"verifying {folder}"):
         bundle = open_bundle(path)
-    return Seen(bundle, digest, {ref.file: mark_of(folder / ref.file) for ref in bundle.manifest.files()})
+    marks = {ref.file: before.get(ref.file) for ref in bundle.manifest.files()}
+    changed = [name for name, mark in marks.items() if mark != mark_of(folder / name)]
+    if changed or digest_of(folder) != digest:
+        raise UserError(f"{folder / (changed or [MANIFEST])[0]}: was changed while it was verified")
+    return Seen(bundle, digest, marks)
+
+
+def _marks(folder: Path) -> dict[str, Mark | None]:
+    """Of every file below it."""
+    return {str(file.relative_to(folder)): mark_of(file) for file in folder.rglob("*")} if folder.is_dir() else {}
 
 
 class Replacement:

@@ -127,6 +127,8 @@ def test_prompts_lists_the_bank(bundle_path: Path) -> None:
         (["--seconds", "1", "--endless"], ["--seconds", "--endless"]),
         (["--then", "soon:a quiet sea"], ["--then", "SECONDS:PROMPT"]),
         (["--then", "1:a loud sea"], ["'a loud sea'"]),
+        (["--seconds", "2", "--then", "2:a quiet sea"], ["--then 2:a quiet sea: the video ends at"]),
+        (["--ground", "red"], ["--ground red: expected --anchor with it"]),
         (["--rope", "flat"], ["flat", "absolute"]),
         (["--jitter", "7"], ["jitter", "7"]),
         (["--provider", "cuda"], ["cuda", "CUDAExecutionProvider"]),

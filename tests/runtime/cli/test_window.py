@@ -78,3 +78,17 @@ def test_quit(bundle_path: Path) -> None:
         began = time.monotonic()
         play(stream, PROMPTS, fullscreen=False, seconds=60)
         assert time.monotonic() - began < 30
+
+
+def test_a_prompt_that_the_bank_has_not(bundle_path: Path) -> None:
+    """A free one: the keys come back to it."""
+
+    def press() -> None:
+        for key in (pygame.K_RIGHT, pygame.K_LEFT):
+            time.sleep(0.5)
+            pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=key))
+
+    with Stream(Bundle.open(bundle_path), prompt=PROMPTS[0], verify=False) as stream:
+        threading.Thread(target=press).start()
+        assert play(stream, PROMPTS[1:], fullscreen=False, seconds=2) > 0
+        assert stream.prompt == PROMPTS[0]

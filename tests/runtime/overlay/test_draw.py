@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from everframe.engines.errors import UserError
-from everframe.runtime.overlay.draw import draw
+from everframe.runtime.overlay.draw import draw, picture_of
 from everframe.runtime.overlay.layer import Layer, read_logo
 from everframe.runtime.overlay.parts import Clock, Code, Logo, Message, Overlay, Text, Ticker
 
@@ -191,6 +191,14 @@ def test_files_that_are_no_logo(content: bytes, words: str) -> None:
         painted(Overlay(logo=Logo()), content)
     assert str(caught.value).startswith("overlay.logo")
     assert "\n" not in str(caught.value)
+
+
+def test_an_svg_that_is_very_wide_is_not_drawn() -> None:
+    """By its height alone it would be 216,000,000,000 pixels."""
+    wide = SVG.replace("0 0 9 9", "0 0 100000 1").format("<rect width='100000' height='1'/>")
+    with pytest.raises(UserError, match=r"overlay\.logo: 2160 pixels high it is wider than"):
+        picture_of(wide.encode(), 2160)
+    assert picture_of(SVG.replace("0 0 9 9", "0 0 90 9").format("").encode(), 100).size == (1000, 100)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

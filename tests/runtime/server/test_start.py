@@ -35,6 +35,7 @@ CONFIGS = [
     ("[video]\npush = ['udp://239.0.0.1']", "its port"),
     ("[video]\npush = 'rtmp://mixer/live/SECRETKEY'", "expected a list of addresses"),
     ("[video]\npush = ['http://mixer/live/SECRETKEY']", "http://mixer"),
+    ("[stream]\nground = '#204060'", "stream.ground: '#204060': expected an anchor"),
     ("[stream]\npush = 'rtmp://mixer/live/SECRETKEY'", "stream.push: Extra inputs"),
     ("[server]\ntokken = 'SECRET-of-this-server'", "server.tokken: Extra inputs"),
     ("[server]\nembed = ['https://user:SECRET@intranet.example']", "server.embed"),

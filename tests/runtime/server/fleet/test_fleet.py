@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,13 @@ def test_a_node_dies_and_its_streams_go_on_elsewhere(bundle_path: Path, tmp_path
         ("state_dir = 's'\n[[streams]]\nname = 'a'\n[[streams]]\nname = 'a'", "two streams are called 'a'"),
         ("[[streams]]\nname = 'a'", "state_dir"),
         ("[", "not valid TOML"),
+        (
+            "state_dir = 's'\n[video]\npush = ['udp://h:1']\n[[streams]]\nname = 'a'\n[[streams]]\nname = 'b'",
+            "video.push: 2 streams would go to one address",
+        ),
+        ("state_dir = 's'\n[video]\nwebrtc = 3\n[[streams]]\nname = 'a'", "video.webrtc"),
+        ("state_dir = 's'\n[server]\nmissing_seconds = 0\n[[streams]]\nname = 'a'", "server.missing_seconds"),
+        ("state_dir = 's'\n[server]\nembed = ['*']\n[[streams]]\nname = 'a'", "server.embed"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -116,3 +124,70 @@ def test_files_that_are_refused(tmp_path: Path, text: str, words: str) -> None:
         read_fleet(file)
     assert str(error.value).startswith(str(file))
     assert words in str(error.value)
+
+
+def test_a_push_of_one_stream_is_fine(tmp_path: Path) -> None:
+    from everframe.runtime.server.fleet.actors import read_fleet
+
+    file = tmp_path / "fleet.toml"
+    file.write_text("state_dir = 's'\n[video]\npush = ['udp://h:1']\n[[streams]]\nname = 'a'")
+    assert read_fleet(file).video.push == ["udp://h:1"]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"), [("nonsense", "Invalid address"), ("127.0.0.1:9", "no cluster is there")]
+)
+def test_an_address_without_a_cluster(bundle_path: Path, tmp_path: Path, address: str, words: str) -> None:
+    """One line, and soon."""
+    from everframe.runtime.server.fleet.start import serve_fleet
+
+    file = tmp_path / "fleet.toml"
+    server = f"[server]\nport = {free_port()}\n"
+    file.write_text(f'state_dir = "s"\nray = "{address}"\n{server}[[streams]]\nname = "a"\nbundle = "{bundle_path}"\n')
+    began = time.monotonic()
+    with pytest.raises(UserError) as error:
+        serve_fleet(file)
+    assert str(error.value).startswith(f"{file}: ray '{address}': ")
+    assert words in str(error.value)
+    assert time.monotonic() - began < 20
+
+
+def test_a_stream_that_no_node_can_take_is_no_error_of_ours() -> None:
+    import asyncio
+
+    from fastapi import HTTPException
+
+    from everframe.runtime.server.fleet.actors import Fleet
+
+    class Method:
+        async def remote(self) -> None:
+            raise ray.exceptions.ActorUnschedulableError("the node has no such resources")
+
+    fleet = Fleet.__new__(Fleet)
+    fleet.actors = {"lobby": type("Actor", (), {"state": Method()})()}
+    with pytest.raises(HTTPException) as error:
+        asyncio.run(fleet.ask("lobby", "state"))
+    assert error.value.status_code == 503
+    assert "no such resources" in error.value.detail
+
+
+def test_what_a_stream_is_expected_to_take(bundle_path: Path) -> None:
+    """Of a ring in bfloat16 as much as of one in float16, and at least twice what a stream has of its own."""
+    from everframe.runtime import Stream
+    from everframe.runtime.server.fleet.actors import PROCESS, memory_of
+
+    bundle = open_bundle(bundle_path)
+
+    def of_type(name: str) -> int:
+        manifest = bundle.manifest.model_copy(deep=True)
+        for spec in manifest.graphs["step"].inputs:
+            if spec.name.startswith(("k_", "v_")):
+                object.__setattr__(spec, "dtype", name)
+        return memory_of(replace(bundle, manifest=manifest))
+
+    with Stream(bundle, verify=False) as stream:
+        sizes = stream.sizes()
+    assert of_type("float32") - of_type("bfloat16") == sizes["ring"]  # half of it, there and beside it
+    assert of_type("bfloat16") == of_type("float16")
+    weights = sum({f.file: f.bytes for g in bundle.manifest.graphs.values() for f in (g.model, *g.data)}.values())
+    assert memory_of(bundle) - PROCESS - 2 * weights >= 2 * sizes["ring"] + sizes["states"]

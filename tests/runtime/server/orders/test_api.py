@@ -259,3 +259,31 @@ def test_configurations_that_are_refused_name_file_and_field(tmp_path: Path, tex
 def test_the_sample_configuration_is_valid() -> None:
     config = read_config(Path(__file__).parents[4] / "docs" / "deploy" / "everframe.toml")
     assert config.server.host == "127.0.0.1"
+
+
+def test_the_rate_holds_for_many_threads() -> None:
+    """Routes ask in the threads of a pool: none may find an address's bucket while another one holds it."""
+    import sys
+    import threading
+    import time
+
+    from everframe.runtime.server.guard import Rates
+
+    rates, allowed, before = Rates(1), [], sys.getswitchinterval()
+
+    def ask() -> None:
+        for _ in range(3000):
+            if rates.wait("10.0.0.1") == 0:
+                allowed.append(1)
+
+    sys.setswitchinterval(1e-6)
+    began = time.monotonic()
+    try:
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert len(allowed) <= 2 + time.monotonic() - began

@@ -58,6 +58,24 @@ def test_a_bundle_is_hashed_once(bundle_path: Path, tmp_path: Path, monkeypatch:
         seen.open()
 
 
+def test_what_changes_while_it_is_verified_was_not(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy.everframe"
+    shutil.copytree(bundle_path, copy)
+    real = seen_module.open_bundle
+
+    def changed_behind_it(path: Path) -> object:
+        found = real(path)
+        content = (copy / "step.onnx").read_bytes()
+        (copy / "step.onnx").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        return found
+
+    monkeypatch.setattr(seen_module, "open_bundle", changed_behind_it)
+    with pytest.raises(UserError, match=r"step\.onnx: was changed while it was verified"):
+        see(copy)
+
+
 def test_another_bundle_is_noticed_when_it_is_whole(bundle_path: Path, tmp_path: Path) -> None:
     copy, other = tmp_path / "copy.everframe", with_prompts(bundle_path, tmp_path / "other", OTHERS)
     shutil.copytree(bundle_path, copy)

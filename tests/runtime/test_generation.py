@@ -1,0 +1,41 @@
+"""A whole video in one call: what is told of changes that no frame shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from everframe.engines.bundle import Bundle
+from everframe.engines.errors import UserError
+from everframe.runtime.generation import PromptChange, generate
+
+from helpers import PROMPTS
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_change_that_comes_too_late_is_told(bundle_path: Path, tmp_path: Path, overlap: bool) -> None:
+    """Its last chunk has begun by then. Of 1.5 s in chunks of 0.75 s."""
+
+    def told(*moments: float) -> list[str]:
+        notices: list[str] = []
+        changes = [PromptChange(at, PROMPTS[1]) for at in moments]
+        generate(
+            Bundle.open(bundle_path),
+            str(tmp_path / "out.mkv"),
+            seconds=1.5,
+            changes=changes,
+            overlap=overlap,
+            verify=False,
+            replace=True,
+            notice=notices.append,
+        )
+        return notices
+
+    assert told() == []
+    assert [line.partition(PROMPTS[1])[0] for line in told(1.4)] == ["--then 1.4:"]
+    assert [line.partition(PROMPTS[1])[0] for line in told(0.5, 1.4)] == (["--then 0.5:"] if overlap else []) + [
+        "--then 1.4:"
+    ]
+    with pytest.raises(UserError, match=r"--then 1\.5:.* the video ends at 1\.5 s"):
+        told(1.5)
