@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Literal
 
 import numpy as np
@@ -91,7 +92,7 @@ class PromptBank:
     def spelled(self, prompt: str) -> str:
         """As a stream will say it, whether the bank has it or a text encoder takes it."""
         plain = self.of_shot(prompt)
-        return self._index.get(key(plain)) or tidy(plain)
+        return self._index.get(key(plain)) or free_words(plain)
 
     def shot_embedding(self, prompt: str) -> NDArray[np.float32]:
         """As `embedding`, of a prompt behind that prefix. Raises UserError where nothing here can make it."""
@@ -117,10 +118,10 @@ class PromptBank:
             if shot and self._shots is not None:
                 self.shot_embedding(known)
             return known
-        if not tidy(prompt):
+        if not free_words(prompt):
             raise UserError("prompt: is empty; expected one of the bundle's prompt bank")
         if self._backend is not None and "text" in self._bundle.manifest.graphs:
-            return self._encode(tidy(prompt))
+            return self._encode(free_words(prompt))
         raise UserError(
             f"prompt {quoted(prompt)} is not in the bundle's prompt bank of {len(self.prompts)}; {self._nearest(prompt)}"
         )
@@ -159,6 +160,15 @@ class PromptBank:
                 del self._free[next(iter(self._free))]
             self._free[prompt] = self._encoder.embedding(prompt)
         return prompt
+
+
+def free_words(text: str) -> str:
+    """Any text as one line. Raises UserError for a control character that is no blank: nobody means one, and a terminal or
+    a log would obey it."""
+    words = tidy(text)
+    if any(unicodedata.category(letter) == "Cc" for letter in words):
+        raise UserError(f"prompt {quoted(words)}: has a control character")
+    return words
 
 
 def check_transition(transition: str) -> None:

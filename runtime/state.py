@@ -162,7 +162,7 @@ def _told(
     """The facts as they are now, for the file's metadata. Raises UserError for what could not be read again, or gone on
     with: the chunk that is being made beside the last one may be the first that is not finite."""
     begun = tensors.get("begun")
-    if begun is not None and not np.isfinite(begun).all():
+    if isinstance(begun, np.ndarray) and not np.isfinite(begun).all():
         raise UserError(f"{file}: not saved, for the chunk that is being made is not finite")
     facts |= {"format": FORMAT, "bundle": identity(stream.bundle), "seed": stream.seed, **_settings(stream)}
     facts["ring"] = ring_of(stream.bundle)

@@ -59,9 +59,9 @@ class Soak:
 class Sheet(Sequence[NDArray[np.uint8]]):
     """Frames in a file, so that a run of days takes no more memory than one of minutes."""
 
-    def __init__(self, shape: tuple[int, ...], file: Path | None, count: int = 0):
-        """file: None: a temporary one. count: frames that are there already and stay. Raises UserError."""
-        self.shape, self.file, self.count = shape, file, count
+    def __init__(self, shape: tuple[int, ...], file: Path | None, kept: int = 0):
+        """file: None: a temporary one. kept: frames that are there already and stay. Raises UserError."""
+        self.shape, self.file, self.kept = shape, file, kept
         self.last: NDArray[np.uint8] | None = None  # of the run, which is no frame of its file: the run may go on
         try:
             self._open: IO[bytes] = tempfile.TemporaryFile() if file is None else self._opened(file)  # noqa: SIM115
@@ -70,14 +70,14 @@ class Sheet(Sequence[NDArray[np.uint8]]):
 
     def _opened(self, file: Path) -> IO[bytes]:
         make_folder(file.parent)
-        if not self.count:
+        if not self.kept:
             file.unlink(missing_ok=True)
             return open(file, "w+b")
         found = open(file, "r+b")  # noqa: SIM115
         size = found.seek(0, os.SEEK_END)
-        if size < self.count * self._bytes:
-            raise UserError(f"{file}: found {size} bytes, expected {self.count} frames of {self._bytes}")
-        found.truncate(self.count * self._bytes)  # those of a minute that was not kept are made again
+        if size < self.kept * self._bytes:
+            raise UserError(f"{file}: found {size} bytes, expected {self.kept} frames of {self._bytes}")
+        found.truncate(self.kept * self._bytes)  # those of a minute that was not kept are made again
         return found
 
     @property
@@ -87,24 +87,24 @@ class Sheet(Sequence[NDArray[np.uint8]]):
     def add(self, frame: NDArray[np.uint8]) -> None:
         """Raises UserError."""
         try:
-            self._open.seek(self.count * self._bytes)
+            self._open.seek(self.kept * self._bytes)
             self._open.write(np.ascontiguousarray(frame).data)
             self._open.flush()
         except OSError as error:
             raise UserError(f"{self.file or 'the sheet'}: cannot write: {reason(error)}") from None
-        self.count += 1
+        self.kept += 1
 
     def sync(self) -> None:
         os.fsync(self._open.fileno())
 
     def __len__(self) -> int:
-        return self.count + (self.last is not None)
+        return self.kept + (self.last is not None)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         at = range(len(self))[index]
-        if at == self.count:
+        if at == self.kept:
             return self.last
         self._open.seek(at * self._bytes)
         return np.frombuffer(self._open.read(self._bytes), np.uint8).reshape(self.shape)
@@ -127,7 +127,7 @@ class _Progress:
         assert self.before is not None
         found = {"settings": self.settings, "process": self.process, "wall_seconds": self.wall_seconds}
         found["minutes"] = [asdict(m) for m in self.minutes]
-        found["sheet"] = self.sheet.count
+        found["sheet"] = self.sheet.kept
         self.sheet.sync()
         beside = {"sink": self.sink, "before": self.before}
         save_state(stream, file, {"soak": found}, beside)

@@ -154,3 +154,13 @@ def test_a_long_prompt_keeps_its_end_mark() -> None:
         assert encoder._buffers["ids"].read()[0, : len(expected)].tolist() == expected
         assert encoder._buffers["mask"].read().sum() == len(expected)
         assert expected[-1] == 1
+
+
+def test_a_control_character_is_no_word(bundle_path: Path) -> None:
+    """Of a bundle that takes any text too, for which it is spelled by who has no encoder."""
+    bank = PromptBank(Bundle.open(bundle_path))
+    assert bank.spelled(" any\u2028words\t") == "any words"
+    for asked in ("a bell\x07", "\x1b[2J", "\x00"):
+        for refused in (bank.spelled, bank.find, prompts.free_words):
+            with pytest.raises(UserError, match="has a control character"):
+                refused(asked)
