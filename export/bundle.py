@@ -56,7 +56,9 @@ Recache = Literal["window", "chunks", "none"]
 KINDS = {"fp32": torch.float32, "fp16": torch.float16}
 MIN_CHUNKS = 8
 # Largest allowed difference between ONNX Runtime and eager PyTorch; frames may differ by one rounding in float32. In
-# float16 the two round at other places: ONNX Runtime's CPU kernels mostly compute in float32.
+# float16 the two round at other places: ONNX Runtime's CPU kernels mostly compute in float32. Five to ten times what was
+# measured of right graphs, all on random weights: x0 0.0011, the ring 0.0033 and frames 1 of the 1.3B (docs/wan.md); of the
+# tests' models the decoder's states 0.007, anchors 0.001, the pass over the window 0.0007.
 LIMITS = {
     "fp32": {
         "prompt": 1e-4,
@@ -73,15 +75,15 @@ LIMITS = {
     },
     "fp16": {
         "prompt": 1e-2,
-        "x0": 5e-2,
-        "next": 5e-2,
-        "flow": 5e-2,
-        "ring": 5e-2,
-        "sink_mass": 5e-2,
+        "x0": 1e-2,
+        "next": 1e-2,
+        "flow": 1e-2,
+        "ring": 3e-2,
+        "sink_mass": 1e-2,
         "frames": 8.0,
         "states": 5e-2,
-        "anchor": 5e-2,
-        "recache": 5e-2,
+        "anchor": 1e-2,
+        "recache": 3e-2,
         "sinks": 1e-2,
     },
 }

@@ -133,9 +133,10 @@ def whole_encoder(folder: Path) -> Any:
     from transformers import UMT5EncoderModel
 
     try:
-        model, told = UMT5EncoderModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        loaded: Any = UMT5EncoderModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except RuntimeError as error:  # shapes that are not those of config.json
         raise UserError(f"{folder}: does not fit its config.json: {first_line(error)}") from None
+    model, told = loaded
     if missing := sorted(told["missing_keys"]):
         raise UserError(f"{folder}: not a whole UMT5 encoder: {listed(f'missing {name}' for name in missing)}")
     return model.eval()
