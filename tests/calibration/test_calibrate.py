@@ -463,7 +463,7 @@ def test_the_decoder_too(bundle_path: Path, tmp_path: Path) -> None:
         ({"decoder": True, "precision": "int4-weights"}, "--decoder: .* not int4-weights"),
         (
             {"exclude": ("ffn.2", "fnn.0")},
-            "--exclude 'fnn.0': is in no layer's name; expected a part of one of block 0 self.q",
+            "--exclude 'fnn.0': is in no layer's name; expected a part of one of block 0 self.k",
         ),
     ],
 )
