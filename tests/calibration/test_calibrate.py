@@ -92,7 +92,9 @@ def test_peaks_are_those_of_the_tensors(bundle: Bundle, step: onnx.ModelProto, t
     assert found.peaks[name][0] == pytest.approx(peak, rel=1e-5)  # pass 0: pure noise goes in
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [m if m == "smoothquant" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_ranges_and_graph(method: str, bundle: Bundle, step: onnx.ModelProto, tmp_path: Path) -> None:
     """One layer by hand: the quantised graph's stored numbers are what the definitions say."""
     linears = find_linears(step, 2)

@@ -273,6 +273,7 @@ def test_tensorrt_s_own_side_finds_the_recorder_s_errors() -> None:
     assert recorder.num_errors() == 0
 
 
+@pytest.mark.slow
 def test_bf16_of_a_half_precision_bundle(wan_bundle: Bundle) -> None:
     with pytest.raises(UserError, match="exported in fp16"):
         build_graph(wan_bundle, "step", BuildOptions(precision="bf16", targets=("sm_89",)))

@@ -179,6 +179,7 @@ def test_prompts_add(wan_home: Path, exported: Bundle, tmp_path: Path) -> None:
     assert sorted((f.name, f.stat().st_size) for f in path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_bundle_with_its_text_encoder_takes_any_prompt(wan_home: Path, speaking_path: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(speaking_path, tmp_path / "x.everframe"))
     bundle = Bundle.open(out)

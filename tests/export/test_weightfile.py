@@ -66,6 +66,7 @@ def test_a_large_export_is_the_same_model(large: Path, wan_home: Path, tmp_path:
             assert np.abs(a.next_chunk().latent - b.next_chunk().latent).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_quantised_tensor_by_tensor(large: Path, tmp_path: Path) -> None:
     """The same graph, whether its weights are kept in memory or written as they are made."""
     kept, written = (onnx.load(large / "step.onnx", load_external_data=False) for _ in range(2))
@@ -83,6 +84,7 @@ def test_quantised_tensor_by_tensor(large: Path, tmp_path: Path) -> None:
         assert (numpy_helper.to_array(a) == numpy_helper.to_array(b)).all(), a.name
 
 
+@pytest.mark.slow
 def test_a_quantised_bundle_carries_its_weights_once(large: Path, tmp_path: Path) -> None:
     """The prompt graph keeps its own in half precision, and none of those that are quantised."""
     source = Bundle.open(large)

@@ -140,6 +140,7 @@ def test_prompt_changes(bundle: Bundle, checkpoint: Path, transition: Transition
             assert error(stream.next_chunk().latent, expected) < 2e-5, c
 
 
+@pytest.mark.slow
 def test_a_smooth_change_chunk_by_chunk(checkpoint: Path, tmp_path: Path) -> None:
     """Each chunk of the window sees the sinks where they stood when it was made."""
     path = tmp_path / "b.everframe"

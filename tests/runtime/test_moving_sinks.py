@@ -133,6 +133,7 @@ def test_folded_with_bases_of_every_layer(checkpoint: Path, tmp_path: Path) -> N
             assert error(stream.next_chunk().latent, reference.next(4)) < 2e-5, c
 
 
+@pytest.mark.slow
 def test_the_fold_matters(paths: dict, checkpoint: Path) -> None:
     """Sinks that stay give other numbers: the test above would notice."""
     bundle = Bundle.open(paths["in-place"])
