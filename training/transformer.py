@@ -180,15 +180,15 @@ def sequence_loss(
     return torch.stack(losses)
 
 
-def held_out_loss(model: Wan, tables: Tables, batches: Batches) -> list[float]:
-    """Of the chunks of clips that it has never seen, with the same noise every time: the first chunk's, the others'."""
+def held_out_loss(model: Wan, tables: Tables, batches: Batches) -> dict[str, float]:
+    """Of the chunks of clips that it has never seen, with the same noise every time."""
     truth, text, starts = batches.held_out()
     with torch.random.fork_rng(), torch.no_grad(), autocast(batches.device):
         torch.manual_seed(0)
         parts = zip(truth.split(4), text.split(4), strict=True)
         losses = [sequence_loss(model, tables, (*part, [s[: len(part[0])] for s in starts]), False) for part in parts]
     mean = torch.stack(losses).mean(0)
-    return [round(float(mean[0]), 5), round(float(mean[1:].mean()), 5)]
+    return {"first": round(float(mean[0]), 5), "others": round(float(mean[1:].mean()), 5)}
 
 
 def preview(run: Run, model: Wan, tables: Tables, batches: Batches, steps: int, chunks: int = 8) -> None:

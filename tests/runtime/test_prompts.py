@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +146,8 @@ def test_a_long_prompt_keeps_its_end_mark() -> None:
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     encoder = prompts.FreeText.__new__(prompts.FreeText)
     encoder._tokenizer, encoder._run = tokenizer, lambda: None
-    encoder._buffers = {name: HostBuffer((1, 6), "int64") for name in ("ids", "mask", "text")}
+    buffers: dict[str, Any] = {name: HostBuffer((1, 6), "int64") for name in ("ids", "mask", "text")}
+    encoder._buffers = buffers
     cut = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     cut.enable_truncation(6)
     for text in ("snow sea", "snow sea snow sea snow", "snow " * 4 + "sea " * 4):

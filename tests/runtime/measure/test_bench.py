@@ -268,11 +268,15 @@ def test_energy_counters_begin_anew_when_they_are_full(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "max_energy_range_uj").write_text(full)
         files.append(tmp_path / name / "energy_uj")
+
+    def stand(a: int, b: int) -> None:
+        for file, value in zip(files, (a, b), strict=True):
+            file.write_text(f"{value}\n")
+
+    stand(900_000, 0)
+    meter = Counters(files)
     for a, b, joules in ((900_000, 0, 0), (950_000, 500_000, 0.55), (20_000, 600_000, 0.72), (520_000, 600_000, 1.22)):
-        files[0].write_text(f"{a}\n")
-        files[1].write_text(f"{b}\n")
-        if not joules:
-            meter = Counters(files)
+        stand(a, b)
         assert meter.joules() == pytest.approx(joules)
 
 
