@@ -312,8 +312,7 @@ class Bundle:
     def open(cls, path: str | Path) -> Bundle:
         """Read and verify the bundle at path. Raises UserError naming the file and what is wrong with it."""
         folder = Path(path)
-        if not folder.exists():
-            put_back(folder)
+        put_back(folder)
         manifest = read_manifest(folder / MANIFEST)
         for ref in manifest.files():
             verify(folder / ref.file, ref)

@@ -205,7 +205,7 @@ def own_folder(target: Path) -> Iterator[Path]:
     Raises UserError where it cannot be made, and for what the system refuses meanwhile.
     """
     place = real(target)
-    put_back(place)
+    put_back(place, sweep=True)
     # A process id alone is no name: in a container every run is process 1.
     part = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
     lock = None
@@ -215,7 +215,8 @@ def own_folder(target: Path) -> Iterator[Path]:
         yield part
     except OSError as error:  # of the file that the system names, unless that is one of this folder's, or it names none
         named = Path(error.filename) if isinstance(error.filename, str | Path) else part
-        foreign = not named.absolute().is_relative_to(part)
+        # Of two files that a copy names, the first is the source, also where the target's disk is full.
+        foreign = error.filename2 is None and not named.absolute().is_relative_to(part)
         raise UserError(f"{named if foreign else f'{target}: cannot write'}: {reason(error)}") from None
     finally:  # also when the work inside was interrupted or refused
         _remove(part)
@@ -223,16 +224,20 @@ def own_folder(target: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def put_back(place: Path) -> None:
-    """Where a process died while it replaced `place`, give that its name again; remove what dead ones left beside it."""
+def put_back(target: Path, sweep: bool = False) -> None:
+    """Where a process died while it replaced a folder, give that its name again. With `sweep`, remove what dead ones left
+    beside it: only who is about to write there may, for a reader may not see the locks of another machine."""
+    place = real(target)
+    if place.exists() and not sweep:
+        return
     mine = re.compile(rf"\.{re.escape(place.name)}\.\d+(-[0-9a-f]+)?({re.escape(PART)}|{re.escape(OLD)})")
     with contextlib.suppress(OSError):
         for stem in sorted({file.with_suffix("") for file in place.parent.iterdir() if mine.fullmatch(file.name)}):
             with contextlib.suppress(OSError):
-                _put_back(place, *(stem.with_name(f"{stem.name}{suffix}") for suffix in (PART, OLD)))
+                _put_back(place, *(stem.with_name(f"{stem.name}{suffix}") for suffix in (PART, OLD)), sweep)
 
 
-def _put_back(place: Path, part: Path, old: Path) -> None:
+def _put_back(place: Path, part: Path, old: Path, sweep: bool) -> None:
     lock = None
     if part.exists():
         if not old.exists() and time.time() - part.stat().st_mtime < YOUNG:
@@ -243,8 +248,9 @@ def _put_back(place: Path, part: Path, old: Path) -> None:
     try:
         if old.exists() and not place.exists():
             old.rename(place)
-        _remove(part)
-        _remove(old)
+        if sweep:
+            _remove(part)
+            _remove(old)
     finally:
         if lock is not None:
             os.close(lock)

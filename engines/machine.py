@@ -9,6 +9,7 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .cuda import too_old
 from .errors import UserError
@@ -181,16 +182,25 @@ def choose_gpu(index: int | None) -> None:
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # else CUDA counts by speed, which nvidia-smi does not
         os.environ["CUDA_VISIBLE_DEVICES"] = str(index)
         return
-    seen = [word for word in told.split(",") if word]
+    seen = seen_gpus(told)
     if index >= len(seen):
         raise UserError(f"--gpu {index}: CUDA_VISIBLE_DEVICES has {len(seen)}{', ' + told if told else ''}")
     os.environ["CUDA_VISIBLE_DEVICES"] = seen[index]
 
 
-def chosen_gpu() -> int:
-    """The first card that CUDA may see, as NVML counts them."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
-    return int(first) if first.isdecimal() else 0
+def seen_gpus(told: str) -> list[str]:
+    """The cards that CUDA_VISIBLE_DEVICES names, by number or UUID."""
+    return [word for word in map(str.strip, told.split(",")) if word]
+
+
+def nvml_card(nvml: Any, index: int | None = None) -> Any:
+    """NVML's handle of the card that CUDA sees first, or that `choose_gpu(index)` would give it: NVML knows nothing of
+    CUDA_VISIBLE_DEVICES. Raises IndexError, NVMLError."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is None:
+        return nvml.nvmlDeviceGetHandleByIndex(index or 0)
+    name = seen_gpus(told)[index or 0]
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)
 
 
 def card_name() -> str:

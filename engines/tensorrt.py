@@ -303,8 +303,8 @@ def check_host_code(file: Path, content: bytes) -> None:
     if os.environ.get(HOST_CODE) == "allow" or store.built_here(hashlib.sha256(content).hexdigest()):
         return
     raise UserError(
-        f"{file}: carries code for the host (--version-compatible) and was not built by this user on this machine: build it "
-        f"here, or set {HOST_CODE}=allow if you trust who did"
+        f"{file}: carries code for the host (--version-compatible), and nothing here says that this user built it on this "
+        f"machine: build it here, or set {HOST_CODE}=allow if you trust who did"
     )
 
 

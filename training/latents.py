@@ -87,7 +87,8 @@ def load_texts() -> dict[str, Tensor]:
 
 def student_latents(device: str, team: Team, chunks: int = 8) -> np.ndarray:
     """What the distilled student makes of every wording [n, chunks·F, C, h, w] float16, each of the team its share."""
-    path = WORK / f"latents-student-{progress_of('distill')}.npy"
+    teacher = progress_of("transformer")
+    path = WORK / f"latents-student-{teacher}-{progress_of('distill', teacher)}.npy"
     shares = [path.with_suffix(f".{rank}.npy") for rank in range(team.size)]
     if not path.exists():
         student = Wan(TRANSFORMER).to(device).eval()

@@ -103,9 +103,9 @@ def by_scene(rows: dict[tuple[str, str], Row]) -> dict[str, Row]:
 
 def factor(rows: dict[tuple[str, str], Row], scene: str, column: str) -> float:
     """How far off a scene is, by which factor its variants are in the mean, too much or too little: what one variant has too
-    much of does not make good what another lacks. What the renders have and no variant has is infinitely far off."""
-    shares = [row.get(column, 0.0) for (s, _), row in rows.items() if s == scene]
-    return float(np.exp(np.mean(np.abs(np.log(shares))))) if min(shares) > 0 else float("inf")
+    much of does not make good what another lacks. Infinitely, where one lacks all of what its renders have."""
+    shares = [row[column] for (s, _), row in rows.items() if s == scene and column in row]
+    return float(np.exp(np.mean(np.abs(np.log(shares))))) if shares and min(shares) > 0 else float("inf")
 
 
 def goals(rows: dict[tuple[str, str], Row], named: tuple[int, int], prompts: int) -> list[Goal]:
@@ -124,7 +124,7 @@ def goals(rows: dict[tuple[str, str], Row], named: tuple[int, int], prompts: int
     return [
         least("finest", 0.5, 0.25),
         least("next", 0.7, 0.25),
-        Goal("motion within ± 20 % in every scene: the largest deviation", off, off <= 0.2),
+        Goal("motion within a factor of 1.2 in every scene: how far beyond 1 the largest is", off, off <= 0.2),
         Goal("sun or moon there in ≥ 95 % of frames, for every prompt that has one", disc, disc >= 0.95),
         Goal(f"of {len(counts)} counts and sizes outside a factor of {FACTOR}", wrong, wrong == 0),
         Goal(f"scenes named, of {prompts}", named[0], named[0] == prompts),

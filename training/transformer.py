@@ -126,7 +126,7 @@ def random_timesteps(n: int, device: str) -> Tensor:
     """A fifth at the timesteps of inference, the rest over the whole shifted range, one in each n-th of it. [n]"""
     table = torch.from_numpy(1000 * shifted_sigmas(SCHEDULE.shift)).float()
     steps = torch.from_numpy(SCHEDULE.timesteps()).float()
-    anywhere = table[((torch.randperm(n) + torch.rand(n)) * len(table) / n).long()]
+    anywhere = table[((torch.randperm(n) + torch.rand(n)) * len(table) / n).long().clamp(max=len(table) - 1)]
     return torch.where(torch.rand(n) < 0.2, steps[torch.randint(len(steps), (n,))], anywhere).to(device)
 
 

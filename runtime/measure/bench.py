@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ...engines.base import Backend
 from ...engines.bundle import Bundle, first_problem
 from ...engines.errors import UserError
-from ...engines.machine import chosen_gpu, find_gpu, peak_memory, resident_memory
+from ...engines.machine import find_gpu, nvml_card, peak_memory, resident_memory
 from ...engines.post import Output
 from ...engines.text import read_text
 from ..prompts import TRANSITIONS
@@ -319,9 +319,12 @@ def energy_meter() -> tuple[Callable[[], float], str] | None:
         import pynvml  # type: ignore[import-not-found]
 
         pynvml.nvmlInit()
-        card = pynvml.nvmlDeviceGetHandleByIndex(chosen_gpu())
+        card = nvml_card(pynvml)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
-        return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000, f"NVML, GPU {chosen_gpu()}"
+        return (
+            lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000,
+            f"NVML, GPU {pynvml.nvmlDeviceGetIndex(card)}",
+        )
     except Exception:  # no package, no driver, no card, or one that does not tell
         pass
     files = sorted(RAPL.glob("intel-rapl:?/energy_uj"))

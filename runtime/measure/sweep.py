@@ -104,7 +104,9 @@ def _bundle(point: Point, checkpoint: Path | None, source: str, folder: Path) ->
         return path
     quantised = folder / f"{path.stem}-{precision}.everframe"
     if not _is_made(quantised, of):
-        fast = ("--force", "--chunks", "8", "--no-sensitivity", "--gate-chunks", "1", "--gate-minutes", "0")
+        fast = ("--force", "--no-sensitivity", "--gate-chunks", "1", "--gate-minutes", "0")
+        if not precision.endswith("-weights"):  # for which no activations are gathered
+            fast += ("--chunks", "8")
         _everframe("calibrate", str(path), "--precision", precision, *fast, "-o", str(quantised), accepted=(0, 1))
         keep_record(folder / MADE, quantised.name, of)
     return quantised

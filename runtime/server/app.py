@@ -46,9 +46,9 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
         yield
         if service.another is None:  # systemd is not told of a start within
             notify("STOPPING=1")
-        beat.cancel()
         await service.peers.close()
-        await asyncio.to_thread(service.stop)
+        await asyncio.to_thread(service.stop)  # may take minutes: systemd's watchdog is fed meanwhile
+        beat.cancel()
 
     app = FastAPI(
         title="Everframe",

@@ -204,15 +204,21 @@ def test_what_a_living_run_makes_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_crash_between_the_two_renames(bundle_path: Path, tmp_path: Path) -> None:
-    """The bundle of before is there again, for whoever asks for it first."""
+    """The bundle of before is there again, for whoever asks for it first, by a link too. Who only reads removes nothing."""
     copy = Path(shutil.copytree(bundle_path, tmp_path / "b.everframe"))
+    (link := tmp_path / "link").symlink_to(copy)
+    for asked in (copy, link):
+        killed(copy, "between")
+        left = {file.name for file in tmp_path.iterdir()}
+        assert not copy.exists()
+        Bundle.open(asked)
+        kept = {name for name in left if not name.endswith(".old")}
+        assert {file.name for file in tmp_path.iterdir()} == {*kept, "b.everframe"}
     killed(copy, "between")
-    assert not copy.exists()
-    Bundle.open(copy)
-    assert [file.name for file in tmp_path.iterdir()] == ["b.everframe"]
-    killed(copy, "between")
+    aged(tmp_path)
     with pytest.raises(UserError, match="already exists"), new_folder(copy):
         raise AssertionError("no work is done")
+    assert {file.name for file in tmp_path.iterdir()} == {"b.everframe", "link"}
     Bundle.open(copy)
 
 
@@ -237,6 +243,9 @@ def test_an_error_names_the_file_that_it_is_of(tmp_path: Path) -> None:
             (part / "no" / "folder").write_bytes(b"")
         with pytest.raises(UserError, match=rf"^{target}: cannot write: No space"), new_folder(target):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with pytest.raises(UserError, match=rf"^{target}: cannot write: No space"), new_folder(target) as part:
+            # as shutil.copyfile says it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "a"), None, str(part / "a"))
     with scratch(target) as weights:
         weights.append(b"weights")
         assert len(list(tmp_path.iterdir())) == 1

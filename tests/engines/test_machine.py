@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,7 +103,8 @@ def test_the_chosen_gpu(
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == after
     ordered = index is not None and before is None  # numbers that were given mean what they meant
     assert os.environ.get("CUDA_DEVICE_ORDER") == ("PCI_BUS_ID" if ordered else None)
-    assert machine.chosen_gpu() == (int(after) if after and after.isdecimal() else 0)
+    nvml = SimpleNamespace(nvmlDeviceGetHandleByIndex=lambda i: i, nvmlDeviceGetHandleByUUID=lambda uuid: uuid)
+    assert machine.nvml_card(nvml) == (0 if after is None else int(after) if after.isdecimal() else after)
 
 
 @pytest.mark.parametrize(

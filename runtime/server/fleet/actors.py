@@ -197,9 +197,19 @@ class Fleet:
             raise
 
     def stop(self) -> None:
-        for name, actor in self.actors.items():
+        """All at once. One that no node has taken, or whose node is gone, is not waited for."""
+        alive = {actor.__ray_ready__.remote(): name for name, actor in self.actors.items()}
+        there, _ = ray.wait(list(alive), num_returns=len(alive), timeout=PATIENCE)
+        stopping = {self.actors[name].stop.remote(): name for name in (alive[ref] for ref in there)}
+        _, late = (
+            ray.wait(list(stopping), num_returns=len(stopping), timeout=LONGEST_STOP + 20) if stopping else ([], [])
+        )
+        for ref, name in stopping.items():
             try:
-                ray.get(actor.stop.remote(), timeout=LONGEST_STOP + 20)
+                if ref in late:
+                    raise TimeoutError(f"nothing for {LONGEST_STOP + 20:.0f} s")
+                ray.get(ref)
             except (ray.exceptions.RayError, TimeoutError) as error:
-                log.warning("stream %s did not stop: %s", name, error)
+                log.warning("stream %s did not stop: %s", name, first_line(error))
+        for actor in self.actors.values():
             ray.kill(actor)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ....engines.machine import nvml_card
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)
 EVENTS = {
@@ -64,7 +65,7 @@ def gpu_gauges(metrics: Metrics, gpu: int | None = None) -> bool:
         return False
     try:
         pynvml.nvmlInit()
-        card = _card(pynvml, gpu)
+        card = nvml_card(pynvml, gpu)
     except (pynvml.NVMLError, IndexError):
         return False
     asked = (
@@ -78,13 +79,3 @@ def gpu_gauges(metrics: Metrics, gpu: int | None = None) -> bool:
             metrics.gauge(name, text, value)
             found = True
     return found
-
-
-def _card(nvml: Any, gpu: int | None) -> Any:
-    """The one that `choose_gpu` gives the generator: NVML knows nothing of CUDA_VISIBLE_DEVICES, which may hold UUIDs.
-    Raises IndexError, NVMLError."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is None:
-        return nvml.nvmlDeviceGetHandleByIndex(gpu or 0)
-    name = [word.strip() for word in told.split(",") if word][gpu or 0]
-    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ....engines.bundle import MANIFEST, Bundle, verify
 from ....engines.errors import UserError
-from ....engines.files import reason
+from ....engines.files import put_back, reason
 from ...demo import DEMO_BUNDLE, open_bundle
 from .work import told
 
@@ -65,6 +65,7 @@ def digest_of(folder: Path) -> str:
 def see(path: Path | None) -> Seen:
     """Open and verify a bundle; without a path, the demo. Raises UserError."""
     folder = DEMO_BUNDLE if path is None else path
+    put_back(folder)  # before it is looked at, not while it is opened
     digest = digest_of(folder) if folder.is_dir() else ""
     before = _marks(folder)  # what changes while it is being verified was not verified
     with told(f"verifying {folder}"):

@@ -152,14 +152,19 @@ class Generator:
             while self._orders():
                 self._advance()
         finally:
+            self._await_saving()
             if self.whole:
                 self._save()
-            while self.saver.busy:  # a large state on a slow disk is no hang
-                with contextlib.suppress(OSError):  # where the web process is gone, nobody waits
-                    self.connection.send(("event", "alive", ""))
-                time.sleep(0.2)
+                self._await_saving()
             self._saved()
             self.saver.close()
+
+    def _await_saving(self) -> None:
+        """A large state on a slow disk is no hang."""
+        while self.saver.busy:
+            with contextlib.suppress(OSError):  # where the web process is gone, nobody waits
+                self.connection.send(("event", "alive", ""))
+            time.sleep(0.2)
 
     def _advance(self) -> None:
         change = self.director.next()

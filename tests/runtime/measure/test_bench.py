@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from everframe.calibration.cli import check_acts
 from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle, read_manifest, write_manifest
 from everframe.engines.errors import UserError
@@ -235,6 +236,9 @@ def test_a_sweep_hands_its_options_on_and_knows_what_its_results_are_of(
         assert commands(*baked) == ["export", "calibrate", "bench"][: 3 if content == "one" else 2]
         assert commands(*baked) == []
     assert (tmp_path / "grid" / MADE).exists()
+    commands("window=6", "precision=int4-weights", "--checkpoint", checkpoint)
+    (calibrate,) = (words for words in ran if words[0] == "calibrate")
+    check_acts({word[2:] for word in calibrate if word.startswith("--")}, "int4-weights", "smoothquant")
 
 
 def test_a_prompt_change_is_one(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,11 @@ def test_a_bundle_is_hashed_once(bundle_path: Path, tmp_path: Path, monkeypatch:
         seen.open()
 
 
+def test_a_bundle_that_a_power_cut_left_under_another_name(bundle_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle_path, tmp_path / ".b.everframe.1-ab.old")
+    assert see(tmp_path / "b.everframe").bundle.path == tmp_path / "b.everframe"
+
+
 def test_what_changes_while_it_is_verified_was_not(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
