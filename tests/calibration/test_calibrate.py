@@ -148,6 +148,7 @@ def test_quantised_bundles(precision: str, bundle_path: Path, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.slow
 def test_bad_ranges_fail_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped demo with data that are nothing like a stream's: the manifest says so, and the exit code is 1."""
     from everframe.calibration import calibrate as calibrating

@@ -258,6 +258,7 @@ def test_damaged_weights(checkpoint: Path, tmp_path: Path) -> None:
     assert "config.json" in refusal()
 
 
+@pytest.mark.slow
 def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:
     """A limit on file size stands in for a full disk: one line, and nothing half-written."""
     everframe = f"{sys.executable} -c 'from everframe.runtime.cli import main; main()'"

@@ -73,10 +73,8 @@ class Card:
         return Bundle.open(copy)
 
 
-# The oldest bindings have their turn in `make test-slow`.
-QUICK = [
-    name if CARD or not name.startswith("classic-10") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES
-]
+# The bindings of one backend in `make test`, the others' in `make test-slow`.
+QUICK = [name if CARD or name.startswith("rtx") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
 OF_THE_OLDER = ("test_twelve_chunks_against_the_cpu", "test_prompt_changes", "test_the_portable_form_s_too")

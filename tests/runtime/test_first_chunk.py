@@ -33,7 +33,7 @@ FIRST = [1000, 750, 500, 250]
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(("in-place", [1000]), marks=pytest.mark.slow), ("portable", [1000, 500])],
+    params=[pytest.param(one, marks=pytest.mark.slow) for one in (("in-place", [1000]), ("portable", [1000, 500]))],
     ids=["1-step", "2-step"],
 )
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:

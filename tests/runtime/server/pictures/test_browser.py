@@ -115,6 +115,7 @@ def test_the_generator_is_killed_and_the_screen_goes_on(page: Page, demo: Site) 
     assert page.evaluate("player.shown()") > before
 
 
+@pytest.mark.slow
 def test_a_frozen_viewer_is_noticed_reloaded_and_reported(page: Page, demo: Site) -> None:
     """The page's video stands still while its connection lives: three times, then /healthz names the screen."""
     for number in range(1, 4):
@@ -164,6 +165,7 @@ def test_foreign_pages_cannot_open_the_socket(page: Page, demo: Site) -> None:
     assert code != "opened"
 
 
+@pytest.mark.slow
 def test_the_screen_survives_a_restart_of_the_server(page: Page, tmp_path: Path) -> None:
     """Reloaded while the server is away, the page comes out of the browser's cache and finds the server again."""
     port = free_port()

@@ -63,6 +63,7 @@ def test_a_generator_that_makes_chunks_may_not_read_instead() -> None:
     assert patience.over() is None
 
 
+@pytest.mark.slow
 def test_a_free_prompt_is_announced_before_it_is_encoded(speaking_path: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -88,6 +89,7 @@ def test_a_free_prompt_is_announced_before_it_is_encoded(speaking_path: Path, tm
         process.join()
 
 
+@pytest.mark.slow
 def test_a_free_prompt_is_not_a_hang(speaking_path: Path, tmp_path: Path) -> None:
     """The text encoder is loaded for the first one, which takes longer than a chunk may."""
     with serve(tmp_path, speaking_path, "[stream]\nstall_seconds = 0.05\n") as site:
@@ -98,6 +100,7 @@ def test_a_free_prompt_is_not_a_hang(speaking_path: Path, tmp_path: Path) -> Non
         assert site.ask("/api/prompt", "POST", {"prompt": "\ud800"})[0] == 422
 
 
+@pytest.mark.slow
 def test_a_free_prompt_holds_over_a_restart_without_being_ordered_anew(speaking_path: Path, tmp_path: Path) -> None:
     """However it was written: a cut would begin another scene each time."""
     with serve(tmp_path, speaking_path, "[stream]\nsave_seconds = 0.7\n") as site:
