@@ -234,10 +234,11 @@ def put_back(target: Path, sweep: bool = False) -> None:
     with contextlib.suppress(OSError):
         for stem in sorted({file.with_suffix("") for file in place.parent.iterdir() if mine.fullmatch(file.name)}):
             with contextlib.suppress(OSError):
-                _put_back(place, *(stem.with_name(f"{stem.name}{suffix}") for suffix in (PART, OLD)), sweep)
+                _put_back(place, stem, sweep)
 
 
-def _put_back(place: Path, part: Path, old: Path, sweep: bool) -> None:
+def _put_back(place: Path, stem: Path, sweep: bool) -> None:
+    part, old = (stem.with_name(f"{stem.name}{suffix}") for suffix in (PART, OLD))
     lock = None
     if part.exists():
         if not old.exists() and time.time() - part.stat().st_mtime < YOUNG:

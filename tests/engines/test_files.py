@@ -163,7 +163,7 @@ def killed(target: Path, when: str) -> None:
 
 def aged(folder: Path) -> None:
     for file in folder.iterdir():
-        os.utime(file, (1, 1))
+        os.utime(file, (1, 1), follow_symlinks=False)
 
 
 def replaced(target: Path) -> str:

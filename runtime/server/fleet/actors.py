@@ -154,6 +154,16 @@ def _join(address: str | None) -> None:
         raise UserError(f"ray {address!r}: {first_line(error)}") from None
 
 
+def no_place(needs: dict[str, float], nodes: list[dict[str, Any]]) -> str:
+    """Why none of Ray's nodes can ever take a stream that needs so much of its resources; empty where one can. Ray itself
+    says nothing and waits for a larger node."""
+    for node in nodes:
+        if node["Alive"] and all(node["Resources"].get(name, 0) >= amount for name, amount in needs.items() if amount):
+            return ""
+    told = f"{needs['CPU']:g} CPUs, {needs['GPU']:g} GPUs and {needs['memory'] / 2**30:.1f} GiB of memory"
+    return f"no node has the {told} that it is expected to take"
+
+
 class Fleet:
     """The actors of all streams."""
 
@@ -170,13 +180,16 @@ class Fleet:
         _join(config.ray)
         kind = ray.remote(Actor)
         self.actors: dict[str, Any] = {}
+        self.needs: dict[str, dict[str, float]] = {}
         for spec in config.streams:
+            memory = memory_of(bundles[spec.bundle].with_post(spec.post))
+            self.needs[spec.name] = {"CPU": spec.cpus, "GPU": spec.gpus, "memory": memory}
             self.actors[spec.name] = kind.options(
                 max_restarts=-1,
                 max_task_retries=0,
                 num_cpus=spec.cpus,
                 num_gpus=spec.gpus,
-                memory=memory_of(bundles[spec.bundle].with_post(spec.post)),
+                memory=memory,
                 max_concurrency=8,
                 scheduling_strategy="SPREAD",
             ).remote(settings[spec.name])
@@ -187,10 +200,9 @@ class Fleet:
             raise HTTPException(404, f"no stream {name!r}; there are: {', '.join(self.actors)}")
         try:
             return await asyncio.wait_for(getattr(self.actors[name], method).remote(*values), PATIENCE)
-        except ray.exceptions.ActorUnschedulableError as error:
-            raise HTTPException(503, f"stream {name!r}: no node can take it: {first_line(error)}") from None
         except (TimeoutError, ray.exceptions.RayActorError):
-            raise HTTPException(503, f"stream {name!r} does not answer: it is starting, or starting again") from None
+            why = no_place(self.needs[name], ray.nodes()) or "it is starting, or starting again"
+            raise HTTPException(503, f"stream {name!r} does not answer: {why}") from None
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None

@@ -152,23 +152,18 @@ def test_an_address_without_a_cluster(bundle_path: Path, tmp_path: Path, address
     assert time.monotonic() - began < 20
 
 
-def test_a_stream_that_no_node_can_take_is_no_error_of_ours() -> None:
-    import asyncio
+def test_a_stream_that_no_node_can_ever_take() -> None:
+    """By nodes as ray.nodes() tells them."""
+    from everframe.runtime.server.fleet.actors import no_place
 
-    from fastapi import HTTPException
-
-    from everframe.runtime.server.fleet.actors import Fleet
-
-    class Method:
-        async def remote(self) -> None:
-            raise ray.exceptions.ActorUnschedulableError("the node has no such resources")
-
-    fleet = Fleet.__new__(Fleet)
-    fleet.actors = {"lobby": type("Actor", (), {"state": Method()})()}
-    with pytest.raises(HTTPException) as error:
-        asyncio.run(fleet.ask("lobby", "state"))
-    assert error.value.status_code == 503
-    assert "no such resources" in error.value.detail
+    head = {"Alive": True, "Resources": {"memory": 64.0 * 2**30, "node:10.0.0.1": 1.0}}
+    worker = {"Alive": True, "Resources": {"CPU": 4.0, "memory": 8.0 * 2**30}}
+    dead = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0, "memory": 512.0 * 2**30}}
+    needs = {"CPU": 2.0, "GPU": 0.0, "memory": 3.0 * 2**30}
+    assert no_place(needs, [head, worker, dead]) == ""
+    words = "no node has the 2 CPUs, 0 GPUs and 9.5 GiB of memory"
+    assert words in no_place(needs | {"memory": 9.5 * 2**30}, [head, worker, dead])
+    assert "1 GPUs" in no_place(needs | {"GPU": 1.0}, [head, worker, dead])
 
 
 def test_what_a_stream_is_expected_to_take(bundle_path: Path) -> None:
