@@ -60,8 +60,7 @@ def calibrate(
     The exit code is 1 when the gate is not passed. Needs the extra `calibrate`. Ctrl-C keeps what was gathered; the same
     command goes on from there.
     """
-    named = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
-    check_acts(named, precision, method)
+    check_acts(options.explicit(ctx), precision, method)
     with needs_extra("calibrate"):
         from .calibrate import Settings
         from .calibrate import calibrate as run

@@ -202,7 +202,7 @@ def wan(  # as long as its options: it does nothing but parse them
         **{"recache": recache, "sink_ema": sink_ema, "sink_distance": sink_distance},
         **{"jitter_by": bases(jitter_by, jitter_design) or "head", "jitter_design": jitter_design},
     }
-    explicit = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
+    explicit = options.explicit(ctx)
     check_acts(explicit)
     if recipe is None:
         check_no_recipe(given | {"output": output}, explicit)

@@ -22,17 +22,20 @@ SWEEPS = 8
 def stratified_jitter(layers: int, heads: int, seed: int) -> NDArray[np.float64]:
     """ε in [−1, 1], [layers, heads]: one from each of layers·heads equal parts, in every layer one from each of `heads`."""
     draw = np.random.Generator(np.random.Philox(seed))
-    parts = np.arange(layers * heads, dtype=np.float64)
-    values = -1.0 + 2.0 * (parts + draw.uniform(size=len(parts))) / len(parts)
-    return spread(values.reshape(heads, layers), draw)
+    return spread(one_in_each(layers * heads, draw).reshape(heads, layers), draw)
 
 
 def few_bases(count: int, layers: int, heads: int, seed: int) -> NDArray[np.float64]:
     """ε in [−1, 1], [layers, heads], only so many different ones, one from each of as many equal parts; as many heads with
     each, to one, anywhere in the network. What the number of bases is worth shows in one network then."""
     draw = np.random.Generator(np.random.Philox(seed))
-    values = -1.0 + 2.0 * (np.arange(count) + draw.uniform(size=count)) / count
+    values = one_in_each(count, draw)
     return values[draw.permutation(np.arange(layers * heads) % count)].reshape(layers, heads)
+
+
+def one_in_each(count: int, draw: np.random.Generator) -> NDArray[np.float64]:
+    """A number from each of so many equal parts of [−1, 1], rising."""
+    return -1.0 + 2.0 * (np.arange(count) + draw.uniform(size=count)) / count
 
 
 def spread(values: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:

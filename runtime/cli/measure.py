@@ -37,8 +37,8 @@ TAKEN = {
 
 def refuse_others(ctx: typer.Context) -> None:
     """Raises UserError for an option that the chosen way of bench does not take."""
-    given = [name for name in ctx.params if (told := ctx.get_parameter_source(name)) and told.name == "COMMANDLINE"]
-    given = [name for name in given if name != "what"]
+    named = options.explicit(ctx) - {"what"}
+    given = [name for name in ctx.params if name in named]
     way = next((name for name in TAKEN if name in given), None)
     if way is None and "checkpoint" in given:
         raise UserError("--checkpoint: expected --sweep with it")

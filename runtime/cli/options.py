@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
+from typer import Context, Option
 
 from ...engines.errors import UserError
 from ...engines.machine import choose_gpu
@@ -61,6 +61,11 @@ Size = Annotated[str | None, Option(help="WIDTHxHEIGHT in pixels, multiples of 1
 ChunkFrames = Annotated[int, Option(help="Latent frames of a chunk.")]
 Window = Annotated[int | None, Option(help="Latent frames in the KV cache, sinks and current chunk included.")]
 Sink = Annotated[int | None, Option(help="Latent frames kept for good.")]
+
+
+def explicit(ctx: Context) -> set[str]:
+    """The parameters that the user named."""
+    return {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
 
 
 def picture_of(anchor: Path | None, ground: str | None, bundle: Opened) -> NDArray[np.uint8] | None:

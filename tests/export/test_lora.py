@@ -136,6 +136,17 @@ def test_a_convolutions_pair(tmp_path: Path) -> None:
     same(merge_loras(state(), (Lora(tmp_path / "x.safetensors"),)), expected)
 
 
+def adapter(base: torch.nn.Module, settings: LoraConfig, folder: Path) -> dict[str, Tensor]:
+    """A random adapter as peft saves it, and the weights with it merged by peft."""
+    adapted = get_peft_model(base, settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_" in name:
+                p.normal_(0, 0.2)
+    adapted.save_pretrained(str(folder))
+    return {k: v.double() for k, v in adapted.merge_and_unload().state_dict().items()}  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -152,13 +163,7 @@ def test_an_adapter_as_peft_saves_it(tmp_path: Path, settings: dict) -> None:
     base = random_transformer(TRANSFORMER)
     before = {k: v.clone() for k, v in base.state_dict().items()}
     linear = [n for n, m in base.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith("blocks.")]
-    adapted = get_peft_model(base, LoraConfig(target_modules=linear, **settings))
-    with torch.no_grad():
-        for name, p in adapted.named_parameters():
-            if "lora_" in name:
-                p.normal_(0, 0.2)
-    adapted.save_pretrained(str(tmp_path / "adapter"))
-    expected = {k: v.double() for k, v in adapted.merge_and_unload().state_dict().items()}
+    expected = adapter(base, LoraConfig(target_modules=linear, **settings), tmp_path / "adapter")
     assert sum(not torch.equal(expected[k], before[k].double()) for k in before) >= len(linear)
     for path in (tmp_path / "adapter", tmp_path / "adapter" / "adapter_model.safetensors"):
         lines: list[str] = []
@@ -173,13 +178,7 @@ def test_the_users_alpha_is_scaled_as_peft_scales_the_adapters_own(tmp_path: Pat
     base = random_transformer(TRANSFORMER)
     before = {k: v.clone() for k, v in base.state_dict().items()}
     settings = LoraConfig(target_modules=["blocks.0.self_attn.q"], r=4, lora_alpha=7, use_rslora=rslora)
-    adapted = get_peft_model(base, settings)
-    with torch.no_grad():
-        for name, p in adapted.named_parameters():
-            if "lora_" in name:
-                p.normal_(0, 0.2)
-    adapted.save_pretrained(str(tmp_path / "adapter"))
-    expected = {k: v.double() for k, v in adapted.merge_and_unload().state_dict().items()}
+    expected = adapter(base, settings, tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1}))
     same(merge_loras(before, (Lora(tmp_path / "adapter", alpha=7.0),)), expected)
