@@ -22,7 +22,7 @@ from ..engines.files import link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.ort import OrtBackend
 from ..engines.progress import QUIET, Report
-from ..engines.text import few
+from ..engines.text import few, quoted
 from ..runtime.measure.compare import compare
 from ..runtime.prompts import PromptBank
 from . import sensitivity
@@ -99,12 +99,24 @@ def recache_layers(
 
 
 def choose_prompts(bundle: Bundle, settings: Settings) -> tuple[list[str], list[str]]:
-    """Prompts to calibrate with and others to judge with. Raises UserError for one that the bank does not have."""
+    """Prompts to calibrate with and others to judge with. Raises UserError for one that the bank does not have, and where
+    no other is left."""
     bank, every = PromptBank(bundle), bundle.manifest.prompts
-    chosen = [bank.find(prompt) for prompt in settings.prompts] or every[::2]
-    others = [prompt for prompt in every if prompt not in chosen]
     held_out = [bank.find(prompt) for prompt in settings.held_out]
-    return chosen, held_out or others[:: max(1, len(others) // 2)][:2] or chosen[:1]
+    chosen = [bank.find(prompt) for prompt in settings.prompts]
+    if both := [prompt for prompt in held_out if prompt in chosen]:
+        raise UserError(
+            f"--held-out {quoted(both[0])}: is calibrated with too; expected prompts that are not in --prompts"
+        )
+    chosen = chosen or [prompt for prompt in every if prompt not in held_out][::2]
+    others = [prompt for prompt in every if prompt not in chosen]
+    held_out = held_out or others[:: max(1, len(others) // 2)][:2]
+    if not chosen or not held_out:
+        raise UserError(
+            f"{bundle.path}: its bank of {len(every)} leaves no prompt to {'judge' if chosen else 'calibrate'} with: "
+            "expected one more (everframe prompts add), or other --prompts and --held-out"
+        )
+    return chosen, held_out
 
 
 def calibrate(source: Path, target: Path, settings: Settings, force: bool, report: Report = QUIET) -> dict[str, Any]:

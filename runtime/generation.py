@@ -137,8 +137,11 @@ def generate(
                 out.write(frames)
                 made += len(frames)
                 progress(Progress(made, total, g.fps, chunk))
-                while waiting and waiting[0].seconds * g.fps <= made + ahead:
-                    change = waiting.pop(0)
+                due = [change for change in waiting if change.seconds * g.fps <= made + ahead]
+                del waiting[: len(due)]
+                for change in due[:-1]:
+                    notice(f"--then {change.seconds:g}:{change.prompt}: another comes with the same chunk: not seen")
+                for change in due[-1:]:
                     stream.set_prompt(change.prompt, change.transition)
                     ordered.append((chunk.index + (2 if stream.overlap else 1), change))
                 if made == total:

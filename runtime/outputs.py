@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -246,18 +247,21 @@ class RawOutput:
 
 
 class PngOutput:
-    """One PNG per frame, numbered from 0; every file appears whole."""
+    """One PNG per frame, numbered from 0; every file appears whole. Of a sequence that it replaces nothing stays."""
 
     def __init__(self, pattern: Path, replace: bool = False):
-        try:
-            names = {pattern.name % 0, pattern.name % 1}
-        except (TypeError, ValueError):
-            names = set()
-        if len(names) != 2:
+        parts = re.fullmatch(r"((?:[^%]|%%)*)%0?\d*d((?:[^%]|%%)*)", pattern.name)
+        if parts is None:
             raise UserError(f"output {pattern}: a PNG sequence needs a number pattern such as frame-%06d.png")
         make_folder(pattern.parent)
         check_writable(pattern)
-        check_free(pattern.with_name(pattern.name % 0), replace)
+        before, after = (re.escape(part.replace("%%", "%")) for part in parts.groups())
+        named = re.compile(rf"{before} *(\d+){after}")
+        self._earlier = {
+            int(found[1]): path for path in pattern.parent.iterdir() if (found := named.fullmatch(path.name))
+        }
+        for path in self._earlier.values():
+            check_free(path, replace)
         self._pattern, self._count = pattern, 0
 
     def write(self, frames: NDArray[np.uint8]) -> None:
@@ -275,7 +279,9 @@ class PngOutput:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        return
+        for number, path in self._earlier.items():
+            if 0 < self._count <= number:
+                path.unlink(missing_ok=True)
 
 
 def _gif_holds(fps: int) -> str:

@@ -316,19 +316,20 @@ class Stream:
         return self._loop.shapes()
 
     def restore(self, tensors: dict[str, NDArray], facts: dict[str, Any]) -> None:
-        """Go on where `snapshot` was taken."""
+        """Go on where `snapshot` was taken; where a prompt is not in the bank (UserError), the stream stays what it was."""
+        prompt, pending = self.bank.find(facts["prompt"]), facts["pending"]
+        pending = (self.bank.find(pending[0]), pending[1]) if pending else None
         self._settle()
+        if facts["begun"]:
+            self._loop.x0.write(tensors["begun"])
         self._index, self._written, self._position = facts["index"], facts["written"], facts["position"]
-        self._prompt, self._first = self.bank.find(facts["prompt"]), facts["first"]
-        self._pending = tuple(facts["pending"]) if facts["pending"] else None  # type: ignore[assignment]
+        self._prompt, self._first, self._pending = prompt, facts["first"], pending
         self._recent.clear()
         self._recent.extend(Standing(p, tensors[f"recent_{i}"]) for i, p in enumerate(facts["recent"]))
         self._sinks_made = facts["sink_start"]
         self._anchors = deque(tensors[f"anchor_{i}"] for i in range(facts["anchors"]))
         self._loop.load(tensors, facts["decoded"])
         self._begun = _Begun(*facts["begun"]) if facts["begun"] else None
-        if self._begun is not None:
-            self._loop.x0.write(tensors["begun"])
         self._loop.set_prompt(self.bank.embedding(self._prompt))
         if self._shots is not None and facts["shot"] is not None:
             self._shots.load(facts["shot"])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import onnx
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from everframe.calibration.ring import int8_ring
-from everframe.engines.bundle import Bundle, write_manifest
+from everframe.engines.bundle import Bundle, describe, read_manifest, write_manifest
 from everframe.engines.graphfile import describe_graph
 from everframe.export.taehv import Taehv, TaehvConfig
 from everframe.export.wan import Attention, Wan, WanConfig, unfold
@@ -35,6 +35,18 @@ def with_int8_ring(source: Path, target: Path, sink_tokens: int | None = None) -
         onnx.save(model, target / f"{name}.onnx")
         graphs[name] = describe_graph(target / f"{name}.onnx")
     write_manifest(target, manifest.model_copy(update={"graphs": graphs}))
+    return target
+
+
+def with_prompts(source: Path, target: Path, prompts: list[str]) -> Path:
+    """A copy of a bundle whose bank has other prompts."""
+    shutil.copytree(source, target)
+    bank = load_file(target / "prompts.safetensors")
+    first = bank[PROMPTS[0]]
+    save_file({prompt: first.clone() for prompt in prompts}, target / "prompts.safetensors")
+    manifest = read_manifest(target / "manifest.json")
+    changes = {"prompts": prompts, "prompt_bank": describe(target / "prompts.safetensors")}
+    write_manifest(target, manifest.model_copy(update=changes))
     return target
 
 

@@ -51,6 +51,7 @@ PROGRAMS = (
         "make",
         "pip",
         "cp",
+        "mkdir",
         "export",
         "curl",
         "ray",

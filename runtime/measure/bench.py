@@ -360,19 +360,24 @@ def _number(file: Path) -> int:
 def read_result(file: Path) -> Result:
     """Raises UserError."""
     try:
-        raw = json.loads(read_text(file))
-        return Result.model_validate(raw)
+        result = Result.model_validate(json.loads(read_text(file)))
     except ValidationError as error:
         raise UserError(f"{file}: not a result of everframe bench: {first_problem(error)}") from None
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
+    if "chunk" not in result.steady.stages or "process_peak" not in result.memory:
+        raise UserError(
+            f"{file}: not a result of everframe bench: steady.stages.chunk or memory.process_peak is missing"
+        )
+    return result
 
 
 def ratios(a: Result, b: Result) -> list[tuple[str, float, float, float]]:
     """(figure, a, b, b/a) of everything both have; milliseconds but where the name says otherwise."""
     rows = [(f"{n} p50", s.p50, b.steady.stages[n].p50) for n, s in a.steady.stages.items() if n in b.steady.stages]
     rows += [("chunk p99", a.steady.stages["chunk"].p99, b.steady.stages["chunk"].p99)]
-    rows += [(f"prompt change, {n}", v, b.prompt_change_ms[n]) for n, v in a.prompt_change_ms.items()]
+    changes = ((n, v, b.prompt_change_ms.get(n)) for n, v in a.prompt_change_ms.items())
+    rows += [(f"prompt change, {n}", v, w) for n, v, w in changes if w is not None]
     rows += [
         ("fps", a.steady.fps, b.steady.fps),
         ("first chunk, s", a.cold.first_chunk, b.cold.first_chunk),

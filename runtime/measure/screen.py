@@ -135,7 +135,8 @@ def served(bundle: Path, webrtc: bool, stream: Mapping[str, Any]) -> Iterator[Se
                 lambda: process.poll() is not None or _ready(site), START, "the server that is measured is not ready"
             )
             if process.poll() is not None:
-                raise UserError(f"the server that is measured: {log.read_text().strip().splitlines()[-1]}")
+                said = log.read_text().strip().splitlines() or [f"ended with {process.returncode}"]
+                raise UserError(f"the server that is measured: {said[-1]}")
             yield site
         finally:
             process.terminate()

@@ -88,7 +88,8 @@ class Service:
         )
         self.supervisor = Supervisor(
             self._job,
-            lambda: self.channel.wants_more() or self._hurries(),
+            # While it is paused no chunk comes, but words do, and the generator's end.
+            lambda: self.channel.held or self.channel.wants_more() or self._hurries(),
             self._chunk,
             self._ready,
             self._event,

@@ -140,7 +140,7 @@ def test_quantised_bundles(precision: str, bundle_path: Path, tmp_path: Path) ->
     assert quality["psnr"] > {"int8": 30, "fp8": 25, "int8-weights": 35, "int4-weights": 18}[precision]
     record = json.loads((out / "calibration.json").read_text())
     assert record["quality"]["summary"] == quality
-    assert record["held_out"] != record["prompts"]
+    assert not set(record["held_out"]) & set(record["prompts"])
     operators = {node.op_type for node in onnx.load(quantised.graph_path("step")).graph.node}
     assert ("QuantizeLinear" in operators) == (not precision.endswith("weights"))
     again = compare(Bundle.open(bundle_path), quantised, record["held_out"], [1000], 3, 0)
@@ -402,6 +402,19 @@ def test_options_that_would_do_nothing(tmp_path: Path, more: list[str], words: s
     result = CliRunner().invoke(app, ["calibrate", str(DEMO_BUNDLE), "-o", str(tmp_path / "x.everframe"), *more])
     assert isinstance(result.exception, UserError)
     assert words in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--held-out", "SEA", "--prompts", "sea"], ["--prompts", "ALL"]])
+def test_who_judges_has_not_calibrated(tmp_path: Path, words: list[str]) -> None:
+    every = Bundle.open(DEMO_BUNDLE).manifest.prompts
+    named = {"sea": [every[0]], "SEA": [every[0].upper()], "ALL": every}
+    groups = [[flag, prompt] for flag, key in zip(words[::2], words[1::2], strict=True) for prompt in named[key]]
+    options = [word for group in groups for word in group]
+    result = CliRunner().invoke(app, ["calibrate", str(DEMO_BUNDLE), "-o", str(tmp_path / "x.everframe"), *options])
+    assert isinstance(result.exception, UserError)
+    assert ("calibrated with too" in str(result.exception)) == ("SEA" in words)
+    assert ("no prompt to judge with" in str(result.exception)) == ("ALL" in words)
     assert not list(tmp_path.iterdir())
 
 

@@ -138,6 +138,13 @@ def test_lazy_states_make_a_tensor_when_it_is_asked_for() -> None:
     assert more["A"].tolist() == [4, 4, 4]
 
 
+def resident(file: Path) -> int:
+    """Bytes of a mapped file that stand in this process' memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.endswith(str(file)))
+    return int(next(line for line in lines[at:] if line.startswith("Rss:")).split()[1]) << 10
+
+
 def test_released_pages_come_back(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)
     values.tofile(tmp_path / "f")
@@ -146,4 +153,7 @@ def test_released_pages_come_back(tmp_path: Path) -> None:
     for tensor in (mapped, anonymous):
         assert (tensor.numpy() == values).all()
         release(tensor)
+        if tensor is mapped:
+            assert resident(tmp_path / "f") == 0
         assert (tensor.numpy() == values).all()
+    assert resident(tmp_path / "f") >= 4 << 16

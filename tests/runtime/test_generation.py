@@ -39,3 +39,23 @@ def test_a_change_that_comes_too_late_is_told(bundle_path: Path, tmp_path: Path,
     ]
     with pytest.raises(UserError, match=r"--then 1\.5:.* the video ends at 1\.5 s"):
         told(1.5)
+
+
+def test_a_change_that_another_replaces_is_told(bundle_path: Path, tmp_path: Path) -> None:
+    notices: list[str] = []
+    prompts: list[str] = []
+    generate(
+        Bundle.open(bundle_path),
+        str(tmp_path / "out.mkv"),
+        seconds=3,
+        prompt=PROMPTS[0],
+        changes=[PromptChange(0.8, PROMPTS[1], "cut"), PromptChange(0.9, PROMPTS[2])],
+        overlap=False,
+        verify=False,
+        progress=lambda progress: prompts.append(progress.chunk.prompt),
+        notice=notices.append,
+    )
+    assert prompts == [PROMPTS[0], PROMPTS[0], PROMPTS[2], PROMPTS[2]]
+    assert [line for line in notices if "--then" in line] == [
+        f"--then 0.8:{PROMPTS[1]}: another comes with the same chunk: not seen"
+    ]

@@ -78,6 +78,23 @@ def test_png_sequence(tmp_path: Path, target: str) -> None:
     assert (np.stack([np.asarray(Image.open(f)) for f in files]) == frames).all()
 
 
+def test_a_png_sequence_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    """Whichever of its numbers is there; what does not belong to it stays."""
+    frames, target = moving_frames(5), f"{tmp_path}/f-%03d.png"
+    others = {"f-x.png": b"a", "f-002.jpg": b"b", "g-001.png": b"c"}
+    for name, content in {**others, "f-004.png": b"old", "f-1000.png": b"old"}.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"f-(004|1000)\.png: already exists"):
+        open_output(target, WIDTH, HEIGHT, FPS)
+    with pytest.raises(RuntimeError), open_output(target, WIDTH, HEIGHT, FPS, replace=True):
+        raise RuntimeError  # before the first frame: nothing is lost
+    assert (tmp_path / "f-004.png").read_bytes() == b"old"
+    with open_output(target, WIDTH, HEIGHT, FPS, replace=True) as out:
+        out.write(frames[:3])
+    assert {f.name for f in tmp_path.iterdir()} == {*others, "f-000.png", "f-001.png", "f-002.png"}
+    assert {name: (tmp_path / name).read_bytes() for name in others} == others
+
+
 def test_gif(tmp_path: Path) -> None:
     frames = moving_frames(32)
     with open_output(str(tmp_path / "out.gif"), WIDTH, HEIGHT, FPS) as out:

@@ -161,6 +161,28 @@ def test_states_of_something_else(following_paths: dict[str, Path], tmp_path: Pa
             load_state(stream, file)
 
 
+@pytest.mark.parametrize("lost", [0, 1])  # the prompt that is shown, the one that waits
+def test_a_state_that_cannot_be_taken_changes_nothing(bundle_path: Path, tmp_path: Path, lost: int) -> None:
+    """Of a bundle with the same graphs, whose bank has not all of its prompts."""
+    whole, file = Bundle.open(bundle_path), tmp_path / "s.safetensors"
+    with Stream(whole, seed=1, prompt=PROMPTS[0]) as stream:
+        for _ in range(3):
+            stream.next_chunk()
+        stream.set_prompt(PROMPTS[1], "swap")
+        save_state(stream, file)
+    bank = [prompt for prompt in whole.manifest.prompts if prompt != PROMPTS[lost]]
+    fewer = Bundle(whole.path, whole.manifest.model_copy(update={"prompts": bank}))
+    with Stream(fewer, seed=1, prompt=PROMPTS[2]) as stream:
+        expected = [stream.next_chunk() for _ in range(4)]
+    with Stream(fewer, seed=1, prompt=PROMPTS[2]) as stream:
+        with pytest.raises(UserError, match="is not in the bundle's prompt bank"):
+            load_state(stream, file)
+        for chunk in expected:
+            again = stream.next_chunk()
+            assert (again.index, again.position, again.begins) == (chunk.index, chunk.position, chunk.begins)
+            assert (again.frames == chunk.frames).all()
+
+
 def test_states_of_bundles_whose_graphs_are_the_same(bundle_path: Path, tmp_path: Path) -> None:
     """Sinks that stay and shots are in no step graph: the ring is another one all the same. States of before say less, and
     are taken where they fit."""

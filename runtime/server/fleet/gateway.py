@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from ..config import Server
 from ..guard import FRESH, Guard, changing_routes
 from ..orders.playlist import Change
-from ..pictures.hls import kind_of
+from ..pictures.hls import answer
 from .actors import Fleet
 
 
@@ -77,7 +77,7 @@ def stream_routes(fleet: Fleet, changing: dict[str, Any]) -> APIRouter:
         data = await fleet.ask(name, "hls", file)
         if data is None:
             raise HTTPException(404, f"{file[:60]!r}: not there (any more, or yet)")
-        return Response(data, media_type=kind_of(file), headers=FRESH)
+        return answer(file, data)
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, Any]:

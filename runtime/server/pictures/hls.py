@@ -12,8 +12,11 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastapi.responses import Response
+
 from ....engines.errors import UserError
 from ....engines.files import write_whole
+from ..guard import ANYWHERE, FRESH
 from .fmp4 import Fragment
 
 log = logging.getLogger(__name__)
@@ -177,5 +180,8 @@ class HlsWindow:
 KINDS = {".m3u8": "application/vnd.apple.mpegurl", ".mp4": "video/mp4", ".m4s": "video/iso.segment"}
 
 
-def kind_of(name: str) -> str:
-    return KINDS[name[name.rindex(".") :]]
+def answer(name: str, data: bytes) -> Response:
+    """A file of the window for whoever asks, from whatever origin: players of other pages read segments by scripts too. A
+    segment's number never comes twice, all else is asked for again."""
+    kind = name[name.rindex(".") :]
+    return Response(data, media_type=KINDS[kind], headers=ANYWHERE if kind == ".m4s" else FRESH | ANYWHERE)

@@ -16,7 +16,7 @@ from ..service import Service
 from .channel import Queue
 from .connection import Connection
 from .fmp4 import Fragment
-from .hls import kind_of
+from .hls import answer
 from .screens import MAX_VIEWERS
 
 MAX_JPEGS = 50
@@ -113,8 +113,7 @@ def transport_routes(service: Service) -> APIRouter:
         data = service.channel.hls.file(name)
         if data is None:
             raise HTTPException(404, f"{name[:60]!r}: not there (any more, or yet)")
-        fresh = None if name.endswith(".m4s") else FRESH | ANYWHERE  # a number never comes twice
-        return Response(data, media_type=kind_of(name), headers=fresh)
+        return answer(name, data)
 
     return routes
 

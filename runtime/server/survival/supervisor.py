@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a restart: doubled at every crash that comes soon
 SOON = 60.0  # a generator that lived longer than this is started again after FIRST_WAIT, whatever came before
 STOP, LONGEST_STOP = 30.0, 600.0  # seconds of silence, and in all, that a generator may take to save and to end
+RECENT = 20  # chunks whose slowest tells how slow the machine is: one stall must not disarm the watch for good
 
 
 class Supervisor(threading.Thread):
@@ -63,7 +65,8 @@ class Supervisor(threading.Thread):
         self._orders: list[tuple[Any, ...]] = []
         self._lock = threading.Lock()
         self._ending = threading.Event()
-        self.slowest = 0.0  # seconds of the slowest chunk so far
+        self._lasted: deque[float] = deque(maxlen=RECENT)  # seconds of this life's newest chunks
+        self.slowest = 0.0  # of these; asked for by other threads too
         self._barren = 0  # lives in a row that brought no chunk, though they should have
 
     def order(self, *message: Any) -> None:
@@ -115,6 +118,8 @@ class Supervisor(threading.Thread):
         # of the state.
         self._blamed, self._up = not job.paused, False
         self.why = ""
+        self._lasted.clear()
+        self.slowest = 0.0
         self.process = process = context.Process(
             target=main, args=(theirs, job), name="everframe-generator", daemon=True
         )
@@ -184,7 +189,8 @@ class Supervisor(threading.Thread):
             frames = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(facts["frames"])
             self._barren, self._blamed = 0, False
             self.state, self.why = "running", ""
-            self.slowest = max(self.slowest, facts["stages"]["total"])
+            self._lasted.append(facts["stages"]["total"])
+            self.slowest = max(self._lasted)
             if not stopping:
                 self.chunk(facts, frames)
             return kind

@@ -153,6 +153,7 @@ class Generator:
                 self._advance()
         finally:
             self._await_saving()
+            self._saved()  # one that could not be written must not keep the last one from being tried
             if self.whole:
                 self._save()
                 self._await_saving()
@@ -309,9 +310,10 @@ class Generator:
             facts = read_facts(file)
             if (anchor := facts.extra.get("anchor", self.anchor)) != self.anchor:  # states of before do not say
                 raise UserError(f"{file}: belongs to another anchor ({anchor}, here {self.anchor})")
-            self.stream.set_seed(facts.seed)
-            self.director.restore(load_state(self.stream, file).get("director", {}))
+            self.director.restore(facts.extra.get("director", {}))
             self._check(self.director.playlist)
+            self.stream.set_seed(facts.seed)
+            load_state(self.stream, file)
             if facts.extra.get("seed", self.seed) != self.seed:
                 self.stream.set_seed(self.seed)
             return True

@@ -115,6 +115,19 @@ def test_files_that_are_no_results(tmp_path: Path, text: str | None, words: str)
         read_result(file)
 
 
+def test_results_with_less_in_them(result: Result, tmp_path: Path) -> None:
+    """Of a bundle without some transition: what both have is compared. One without a chunk is no result."""
+    fewer = result.model_copy(update={"prompt_change_ms": {"cut": 1.0}})
+    names = [name for name, *_ in ratios(result, fewer)]
+    assert [name for name in names if name.startswith("prompt change")] == ["prompt change, cut"]
+    assert "fps" in names
+    content = json.loads(result.model_dump_json())
+    del content["steady"]["stages"]["chunk"]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"a\.json: not a result of everframe bench"):
+        read_result(tmp_path / "a.json")
+
+
 def test_the_report_needs_nothing_else(result: Result) -> None:
     text = page(result)
 

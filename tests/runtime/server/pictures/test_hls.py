@@ -6,6 +6,7 @@ import io
 import json
 import re
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -125,6 +126,9 @@ def test_a_restarted_server_goes_on_with_a_mark(bundle_path: Path, tmp_path: Pat
         data = site.ask(f"/hls/{init}")[1] + site.ask(f"/hls/{number}.m4s")[1]
         with av.open(io.BytesIO(data), "r") as container:
             assert len(list(container.decode(video=0))) == 8
+        for name in ("live.m3u8", init, f"{number}.m4s"):  # a player in another page reads all of it by scripts
+            with urllib.request.urlopen(f"{site.url}/hls/{name}") as answer:
+                assert answer.headers["Access-Control-Allow-Origin"] == "*"
         assert site.ask(f"/hls/{before[-1][2]}")[0] == 404  # its segments are gone
         later = wait_for(lambda: (found := listed(site)) and found[0][0] > after[0][0] and found)
         assert later[0][1] == after[0][1]  # the mark has gone with its segment, and is counted

@@ -8,31 +8,17 @@ import signal
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from everframe.engines.bundle import describe, read_manifest, write_manifest
 from everframe.engines.errors import UserError
 from everframe.runtime.server.config import Config
 from everframe.runtime.server.service import check_fits
 from everframe.runtime.server.survival import seen as seen_module
 from everframe.runtime.server.survival.seen import Replacement, see
 
-from helpers import PROMPTS
+from helpers import PROMPTS, with_prompts
 from serving import serve, wait_for
 
 OTHERS = ["a red kite", "a green kite"]
-
-
-def with_prompts(source: Path, target: Path, prompts: list[str]) -> Path:
-    """A copy of a bundle whose bank has other prompts."""
-    shutil.copytree(source, target)
-    bank = load_file(target / "prompts.safetensors")
-    first = bank[PROMPTS[0]]
-    save_file(dict.fromkeys(prompts, first), target / "prompts.safetensors")
-    manifest = read_manifest(target / "manifest.json")
-    changes = {"prompts": prompts, "prompt_bank": describe(target / "prompts.safetensors")}
-    write_manifest(target, manifest.model_copy(update=changes))
-    return target
 
 
 def test_a_bundle_is_hashed_once(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,14 @@ def says_nothing(connection: Connection, job: Job) -> None:
     time.sleep(60)
 
 
+def stalls_once(connection: Connection, job: Job) -> None:
+    connection.send(("ready", {}))
+    for seconds in (60.0, *[0.5] * module.RECENT):
+        connection.send(("chunk", {"frames": (1, 1, 1, 3), "stages": {"total": seconds}}))
+        connection.send_bytes(bytes(3))
+    time.sleep(60)
+
+
 def watched(job: Job) -> tuple[Supervisor, list[str]]:
     events: list[str] = []
     ready = events.append
@@ -76,6 +84,19 @@ def test_which_lives_speak_against_a_state(
     supervisor.stop()
     assert state.exists() == kept
     assert ("unusable" in events) != kept
+
+
+def test_one_slow_chunk_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stall, or a first chunk that compiles: the watch would wait five times as long for good."""
+    monkeypatch.setattr(module, "main", stalls_once)
+    supervisor, seen = watched(Job(StreamSettings(), tmp_path / "state"))[0], list[float]()
+    supervisor.chunk = lambda facts, frames: seen.append(supervisor.slowest)
+    supervisor.start()
+    wait_for(lambda: len(seen) == module.RECENT + 1, 60)
+    supervisor._ending.set()
+    supervisor._kill()
+    supervisor.join(60)
+    assert seen == [60.0] * module.RECENT + [0.5]
 
 
 def test_who_saves_is_waited_for(

@@ -18,12 +18,12 @@ from everframe.runtime import Stream
 from everframe.runtime import state as states
 from everframe.runtime import stream as streams
 from everframe.runtime.server.config import StreamSettings
-from everframe.runtime.server.orders.playlist import Change
+from everframe.runtime.server.orders.playlist import Change, Item, Playlist
 from everframe.runtime.server.survival import worker
 from everframe.runtime.server.survival.worker import Generator, Job
 from everframe.runtime.state import read_facts, save_state
 
-from helpers import PROMPTS
+from helpers import PROMPTS, with_prompts
 
 
 class Pipe:
@@ -185,6 +185,43 @@ def test_another_anchor_begins_anew(bundle_path: Path, tmp_path: Path, monkeypat
     assert (running.resumed, running.stream.position) == (False, 0)
     assert "another anchor" in dict(pipe.events)["unusable"]
     assert (tmp_path / "state.bad").exists()
+
+
+def test_a_save_that_failed_does_not_cost_the_last_one(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full while the periodic one was written, and has room again when the server is stopped."""
+    write, tried = states.write_whole, []
+
+    def once_full(*words: Any) -> None:
+        tried.append(words)
+        if len(tried) == 1:
+            time.sleep(0.5)  # still under way when the stop comes
+            raise UserError("no space left")
+        write(*words)
+
+    monkeypatch.setattr(states, "write_whole", once_full)
+    pipe = Pipe()
+    running = generator(pipe, bundle_path, tmp_path / "state", save_seconds=0.1)
+    running._advance()
+    pipe.orders.append(("stop",))
+    running.run()
+    assert ("unsaved", "no space left") in pipe.events
+    assert read_facts(tmp_path / "state").index == 1 + running.stream.overlap
+
+
+def test_a_state_whose_playlist_the_bank_lacks_begins_anew(bundle_path: Path, tmp_path: Path) -> None:
+    """It is put aside, and so is all that was in it: the stream does not go on half way."""
+    state, pipe = tmp_path / "state", Pipe()
+    running = generator(pipe, bundle_path, state, prompt=PROMPTS[0])
+    running.director.follow(Playlist(items=[Item(prompt=PROMPTS[1], seconds=60)]))
+    running._advance()
+    pipe.orders.append(("stop",))
+    running.run()
+    fewer = with_prompts(bundle_path, tmp_path / "fewer.everframe", [PROMPTS[0], PROMPTS[2]])
+    running = generator(pipe := Pipe(), fewer, state, prompt=PROMPTS[0])
+    assert (running.resumed, running.stream.position, running.director.playlist) == (False, 0, None)
+    assert "is not in the bundle's prompt bank" in dict(pipe.events)["unusable"]
 
 
 def test_a_long_save_at_the_end_is_told(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
