@@ -86,7 +86,7 @@ def runs(name: str, post: tuple[str, ...]) -> bool:
 def check_post(graphs: Mapping[str, Graph]) -> None:
     """Raises ValueError for post graphs that do not fit the decoder."""
     for name in POST:
-        if name in graphs and ("decode_first" in graphs) != (f"{name}_first" in graphs):
+        if (name in graphs and "decode_first" in graphs) != (f"{name}_first" in graphs):
             raise ValueError(f"graphs: {name}_first must be there exactly when there are {name} and decode_first")
     if not any(name in graphs for name in POST):
         return

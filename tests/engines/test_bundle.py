@@ -108,6 +108,16 @@ def test_manifest_that_is_no_json(copy: Path) -> None:
         (lambda m: m["geometry"].update(fps=float("nan")), ["geometry.fps"]),
         (lambda m: m["schedule"].update(shift=float("inf")), ["schedule"]),
         (lambda m: m.update(prompts=[]), ["prompts"]),
+        (lambda m: m["rope"].update(epsilon=[[0.1, 0.2]] * 9), ["rope.epsilon", "9 lists for"]),
+        (lambda m: m["rope"].update(epsilon=[[0.1]]), ["rope.epsilon", "1 values for 2 heads"]),
+        (lambda m: m.update(recache="none"), ["recache", "'none'", "expected 'window'"]),
+        (lambda m: m["graphs"].pop("recache"), ["recache", "'window'"]),
+        (lambda m: m.update(shots={"offset": 8, "prefix": "Next."}), ["shots", "expected 'none'"]),
+        (lambda m: m["geometry"].update(sink_ema=0.99), ["geometry.sink_ema", "a graph 'sinks'"]),
+        (lambda m: m["graphs"].update(sinks=m["graphs"]["decode"]), ["geometry.sink_ema"]),
+        (lambda m: m["graphs"].update(text=m["graphs"]["prompt"]), ["tokenizer"]),
+        (lambda m: m["graphs"].update(upscale=m["graphs"]["prompt"]), ["graphs.upscale", "the decoder's frames"]),
+        (lambda m: m["graphs"].update(upscale_first=m["graphs"]["prompt"]), ["upscale_first"]),
     ],
 )
 def test_wrong_fields(copy: Path, change: Callable[[dict[str, Any]], None], words: list[str]) -> None:

@@ -50,6 +50,31 @@ def test_an_encoder_that_is_not_there_is_replaced(bundle_path: Path, tmp_path: P
         assert codec == "hevc"
 
 
+def test_an_overlay_is_burned_in(bundle_path: Path, tmp_path: Path) -> None:
+    """A clock on a green ground in one corner, nothing elsewhere."""
+    (tmp_path / "x.toml").write_text('[overlay.clock]\nat = "top-left"\nmargin = 0\nsize = 40\nground = "#00ff00"\n')
+    made = {}
+    for name, words in {"bare": [], "burned": ["--overlay", tmp_path / "x.toml"]}.items():
+        done = everframe("generate", "-b", bundle_path, "--seconds", "0.5", *words, "-o", "-")
+        assert done.returncode == 0, done.stderr
+        made[name] = np.frombuffer(done.stdout, np.uint8).reshape(8, 32, 64, 3)
+    changed = (made["bare"] != made["burned"]).any(-1)
+    assert (made["burned"][:, 0, 0] == (0, 255, 0)).all()
+    assert changed[:, :8].any()
+    assert not changed[:, 24:].any()
+    for text, words in (
+        ("", "overlay: nothing in it"),
+        ('[overlay]\nlogo = {file = "none.png"}\n', "none.png"),
+        ("[overlay]\nlogos = 1\n", "overlay.logos"),
+    ):
+        (tmp_path / "x.toml").write_text(text)
+        done = everframe("generate", "-b", bundle_path, "--overlay", tmp_path / "x.toml", "-o", tmp_path / "out.mp4")
+        assert done.returncode == 2
+        assert words in done.stderr.decode()
+        assert len(done.stderr.splitlines()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["x.toml"]
+
+
 def test_raw_pipe_equals_the_stream(bundle_path: Path) -> None:
     from everframe.runtime import Stream, open_bundle
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from everframe.runtime.server.survival.logs import Tail
+from everframe.engines.errors import UserError
+from everframe.runtime.server.config import Logging, read_config
+from everframe.runtime.server.survival.logs import Tail, set_up
 from everframe.runtime.server.survival.metrics import Metrics, gpu_gauges
 
 
@@ -68,6 +72,33 @@ def test_the_card_is_the_generator_s(
     monkeypatch.setitem(sys.modules, "pynvml", nvml(asked, set()))
     assert gpu_gauges(Metrics(), gpu)
     assert asked == [card]
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level, raises = root.handlers[:], root.level, logging.raiseExceptions
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.raiseExceptions = raises
+
+
+def test_the_log_file_is_bounded_and_knows_no_secret(tmp_path: Path, own_logging: None) -> None:
+    (tmp_path / "x.toml").write_text('[logging]\nfile = "a.log"\nmax_mb = 1\n')
+    set_up(read_config(tmp_path / "x.toml").logging, {"quite-secret"})
+    lines = 9000
+    for number in range(lines):
+        logging.getLogger("x").info("line %d to rtmp://host/live/quite-secret %s", number, 1000 * "-")
+    files = list(tmp_path.glob("a.log*"))
+    assert len(files) == 5
+    assert all(file.stat().st_size <= 1 << 20 for file in files)
+    assert f"line {lines - 1} " in (tmp_path / "a.log").read_text().splitlines()[-1]
+    assert not any("quite-secret" in file.read_text() for file in files)
+    with pytest.raises(UserError, match=r"logging\.file .*none/a\.log: "):
+        set_up(Logging(file=tmp_path / "none" / "a.log"))
 
 
 def test_a_line_whose_words_do_not_fit_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
