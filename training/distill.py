@@ -11,7 +11,7 @@ of Self-Forcing, arXiv 2506.08009). A way has one end, so nothing is averaged, a
 path as the target, however few steps led there, the student laid out no trees and no fish that the teacher had.
 
 The teacher is guided by itself when young (autoguidance, arXiv 2406.02507, equation 1): its flow is moved away from that
-of its checkpoint after 200 steps, which is wrong in the same places, only more so.
+of its checkpoint after 200 steps, which is wrong in the same places, only more so. energy.py tells what that gives.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from transformer import Batches, optimisers, preview
 STEPS, PEAK = 2_000, 3e-4
 SUBSTEPS = 4  # of the teacher for one of the student
 TRUE_SINKS = 0.3  # share of the sequences whose first chunk is a rendered one
-GUIDANCE = 1.0  # how far the teacher is moved away from its young self,
+GUIDANCE = 1.5  # how far the teacher is moved away from its young self (energy.py: with 2.0 there is too much of everything),
 GUIDED_BELOW = 0.8  # and at which sigmas: above, where the picture is laid out, it makes seeds alike (arXiv 2404.07724)
 
 
 class Teacher:
     """The teacher and its young self, each with its own keys and values of the student's chunks."""
 
-    def __init__(self, *models: Wan):
-        self.models = models
+    def __init__(self, *models: Wan, guidance: float = GUIDANCE, below: float = GUIDED_BELOW):
+        self.models, self.guidance, self.below = models, guidance, below
         for model in models:
             model.eval().requires_grad_(False)
         self.kept: list[list[KV]] = []
@@ -57,9 +57,9 @@ class Teacher:
     def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
         good, *young = (
             denoised(model, x, sigma, rope, contexts[i], [self.kept[j][i] for j in seen_by(c)])
-            for i, model in enumerate(self.models[: 1 + (sigma < GUIDED_BELOW)])
+            for i, model in enumerate(self.models[: 1 + (sigma < self.below and self.guidance > 0)])
         )
-        return good + GUIDANCE * (good - young[0]) if young else good
+        return good + self.guidance * (good - young[0]) if young else good
 
     @torch.no_grad()
     def commit(self, x0: Tensor, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> None:
@@ -72,15 +72,14 @@ class Teacher:
         )
 
 
-def way(
+def euler(
     teacher: Teacher, x: Tensor, path: list[float], rope: tuple[Tensor, Tensor], contexts: list[KV], c: int
 ) -> Tensor:
-    """The teacher's mean flow from path[0] to path[-1], by Euler steps."""
-    at = x
+    """Where the teacher gets from x at path[0] to path[-1], by Euler steps."""
     for now, after in itertools.pairwise(path):
-        x0 = teacher.x0(at, now, rope, contexts, c)
-        at = x0 + (after / now) * (at - x0)
-    return (x - at) / (path[0] - path[-1])
+        x0 = teacher.x0(x, now, rope, contexts, c)
+        x = x0 + (after / now) * (x - x0)
+    return x
 
 
 def rollout_loss(
@@ -106,7 +105,8 @@ def rollout_loss(
             with torch.set_grad_enabled(i in (early, late)):
                 x0 = denoised(student, x, sigma, rope, context, past)
             if i in (early, late):
-                total = total + ((x - x0) / sigma - way(teacher, x, path, rope, teaching, c)).square().mean()
+                mean_flow = (x - euler(teacher, x, path, rope, teaching, c)) / (sigma - after)
+                total = total + ((x - x0) / sigma - mean_flow).square().mean()
             x = renoised(x, x0.detach(), sigma, after)
         made = torch.where(true_sinks, truth[:, c], x) if c == 0 else x
         mine.append(commit(student, made, rope, context, past))

@@ -23,9 +23,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import distill
-
 import autoencoder
+import distill
 import transformer
 from clips import load_done
 from run import HERE, WORK, progress_of
