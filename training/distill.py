@@ -36,7 +36,7 @@ from transformer import Batches, optimisers, preview
 STEPS, PEAK = 2_000, 3e-4
 SUBSTEPS = 4  # of the teacher for one of the student
 TRUE_SINKS = 0.3  # share of the sequences whose first chunk is a rendered one
-GUIDANCE = 1.5  # how far the teacher is moved away from its young self (energy.py: with 2.0 there is too much of everything),
+GUIDANCE = 1.5  # how far the teacher is moved away from its young self (energy.py: 2.0 is too much),
 GUIDED_BELOW = 0.8  # and at which sigmas: above, where the picture is laid out, it makes seeds alike (arXiv 2404.07724)
 
 

@@ -14,6 +14,7 @@ from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.choose import open_backend
 from everframe.engines.errors import UserError
+from everframe.engines.openvino import OvBackend
 from everframe.runtime import Chunk, Stream, Transition
 
 from helpers import PROMPTS
@@ -59,7 +60,7 @@ def test_the_same_frames_as_onnx_runtime(bundle_path: Path, portable_path: Path,
 
 
 def test_streams_share_engines(bundle_path: Path) -> None:
-    bundle, backend = Bundle.open(bundle_path), open_backend("openvino", options())
+    bundle, backend = Bundle.open(bundle_path), OvBackend(options())
     with Stream(bundle, seed=1, backend=backend) as a, Stream(bundle, seed=2, backend=backend) as b:
         assert len(backend._engines) == 4  # step, prompt, decode, recache: once for both
         mixed = [(a.next_chunk().frames, b.next_chunk().frames) for _ in range(6)]

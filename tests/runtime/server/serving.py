@@ -133,7 +133,7 @@ class Site:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, bundle: Path, config: str = "", port: int | None = None, rate: int = 1000) -> Iterator[Site]:
+def serve(folder: Path, bundle: Path, config: str = "", port: int | None = None, rate: float = 1000) -> Iterator[Site]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "everframe.toml"
     file.write_text(f'state_dir = "state"\n[server]\ntoken = "{TOKEN}"\nrate = {rate}\n{config}')
