@@ -121,15 +121,16 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot make the folder: {reason(error)}") from None
 
 
-def write_whole(file: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
+def write_whole(file: Path, content: bytes | Iterable[bytes | memoryview], mode: int = 0o666) -> None:
     """Write a file, or one part after the other, under a temporary name beside its place, sync and rename it; the old one
-    stays until then.
+    stays until then. mode: who may read it, from the first byte on; less what the process' umask takes.
 
     Raises UserError when it cannot be written; nothing is left behind.
     """
     part = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        with open(part, "wb") as f:
+        part.unlink(missing_ok=True)  # of a process that was killed, and had our numbers
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as f:
             for part_of_it in [content] if isinstance(content, bytes) else content:
                 f.write(part_of_it)
             f.flush()

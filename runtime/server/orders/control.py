@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
 import logging
-import os
 import secrets
 import threading
 import time
@@ -18,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ....engines.bundle import Bundle
 from ....engines.errors import UserError
-from ....engines.files import reason, sync_folder, write_whole
+from ....engines.files import reason, write_whole
 from ...stream import MAX_SEED
 from ..config import Config, check_token
 from .kept import digest, read_kept
@@ -201,7 +199,7 @@ def read_token(folder: Path, configured: str | None) -> str:
     file = folder / "token"
     try:
         if not file.exists() or not file.stat().st_size:  # what a power cut leaves of a file that was not synced
-            _write_secret(file, secrets.token_urlsafe(24) + "\n")
+            write_whole(file, secrets.token_urlsafe(24).encode() + b"\n", mode=0o600)
         token = file.read_bytes().strip().decode("utf-8")
         return check_token(token)
     except OSError as error:
@@ -210,19 +208,3 @@ def read_token(folder: Path, configured: str | None) -> str:
         raise UserError(f"{file}: not text; remove the file to get a new token") from None
     except ValueError as error:
         raise UserError(f"{file}: {error}; remove the file to get a new token") from None
-
-
-def _write_secret(file: Path, text: str) -> None:
-    """A file for its owner's eyes alone, from the first byte on: whole, or not there."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)  # of a process that was killed, and had our number
-    try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(file)
-        sync_folder(file.absolute().parent)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

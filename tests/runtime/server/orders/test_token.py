@@ -36,7 +36,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match="token: No space left"):
+        with pytest.raises(UserError, match="token: cannot write: No space left"):
             read_token(tmp_path, None)
     assert list(tmp_path.iterdir()) == []
     assert read_token(tmp_path, None)
