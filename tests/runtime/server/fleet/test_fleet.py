@@ -89,7 +89,7 @@ def test_a_node_dies_and_its_streams_go_on_elsewhere(bundle_path: Path, tmp_path
         after = wait_for(running, 120)
         assert after["lobby"]["node"] == after["hall"]["node"] == homes["hall"]
         assert after["lobby"]["prompt"] == PROMPTS[1]  # the order is kept
-        assert after["lobby"]["position"] > saved > 30  # and the stream goes on
+        assert after["lobby"]["position"] >= saved > 30  # and the stream goes on
         assert after["hall"]["restarts"] == 0  # the other one has not noticed
         server.should_exit = True
         thread.join(60)
