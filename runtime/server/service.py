@@ -88,8 +88,7 @@ class Service:
         )
         self.supervisor = Supervisor(
             self._job,
-            # While it is paused no chunk comes, but words do, and the generator's end.
-            lambda: self.channel.held or self.channel.wants_more() or self._hurries(),
+            lambda: self.channel.wants_more() or self._hurries(),
             self._chunk,
             self._ready,
             self._event,
