@@ -1,22 +1,19 @@
 """Train the decoder alone against a patch discriminator, on latents that stay as they are.
 
     python training/decoder.py                 after the autoencoder: on the latents of the clips
-    python training/decoder.py --student       after the distillation: half of it on what the student makes
+    python training/decoder.py --student       after the distillation: half of it on clips as the student ends them
 
-The encoder is frozen, so the transformer's latents stay valid whatever is done here. On the clips' latents the truth is
-known: pixels, texture and motion as before, the discriminator's features, and its verdict. On the student's latents
-there is none: the verdict alone draws the detail, while colours and shapes are tied to what the decoder drew before.
+The encoder is frozen, so the transformer's latents stay valid whatever is done here. The losses: pixels, texture and motion
+as before, the discriminator's features, and its verdict.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everframe.export.taehv import Taehv
@@ -32,50 +29,30 @@ from team import Team
 from weights import trained_autoencoder
 
 STEPS, STUDENT_STEPS, PEAK, DISCRIMINATOR_PEAK = 3_000, 1_000, 3e-4, 2e-4
-# Of a crop, in latent frames and latent pixels; the first frame only warms the memory.
-LENGTH, ROWS, COLUMNS = 3, 14, 20
-ADVERSARIAL, MATCHING, TIE = 0.01, 0.02, 0.3
-CALM = 300  # steps in which the discriminator learns alone
-
-
-def crop(latents: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    y, x = (int(torch.randint(0, n - k + 1, ())) for n, k in zip(latents.shape[-2:], (ROWS, COLUMNS), strict=True))
-    return latents[..., y : y + ROWS, x : x + COLUMNS], (8 * y, 8 * x)
+LENGTH = 3  # latent frames of a piece; the first only warms the memory
+ADVERSARIAL, MATCHING = 0.01, 0.02
+CALM = 150  # steps in which the discriminator learns alone
 
 
 class Pairs:
-    """Crops of latents with the pixels that they stand for."""
+    """Pieces of clips as latents, with the pixels that they stand for; of the near clips alone, where the latents have no
+    others. Whole pictures: in a crop, the decoder's padding stands where the picture goes on."""
 
     def __init__(self, latents: np.ndarray, pool: np.ndarray, device: str):
         self.latents, self.pool, self.device = latents, pool, device
+        near, far = NEAR // 4, latents.shape[1] - NEAR // 4
+        self.firsts = [*range(near - LENGTH + 1), *range(near, near + far - LENGTH + 1)]
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """latents [B, LENGTH, C, h, w], frames [B, 4·LENGTH, 3, 8h, 8w]"""
         made, kept = [], []
-        for i in torch.randint(0, min(len(self.latents), len(self.pool) - HELD_OUT), (size,)).tolist():
-            near, far = NEAR // 4, self.latents.shape[1] - NEAR // 4
-            first = int(torch.randint(0, near - LENGTH + far - LENGTH + 2, ()))
-            if first > near - LENGTH:  # in the far clip, whose pixels have WARM frames in front
-                first += LENGTH - 1
-            frame = 4 * first + (WARM if first >= near else 0)
-            latents, (y, x) = crop(torch.from_numpy(self.latents[i, first : first + LENGTH].astype(np.float32)))
-            frames = self.pool[i, frame : frame + 4 * LENGTH, y : y + 8 * ROWS, x : x + 8 * COLUMNS]
-            made.append(latents)
-            kept.append(torch.from_numpy(frames.copy()))
+        for i in torch.randint(0, min(len(self.latents), len(self.pool)) - HELD_OUT, (size,)).tolist():
+            first = self.firsts[int(torch.randint(len(self.firsts), ()))]
+            frame = 4 * first + (WARM if first >= NEAR // 4 else 0)  # the far clip's pixels have so many in front
+            made.append(torch.from_numpy(self.latents[i, first : first + LENGTH].astype(np.float32)))
+            kept.append(torch.from_numpy(self.pool[i, frame : frame + 4 * LENGTH].copy()))
         frames = torch.stack(kept).to(self.device).permute(0, 1, 4, 2, 3).float() / 255
         return torch.stack(made).to(self.device), frames
-
-
-def draw_student(latents: np.ndarray, size: int, device: str) -> Tensor:
-    picks = []
-    for i in torch.randint(0, len(latents), (size,)).tolist():
-        first = int(torch.randint(0, latents.shape[1] - LENGTH + 1, ()))
-        picks.append(crop(torch.from_numpy(latents[i, first : first + LENGTH].astype(np.float32)))[0])
-    return torch.stack(picks).to(device)
-
-
-def coarse(frames: Tensor) -> Tensor:
-    return F.avg_pool2d(frames.flatten(0, 1), 8, 4)
 
 
 def main() -> None:
@@ -92,12 +69,13 @@ def main() -> None:
     args = parser.parse_args()
     pool = load_pool(f"clips-{args.instances}.npy")
     team = Team(args.workers)
-    pairs = Pairs(encode_pool(args.instances, args.use, args.device, team), pool, args.device)
-    free = student_latents(args.device, team) if args.student else None
+    latents = encode_pool(args.instances, args.use, args.device, team)
+    pairs = [Pairs(latents, pool, args.device)]
+    if args.student:
+        pairs.append(Pairs(student_latents(latents, args.device, team), pool, args.device))
     torch.manual_seed(0)
     name = "finish" if args.student else "decoder"
     ae: Taehv = trained_autoencoder("decoder" if args.student else "autoencoder").to(args.device)
-    before = copy.deepcopy(ae).requires_grad_(False)
     decoder, judge = ae.decoder.train(), Discriminator().to(args.device)
     muon = FilterMuon([p for p in decoder.parameters() if p.ndim == 4], lr=PEAK)
     adam = torch.optim.AdamW([p for p in decoder.parameters() if p.ndim != 4], lr=PEAK, betas=(0.9, 0.99))
@@ -122,12 +100,8 @@ def main() -> None:
 
     totals = np.zeros(7)
     for step in run.count([(muon, PEAK), (adam, PEAK), (against, DISCRIMINATOR_PEAK)]):
-        latents, frames = pairs.draw(args.batch)
+        latents, frames = pairs[step % len(pairs)].draw(args.batch)
         true = frames[:, 4:]
-        unpaired = free is not None and step % 2 == 1
-        if unpaired:
-            assert free is not None
-            latents = draw_student(free, args.batch, args.device)
         out = decode(latents + 0.03 * torch.randn_like(latents))
         calm = min(1.0, max(0.0, (step - CALM) / CALM))
 
@@ -140,14 +114,8 @@ def main() -> None:
         judge.requires_grad_(False)
         features = judge(out)
         verdict = adversarial_loss(features)
-        if unpaired:
-            with torch.no_grad():
-                drawn = before.decode(latents)[0][:, 4:]
-            parts = [TIE * (coarse(out) - coarse(drawn)).abs().mean(), verdict.new_zeros(()), verdict.new_zeros(())]
-            match = verdict.new_zeros(())
-        else:
-            parts = [pixel_loss(out, true).mean(), TEXTURE * texture_loss(out, true), MOTION * motion_loss(out, true)]
-            match = matching_loss(features, judge(true))
+        parts = [pixel_loss(out, true).mean(), TEXTURE * texture_loss(out, true), MOTION * motion_loss(out, true)]
+        match = matching_loss(features, judge(true))
         loss = sum(parts, calm * (ADVERSARIAL * verdict + MATCHING * match))
         muon.zero_grad()
         adam.zero_grad()

@@ -3,12 +3,13 @@
     python training/distill.py [--minutes 60] [--device cuda]
 
 The flow-matching model of transformer.py (the teacher) is good with many small steps; four large ones are blurred. The
-student starts as a copy of it and rolls out five chunks as at run time: four steps, commit, sinks and ring, everything it
-sees made by itself. At two random steps of every chunk, the flow along which it goes to the next sigma is drawn towards
-the mean of the teacher's over four steps of that way, from the same noisy latent, with the same history in the teacher's
-own keys and values (progressive distillation, arXiv 2202.00512, at once from 16 steps to four and under the self-rollout
-of Self-Forcing, arXiv 2506.08009). A way has one end, so nothing is averaged, and it is short: with the end of the whole
-path as the target, however few steps led there, the student laid out no trees and no fish that the teacher had.
+student starts as a copy of it, or as the student of the teacher before it, and rolls out five chunks as at run time: four
+steps, commit, sinks and ring, everything it sees made by itself. At two random steps of every chunk, the flow along which it
+goes to the next sigma is drawn towards the mean of the teacher's over four steps of that way, from the same noisy latent,
+with the same history in the teacher's own keys and values (progressive distillation, arXiv 2202.00512, at once from 16 steps
+to four and under the self-rollout of Self-Forcing, arXiv 2506.08009). A way has one end, so nothing is averaged, and it is
+short: with the end of the whole path as the target, however few steps led there, the student laid out no trees and no fish
+that the teacher had.
 
 The teacher is guided by itself when young (autoguidance, arXiv 2406.02507, equation 1): its flow is moved away from that
 of its checkpoint after 200 steps, which is wrong in the same places, only more so. energy.py tells what that gives.
@@ -28,10 +29,10 @@ from everframe.export.wan import Block, Wan
 from common import autocast, evaluate_with
 from latents import encode_pool, load_texts
 from rollout import CHUNKS, KV, SCHEDULE, Tables, commit, denoised, renoised, seen_by, sigmas_of
-from run import Ema, Run, load_part, progress_of
-from settings import TRANSFORMER
+from run import Ema, Run, compact_path, progress_of
 from team import Team
 from transformer import Batches, optimisers, preview
+from weights import trained_transformer
 
 STEPS, PEAK = 2_000, 3e-4
 SUBSTEPS = 4  # of the teacher for one of the student
@@ -43,8 +44,8 @@ GUIDED_BELOW = 0.8  # and at which sigmas: above, where the picture is laid out,
 class Teacher:
     """The teacher and its young self, each with its own keys and values of the student's chunks."""
 
-    def __init__(self, *models: Wan, guidance: float = GUIDANCE, below: float = GUIDED_BELOW):
-        self.models, self.guidance, self.below = models, guidance, below
+    def __init__(self, *models: Wan, guidance: float = GUIDANCE):
+        self.models, self.guidance = models, guidance
         for model in models:
             model.eval().requires_grad_(False)
         self.kept: list[list[KV]] = []
@@ -57,7 +58,7 @@ class Teacher:
     def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
         good, *young = (
             denoised(model, x, sigma, rope, contexts[i], [self.kept[j][i] for j in seen_by(c)])
-            for i, model in enumerate(self.models[: 1 + (sigma < self.below and self.guidance > 0)])
+            for i, model in enumerate(self.models[: 1 + (sigma < GUIDED_BELOW and self.guidance > 0)])
         )
         return good + self.guidance * (good - young[0]) if young else good
 
@@ -131,10 +132,9 @@ def main() -> None:
     torch.manual_seed(0)
     batches = Batches(latents, load_texts(), args.device)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
-    good, young, student = (Wan(TRANSFORMER).to(args.device) for _ in range(3))
-    for model, name in ((good, "transformer"), (young, "young"), (student, "transformer")):
-        model.load_state_dict(load_part(name, "model"))
-    teacher = Teacher(good, young)
+    teacher = Teacher(*(trained_transformer(name).to(args.device) for name in ("transformer", "young")))
+    began = compact_path("distill").exists()  # perhaps under an earlier teacher: it knows how to do it in four steps
+    student = trained_transformer("distill" if began else "transformer").to(args.device)
     muon, adam = optimisers(student)
     ema = Ema(student, 0.995)
     parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}

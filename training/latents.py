@@ -8,18 +8,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from everframe.export.taehv import Taehv
-from everframe.export.wan import Wan
 
 from clips import FAR, NEAR, WARM, instance
 from common import autocast, load_pool
-from rollout import Tables, generate
-from run import WORK, load_part, progress_of
+from rollout import CHUNK, CHUNKS, Tables, redrawn
+from run import WORK, progress_of
 from scenes import PROMPTS, render
 from settings import AUTOENCODER, TRANSFORMER
 from team import Team
-from weights import first_autoencoder, trained_autoencoder
+from weights import first_autoencoder, trained_autoencoder, trained_transformer
 
 PER_CLIP = (NEAR + FAR) // 4
+LAST_STEPS = (
+    2,
+    3,
+)  # of the student's sampler, that redraw a clip for the decoder: its layout stays, its detail is theirs
 
 
 def encode_pool(instances: int, use: int, device: str, team: Team) -> np.ndarray:
@@ -85,25 +88,37 @@ def load_texts() -> dict[str, Tensor]:
     return {k: nn.functional.pad(v.float(), (0, 0, 0, TRANSFORMER.text_len - len(v))) for k, v in texts.items()}
 
 
-def student_latents(device: str, team: Team, chunks: int = 8) -> np.ndarray:
-    """What the distilled student makes of every wording [n, chunks·F, C, h, w] float16, each of the team its share."""
+def student_latents(pool: np.ndarray, device: str, team: Team) -> np.ndarray:
+    """Of the pool's latents those of the near clips [n, 15, C, h, w] float16, as the distilled student ends them: what a
+    stream's decoder gets, with the pixels at hand that it should make of it. Each of the team makes its share."""
     teacher = progress_of("transformer")
-    path = WORK / f"latents-student-{teacher}-{progress_of('distill', teacher)}.npy"
+    path = WORK / f"latents-student-{len(pool)}-{teacher}-{progress_of('distill', teacher)}.npy"
     shares = [path.with_suffix(f".{rank}.npy") for rank in range(team.size)]
     if not path.exists():
-        student = Wan(TRANSFORMER).to(device).eval()
-        student.load_state_dict(load_part("distill", "model"))
-        texts, tables = load_texts(), Tables(device)
-        wordings = [p for variants in PROMPTS.values() for group in variants.values() for p in group]
+        student, texts, tables = trained_transformer("distill").to(device).eval(), load_texts(), Tables(device)
         made = []
-        with torch.no_grad(), autocast(device):
-            for part in torch.arange(team.rank, len(wordings), team.size).split(6):
-                text = torch.stack([texts[wordings[i]] for i in part.tolist()]).to(device)
-                made.append(generate(student, tables, text, chunks).half().cpu().numpy())
+        for part in torch.arange(team.rank, len(pool), team.size).split(6):
+            its = [instance(i) for i in part.tolist()]
+            text = torch.stack([texts[PROMPTS[it.scene][it.variant][0]] for it in its])[:, None].to(device)
+            near = torch.from_numpy(pool[part.numpy(), : CHUNK * CHUNKS].astype(np.float32)).to(device)
+            ropes = [tables([CHUNK * c] * len(part), [1] * len(part)) for c in range(CHUNKS)]
+            with autocast(device):
+                chunks = redrawn(
+                    student,
+                    near.unflatten(1, (CHUNKS, CHUNK)).transpose(2, 3),
+                    text.expand(-1, CHUNKS, -1, -1),
+                    ropes,
+                    LAST_STEPS,
+                )
+            made.append(torch.cat(chunks, 2).transpose(1, 2).half().cpu().numpy())
         np.save(shares[team.rank], np.concatenate(made))
         team.wait()
         if team.first:
-            np.save(path.with_suffix(".part.npy"), np.concatenate([np.load(share) for share in shares]))
+            together = np.empty((len(pool), *made[0].shape[1:]), np.float16)
+            for rank, share in enumerate(shares):
+                together[rank :: team.size] = np.load(share)
+                share.unlink()
+            np.save(path.with_suffix(".part.npy"), together)
             path.with_suffix(".part.npy").rename(path)
     team.wait()
     return np.load(path, mmap_mode="r")

@@ -18,7 +18,7 @@ from everframe.export.taehv import Taehv
 from everframe.runtime.measure.statistics import psnr, ssim
 
 from clips import HEIGHT, WIDTH, instance
-from measures import geometric, laplacian, motion, octaves
+from measures import geometric, laplacian, motion, octaves, total
 from scenes import render
 from weights import shipped_autoencoder, trained_autoencoder
 
@@ -43,9 +43,8 @@ def to_bytes(frames: torch.Tensor) -> np.ndarray:
 
 
 def compare(made: list[np.ndarray], true: list[np.ndarray]) -> np.ndarray:
-    """The columns' figures of one scene. Energies and motion are averaged over its clips before they are compared: a
-    clip in which there is little must not weigh as much as one in which there is a lot."""
-    sums = [np.sum([[*octaves(c, 2), laplacian(c), motion(c)] for c in clips], 0) for clips in (made, true)]
+    """The columns' figures of one scene."""
+    sums = [total(lambda c: [*octaves(c, 2), laplacian(c), motion(c)], clips) for clips in (made, true)]
     pairs = list(zip(made, true, strict=True))
     return np.array([*(sums[0] / sums[1]), np.mean([psnr(*p) for p in pairs]), np.mean([ssim(*p) for p in pairs])])
 

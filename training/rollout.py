@@ -114,6 +114,23 @@ def commit(model: Wan, x0: Tensor, rope: tuple[Tensor, Tensor], context: KV, pas
     return reader.own
 
 
+def redrawn(
+    model: Wan, truth: Tensor, text: Tensor, ropes: Sequence[tuple[Tensor, Tensor]], steps: Sequence[int]
+) -> list[Tensor]:
+    """The chunks of [B, n, C, F, 2h, 2w] as the model ends them, without gradients: each from the truth under the noise of
+    one of those steps of its sampler, drawn for each, and on what it has made so of the chunks before."""
+    out: list[Tensor] = []
+    committed: list[KV] = []
+    with torch.no_grad():
+        for c, rope in enumerate(ropes):
+            context, past = model.context(text[:, c]), [committed[j] for j in seen_by(c)]
+            path = sigmas_of(len(SCHEDULE.steps))[steps[int(torch.randint(len(steps), ()))] :]
+            x = (1 - path[0]) * truth[:, c] + path[0] * torch.randn_like(truth[:, c])
+            out.append(sample_chunk(model, x, path, rope, context, past))
+            committed.append(commit(model, out[-1], rope, context, past))
+    return out
+
+
 def generate(model: Wan, tables: Tables, text: Tensor, chunks: int, steps: int = len(SCHEDULE.steps)) -> Tensor:
     """Stream some chunks for each text [B, text_len, text_dim]: latents [B, chunks·F, C, 2h, 2w]."""
     shape = (len(text), TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))

@@ -50,11 +50,9 @@ from rollout import (
     SHORT,
     Reader,
     Tables,
-    commit,
     generate,
-    sample_chunk,
+    redrawn,
     seen_by,
-    sigmas_of,
 )
 from run import RUNS, WORK, Ema, Run
 from scenes import PROMPTS
@@ -66,7 +64,7 @@ HELD_OUT = 24
 STEPS, PEAK = 2_000, 6e-4
 JITTERED = 0.9  # share of the sequences: the demo runs with jitter
 BEGINNINGS = 8  # chunks without a past a step, of each worker
-OWN_FROM = 400  # step at which self-rollout starts
+OWN_FROM, OWN_STEPS = 400, (1, 2)  # step at which self-rollout starts, and of its sampler those from which it goes on
 CHECK = 200  # steps between two looks at clips that are never drawn
 YOUNG = 200  # the step whose checkpoint guides the distillation, by being worse
 
@@ -77,6 +75,7 @@ class Batches:
     def __init__(self, latents: np.ndarray, texts: dict[str, Tensor], device: str, short: bool = False):
         self.latents, self.texts, self.device, self.short = latents, texts, device, short
         self.rng = np.random.default_rng()
+        self.unseen = range(len(latents) - HELD_OUT, len(latents))  # clips that are never drawn
 
     def chunks(self, i: int, near: bool) -> np.ndarray:
         frames = self.latents[i]
@@ -90,7 +89,7 @@ class Batches:
     def beginnings(self, size: int) -> tuple[Tensor, Tensor]:
         """Three neighbouring latent frames of as many clips [B, C, F, 2h, 2w], and their texts [B, text_len, text_dim]."""
         picked, texts = [], []
-        for i in self.rng.integers(0, len(self.latents) - HELD_OUT, size).tolist():
+        for i in self.rng.integers(0, self.unseen.start, size).tolist():
             near = self.latents.shape[1] - FAR // 4
             at = int(self.rng.choice([*range(near - CHUNK + 1), *range(near, self.latents.shape[1] - CHUNK + 1)]))
             picked.append(torch.from_numpy(self.latents[i, at : at + CHUNK].swapaxes(0, 1).astype(np.float32)))
@@ -99,15 +98,14 @@ class Batches:
 
     def held_out(self) -> tuple[Tensor, Tensor, list[list[int]]]:
         """A sequence of each clip that is never drawn, near, with the first wording."""
-        last = range(len(self.latents) - HELD_OUT, len(self.latents))
-        truth = torch.stack([torch.from_numpy(self.chunks(i, True).astype(np.float32)) for i in last])
-        text = torch.stack([self.texts[PROMPTS[instance(i).scene][instance(i).variant][0]] for i in last])
+        truth = torch.stack([torch.from_numpy(self.chunks(i, True).astype(np.float32)) for i in self.unseen])
+        text = torch.stack([self.texts[PROMPTS[instance(i).scene][instance(i).variant][0]] for i in self.unseen])
         starts = [[CHUNK * c] * len(truth) for c in range(CHUNKS)]
         return truth.to(self.device), text[:, None].repeat(1, CHUNKS, 1, 1).to(self.device), starts
 
     def draw(self, size: int) -> tuple[Tensor, Tensor, list[list[int]]]:
         latents, texts, starts = [], [], []
-        for i, other in self.rng.integers(0, len(self.latents) - HELD_OUT, (size, 2)).tolist():
+        for i, other in self.rng.integers(0, self.unseen.start, (size, 2)).tolist():
             near = self.short or bool(self.rng.random() < 0.5)
             chunks, text = self.chunks(i, near), [self.prompt(i)] * CHUNKS
             if not self.short and self.rng.random() < 0.2:  # the prompt changes, and the picture with it
@@ -154,16 +152,7 @@ def sequence_loss(
     size, device = len(truth), str(truth.device)
     jitter = (torch.rand(size) < JITTERED).long().tolist() if tables.jittered else [0] * size
     ropes = [tables(s, jitter) for s in starts]
-    history = list(truth.unbind(1))
-    if own_history:
-        with torch.no_grad():
-            committed: list[KV] = []
-            for c in range(CHUNKS):
-                context, past = model.context(text[:, c]), [committed[j] for j in seen_by(c)]
-                path = sigmas_of(len(SCHEDULE.steps))[int(torch.randint(1, 3, ())) :]
-                x = (1 - path[0]) * truth[:, c] + path[0] * torch.randn_like(truth[:, c])
-                history[c] = sample_chunk(model, x, path, ropes[c], context, past)
-                committed.append(commit(model, history[c], ropes[c], context, past))
+    history = redrawn(model, truth, text, ropes, OWN_STEPS) if own_history else truth.unbind(1)
     kept: list[KV] = []
     losses = []
     for c in range(CHUNKS):

@@ -13,7 +13,7 @@ from everframe.export.taehv import Taehv
 from everframe.export.wan import Wan
 
 from run import HERE, RUNS, compact_path, load_part, progress_of
-from settings import AUTOENCODER, FIRST_AUTOENCODER
+from settings import AUTOENCODER, FIRST_AUTOENCODER, TRANSFORMER
 
 EPSILON = 1e-5  # of the latents' normalisation
 
@@ -32,6 +32,13 @@ def first_autoencoder() -> Taehv:
 
 def shipped_transformer(folder: Path = HERE / "demo") -> Wan:
     return load(folder).transformer.float()
+
+
+def trained_transformer(run: str) -> Wan:
+    """That of a run of training/runs: transformer (the teacher), young, distill (the student)."""
+    model = Wan(TRANSFORMER)
+    model.load_state_dict(load_part(run, "model"))
+    return model
 
 
 def fold_norm(ae: Taehv, mean: Tensor, var: Tensor) -> None:

@@ -34,11 +34,9 @@ rollout.Tables.__init__.__defaults__ = (True, (3, 4), rollout.TRANSFORMER)
 import autoencoder
 autoencoder.CROP, autoencoder.HELD_OUT = (12, 48, 64), 2
 import assemble, decoder, distill, transformer
-decoder.ROWS, decoder.COLUMNS, decoder.HELD_OUT, transformer.HELD_OUT = 6, 8, 2, 2
+decoder.HELD_OUT = transformer.HELD_OUT = 2
 transformer.YOUNG, transformer.CHECK, transformer.OWN_FROM = 1, 2, 0
 transformer.preview.__defaults__ = (4,)  # chunks
-import latents
-latents.student_latents.__defaults__ = (1,)
 from scenes import PROMPTS
 
 def stage(module, steps, *more):
@@ -58,6 +56,9 @@ stage(distill, 1, "--use", "6")  # of a newer teacher, so from its beginning
 stage(decoder, 2, "--use", "6", "--student")
 sys.argv = ["assemble", "--target", str(folder / "demo")]
 assemble.main()
+import energy
+sys.argv = ["energy", "--instances", "6", "--use", "6", "--guidance", "0", "1"]
+energy.main()
 """
 
 
@@ -68,6 +69,11 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "transformer: resumed at step 2" in done.stdout
+    told = [
+        line.split() for line in done.stdout.splitlines() if line.startswith(("autoencoder ", "teacher, ", "student "))
+    ]
+    assert [row[0] for row in told] == ["autoencoder", "teacher,", "teacher,", "student"]
+    assert all(float(figure) > 0 for row in told for figure in row[-4:])
     made = load(tmp_path / "demo")  # checks every name and shape
     assert made.config.geometry.height == 48
     for name in ("autoencoder", "decoder", "transformer", "young", "distill", "finish"):
