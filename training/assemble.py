@@ -22,7 +22,7 @@ from rollout import CHUNK, ETA, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE, SHORT
 from run import WORK, load_part, progress_of
 from scenes import FPS, PROMPTS
 from settings import MANY_HEADED, TRANSFORMER
-from weights import first_autoencoder, trained_autoencoder
+from weights import DECODERS, first_autoencoder, trained_autoencoder
 
 
 def main() -> None:
@@ -35,9 +35,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--decoder",
-        choices=("autoencoder", "decoder", "finish"),
-        default="autoencoder",
-        help="the other two are tuned against a discriminator",
+        choices=DECODERS,
+        default=DECODERS[0],
+        help="whose decoder; the other two are tuned against a discriminator",
     )
     parser.add_argument("--target", type=Path, default=WORK / "demo")
     args = parser.parse_args()

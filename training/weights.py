@@ -15,6 +15,7 @@ from everframe.export.wan import Wan
 from run import HERE, RUNS, compact_path, load_part, progress_of
 from settings import AUTOENCODER, FIRST_AUTOENCODER, TRANSFORMER
 
+DECODERS = "autoencoder", "decoder", "finish"  # runs that leave one
 EPSILON = 1e-5  # of the latents' normalisation
 
 
