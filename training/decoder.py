@@ -3,8 +3,9 @@
     python training/decoder.py                 after the autoencoder: on the latents of the clips
     python training/decoder.py --student       after the distillation: half of it on clips as the student ends them
 
-The encoder is frozen, so the transformer's latents stay valid whatever is done here. The losses: pixels, texture and motion
-as before, the discriminator's features, and its verdict.
+The encoder is frozen, so the transformer's latents stay valid whatever is done here. The losses: pixels, texture and
+motion as before, the discriminator's features, and its verdict. Of clips as the student ends them, pixels are compared
+without their finest octaves.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everframe.export.taehv import Taehv
@@ -28,9 +30,9 @@ from run import Ema, Run
 from team import Team
 from weights import trained_autoencoder
 
-STEPS, STUDENT_STEPS, PEAK, DISCRIMINATOR_PEAK = 3_000, 1_000, 3e-4, 2e-4
+STEPS, STUDENT_STEPS, PEAK, DISCRIMINATOR_PEAK = 3_000, 1_000, 3e-4, 6e-4
 LENGTH = 3  # latent frames of a piece; the first only warms the memory
-ADVERSARIAL, MATCHING = 0.01, 0.02
+ADVERSARIAL, MATCHING = 0.03, 0.02
 CALM = 150  # steps in which the discriminator learns alone
 
 
@@ -53,6 +55,11 @@ class Pairs:
             kept.append(torch.from_numpy(self.pool[i, frame : frame + 4 * LENGTH].copy()))
         frames = torch.stack(kept).to(self.device).permute(0, 1, 4, 2, 3).float() / 255
         return torch.stack(made).to(self.device), frames
+
+
+def soft(frames: Tensor) -> Tensor:
+    """Pictures without their finest octaves: of what the student has drawn itself, nobody knows where it should stand."""
+    return F.avg_pool2d(frames.flatten(0, 1), 4).unflatten(0, frames.shape[:2])
 
 
 def main() -> None:
@@ -99,8 +106,9 @@ def main() -> None:
         held_out_report(run, ae, pool, args.device)
 
     totals = np.zeros(7)
-    for step in run.count([(muon, PEAK), (adam, PEAK), (against, DISCRIMINATOR_PEAK)]):
-        latents, frames = pairs[step % len(pairs)].draw(args.batch)
+    for step in run.count([(muon, PEAK), (adam, PEAK), (against, DISCRIMINATOR_PEAK)], warmup=50):
+        redrawn = step % len(pairs) == 1
+        latents, frames = pairs[redrawn].draw(args.batch)
         true = frames[:, 4:]
         out = decode(latents + 0.03 * torch.randn_like(latents))
         calm = min(1.0, max(0.0, (step - CALM) / CALM))
@@ -114,7 +122,8 @@ def main() -> None:
         judge.requires_grad_(False)
         features = judge(out)
         verdict = adversarial_loss(features)
-        parts = [pixel_loss(out, true).mean(), TEXTURE * texture_loss(out, true), MOTION * motion_loss(out, true)]
+        pixels = [soft(v) for v in (out, true)] if redrawn else [out, true]
+        parts = [pixel_loss(*pixels).mean(), TEXTURE * texture_loss(out, true), MOTION * motion_loss(out, true)]
         match = matching_loss(features, judge(true))
         loss = sum(parts, calm * (ADVERSARIAL * verdict + MATCHING * match))
         muon.zero_grad()

@@ -7,18 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from losses import blur
+
 
 class Discriminator(nn.Module):
     """Says, patch by patch (26 pixels wide), whether two successive frames are rendered; small enough for a CPU.
 
-    It sees the later frame and the difference to it, so that texture that stands still or boils is as wrong as blur.
+    It sees the later frame and the difference to it, so that texture that stands still or boils is as wrong as blur; and the
+    later frame's finest octave once more, by itself: beside whole pictures it is so faint that it was not seen in 200 steps.
     """
 
     def __init__(self, width: int = 32):
         super().__init__()
         self.layers = nn.ModuleList(
             [
-                spectral_norm(nn.Conv2d(6, width, 4, 2, 1)),
+                spectral_norm(nn.Conv2d(9, width, 4, 2, 1)),
                 spectral_norm(nn.Conv2d(width, 2 * width, 4, 2, 1)),
                 spectral_norm(nn.Conv2d(2 * width, 3 * width, 3, 1, 1)),
                 spectral_norm(nn.Conv2d(3 * width, 1, 3, 1, 1)),
@@ -28,7 +31,8 @@ class Discriminator(nn.Module):
     def forward(self, frames: Tensor) -> list[Tensor]:
         """frames [B, T, 3, H, W] -> features of every layer, the verdicts [N, 1, h, w] last."""
         later, step = frames[:, 1:], frames[:, 1:] - frames[:, :-1]
-        x = torch.cat([2 * later - 1, 4 * step], 2).flatten(0, 1)
+        flat = later.flatten(0, 1)
+        x = torch.cat([2 * flat - 1, 16 * (flat - blur(flat)), 4 * step.flatten(0, 1)], 1)
         out = []
         for layer in self.layers:
             x = layer(x)

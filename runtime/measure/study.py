@@ -19,7 +19,7 @@ from ..prompts import PromptBank
 from ..stream import Stream
 from .spectra import LONGEST, spectra_lines
 from .statistics import clip_stats, latent_distance
-from .study_report import Run, collapse, read_runs, write_record, write_report
+from .study_report import Run, collapse, judged, read_runs, write_record, write_report
 from .variants import FOLLOWING, OTHERS, SIGMAS, Variant, fitting, lack, variants
 
 
@@ -128,7 +128,8 @@ def study_sinks(
         figures = collapse(done.distance, bundle.manifest.geometry.chunk)
         tell(
             f"{done.variant.label:12} seed {done.seed} · collapse max {figures.highest:5.1f} % at frame {figures.frame} · "
-            f"mean {figures.mean:4.1f} % · motion {done.motion:4.2f} · {done.prompt}"
+            f"mean {figures.mean:4.1f} % · distance {judged(done.distance).mean():4.2f} · motion {done.motion:4.2f} · "
+            f"{done.prompt}"
         )
 
     run_all(bundle, wanted, frames, trained, jobs, keep)

@@ -93,10 +93,10 @@ def heads_together(mass: ArrayLike, heads: int) -> float:
     return 100 * float((by_head > by_head.mean(0) + by_head.std(0)).all(1).mean())
 
 
-def judged(mass: ArrayLike) -> NDArray[np.float64]:
-    """[chunks, L·H] without the first NEIGHBOURHOOD chunks, while which the ring fills and the sinks are most of it; of a
+def judged(by_chunk: ArrayLike) -> NDArray[np.float64]:
+    """[chunks, …] without the first NEIGHBOURHOOD chunks, while which the ring fills and the sinks are most of it; of a
     stream that is no longer, all."""
-    found = np.asarray(mass, np.float64)
+    found = np.asarray(by_chunk, np.float64)
     return found[NEIGHBOURHOOD:] if len(found) > NEIGHBOURHOOD else found
 
 
@@ -111,6 +111,8 @@ def table(runs: Sequence[Run], frames_per_chunk: int, heads: int) -> list[dict[s
             "runs": len(mine),
             "collapse_max": float(np.mean([c.highest for c in drops])),
             "collapse_mean": float(np.mean([c.mean for c in drops])),
+            # a stream that stays near its sinks the whole time does not drop from its neighbourhood either
+            "distance": float(np.mean([judged(r.distance).mean() for r in mine])),
             "motion": float(np.mean([r.motion for r in mine])),
             "sharpness": float(np.mean([r.sharpness for r in mine])),
         }
@@ -223,17 +225,16 @@ def plot(file: Path, spectra: dict[str, NDArray[np.float64]], runs: Sequence[Run
     if probed := all(r.sink_mass is not None for r in runs):
         titles.append("attention on the sinks, mean over heads and layers")
     figure, axes = plt.subplots(len(titles), 1, figsize=(11, 3 * len(titles)), sharex=True)
-    for label in dict.fromkeys(r.variant.label for r in runs):
-        colour = None
+    for place, label in enumerate(dict.fromkeys(r.variant.label for r in runs)):
+        colour = f"C{place}"
         if label in spectra:
             spectrum = spectra[label].reshape(-1, spectra[label].shape[-1])
-            (line,) = axes[0].plot(distances, phase_concentration(spectrum, distances).mean(0))
-            colour = line.get_color()
+            axes[0].plot(distances, phase_concentration(spectrum, distances).mean(0), color=colour)
             axes[1].plot(distances, mean_cosine(spectrum, distances).mean(0), color=colour)
         at, distance, attention = curves([r for r in runs if r.variant.label == label], chunk)
-        (line,) = axes[2].plot(at, distance, label=label, color=colour)
+        axes[2].plot(at, distance, label=label, color=colour)
         if probed:
-            axes[3].plot(at, attention, color=line.get_color())
+            axes[3].plot(at, attention, color=colour)
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
         ax.grid(alpha=0.3)

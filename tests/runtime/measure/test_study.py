@@ -82,6 +82,7 @@ def test_a_short_real_study(bundle_path: Path, tmp_path: Path) -> None:
         )
         assert by_label[label]["collapse_max"] == pytest.approx(collapse(run["distance"], 3).highest)
         assert by_label[label]["motion"] == run["motion"]
+        assert by_label[label]["distance"] == pytest.approx(sum(run["distance"][10:]) / 9)
     plain, jittered = (next(r["distance"] for r in record["runs"] if r["variant"]["sigma"] == s) for s in (0.0, 0.8))
     assert plain != jittered
 
