@@ -22,7 +22,7 @@ from rollout import CHUNK, ETA, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE, SHORT
 from run import WORK, load_part, progress_of
 from scenes import FPS, PROMPTS
 from settings import MANY_HEADED, TRANSFORMER
-from weights import DECODERS, first_autoencoder, trained_autoencoder
+from weights import first_autoencoder, trained_autoencoder
 
 
 def main() -> None:
@@ -32,12 +32,6 @@ def main() -> None:
         choices=("newest", "short", "many"),
         default="newest",
         help="the others are the study's variants",
-    )
-    parser.add_argument(
-        "--decoder",
-        choices=DECODERS,
-        default=DECODERS[0],
-        help="whose decoder; the other two are tuned against a discriminator",
     )
     parser.add_argument("--target", type=Path, default=WORK / "demo")
     args = parser.parse_args()
@@ -49,7 +43,7 @@ def main() -> None:
         autoencoder = first_autoencoder()
         shutil.copyfile(WORK / f"{args.transformer}.safetensors", target / "transformer.safetensors")
     else:
-        autoencoder = trained_autoencoder(args.decoder)
+        autoencoder = trained_autoencoder()
         student = progress_of("distill", of=progress_of("transformer"))
         print(f"the student after {student} steps" if student else "the teacher: it has no student yet")
         state = unfold(load_part("distill" if student else "transformer", "model"), TRANSFORMER)

@@ -1,11 +1,10 @@
 """Train the decoder alone against a patch discriminator, on latents that stay as they are.
 
-    python training/decoder.py                 after the autoencoder: on the latents of the clips
-    python training/decoder.py --student       after the distillation: half of it on clips as the student ends them
+    python training/decoder.py [--minutes 60] [--device cuda]
 
 The encoder is frozen, so the transformer's latents stay valid whatever is done here. The losses: pixels, texture and
-motion as before, the discriminator's features, and its verdict. Of clips as the student ends them, pixels are compared
-without their finest octaves.
+motion as before, the discriminator's features, and its verdict. Half of the clips are as
+the student ends them; of those, pixels are compared without their finest octaves.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from common import FilterMuon, autocast, evaluate_with, load_pool
 from discriminator import Discriminator, adversarial_loss, discriminator_loss, matching_loss
 from latents import encode_pool, student_latents
 from losses import motion_loss, pixel_loss, texture_loss
-from run import Ema, Run
+from run import Ema, Run, progress_of
 from team import Team
 from weights import trained_autoencoder
 
-STEPS, STUDENT_STEPS, PEAK, DISCRIMINATOR_PEAK = 3_000, 1_000, 3e-4, 6e-4
+STEPS, PEAK, DISCRIMINATOR_PEAK = 1_000, 3e-4, 6e-4
 LENGTH = 3  # latent frames of a piece; the first only warms the memory
 ADVERSARIAL, MATCHING = 0.03, 0.02
 CALM = 150  # steps in which the discriminator learns alone
@@ -64,37 +63,35 @@ def soft(frames: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--student", action="store_true")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--steps", type=int, default=STEPS, help="over all sessions")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of this session")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--instances", type=int, default=1600)
     parser.add_argument("--use", type=int, default=960)
     parser.add_argument("--batch", type=int, default=1, help="clips a step of each worker")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--report", type=int, default=1000)
+    parser.add_argument("--report", type=int, default=500)
     args = parser.parse_args()
     pool = load_pool(f"clips-{args.instances}.npy")
     team = Team(args.workers)
     latents = encode_pool(args.instances, args.use, args.device, team)
-    pairs = [Pairs(latents, pool, args.device)]
-    if args.student:
-        pairs.append(Pairs(student_latents(latents, args.device, team), pool, args.device))
+    kinds = latents, student_latents(latents, args.device, team)
+    coded, redrawn = (Pairs(kind, pool, args.device) for kind in kinds)
     torch.manual_seed(0)
-    name = "finish" if args.student else "decoder"
-    ae: Taehv = trained_autoencoder("decoder" if args.student else "autoencoder").to(args.device)
+    ae: Taehv = trained_autoencoder(tuned=False).to(args.device)
     decoder, judge = ae.decoder.train(), Discriminator().to(args.device)
     muon = FilterMuon([p for p in decoder.parameters() if p.ndim == 4], lr=PEAK)
     adam = torch.optim.AdamW([p for p in decoder.parameters() if p.ndim != 4], lr=PEAK, betas=(0.9, 0.99))
     against = torch.optim.AdamW(judge.parameters(), lr=DISCRIMINATOR_PEAK, betas=(0.5, 0.99), weight_decay=0.0)
     ema = Ema(decoder, 0.998)
     run = Run(
-        name,
+        "decoder",
         {"decoder": decoder, "judge": judge, "muon": muon, "adam": adam, "against": against, "ema": ema},
         {"decoder": ema, "judge": judge},
-        args.steps or (STUDENT_STEPS if args.student else STEPS),
+        args.steps,
         args.minutes,
         team,
+        of=progress_of("autoencoder"),
     )
 
     def decode(latents: Tensor) -> Tensor:
@@ -107,8 +104,8 @@ def main() -> None:
 
     totals = np.zeros(7)
     for step in run.count([(muon, PEAK), (adam, PEAK), (against, DISCRIMINATOR_PEAK)], warmup=50):
-        redrawn = step % len(pairs) == 1
-        latents, frames = pairs[redrawn].draw(args.batch)
+        pairs = redrawn if step % 2 else coded
+        latents, frames = pairs.draw(args.batch)
         true = frames[:, 4:]
         out = decode(latents + 0.03 * torch.randn_like(latents))
         calm = min(1.0, max(0.0, (step - CALM) / CALM))
@@ -122,7 +119,7 @@ def main() -> None:
         judge.requires_grad_(False)
         features = judge(out)
         verdict = adversarial_loss(features)
-        pixels = [soft(v) for v in (out, true)] if redrawn else [out, true]
+        pixels = [soft(v) for v in (out, true)] if pairs is redrawn else [out, true]
         parts = [pixel_loss(*pixels).mean(), TEXTURE * texture_loss(out, true), MOTION * motion_loss(out, true)]
         match = matching_loss(features, judge(true))
         loss = sum(parts, calm * (ADVERSARIAL * verdict + MATCHING * match))

@@ -14,14 +14,15 @@ class Discriminator(nn.Module):
     """Says, patch by patch (26 pixels wide), whether two successive frames are rendered; small enough for a CPU.
 
     It sees the later frame and the difference to it, so that texture that stands still or boils is as wrong as blur; and the
-    later frame's finest octave once more, by itself: beside whole pictures it is so faint that it was not seen in 200 steps.
+    later frame's finest octave and the next once more, each by itself: beside whole pictures they are so faint that nothing
+    was seen of them in 200 steps, and with the finest alone the next was lost.
     """
 
     def __init__(self, width: int = 32):
         super().__init__()
         self.layers = nn.ModuleList(
             [
-                spectral_norm(nn.Conv2d(9, width, 4, 2, 1)),
+                spectral_norm(nn.Conv2d(12, width, 4, 2, 1)),
                 spectral_norm(nn.Conv2d(width, 2 * width, 4, 2, 1)),
                 spectral_norm(nn.Conv2d(2 * width, 3 * width, 3, 1, 1)),
                 spectral_norm(nn.Conv2d(3 * width, 1, 3, 1, 1)),
@@ -32,7 +33,8 @@ class Discriminator(nn.Module):
         """frames [B, T, 3, H, W] -> features of every layer, the verdicts [N, 1, h, w] last."""
         later, step = frames[:, 1:], frames[:, 1:] - frames[:, :-1]
         flat = later.flatten(0, 1)
-        x = torch.cat([2 * flat - 1, 16 * (flat - blur(flat)), 4 * step.flatten(0, 1)], 1)
+        low = blur(flat)
+        x = torch.cat([2 * flat - 1, 16 * (flat - low), 8 * (low - blur(low)), 4 * step.flatten(0, 1)], 1)
         out = []
         for layer in self.layers:
             x = layer(x)

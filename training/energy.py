@@ -26,7 +26,7 @@ from rollout import CHUNK, SCHEDULE, Tables, generate, sigmas_of
 from settings import TRANSFORMER
 from team import Team
 from transformer import Batches
-from weights import DECODERS, trained_autoencoder, trained_transformer
+from weights import trained_autoencoder, trained_transformer
 
 CHUNKS, WARM = 4, 12  # of a stream; pixel frames at its beginning that are not looked at
 COLUMNS = ("finest", "next", "third", "motion")
@@ -56,7 +56,6 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=1600)
     parser.add_argument("--use", type=int, default=480)
     parser.add_argument("--guidance", type=float, nargs="*", default=[0.0, GUIDANCE])
-    parser.add_argument("--decoder", choices=DECODERS, default=DECODERS[0])
     args = parser.parse_args()
     frames = slice(WARM, 4 * CHUNK * CHUNKS)
     latents, pool = encode_pool(args.instances, args.use, "cpu", Team(1)), load_pool(f"clips-{args.instances}.npy")
@@ -64,7 +63,7 @@ def main() -> None:
     truth, texts, _ = batches.held_out()
     text, scenes = texts[:, 0], [instance(i).scene for i in batches.unseen]
     true = figures([pool[i][frames] for i in batches.unseen], scenes)
-    ae, tables = trained_autoencoder(args.decoder), Tables("cpu")
+    ae, tables = trained_autoencoder(), Tables("cpu")
 
     def show(name: str, make: Callable[[], Tensor]) -> None:
         torch.manual_seed(1)

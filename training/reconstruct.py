@@ -1,7 +1,7 @@
 """What an autoencoder makes of clips it has never seen, run chunk by chunk as a stream runs it, by scene.
 
-python training/reconstruct.py                       the autoencoder that ships, in training/demo
-python training/reconstruct.py --run [finish]        that of training/runs, with the decoder of that run
+python training/reconstruct.py                 the autoencoder that ships, in training/demo
+python training/reconstruct.py --run           that of training/runs
 
 Shares of the render's: energy in the two finest octaves, Laplacian variance, motion. Renders 24 clips of instances far
 beyond the training pool.
@@ -20,7 +20,7 @@ from everframe.runtime.measure.statistics import psnr, ssim
 from clips import HEIGHT, WIDTH, instance
 from measures import geometric, laplacian, motion, octaves, total
 from scenes import render
-from weights import DECODERS, shipped_autoencoder, trained_autoencoder
+from weights import shipped_autoencoder, trained_autoencoder
 
 FIRST, CLIPS, FRAMES, WARM, CHUNK = 5000, 24, 36, 12, 12
 COLUMNS = ("finest", "next", "Laplacian", "motion", "PSNR", "SSIM")
@@ -51,9 +51,9 @@ def compare(made: list[np.ndarray], true: list[np.ndarray]) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--run", nargs="?", const=DECODERS[0], choices=DECODERS, help="whose decoder")
+    parser.add_argument("--run", action="store_true")
     args = parser.parse_args()
-    ae = trained_autoencoder(args.run) if args.run else shipped_autoencoder()
+    ae = trained_autoencoder() if args.run else shipped_autoencoder()
     made: dict[str, list[np.ndarray]] = {}
     true: dict[str, list[np.ndarray]] = {}
     for i in range(FIRST, FIRST + CLIPS):

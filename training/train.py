@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import autoencoder
+import decoder
 import distill
 import transformer
 from clips import load_done
@@ -78,7 +79,7 @@ def stages(workers: int, use: int, steps: dict[str, int]) -> list[Stage]:
         Stage("texts", ("texts.py",), lambda: (WORK / "texts.safetensors").exists()),
         trained("transformer", steps["transformer"], "transformer.py", *some),
         trained("distill", steps["distill"], "distill.py", *some, of="transformer"),
-        trained("finish", steps["finish"], "decoder.py", "--student", *some),
+        trained("decoder", steps["decoder"], "decoder.py", *some, of="autoencoder"),
         Stage("assemble", ("assemble.py",), lambda: False),
     ]
 
@@ -87,7 +88,7 @@ STEPS = {
     "autoencoder": autoencoder.STEPS,
     "transformer": transformer.STEPS,
     "distill": distill.STEPS,
-    "finish": 0,  # a decoder tuned against a discriminator; docs/demo.md says why it is not in the demo
+    "decoder": decoder.STEPS,
 }
 
 

@@ -15,7 +15,6 @@ from everframe.export.wan import Wan
 from run import HERE, RUNS, compact_path, load_part, progress_of
 from settings import AUTOENCODER, FIRST_AUTOENCODER, TRANSFORMER
 
-DECODERS = "autoencoder", "decoder", "finish"  # runs that leave one
 EPSILON = 1e-5  # of the latents' normalisation
 
 
@@ -51,14 +50,14 @@ def fold_norm(ae: Taehv, mean: Tensor, var: Tensor) -> None:
         last.bias.copy_((last.bias - mean) * scale)  # type: ignore[operator, union-attr]
 
 
-def trained_autoencoder(run: str = "autoencoder") -> Taehv:
-    """The autoencoder of training/runs: as trained whole, or with the decoder of a later run, if there is one yet."""
+def trained_autoencoder(tuned: bool = True) -> Taehv:
+    """The autoencoder of training/runs: as trained whole, or with the decoder that was tuned after it, if there is one."""
     if not compact_path("autoencoder").exists():
         return shipped_autoencoder()
     state = load_part("autoencoder", "model")
     ae = Taehv(AUTOENCODER)
     ae.load_state_dict({k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")})
     fold_norm(ae, state["norm.running_mean"], state["norm.running_var"])
-    if run != "autoencoder" and progress_of(run):
-        ae.decoder.load_state_dict(load_part(run, "decoder"))
+    if tuned and progress_of("decoder", of=progress_of("autoencoder")):
+        ae.decoder.load_state_dict(load_part("decoder", "decoder"))
     return ae.eval()

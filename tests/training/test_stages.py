@@ -47,13 +47,12 @@ clips.fill(6, 0, 1)
 wordings = [p for variants in PROMPTS.values() for group in variants.values() for p in group]
 save_file({{p: torch.randn(5, 384).half() for p in wordings}}, run.WORK / "texts.safetensors")
 stage(autoencoder, 2)
-stage(decoder, 2, "--use", "6")
 stage(transformer, 2, "--use", "6")
 stage(transformer, 3, "--use", "6")  # goes on
 stage(distill, 2, "--use", "6")
 stage(transformer, 4, "--use", "6")
 stage(distill, 1, "--use", "6")  # of a newer teacher, so from its beginning
-stage(decoder, 2, "--use", "6", "--student")
+stage(decoder, 2, "--use", "6")
 sys.argv = ["assemble", "--target", str(folder / "demo")]
 assemble.main()
 import energy
@@ -76,11 +75,11 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
     assert all(float(figure) > 0 for row in told for figure in row[-4:])
     made = load(tmp_path / "demo")  # checks every name and shape
     assert made.config.geometry.height == 48
-    for name in ("autoencoder", "decoder", "transformer", "young", "distill", "finish"):
+    for name in ("autoencoder", "decoder", "transformer", "young", "distill"):
         kept = tmp_path / "runs" / f"{name}.checkpoint.safetensors"
         assert kept.stat().st_size < 10 * 2**20
     sheets = {f.stem for f in (tmp_path / "runs").glob("*.png")}
-    assert sheets == {"autoencoder", "decoder", "transformer", "distill", "finish"}
+    assert sheets == {"autoencoder", "decoder", "transformer", "distill"}
     with safe_open(tmp_path / "runs" / "distill.checkpoint.safetensors", "pt") as f:
         about = f.metadata()
     assert (about["step"], about["of"]) == ("1", "4")
