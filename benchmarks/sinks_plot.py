@@ -36,7 +36,7 @@ def main(file: Path, picture: Path) -> None:
     far.set_title("distance to the sinks, mean of the streams")
     near.set_title("attention on the sinks, mean over heads and layers")
     far.set_ylim(0.1, 1.0)
-    near.set_ylim(0.1, 0.45)
+    near.set_ylim(0, 0.45)
     near.set_xlabel("latent frame")
     far.legend(ncols=4, fontsize=8)
     for axis in (far, near):

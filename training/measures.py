@@ -5,10 +5,10 @@ All take uint8 RGB frames [T, H, W, 3]. A ratio compares a clip with renders of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
 OCTAVES = 4
@@ -16,10 +16,10 @@ OCTAVES = 4
 Frames = NDArray[np.uint8]
 
 
-def total(measure: Callable[[Frames], ArrayLike], clips: list[Frames]) -> NDArray[np.float64]:
+def total(measure: Callable[[Frames], Sequence[float]], clips: list[Frames]) -> NDArray[np.float64]:
     """A measure's sum over clips. What is compared is sums, not the clips one by one: one in which there is little must not
     weigh as much as one in which there is a lot."""
-    return np.sum([measure(clip) for clip in clips], 0, dtype=np.float64)
+    return np.array([measure(clip) for clip in clips], np.float64).sum(0)
 
 
 def luma(frames: Frames) -> NDArray[np.float32]:
