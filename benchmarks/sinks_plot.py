@@ -1,10 +1,11 @@
-"""The one plot of docs/study.md, from its record: how far a stream is from its sinks, and how much it attends to them.
+"""The plots of docs/study.md, from their records: how far a stream is from its sinks, and how much it attends to them.
 
 python benchmarks/sinks_plot.py docs/measured/sinks_bases.json docs/measured/sinks_bases.png
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ SHOWN = {
 
 
 def main(file: Path, picture: Path) -> None:
-    record = json.loads(file.read_text())
+    record = json.loads(gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes())
     figure, (far, near) = plt.subplots(2, 1, figsize=(11, 6), sharex=True)
     runs = runs_of(record)
     for shown, label in SHOWN.items():

@@ -33,6 +33,7 @@ def main() -> None:
         default="newest",
         help="the others are the study's variants",
     )
+    parser.add_argument("--tuned", action="store_true", help="with the decoder that decoder.py tuned")
     parser.add_argument("--target", type=Path, default=WORK / "demo")
     args = parser.parse_args()
     target: Path = args.target
@@ -43,7 +44,7 @@ def main() -> None:
         autoencoder = first_autoencoder()
         shutil.copyfile(WORK / f"{args.transformer}.safetensors", target / "transformer.safetensors")
     else:
-        autoencoder = trained_autoencoder()
+        autoencoder = trained_autoencoder(args.tuned)
         student = progress_of("distill", of=progress_of("transformer"))
         print(f"the student after {student} steps" if student else "the teacher: it has no student yet")
         state = unfold(load_part("distill" if student else "transformer", "model"), TRANSFORMER)

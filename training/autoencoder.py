@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from everframe.export.taehv import Taehv
 
-from clips import FAR, NEAR, WARM, instance, load_done
+from clips import FAR, HELD_OUT, NEAR, WARM, instance, load_done
 from common import FilterMuon, autocast, evaluate_with, load_pool, save_sheet
 from losses import motion_loss, pixel_loss, texture_loss
 from measures import geometric
@@ -39,7 +39,6 @@ COLD_WEIGHT = 0.3
 # Where a detail's place cannot be known, pixels alone would have it left out: at 0.03 that still paid for details of more
 # than some five grey levels.
 TEXTURE, MOTION = 0.06, 0.03
-HELD_OUT = 24
 FINE = ("sea", "fire", "reef", "snow")  # lost most of their detail in the first autoencoder: drawn twice as often
 STEPS, PEAK = 4_000, 5e-4
 

@@ -23,6 +23,7 @@ from scenes import FPS, PROMPTS, painter
 WORK = Path(__file__).parent / "work"
 NEAR, WARM, FAR = 60, 8, 48  # pixel frames
 HEIGHT, WIDTH = 144, 256
+HELD_OUT = 24  # clips at the end of what a stage uses that it never trains on
 
 
 @dataclass(frozen=True)

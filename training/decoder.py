@@ -1,10 +1,10 @@
 """Train the decoder alone against a patch discriminator, on latents that stay as they are.
 
-    python training/decoder.py [--minutes 60] [--device cuda]
+    python training/decoder.py [--minutes 60] [--device cuda]         after the distillation
 
 The encoder is frozen, so the transformer's latents stay valid whatever is done here. The losses: pixels, texture and
-motion as before, the discriminator's features, and its verdict. Half of the clips are as
-the student ends them; of those, pixels are compared without their finest octaves.
+motion as before, the discriminator's features, and its verdict. Half of the clips are as the student ends them; of
+those, pixels are compared without their finest octaves. `--tuned` of assemble.py and energy.py is with what this makes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from everframe.export.taehv import Taehv
 
-from autoencoder import HELD_OUT, MOTION, TEXTURE, held_out_report
-from clips import NEAR, WARM
+from autoencoder import MOTION, TEXTURE, held_out_report
+from clips import HELD_OUT, NEAR, WARM
 from common import FilterMuon, autocast, evaluate_with, load_pool
 from discriminator import Discriminator, adversarial_loss, discriminator_loss, matching_loss
 from latents import encode_pool, student_latents
@@ -74,11 +74,11 @@ def main() -> None:
     args = parser.parse_args()
     pool = load_pool(f"clips-{args.instances}.npy")
     team = Team(args.workers)
-    latents = encode_pool(args.instances, args.use, args.device, team)
-    kinds = latents, student_latents(latents, args.device, team)
-    coded, redrawn = (Pairs(kind, pool, args.device) for kind in kinds)
+    encoded = encode_pool(args.instances, args.use, args.device, team)
+    redone = student_latents(encoded, args.device, team)
+    rendered, redrawn = (Pairs(kind, pool, args.device) for kind in (encoded, redone))
     torch.manual_seed(0)
-    ae: Taehv = trained_autoencoder(tuned=False).to(args.device)
+    ae: Taehv = trained_autoencoder().to(args.device)
     decoder, judge = ae.decoder.train(), Discriminator().to(args.device)
     muon = FilterMuon([p for p in decoder.parameters() if p.ndim == 4], lr=PEAK)
     adam = torch.optim.AdamW([p for p in decoder.parameters() if p.ndim != 4], lr=PEAK, betas=(0.9, 0.99))
@@ -104,7 +104,7 @@ def main() -> None:
 
     totals = np.zeros(7)
     for step in run.count([(muon, PEAK), (adam, PEAK), (against, DISCRIMINATOR_PEAK)], warmup=50):
-        pairs = redrawn if step % 2 else coded
+        pairs = redrawn if step % 2 else rendered
         latents, frames = pairs.draw(args.batch)
         true = frames[:, 4:]
         out = decode(latents + 0.03 * torch.randn_like(latents))

@@ -11,7 +11,7 @@ from losses import blur
 
 
 class Discriminator(nn.Module):
-    """Says, patch by patch (26 pixels wide), whether two successive frames are rendered; small enough for a CPU.
+    """Says, patch by patch (34 pixels wide), whether two successive frames are rendered; small enough for a CPU.
 
     It sees the later frame and the difference to it, so that texture that stands still or boils is as wrong as blur; and the
     later frame's finest octave and the next once more, each by itself: beside whole pictures they are so faint that nothing

@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=1600)
     parser.add_argument("--use", type=int, default=480)
     parser.add_argument("--guidance", type=float, nargs="*", default=[0.0, GUIDANCE])
+    parser.add_argument("--tuned", action="store_true", help="with the decoder that decoder.py tuned")
     args = parser.parse_args()
     frames = slice(WARM, 4 * CHUNK * CHUNKS)
     latents, pool = encode_pool(args.instances, args.use, "cpu", Team(1)), load_pool(f"clips-{args.instances}.npy")
@@ -63,7 +64,7 @@ def main() -> None:
     truth, texts, _ = batches.held_out()
     text, scenes = texts[:, 0], [instance(i).scene for i in batches.unseen]
     true = figures([pool[i][frames] for i in batches.unseen], scenes)
-    ae, tables = trained_autoencoder(), Tables("cpu")
+    ae, tables = trained_autoencoder(args.tuned), Tables("cpu")
 
     def show(name: str, make: Callable[[], Tensor]) -> None:
         torch.manual_seed(1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -19,38 +22,43 @@ from team import Team
 from weights import first_autoencoder, trained_autoencoder, trained_transformer
 
 PER_CLIP = (NEAR + FAR) // 4
-LAST_STEPS = (
-    2,
-    3,
-)  # of the student's sampler, that redraw a clip for the decoder: its layout stays, its detail is theirs
+# Of the student's sampler, those that redraw a clip for the decoder: its layout stays, its detail is theirs.
+LAST_STEPS = 2, 3
+
+
+def fill(path: Path, shape: tuple[int, ...], team: Team, at_once: int, make: Callable[[list[int]], Tensor]) -> None:
+    """Write the float16 array of that shape. Each of the team makes its rows, so many at once; it goes on where a killed run
+    stopped."""
+    part = path.with_suffix(".part")
+    if team.first and not part.exists():
+        np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape).flush()
+    team.wait()
+    out = np.lib.format.open_memmap(part, mode="r+")
+    for share in torch.arange(team.rank, shape[0], team.size).split(at_once):
+        if rows := [i for i in share.tolist() if not out[i].any()]:
+            out[rows] = make(rows).half().cpu().numpy()
+        if share[0] % 100 == 0:
+            print(f"{path.stem}: {share[0]}/{shape[0]}", flush=True)
+    out.flush()
+    team.wait()
+    if team.first:
+        part.rename(path)
+    team.wait()
 
 
 def encode_pool(instances: int, use: int, device: str, team: Team) -> np.ndarray:
-    """Latents of the pool's first `use` instances [use, 15 near + 12 far, C, h, w] float16, for the encoder as it is now.
-    Each of the team encodes its share."""
+    """Latents of the pool's first `use` instances [use, 15 near + 12 far, C, h, w] float16, for the encoder as it is now."""
     path = WORK / f"latents-{use}-{progress_of('autoencoder')}.npy"
-    part = path.with_suffix(".part")
     if not path.exists():
-        pool = load_pool(f"clips-{instances}.npy")
-        shape = (use, PER_CLIP, AUTOENCODER.latent_channels, pool.shape[2] // 8, pool.shape[3] // 8)
-        if team.first and not part.exists():
-            np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape).flush()
-        team.wait()
-        out = np.lib.format.open_memmap(part, mode="r+")  # goes on where a killed run stopped
-        ae = trained_autoencoder().to(device)
-        for i in range(team.rank, use, team.size):
-            if out[i].any():
-                continue
-            frames = torch.from_numpy(pool[i].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
+        pool, ae = load_pool(f"clips-{instances}.npy"), trained_autoencoder().to(device)
+
+        def encode(rows: list[int]) -> Tensor:
+            frames = torch.from_numpy(pool[rows]).to(device).permute(0, 1, 4, 2, 3).float() / 255
             near, far = (encode_clip(ae, clip) for clip in (frames[:, :NEAR], frames[:, NEAR:]))
-            out[i] = torch.cat([near[0], far[0, WARM // 4 :]]).cpu().numpy()
-            if i % 100 == 0:
-                print(f"encoded {i}/{use}", flush=True)
-        out.flush()
-        team.wait()
-        if team.first:
-            part.rename(path)
-    team.wait()
+            return torch.cat([near, far[:, WARM // 4 :]], 1)
+
+        shape = (use, PER_CLIP, AUTOENCODER.latent_channels, pool.shape[2] // 8, pool.shape[3] // 8)
+        fill(path, shape, team, 1, encode)
     return np.load(path, mmap_mode="r")
 
 
@@ -88,37 +96,31 @@ def load_texts() -> dict[str, Tensor]:
     return {k: nn.functional.pad(v.float(), (0, 0, 0, TRANSFORMER.text_len - len(v))) for k, v in texts.items()}
 
 
-def student_latents(pool: np.ndarray, device: str, team: Team) -> np.ndarray:
-    """Of the pool's latents those of the near clips [n, 15, C, h, w] float16, as the distilled student ends them: what a
-    stream's decoder gets, with the pixels at hand that it should make of it. Each of the team makes its share."""
+def first_wording(texts: dict[str, Tensor], i: int) -> Tensor:
+    """Of load_texts(), what instance i shows [text_len, text_dim]."""
+    it = instance(i)
+    return texts[PROMPTS[it.scene][it.variant][0]]
+
+
+def student_latents(coded: np.ndarray, device: str, team: Team) -> np.ndarray:
+    """Of encode_pool's latents those of the near clips [n, 15, C, h, w] float16, as the distilled student ends them: what a
+    stream's decoder gets, with the pixels at hand that it should make of it. Exits where the newest teacher has none."""
     teacher = progress_of("transformer")
-    path = WORK / f"latents-student-{len(pool)}-{teacher}-{progress_of('distill', teacher)}.npy"
-    shares = [path.with_suffix(f".{rank}.npy") for rank in range(team.size)]
+    student_steps = progress_of("distill", teacher)
+    if not student_steps:
+        raise SystemExit(f"training/runs: the teacher of {teacher} steps has no student yet; distill.py makes one")
+    path = WORK / f"latents-student-{len(coded)}-{progress_of('autoencoder')}-{teacher}-{student_steps}.npy"
     if not path.exists():
         student, texts, tables = trained_transformer("distill").to(device).eval(), load_texts(), Tables(device)
-        made = []
-        for part in torch.arange(team.rank, len(pool), team.size).split(6):
-            its = [instance(i) for i in part.tolist()]
-            text = torch.stack([texts[PROMPTS[it.scene][it.variant][0]] for it in its])[:, None].to(device)
-            near = torch.from_numpy(pool[part.numpy(), : CHUNK * CHUNKS].astype(np.float32)).to(device)
-            ropes = [tables([CHUNK * c] * len(part), [1] * len(part)) for c in range(CHUNKS)]
+
+        def redraw(rows: list[int]) -> Tensor:
+            truth = torch.from_numpy(coded[rows, : CHUNK * CHUNKS].astype(np.float32)).to(device)
+            truth = truth.unflatten(1, (CHUNKS, CHUNK)).transpose(2, 3)
+            text = torch.stack([first_wording(texts, i) for i in rows]).to(device)
+            ropes = [tables([CHUNK * c] * len(rows), [1] * len(rows)) for c in range(CHUNKS)]
             with autocast(device):
-                chunks = redrawn(
-                    student,
-                    near.unflatten(1, (CHUNKS, CHUNK)).transpose(2, 3),
-                    text.expand(-1, CHUNKS, -1, -1),
-                    ropes,
-                    LAST_STEPS,
-                )
-            made.append(torch.cat(chunks, 2).transpose(1, 2).half().cpu().numpy())
-        np.save(shares[team.rank], np.concatenate(made))
-        team.wait()
-        if team.first:
-            together = np.empty((len(pool), *made[0].shape[1:]), np.float16)
-            for rank, share in enumerate(shares):
-                together[rank :: team.size] = np.load(share)
-                share.unlink()
-            np.save(path.with_suffix(".part.npy"), together)
-            path.with_suffix(".part.npy").rename(path)
-    team.wait()
+                chunks = redrawn(student, truth, text[:, None].expand(-1, CHUNKS, -1, -1), ropes, LAST_STEPS)
+            return torch.cat(chunks, 2).transpose(1, 2)
+
+        fill(path, (len(coded), CHUNK * CHUNKS, *coded.shape[2:]), team, 6, redraw)
     return np.load(path, mmap_mode="r")

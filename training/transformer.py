@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from everframe.export.schedule import shifted_sigmas
 from everframe.export.wan import Block, Wan, unfold
 
-from clips import FAR, instance
+from clips import FAR, HELD_OUT, instance
 from common import Muon, autocast, evaluate_with, save_sheet
-from latents import encode_pool, load_texts, render_short
+from latents import encode_pool, first_wording, load_texts, render_short
 from rollout import (
     CHUNK,
     CHUNKS,
@@ -60,7 +60,6 @@ from settings import MANY_HEADED, TRANSFORMER
 from team import Team
 from weights import first_autoencoder, shipped_transformer, trained_autoencoder
 
-HELD_OUT = 24
 STEPS, PEAK = 2_000, 6e-4
 JITTERED = 0.9  # share of the sequences: the demo runs with jitter
 BEGINNINGS = 8  # chunks without a past a step, of each worker
@@ -99,7 +98,7 @@ class Batches:
     def held_out(self) -> tuple[Tensor, Tensor, list[list[int]]]:
         """A sequence of each clip that is never drawn, near, with the first wording."""
         truth = torch.stack([torch.from_numpy(self.chunks(i, True).astype(np.float32)) for i in self.unseen])
-        text = torch.stack([self.texts[PROMPTS[instance(i).scene][instance(i).variant][0]] for i in self.unseen])
+        text = torch.stack([first_wording(self.texts, i) for i in self.unseen])
         starts = [[CHUNK * c] * len(truth) for c in range(CHUNKS)]
         return truth.to(self.device), text[:, None].repeat(1, CHUNKS, 1, 1).to(self.device), starts
 

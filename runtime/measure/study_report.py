@@ -226,15 +226,15 @@ def plot(file: Path, spectra: dict[str, NDArray[np.float64]], runs: Sequence[Run
         titles.append("attention on the sinks, mean over heads and layers")
     figure, axes = plt.subplots(len(titles), 1, figsize=(11, 3 * len(titles)), sharex=True)
     for place, label in enumerate(dict.fromkeys(r.variant.label for r in runs)):
-        colour = f"C{place}"
+        look = {"color": f"C{place % 10}", "linestyle": ("-", "--", ":")[place // 10 % 3]}  # a cycle has ten colours
         if label in spectra:
             spectrum = spectra[label].reshape(-1, spectra[label].shape[-1])
-            axes[0].plot(distances, phase_concentration(spectrum, distances).mean(0), color=colour)
-            axes[1].plot(distances, mean_cosine(spectrum, distances).mean(0), color=colour)
+            axes[0].plot(distances, phase_concentration(spectrum, distances).mean(0), **look)
+            axes[1].plot(distances, mean_cosine(spectrum, distances).mean(0), **look)
         at, distance, attention = curves([r for r in runs if r.variant.label == label], chunk)
-        axes[2].plot(at, distance, label=label, color=colour)
+        axes[2].plot(at, distance, label=label, **look)
         if probed:
-            axes[3].plot(at, attention, color=colour)
+            axes[3].plot(at, attention, **look)
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
         ax.grid(alpha=0.3)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from everframe.export.checkpoint import load
 
@@ -51,12 +52,15 @@ stage(transformer, 2, "--use", "6")
 stage(transformer, 3, "--use", "6")  # goes on
 stage(distill, 2, "--use", "6")
 stage(transformer, 4, "--use", "6")
-stage(distill, 1, "--use", "6")  # of a newer teacher, so from its beginning
+stage(distill, 1, "--use", "6")  # of a newer teacher: its steps begin anew, its weights are those of the one before
 stage(decoder, 2, "--use", "6")
 sys.argv = ["assemble", "--target", str(folder / "demo")]
 assemble.main()
+sys.argv += ["--tuned"]
+sys.argv[2] = str(folder / "tuned")
+assemble.main()
 import energy
-sys.argv = ["energy", "--instances", "6", "--use", "6", "--guidance", "0", "1"]
+sys.argv = ["energy", "--tuned", "--instances", "6", "--use", "6", "--guidance", "0", "1"]
 energy.main()
 """
 
@@ -80,6 +84,8 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
         assert kept.stat().st_size < 10 * 2**20
     sheets = {f.stem for f in (tmp_path / "runs").glob("*.png")}
     assert sheets == {"autoencoder", "decoder", "transformer", "distill"}
+    plain, tuned = (load_file(tmp_path / name / "autoencoder.safetensors") for name in ("demo", "tuned"))
+    assert {k.split(".")[0] for k in plain if not plain[k].equal(tuned[k])} == {"decoder"}
     with safe_open(tmp_path / "runs" / "distill.checkpoint.safetensors", "pt") as f:
         about = f.metadata()
     assert (about["step"], about["of"]) == ("1", "4")
