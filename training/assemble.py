@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from everframe.export.wan import unfold
 
 from clips import HEIGHT, WIDTH
+from prompts import PROMPTS
 from rollout import CHUNK, ETA, JITTER_SEED, JITTER_SIGMA, PAST, SCHEDULE, SHORT
 from run import WORK, load_part, progress_of
-from scenes import FPS, PROMPTS
+from scenes import FPS
 from settings import MANY_HEADED, TRANSFORMER
 from weights import first_autoencoder, trained_autoencoder
 

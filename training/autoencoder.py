@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from everframe.export.taehv import Taehv
 
-from clips import FAR, HELD_OUT, NEAR, WARM, instance, load_done
-from common import FilterMuon, autocast, evaluate_with, load_pool, save_sheet
+from clips import FAR, NEAR, WARM, instance, load_done, trained, unseen
+from common import FilterMuon, ahead, autocast, evaluate_with, load_pool, save_sheet
 from losses import motion_loss, pixel_loss, texture_loss
 from measures import geometric
 from reconstruct import COLUMNS, compare, stream, to_bytes
@@ -74,6 +75,21 @@ class Trained(nn.Module):
         return ae
 
 
+class Ready:
+    """The clips to train on that are rendered: the pool may still be filling. Those of fine detail stand there twice."""
+
+    def __init__(self, instances: int):
+        self.instances, self.looked, self.found = instances, -math.inf, np.arange(0)
+
+    def __call__(self) -> np.ndarray:
+        if time.monotonic() - self.looked > 30:
+            done = load_done(self.instances)
+            found = [i for i in trained(len(done)) if done[i]]
+            self.found = np.array(found + [i for i in found if instance(i).scene in FINE])
+            self.looked = time.monotonic()
+        return self.found
+
+
 def batch(pool: np.ndarray, ready: np.ndarray, size: int, device: str) -> Tensor:
     """Random crops [B, T, 3, H, W]; half of them mirrored, a sixth with other colours, so that none is taken for granted."""
     out = []
@@ -97,8 +113,7 @@ def held_out_report(run: Run, ae: Taehv, pool: np.ndarray, device: str, length: 
     made: dict[str, list[np.ndarray]] = {}
     kept: dict[str, list[np.ndarray]] = {}
     rows = []
-    for k in range(HELD_OUT):
-        i = len(pool) - HELD_OUT + k
+    for k, i in enumerate(unseen(len(pool))):
         true = torch.from_numpy(pool[i, :length].copy()).to(device).permute(0, 3, 1, 2)[None].float() / 255
         out = stream(ae, true)
         made.setdefault(instance(i).scene, []).append(to_bytes(out)[warm:])
@@ -155,13 +170,10 @@ def main() -> None:
         pixels = torch.cat([COLD_WEIGHT * pixels[:, :COLD], pixels[:, COLD:]], 1).mean()
         return pixels, texture_loss(out[:, COLD:], true[:, COLD:]), motion_loss(out[:, COLD:], true[:, COLD:])
 
-    totals, ready = np.zeros(4), np.arange(0)
+    ready, totals, counted = Ready(args.instances), torch.zeros(3), 0
+    drawn = ahead(lambda: batch(pool, ready(), args.batch, args.device), args.device)
     for step in run.count([(muon, args.peak), (adam, args.peak)]):
-        if not len(ready) or step % 50 == 0:
-            done = np.flatnonzero(load_done(args.instances))  # the pool may still be filling
-            ready = done[done < len(pool) - HELD_OUT]
-            ready = np.concatenate([ready, [i for i in ready if instance(int(i)).scene in FINE]]).astype(np.int64)
-        parts = forward(batch(pool, ready, args.batch, args.device))
+        parts = forward(next(drawn))
         model.zero_grad()
         (parts[0] + args.texture * parts[1] + args.motion * parts[2]).backward()
         team.average(model)
@@ -169,11 +181,11 @@ def main() -> None:
         muon.step()
         adam.step()
         ema.update(step)
-        totals += [*(part.item() for part in parts), 1]
+        totals, counted = totals + torch.stack(parts).detach().cpu(), counted + 1
         if step % 100 == 99:
-            pixels, texture, moved = team.mean(torch.from_numpy(totals[:3] / totals[3])).numpy().round(5).tolist()
+            pixels, texture, moved = team.mean(totals / counted).numpy().round(5).tolist()
             run.log(loss=pixels, texture=texture, moving=moved)
-            totals[:] = 0
+            totals, counted = torch.zeros(3), 0
         if step % args.report == args.report - 1 and team.first:
             evaluate_with(ema, model, lambda: held_out_report(run, model.folded(), pool, args.device))
 

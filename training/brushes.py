@@ -36,6 +36,11 @@ class Canvas:
     def uniform(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
 
+    def across(self, margin: float) -> float:
+        """Somewhere between the sides, so far from both, or as far as a narrow picture allows."""
+        margin = min(margin, 0.4 * self.aspect)
+        return self.uniform(margin, self.aspect - margin)
+
     def draw(self, low: float, high: float, n: int) -> Tensor:
         return torch.from_numpy(self.rng.uniform(low, high, n))
 
@@ -64,6 +69,13 @@ class Texture:
 def rgb(code: str) -> Tensor:
     """'#rrggbb' -> [3] in [0, 1]."""
     return torch.tensor([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+
+
+def shaded(code: str, light: float) -> str:
+    """'#rrggbb' darkened (0: black) or lightened (2: white)."""
+    parts = rgb(code)
+    parts = parts * light if light <= 1 else parts + (1 - parts) * (light - 1)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in parts.tolist())
 
 
 def mix(a: Tensor, b: Tensor, k: Tensor) -> Tensor:

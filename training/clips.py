@@ -5,7 +5,9 @@ Each instance of a scene gets two clips:
   far   four chunks that start at a latent frame drawn log-uniformly up to 3e5 (21 hours of video),
         with two latent frames before them, so that the autoencoder's memory is warm as it is in a running stream.
 
-    python training/clips.py --instances 1600 --workers 2
+    python training/clips.py --instances 1600 --workers 2 [--portrait]
+
+The first 1600 instances ask for nothing beyond scene and variant; of those behind them, two of three do (wishes.py).
 """
 
 from __future__ import annotations
@@ -18,22 +20,33 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scenes import FPS, PROMPTS, painter
+from prompts import PROMPTS
+from scenes import FPS, PLAIN, painter
+from wishes import TRAINED_WORDINGS, Wish, draw, wordings
 
 WORK = Path(__file__).parent / "work"
 NEAR, WARM, FAR = 60, 8, 48  # pixel frames
 HEIGHT, WIDTH = 144, 256
-HELD_OUT = 24  # clips at the end of what a stage uses that it never trains on
+HELD_OUT = 24  # clips without wishes, the last of them, that no stage trains on
+WISHLESS = 1600  # instances
 
 
 @dataclass(frozen=True)
 class Instance:
-    """What instance number i shows: scene, variant, and the latent frame index at which its far clip starts."""
+    """What instance number i shows: scene, variant, wish, and the latent frame index at which its far clip starts."""
 
     scene: str
     variant: str
     seed: int
     far: int
+    wish: Wish
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Those that training sees."""
+        if self.wish:
+            return wordings(self.scene, self.variant, self.wish)[:TRAINED_WORDINGS]
+        return PROMPTS[self.scene][self.variant]
 
 
 def instance(index: int) -> Instance:
@@ -41,19 +54,42 @@ def instance(index: int) -> Instance:
     scene, variant = pairs[index % len(pairs)]
     rng = np.random.default_rng([7, index])
     far = int(np.exp(rng.uniform(np.log(15), np.log(3e5)))) // 3 * 3
-    return Instance(scene, variant, index // len(pairs), far)
+    wish = draw(scene, variant, rng) if WISHLESS <= index < 2 * WISHLESS and index % 3 else PLAIN
+    return Instance(scene, variant, index // len(pairs), far, wish)
+
+
+def unseen(clips: int) -> range:
+    """Those of so many that are held out."""
+    end = min(clips, WISHLESS)
+    return range(end - HELD_OUT, end)
 
 
 def frame_indices(far: int) -> torch.Tensor:
     return torch.cat([torch.arange(NEAR), torch.arange(4 * far - WARM, 4 * far + FAR)])
 
 
-def open_pool(instances: int, work: Path = WORK) -> tuple[np.ndarray, np.ndarray]:
-    """(clips [instances, 116, H, W, 3] uint8, done [instances] uint8), both memory-mapped, made if missing."""
+def trained(clips: int) -> list[int]:
+    """The others."""
+    return [i for i in range(clips) if i not in unseen(clips)]
+
+
+def pool_name(instances: int, portrait: bool = False) -> str:
+    return f"{'portrait-' * portrait}{instances}"
+
+
+def size_of(portrait: bool = False) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return (WIDTH, HEIGHT) if portrait else (HEIGHT, WIDTH)
+
+
+def open_pool(instances: int, portrait: bool = False, work: Path = WORK) -> tuple[np.ndarray, np.ndarray]:
+    """(clips [instances, 116, H, W, 3] uint8, done [instances] uint8), both memory-mapped, made if missing. In portrait
+    they are those behind the ones without wishes."""
     work.mkdir(parents=True, exist_ok=True)
     maps = []
-    for name, shape in (("clips", (instances, NEAR + WARM + FAR, HEIGHT, WIDTH, 3)), ("clips-done", (instances,))):
-        path = work / f"{name}-{instances}.npy"
+    shapes = {"clips": (instances, NEAR + WARM + FAR, *size_of(portrait), 3), "clips-done": (instances,)}
+    for name, shape in shapes.items():
+        path = work / f"{name}-{pool_name(instances, portrait)}.npy"
         mode = "r+" if path.exists() else "w+"
         maps.append(np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=None if mode == "r+" else shape))
     return maps[0], maps[1]
@@ -63,13 +99,13 @@ def load_done(instances: int) -> np.ndarray:
     return np.load(WORK / f"clips-done-{instances}.npy", mmap_mode="r")
 
 
-def fill(instances: int, first: int, step: int) -> None:
+def fill(instances: int, first: int, step: int, portrait: bool = False) -> None:
     torch.set_num_threads(1)
-    clips, done = open_pool(instances)
+    clips, done = open_pool(instances, portrait)
     for i in range(first, instances, step):
         if not done[i]:
-            it = instance(i)
-            paint = painter(it.scene, it.variant, it.seed, HEIGHT, WIDTH)
+            it = instance(i + WISHLESS * portrait)
+            paint = painter(it.scene, it.variant, it.seed, *size_of(portrait), it.wish)
             parts = [paint(part.double() / FPS) for part in frame_indices(it.far).split(29)]
             clips[i] = (torch.cat(parts).clamp(0, 1) * 255).round().byte().numpy()
             done[i] = 1
@@ -79,10 +115,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--instances", type=int, default=1600)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--portrait", action="store_true")
     args = parser.parse_args()
-    open_pool(args.instances)
+    open_pool(args.instances, args.portrait)
     context = multiprocessing.get_context("spawn")
-    jobs = [context.Process(target=fill, args=(args.instances, k, args.workers)) for k in range(args.workers)]
+    shares = [(args.instances, k, args.workers, args.portrait) for k in range(args.workers)]
+    jobs = [context.Process(target=fill, args=share) for share in shares]
     for job in jobs:
         job.start()
     for job in jobs:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from everframe.export.taehv import Taehv
 
 from autoencoder import MOTION, TEXTURE, held_out_report
-from clips import HELD_OUT, NEAR, WARM
+from clips import NEAR, WARM, trained
 from common import FilterMuon, autocast, evaluate_with, load_pool
 from discriminator import Discriminator, adversarial_loss, discriminator_loss, matching_loss
 from latents import encode_pool, student_latents
@@ -43,11 +43,12 @@ class Pairs:
         self.latents, self.pool, self.device = latents, pool, device
         near, far = NEAR // 4, latents.shape[1] - NEAR // 4
         self.firsts = [*range(near - LENGTH + 1), *range(near, near + far - LENGTH + 1)]
+        self.trained = torch.tensor(trained(min(len(latents), len(pool))))
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """latents [B, LENGTH, C, h, w], frames [B, 4·LENGTH, 3, 8h, 8w]"""
         made, kept = [], []
-        for i in torch.randint(0, min(len(self.latents), len(self.pool)) - HELD_OUT, (size,)).tolist():
+        for i in self.trained[torch.randint(len(self.trained), (size,))].tolist():
             first = self.firsts[int(torch.randint(len(self.firsts), ()))]
             frame = 4 * first + (WARM if first >= NEAR // 4 else 0)  # the far clip's pixels have so many in front
             made.append(torch.from_numpy(self.latents[i, first : first + LENGTH].astype(np.float32)))

@@ -31,7 +31,7 @@ from latents import encode_pool, load_texts
 from rollout import CHUNKS, KV, SCHEDULE, Tables, commit, denoised, renoised, seen_by, sigmas_of
 from run import Ema, Run, compact_path, progress_of
 from team import Team
-from transformer import Batches, optimisers, preview
+from transformer import PORTRAIT_EVERY, Batches, optimisers, preview, upright
 from weights import trained_transformer
 
 STEPS, PEAK = 2_000, 3e-4
@@ -126,13 +126,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peak", type=float, default=PEAK)
     parser.add_argument("--report", type=int, default=250, help="steps between two contact sheets")
+    parser.add_argument("--portrait", type=int, default=0, help="how many clips that stand upright to train on too")
+    parser.add_argument(
+        "--guidance", type=float, default=GUIDANCE, help="how far the teacher is moved from its young self"
+    )
     args = parser.parse_args()
     team = Team(args.workers)
     latents = encode_pool(args.instances, args.use, args.device, team)
     torch.manual_seed(0)
-    batches = Batches(latents, load_texts(), args.device)
+    texts = load_texts()
+    batches = Batches(latents, texts, args.device)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
-    teacher = Teacher(*(trained_transformer(name).to(args.device) for name in ("transformer", "young")))
+    both = (trained_transformer(name).to(args.device) for name in ("transformer", "young"))
+    teacher = Teacher(*both, guidance=args.guidance)
     began = compact_path("distill").exists()  # perhaps under an earlier teacher: it knows how to do it in four steps
     student = trained_transformer("distill" if began else "transformer").to(args.device)
     muon, adam = optimisers(student)
@@ -140,10 +146,12 @@ def main() -> None:
     parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
     run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=progress_of("transformer"))
     tables = Tables(args.device)
-    total = 0.0
+    kinds = [(batches, tables), *upright(args.portrait, texts, args.device, team)]
+    total = torch.zeros((), device=args.device)
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
         with autocast(args.device):
-            loss = rollout_loss(student, teacher, tables, batches.draw(args.batch))
+            drawn, places = kinds[-1 if step % PORTRAIT_EVERY == 0 else 0]
+            loss = rollout_loss(student, teacher, places, drawn.draw(args.batch))
         muon.zero_grad()
         adam.zero_grad()
         loss.backward()
@@ -152,10 +160,10 @@ def main() -> None:
         muon.step()
         adam.step()
         ema.update(step)
-        total += loss.item()
+        total += loss.detach()
         if step % 25 == 24:
-            run.log(loss=round(total / 25, 5))
-            total = 0.0
+            run.log(loss=round(float(total) / 25, 5))
+            total.zero_()
         if step % args.report == args.report - 1:
             evaluate_with(ema, student, lambda: preview(run, student, tables, batches, len(SCHEDULE.steps)))
 

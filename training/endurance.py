@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from everframe.runtime import Stream, open_bundle
 
 from measures import Frames, motion, picture
-from scenes import FPS, PROMPTS, render
+from prompts import PROMPTS
+from scenes import FPS, render
 
 APART = 10  # seconds between pictures that are compared, and the shortest loop that is looked for
 STILL = 0.25  # of the median motion: less is standing still

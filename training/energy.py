@@ -38,7 +38,8 @@ def guided(teacher: Teacher, tables: Tables, text: Tensor, steps: int) -> Tensor
     teacher.kept = []
     for c in range(CHUNKS):
         rope = tables([CHUNK * c] * len(text), [1] * len(text))
-        x = torch.randn(len(text), TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
+        size = (len(text), TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
+        x = torch.randn(size, device=text.device)
         x = euler(teacher, x, sigmas_of(steps), rope, contexts, c)
         teacher.commit(x, rope, contexts, c)
         out.append(x)
@@ -56,19 +57,21 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=1600)
     parser.add_argument("--use", type=int, default=480)
     parser.add_argument("--guidance", type=float, nargs="*", default=[0.0, GUIDANCE])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--tuned", action="store_true", help="with the decoder that decoder.py tuned")
     args = parser.parse_args()
     frames = slice(WARM, 4 * CHUNK * CHUNKS)
-    latents, pool = encode_pool(args.instances, args.use, "cpu", Team(1)), load_pool(f"clips-{args.instances}.npy")
-    batches = Batches(latents, load_texts(), "cpu")
+    device = args.device
+    latents, pool = encode_pool(args.instances, args.use, device, Team(1)), load_pool(f"clips-{args.instances}.npy")
+    batches = Batches(latents, load_texts(), device)
     truth, texts, _ = batches.held_out()
     text, scenes = texts[:, 0], [instance(i).scene for i in batches.unseen]
     true = figures([pool[i][frames] for i in batches.unseen], scenes)
-    ae, tables = trained_autoencoder(args.tuned), Tables("cpu")
+    ae, tables = trained_autoencoder(args.tuned).to(device), Tables(device)
 
     def show(name: str, make: Callable[[], Tensor]) -> None:
         torch.manual_seed(1)
-        with torch.no_grad(), autocast("cpu"):
+        with torch.no_grad(), autocast(device):
             clips = [to_bytes(ae.decode(row[None].float())[0].clamp(0, 1))[WARM:] for row in make()]
         shares = figures(clips, scenes) / true
         print(f"{name:20}" + " ".join(f"{geometric(c):7.2f}" for c in shares.T), flush=True)
@@ -78,9 +81,10 @@ def main() -> None:
     print(" " * 20 + " ".join(f"{c:>7}" for c in COLUMNS) + "; of every scene the first and the last")
     show("autoencoder", lambda: truth[:, :CHUNKS].transpose(2, 3).flatten(1, 2))
     for guidance in args.guidance:
-        teacher = Teacher(trained_transformer("transformer"), trained_transformer("young"), guidance=guidance)
+        both = (trained_transformer(name).to(device) for name in ("transformer", "young"))
+        teacher = Teacher(*both, guidance=guidance)
         show(f"teacher, {guidance:g}", lambda t=teacher: guided(t, tables, text, SUBSTEPS * len(SCHEDULE.steps)))
-    show("student", lambda: generate(trained_transformer("distill").eval(), tables, text, CHUNKS))
+    show("student", lambda: generate(trained_transformer("distill").to(device).eval(), tables, text, CHUNKS))
 
 
 if __name__ == "__main__":

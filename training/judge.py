@@ -26,8 +26,9 @@ from everframe.runtime import Stream, open_bundle
 
 from marks import Row, by_scene, goals, measure, shares
 from measures import Frames
+from prompts import PROMPTS
 from reconstruct import stream, to_bytes
-from scenes import PROMPTS, render
+from scenes import render
 from weights import shipped_autoencoder, trained_autoencoder
 
 CLASSES = [(scene, variant) for scene, variants in PROMPTS.items() for variant in variants]

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from everframe.export.taehv import Taehv
 
-from clips import FAR, NEAR, WARM, instance
+from clips import FAR, NEAR, WARM, instance, pool_name
 from common import autocast, load_pool
 from rollout import CHUNK, CHUNKS, Tables, redrawn
 from run import WORK, progress_of
-from scenes import PROMPTS, render
+from scenes import render
 from settings import AUTOENCODER, TRANSFORMER
 from team import Team
 from weights import first_autoencoder, trained_autoencoder, trained_transformer
@@ -46,11 +46,11 @@ def fill(path: Path, shape: tuple[int, ...], team: Team, at_once: int, make: Cal
     team.wait()
 
 
-def encode_pool(instances: int, use: int, device: str, team: Team) -> np.ndarray:
+def encode_pool(instances: int, use: int, device: str, team: Team, portrait: bool = False) -> np.ndarray:
     """Latents of the pool's first `use` instances [use, 15 near + 12 far, C, h, w] float16, for the encoder as it is now."""
-    path = WORK / f"latents-{use}-{progress_of('autoencoder')}.npy"
+    path = WORK / f"latents-{pool_name(use, portrait)}-{progress_of('autoencoder')}.npy"
     if not path.exists():
-        pool, ae = load_pool(f"clips-{instances}.npy"), trained_autoencoder().to(device)
+        pool, ae = load_pool(f"clips-{pool_name(instances, portrait)}.npy"), trained_autoencoder().to(device)
 
         def encode(rows: list[int]) -> Tensor:
             frames = torch.from_numpy(pool[rows]).to(device).permute(0, 1, 4, 2, 3).float() / 255
@@ -58,8 +58,8 @@ def encode_pool(instances: int, use: int, device: str, team: Team) -> np.ndarray
             return torch.cat([near, far[:, WARM // 4 :]], 1)
 
         shape = (use, PER_CLIP, AUTOENCODER.latent_channels, pool.shape[2] // 8, pool.shape[3] // 8)
-        fill(path, shape, team, 1, encode)
-    return np.load(path, mmap_mode="r")
+        fill(path, shape, team, 1 if device == "cpu" else 8, encode)
+    return np.load(path, mmap_mode="c")
 
 
 def render_short(use: int, size: tuple[int, int], device: str, team: Team) -> np.ndarray:
@@ -98,8 +98,7 @@ def load_texts() -> dict[str, Tensor]:
 
 def first_wording(texts: dict[str, Tensor], i: int) -> Tensor:
     """Of load_texts(), what instance i shows [text_len, text_dim]."""
-    it = instance(i)
-    return texts[PROMPTS[it.scene][it.variant][0]]
+    return texts[instance(i).wordings[0]]
 
 
 def student_latents(coded: np.ndarray, device: str, team: Team) -> np.ndarray:
@@ -122,5 +121,5 @@ def student_latents(coded: np.ndarray, device: str, team: Team) -> np.ndarray:
                 chunks = redrawn(student, truth, text[:, None].expand(-1, CHUNKS, -1, -1), ropes, LAST_STEPS)
             return torch.cat(chunks, 2).transpose(1, 2)
 
-        fill(path, (len(coded), CHUNK * CHUNKS, *coded.shape[2:]), team, 6, redraw)
-    return np.load(path, mmap_mode="r")
+        fill(path, (len(coded), CHUNK * CHUNKS, *coded.shape[2:]), team, 6 if device == "cpu" else 48, redraw)
+    return np.load(path, mmap_mode="c")

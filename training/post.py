@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from losses import texture_loss
 from postnets import Between, Upscale
-from scenes import PROMPTS, render
+from prompts import PROMPTS
+from scenes import render
 
 HERE = Path(__file__).parent
 WORK, KEPT = HERE / "work", HERE / "post"

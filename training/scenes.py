@@ -16,24 +16,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brushes import BASE, Canvas, Texture, mix, palette, ramp, rgb, ridge, seconds, sky, splat
+from brushes import BASE, Canvas, Texture, mix, palette, ramp, rgb, ridge, seconds, shaded, sky, splat
+from prompts import PROMPTS
+from wishes import COLOURS, Wish
 
 FPS = 16
+PLAIN = Wish()
+CLOUDS = {"": 0.0, "clear": 2.5, "cloudy": -1.3}  # added to the level above which the noise is a cloud
 Painter = Callable[[Tensor], Tensor]  # times [T] in seconds -> [T, H, W, 3]
 
 # --- the scenes: each takes a canvas and a variant and returns a painter ---------------------------------------------
 
 
-def sea(c: Canvas, variant: str) -> Painter:
+def sea(c: Canvas, variant: str, wish: Wish) -> Painter:
     top, low, water, deep, light = {
         "sunset": ("#3b2a6b", "#ff9a4a", "#c8643c", "#2a1a48", "#fff0b0"),
         "noon": ("#2f86dc", "#bfe6ff", "#3fa3c8", "#0a4a86", "#ffffff"),
         "moonlit": ("#060a20", "#26386a", "#2a4878", "#040818", "#dfe8ff"),
     }[variant]
+    if wish.colour:
+        own, dim = COLOURS[wish.colour], {"sunset": 0.7, "noon": 1.0, "moonlit": 0.3}[variant]
+        top, low, water, deep = (shaded(own, dim * part) for part in (0.5, 1.2, 0.8, 0.25))
+        light = shaded(own, 1.8)
     horizon = c.uniform(0.40, 0.48)
-    sun_x, sun_y = c.uniform(0.35, c.aspect - 0.35), horizon - c.uniform(0.10, 0.24)
+    sun_x, sun_y = c.across(0.35), horizon - c.uniform(0.10, 0.24)
     clouds, wave_a, wave_b = Texture(c.rng, 3.0), Texture(c.rng, 2.2), Texture(c.rng, 2.2)
-    drift, speed, cover = c.uniform(0.04, 0.07), c.uniform(0.30, 0.42), c.uniform(0.1, 0.6)
+    drift, speed, cover = c.uniform(0.04, 0.07), c.uniform(0.30, 0.42), c.uniform(0.1, 0.6) + CLOUDS[wish.weather]
 
     def paint(t: Tensor) -> Tensor:
         s = seconds(t)
@@ -56,15 +64,17 @@ def sea(c: Canvas, variant: str) -> Painter:
     return paint
 
 
-def hills(c: Canvas, variant: str) -> Painter:
+def hills(c: Canvas, variant: str, wish: Wish) -> Painter:
     top, low, cloud_c, far, near = {
         "morning": ("#7aa8d8", "#ffe2b8", "#fff4e4", "#8fa6a0", "#5c8a3a"),
         "midday": ("#2a78d0", "#b8dcf4", "#ffffff", "#6e98a8", "#3c8c2c"),
         "autumn": ("#6a7fa8", "#f0c890", "#f0dcd0", "#9a8a80", "#b0682a"),
     }[variant]
+    if wish.colour:
+        top, low = shaded(COLOURS[wish.colour], 0.8), shaded(COLOURS[wish.colour], 1.5)
     clouds, grass = Texture(c.rng, 3.2), Texture(c.rng, 1.8)
     lines = [ridge(c, b, a) for b, a in ((0.56, 0.035), (0.68, 0.045), (0.82, 0.05))]
-    drift, cover = c.uniform(0.045, 0.075), c.uniform(-0.1, 0.4)
+    drift, cover = c.uniform(0.045, 0.075), c.uniform(-0.1, 0.4) + CLOUDS[wish.weather]
 
     def paint(t: Tensor) -> Tensor:
         s = seconds(t)
@@ -82,16 +92,20 @@ def hills(c: Canvas, variant: str) -> Painter:
     return paint
 
 
-def lava(c: Canvas, variant: str) -> Painter:
+def lava(c: Canvas, variant: str, wish: Wish) -> Painter:
     dark, glow, blob, hot = {
         "red": ("#2a0630", "#7a1446", "#ff4a1c", "#ffd060"),
         "blue": ("#03102e", "#0c3a7a", "#28a0ff", "#c8f4ff"),
         "green": ("#0c1a06", "#2c4a10", "#6ad020", "#f0ff90"),
     }[variant]
-    n = 8
+    if wish.colour:
+        dark, glow, blob, hot = (shaded(COLOURS[wish.colour], part) for part in (0.14, 0.45, 1.0, 1.6))
+    n = wish.count or 8
     cx, phase = c.draw(0.1, c.aspect - 0.1, n), c.draw(0, 2 * math.pi, n)
+    if wish.count:  # none hides behind another, which could not be counted
+        cx = (torch.arange(n) + 0.5) / n * c.aspect
     rate, size = c.draw(0.45, 0.95, n), c.draw(0.09, 0.16, n)
-    sway, sway_rate = c.draw(0.03, 0.14, n), c.draw(0.3, 0.7, n)
+    sway, sway_rate = c.draw(0.03, 0.05 if wish.count else 0.14, n), c.draw(0.3, 0.7, n)
 
     def paint(t: Tensor) -> Tensor:
         s = t.double().view(-1, 1)
@@ -109,12 +123,14 @@ def lava(c: Canvas, variant: str) -> Painter:
     return paint
 
 
-def city(c: Canvas, variant: str) -> Painter:
+def city(c: Canvas, variant: str, wish: Wish) -> Painter:
     top, low, wall, lamp_a, lamp_b = {
         "night": ("#04060f", "#1a2a4c", "#0a1020", "#ffd890", "#cfe4ff"),
         "neon": ("#0c0318", "#5a1860", "#140a24", "#ff4ac8", "#4ae8ff"),
         "dusk": ("#2c2a50", "#f08a4c", "#1c1626", "#ffb850", "#ffe0a0"),
     }[variant]
+    if wish.colour:
+        lamp_a = lamp_b = COLOURS[wish.colour]
     h, w, k = c.height, c.width, max(1, round(c.height / BASE))  # k: pixels of one of its own
     ground = int(h / k * 0.84) * k
     mask = torch.zeros(h, w)  # 1 inside a building
@@ -161,7 +177,7 @@ def city(c: Canvas, variant: str) -> Painter:
     return paint
 
 
-def snow(c: Canvas, variant: str) -> Painter:
+def snow(c: Canvas, variant: str, wish: Wish) -> Painter:
     top, low, tree, ground = {
         "night": ("#0a1230", "#2c3e6c", "#08101c", "#8a9cc8"),
         "dusk": ("#4a3a6a", "#d890a0", "#241a30", "#d8b8c8"),
@@ -169,14 +185,21 @@ def snow(c: Canvas, variant: str) -> Painter:
     }[variant]
     line = ridge(c, 0.80, 0.02)
     trees = torch.zeros(1, c.height, c.width)
-    for _ in range(int(c.uniform(6, 11))):
+    for i in range(wish.count or int(c.uniform(6, 11))):
         x, foot, tall = c.uniform(0, c.aspect), c.uniform(0.80, 0.9), c.uniform(0.28, 0.55)
+        if wish.count:  # side by side
+            x = (i + 0.3 + 0.4 * x / c.aspect) / wish.count * c.aspect
         k = ((c.y - (foot - tall)) / tall).clamp(0, 1)  # 0 at the tip, 1 at the foot
         wide = tall * 0.24 * k * (0.72 + 0.28 * torch.remainder(k * 5, 1))
         trees = torch.maximum(trees, ((c.x - x).abs() < wide) * ((c.y < foot) & (c.y > foot - tall)).float())
+    amount = {"": 1, "light": 0.3, "heavy": 2.5}[wish.weather]
     layers = [
         (n, c.draw(0, 1, n), c.draw(0, 1, n), c.draw(0, 6.28, n), speed * c.uniform(0.9, 1.1), radius)
-        for n, speed, radius in ((70, 0.20, 1.0), (45, 0.30, 1.45), (20, 0.42, 2.1))
+        for n, speed, radius in (
+            (round(amount * 70), 0.20, 1.0),
+            (round(amount * 45), 0.30, 1.45),
+            (round(amount * 20), 0.42, 2.1),
+        )
     ]
     wind = c.uniform(-0.10, 0.10)
 
@@ -194,10 +217,12 @@ def snow(c: Canvas, variant: str) -> Painter:
     return paint
 
 
-def aurora(c: Canvas, variant: str) -> Painter:
+def aurora(c: Canvas, variant: str, wish: Wish) -> Painter:
     low, high = {"green": ("#30ff90", "#2080c0"), "violet": ("#b050ff", "#4030d0"), "rose": ("#30e8d0", "#ff4a90")}[
         variant
     ]
+    if wish.colour:
+        low, high = COLOURS[wish.colour], shaded(COLOURS[wish.colour], 0.7)
     fold, rays, slow = Texture(c.rng, 3.4), Texture(c.rng, 2.0), Texture(c.rng, 3.4)
     line = ridge(c, 0.84, 0.05)
     n = 60
@@ -223,12 +248,14 @@ def aurora(c: Canvas, variant: str) -> Painter:
     return paint
 
 
-def fire(c: Canvas, variant: str) -> Painter:
+def fire(c: Canvas, variant: str, wish: Wish) -> Painter:
     colours = {
         "orange": ["#080302", "#5a1002", "#e04a06", "#ffb428", "#fff4c0"],
         "blue": ["#02040c", "#061a5a", "#1060e0", "#50c8ff", "#f0fcff"],
         "red": ["#080204", "#3c0408", "#a01010", "#f04828", "#ffc890"],
     }[variant]
+    if wish.colour:
+        colours = [shaded(COLOURS[wish.colour], part) for part in (0.03, 0.3, 0.9, 1.4, 1.85)]
     flame, lick = Texture(c.rng, 2.6), Texture(c.rng, 2.2)
     centre, wide, rise = c.aspect / 2 + c.uniform(-0.15, 0.15), c.uniform(0.40, 0.6), c.uniform(0.26, 0.36)
     n = 26
@@ -254,15 +281,17 @@ def fire(c: Canvas, variant: str) -> Painter:
     return paint
 
 
-def reef(c: Canvas, variant: str) -> Painter:
+def reef(c: Canvas, variant: str, wish: Wish) -> Painter:
     top, low, sand, tones = {
         "turquoise": ("#48d8e0", "#0a6a90", "#c8b888", ("#ff8c28", "#ffe050")),
         "deep": ("#2060c0", "#041438", "#304868", ("#ff6a8a", "#d0d8ff")),
         "lagoon": ("#70e0a0", "#0c5848", "#98a868", ("#ffd030", "#f05038")),
     }[variant]
+    if wish.colour:
+        tones = COLOURS[wish.colour], COLOURS[wish.colour]
     ray, caustic = Texture(c.rng, 2.6), Texture(c.rng, 2.4)
     line = ridge(c, 0.85, 0.015)
-    bubbles, fish = 22, 7
+    bubbles, fish = 22, wish.count or 7
     bx, bp, bv, bphase = (
         c.draw(0, c.aspect, bubbles),
         c.draw(0, 1, bubbles),
@@ -273,6 +302,8 @@ def reef(c: Canvas, variant: str) -> Painter:
     size, fdir = c.draw(0.045, 0.075, fish), torch.from_numpy(c.rng.integers(0, 2, fish) * 2.0 - 1)
     fcol = torch.stack([rgb(tones[i % 2]) for i in range(fish)])
     weeds = [(c.uniform(0, c.aspect), c.uniform(0.16, 0.34), c.uniform(0, 6.28)) for _ in range(9)]
+    if wish.count:  # one above the other, so that none hides another
+        fy, size = 0.14 + (torch.arange(fish) + 0.3 + 0.4 * (fy - 0.18) / 0.54) / fish * 0.62, size + 0.01
 
     def paint(t: Tensor) -> Tensor:
         s = seconds(t)
@@ -290,9 +321,17 @@ def reef(c: Canvas, variant: str) -> Painter:
             image = mix(image, rgb(low) * 0.35 + rgb("#204a18") * 0.6, blade.expand(len(t), -1, -1))
         span = c.aspect + 0.5
         px = torch.remainder((fx + fdir * fv * s[:, :, 0]) / span, 1) * span - 0.25  # [T, fish]
+        facing = fdir.expand_as(px)
+        if wish.count:  # to and fro, so that all are there at any time
+            turn = fv / (0.25 * c.aspect) * s[:, :, 0] + 5 * fx
+            px = c.aspect * (0.5 + 0.1 * (fx - 1.5) / 1.5 + 0.3 * torch.sin(turn))
+            facing = torch.tanh(4 * torch.cos(turn))
+            facing = facing.sign() * facing.abs().clamp(min=0.2)  # seen from the front while it turns
         py = fy + 0.02 * torch.sin(s[:, :, 0] * 1.1 + fx * 5)
         for i in range(fish):
-            dx = (c.x - px[:, i, None, None].float()) * float(fdir[i]) / float(size[i])  # +1 at the nose
+            dx = (
+                (c.x - px[:, i, None, None].float()) / facing[:, i, None, None].float() / float(size[i])
+            )  # +1: the nose
             dy = (c.y - py[:, i, None, None].float()) / float(size[i])
             wag = 0.22 * torch.sin(s.float() * 9 + float(fx[i]) * 7) * (dx < -0.6) * (-0.6 - dx)
             body = (dx / 1.0) ** 2 + ((dy + wag) / 0.48) ** 2
@@ -309,7 +348,7 @@ def reef(c: Canvas, variant: str) -> Painter:
     return paint
 
 
-SCENES: dict[str, Callable[[Canvas, str], Painter]] = {
+SCENES: dict[str, Callable[[Canvas, str, Wish], Painter]] = {
     "sea": sea,
     "hills": hills,
     "lava": lava,
@@ -320,58 +359,15 @@ SCENES: dict[str, Callable[[Canvas, str], Painter]] = {
     "reef": reef,
 }
 
-# scene -> variant -> prompts. The first prompt of each variant goes into the shipped prompt bank; the others teach the
-# model that wording does not matter.
-PROMPTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "sea": {
-        "sunset": ("a calm sea under an orange sunset sky", "sunset over the ocean, golden light on the waves", "evening at the sea, warm glowing horizon"),
-        "noon": ("a bright blue sea at noon with white clouds", "sunny ocean, blue water and a clear sky", "midday sea, turquoise waves in full sun"),
-        "moonlit": ("a dark sea glittering in the moonlight", "night ocean under the moon", "moonlight on black waves"),
-    },
-    "hills": {
-        "morning": ("clouds drifting over green hills in the morning", "soft morning light over rolling hills", "early haze above quiet meadows"),
-        "midday": ("white clouds over lush green hills at midday", "rolling green hills under a blue sky", "summer meadows with passing clouds"),
-        "autumn": ("autumn hills in brown and gold under slow clouds", "golden autumn hills at dusk", "rust coloured hills in the fall"),
-    },
-    "lava": {
-        "red": ("a red lava lamp with slow glowing blobs", "orange blobs floating in a purple lava lamp", "glowing red wax rising and falling"),
-        "blue": ("a blue lava lamp with slow glowing blobs", "icy blue blobs floating in dark water", "glowing blue wax rising and falling"),
-        "green": ("a green lava lamp with slow glowing blobs", "lime green blobs floating in the dark", "glowing green wax rising and falling"),
-    },
-    "city": {
-        "night": ("a city skyline at night with lit windows and passing cars", "night lights of a big city", "skyscrapers in the dark, traffic below"),
-        "neon": ("a neon city at night in pink and cyan", "cyberpunk skyline with magenta lights", "neon lit towers, purple sky"),
-        "dusk": ("a city skyline at dusk under an orange sky", "office towers at sunset, windows lighting up", "evening city with amber lights"),
-    },
-    "snow": {
-        "night": ("snow falling on pine trees at night", "snowflakes in a dark winter forest", "a silent snowy night in the woods"),
-        "dusk": ("snow falling at dusk under a pink sky", "winter evening, snowflakes and pines", "rose coloured winter twilight"),
-        "day": ("snow falling on a pale winter day", "snowfall over fir trees in grey daylight", "white winter landscape in falling snow"),
-    },
-    "aurora": {
-        "green": ("green northern lights over dark mountains", "a green aurora dancing in the night sky", "emerald polar lights above the peaks"),
-        "violet": ("violet northern lights over dark mountains", "a purple aurora dancing in the night sky", "violet polar lights above the peaks"),
-        "rose": ("teal and pink northern lights over dark mountains", "a rose and teal aurora in the night sky", "pink and turquoise polar lights"),
-    },
-    "fire": {
-        "orange": ("a warm orange fireplace with dancing flames", "campfire flames and sparks", "a crackling fire in the dark"),
-        "blue": ("blue gas flames dancing in the dark", "a cold blue fire", "bright blue flames and sparks"),
-        "red": ("a deep red fire with glowing embers", "dark red flames flickering", "embers and low red flames"),
-    },
-    "reef": {
-        "turquoise": ("orange fish swimming in a turquoise reef", "a sunny coral reef with bubbles and fish", "clear tropical water full of fish"),
-        "deep": ("fish in the deep blue sea with rising bubbles", "dark blue underwater world", "pale fish in deep water"),
-        "lagoon": ("yellow fish in a green lagoon", "seaweed and fish in green water", "an emerald underwater garden"),
-    },
-}  # fmt: skip
 
-
-def painter(scene: str, variant: str, seed: int, height: int = 144, width: int = 256) -> Painter:
+def painter(scene: str, variant: str, seed: int, height: int = 144, width: int = 256, wish: Wish = PLAIN) -> Painter:
     """The instance (scene, variant, seed) as a function of time."""
     rng = np.random.default_rng([list(SCENES).index(scene), list(PROMPTS[scene]).index(variant), seed])
-    return SCENES[scene](Canvas(height, width, rng), variant)
+    return SCENES[scene](Canvas(height, width, rng), variant, wish)
 
 
-def render(scene: str, variant: str, seed: int, frames: Tensor, height: int = 144, width: int = 256) -> Tensor:
+def render(
+    scene: str, variant: str, seed: int, frames: Tensor, height: int = 144, width: int = 256, wish: Wish = PLAIN
+) -> Tensor:
     """Frames (indices at 16 fps, [T]) of one instance: float32 RGB in [0, 1], [T, H, W, 3]."""
-    return painter(scene, variant, seed, height, width)(frames.double() / FPS).clamp(0, 1).float()
+    return painter(scene, variant, seed, height, width, wish)(frames.double() / FPS).clamp(0, 1).float()

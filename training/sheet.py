@@ -11,8 +11,9 @@ from PIL import Image
 from everframe.runtime import Stream, open_bundle
 from everframe.runtime.measure.statistics import clip_stats
 
+from prompts import PROMPTS
 from run import HERE
-from scenes import FPS, PROMPTS
+from scenes import FPS
 
 
 def main() -> None:

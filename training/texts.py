@@ -9,15 +9,17 @@ from safetensors.torch import save_file
 
 from everframe.export.texts import MiniLm, encode_all
 
+from clips import WISHLESS, instance
+from prompts import PROMPTS
 from run import WORK
-from scenes import PROMPTS
 from settings import TRANSFORMER
 
 
 def main() -> None:
     WORK.mkdir(exist_ok=True)
-    prompts = [p for variants in PROMPTS.values() for wordings in variants.values() for p in wordings]
-    texts = encode_all(MiniLm(), prompts, TRANSFORMER.text_len)
+    known = [p for variants in PROMPTS.values() for wordings in variants.values() for p in wordings]
+    wished = [p for i in range(WISHLESS, 2 * WISHLESS) for p in instance(i).wordings]
+    texts = encode_all(MiniLm(), list(dict.fromkeys(known + wished)), TRANSFORMER.text_len)
     save_file({p: t.half() for p, t in texts.items()}, WORK / "texts.safetensors")
 
 

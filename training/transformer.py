@@ -37,9 +37,10 @@ from torch import Tensor, nn
 from everframe.export.schedule import shifted_sigmas
 from everframe.export.wan import Block, Wan, unfold
 
-from clips import FAR, HELD_OUT, instance
+from clips import FAR, WISHLESS, instance, trained, unseen
 from common import Muon, autocast, evaluate_with, save_sheet
 from latents import encode_pool, first_wording, load_texts, render_short
+from prompts import PROMPTS
 from rollout import (
     CHUNK,
     CHUNKS,
@@ -55,14 +56,14 @@ from rollout import (
     seen_by,
 )
 from run import RUNS, WORK, Ema, Run
-from scenes import PROMPTS
 from settings import MANY_HEADED, TRANSFORMER
 from team import Team
 from weights import first_autoencoder, shipped_transformer, trained_autoencoder
 
 STEPS, PEAK = 2_000, 6e-4
 JITTERED = 0.9  # share of the sequences: the demo runs with jitter
-BEGINNINGS = 8  # chunks without a past a step, of each worker
+BEGINNINGS = 4  # chunks without a past for every sequence
+PORTRAIT_EVERY = 6  # steps: that one is of pictures that stand upright, where there are any
 OWN_FROM, OWN_STEPS = 400, (1, 2)  # step at which self-rollout starts, and of its sampler those from which it goes on
 CHECK = 200  # steps between two looks at clips that are never drawn
 YOUNG = 200  # the step whose checkpoint guides the distillation, by being worse
@@ -71,52 +72,54 @@ YOUNG = 200  # the step whose checkpoint guides the distillation, by being worse
 class Batches:
     """Draws sequences: latents [B, 5, C, F, 2h, 2w], text [B, 5, text_len, text_dim], chunk starts [5][B]."""
 
-    def __init__(self, latents: np.ndarray, texts: dict[str, Tensor], device: str, short: bool = False):
-        self.latents, self.texts, self.device, self.short = latents, texts, device, short
+    def __init__(self, latents: np.ndarray, texts: dict[str, Tensor], device: str, short: bool = False, first: int = 0):
+        """first: the instance that the first of the latents shows."""
+        self.latents, self.texts = torch.from_numpy(latents).to(device), {k: v.to(device) for k, v in texts.items()}
+        self.device, self.short, self.first = device, short, first
         self.rng = np.random.default_rng()
-        self.unseen = range(len(latents) - HELD_OUT, len(latents))  # clips that are never drawn
+        self.unseen = unseen(len(latents))  # clips that are never drawn
+        self.trained = np.array(range(len(latents)) if first else trained(len(latents)))
 
-    def chunks(self, i: int, near: bool) -> np.ndarray:
-        frames = self.latents[i]
-        picked = frames[:15] if near else np.concatenate([frames[:3], frames[15:]])
-        return picked.reshape(CHUNKS, CHUNK, *frames.shape[1:]).swapaxes(1, 2)  # (5, C, F, 2h, 2w)
+    def chunks(self, i: int, near: bool) -> Tensor:
+        frames = self.latents[i].float()
+        picked = frames[:15] if near else torch.cat([frames[:3], frames[15:]])
+        return picked.unflatten(0, (CHUNKS, CHUNK)).transpose(1, 2)  # (5, C, F, 2h, 2w)
 
     def prompt(self, i: int) -> Tensor:
-        it = instance(i)
-        return self.texts[str(self.rng.choice(PROMPTS[it.scene][it.variant]))]
+        return self.texts[str(self.rng.choice(instance(self.first + i).wordings))]
 
     def beginnings(self, size: int) -> tuple[Tensor, Tensor]:
         """Three neighbouring latent frames of as many clips [B, C, F, 2h, 2w], and their texts [B, text_len, text_dim]."""
         picked, texts = [], []
-        for i in self.rng.integers(0, self.unseen.start, size).tolist():
+        for i in self.rng.choice(self.trained, size).tolist():
             near = self.latents.shape[1] - FAR // 4
             at = int(self.rng.choice([*range(near - CHUNK + 1), *range(near, self.latents.shape[1] - CHUNK + 1)]))
-            picked.append(torch.from_numpy(self.latents[i, at : at + CHUNK].swapaxes(0, 1).astype(np.float32)))
+            picked.append(self.latents[i, at : at + CHUNK].transpose(0, 1).float())
             texts.append(self.prompt(i))
-        return torch.stack(picked).to(self.device), torch.stack(texts).to(self.device)
+        return torch.stack(picked), torch.stack(texts)
 
     def held_out(self) -> tuple[Tensor, Tensor, list[list[int]]]:
         """A sequence of each clip that is never drawn, near, with the first wording."""
-        truth = torch.stack([torch.from_numpy(self.chunks(i, True).astype(np.float32)) for i in self.unseen])
+        truth = torch.stack([self.chunks(i, True) for i in self.unseen])
         text = torch.stack([first_wording(self.texts, i) for i in self.unseen])
         starts = [[CHUNK * c] * len(truth) for c in range(CHUNKS)]
-        return truth.to(self.device), text[:, None].repeat(1, CHUNKS, 1, 1).to(self.device), starts
+        return truth, text[:, None].repeat(1, CHUNKS, 1, 1), starts
 
     def draw(self, size: int) -> tuple[Tensor, Tensor, list[list[int]]]:
         latents, texts, starts = [], [], []
-        for i, other in self.rng.integers(0, self.unseen.start, (size, 2)).tolist():
+        for i, other in self.rng.choice(self.trained, (size, 2)).tolist():
             near = self.short or bool(self.rng.random() < 0.5)
             chunks, text = self.chunks(i, near), [self.prompt(i)] * CHUNKS
             if not self.short and self.rng.random() < 0.2:  # the prompt changes, and the picture with it
                 at = int(self.rng.integers(1, CHUNKS))
-                chunks = np.concatenate([chunks[:at], self.chunks(other, bool(self.rng.random() < 0.5))[at:]])
+                chunks = torch.cat([chunks[:at], self.chunks(other, bool(self.rng.random() < 0.5))[at:]])
                 text = [*text[:at], *[self.prompt(other)] * (CHUNKS - at)]
-            first = 3 if near else instance(i).far
-            latents.append(torch.from_numpy(chunks.astype(np.float32)))
+            first = 3 if near else instance(self.first + i).far
+            latents.append(chunks)
             texts.append(torch.stack(text))
             starts.append([0, *(first + 3 * c for c in range(CHUNKS - 1))])
         columns = [list(column) for column in zip(*starts, strict=True)]
-        return torch.stack(latents).to(self.device), torch.stack(texts).to(self.device), columns
+        return torch.stack(latents), torch.stack(texts), columns
 
 
 def random_timesteps(n: int, device: str) -> Tensor:
@@ -199,6 +202,14 @@ def preview(run: Run, model: Wan, tables: Tables, batches: Batches, steps: int, 
     run.log(motion_first=round(float(motion[:, 24:60].mean()), 3), motion_last=round(float(motion[:, -36:].mean()), 3))
 
 
+def upright(clips: int, texts: dict[str, Tensor], device: str, team: Team) -> list[tuple[Batches, Tables]]:
+    """Sequences of so many clips that stand upright, and the places in them."""
+    if not clips:
+        return []
+    latents = encode_pool(clips, clips, device, team, portrait=True)
+    return [(Batches(latents, texts, device, first=WISHLESS), Tables(device, size=(COLUMNS, ROWS)))]
+
+
 def optimisers(model: Wan) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
@@ -221,6 +232,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peak", type=float, default=PEAK)
     parser.add_argument("--report", type=int, default=1000, help="steps between two contact sheets")
+    parser.add_argument("--portrait", type=int, default=0, help="how many clips that stand upright to train on too")
+    parser.add_argument("--young", type=int, default=YOUNG, help="the step whose checkpoint is the young one")
     parser.add_argument("--short", action="store_true", help="the variant for the sink-collapse study")
     parser.add_argument("--many", action="store_true", help="the same with 12 layers of 8 heads")
     args = parser.parse_args()
@@ -228,12 +241,13 @@ def main() -> None:
     network = MANY_HEADED if args.many else TRANSFORMER
     name, size = ("many" if args.many else "short", SHORT) if args.short else ("transformer", (ROWS, COLUMNS))
     team = Team(args.workers)
+    texts = load_texts()
     if args.short:
         latents = render_short(args.use, SHORT, args.device, team)
     else:
         latents = encode_pool(args.instances, args.use, args.device, team)
     torch.manual_seed(0)
-    batches = Batches(latents, load_texts(), args.device, args.short)
+    batches = Batches(latents, texts, args.device, args.short)
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
     model = Wan(network)
     if args.short:
@@ -246,15 +260,16 @@ def main() -> None:
     parts = {"model": model, "muon": muon, "adam": adam, "ema": ema}
     run = Run(name, parts, {"model": ema}, args.steps, args.minutes, team)
     tables = Tables(args.device, jittered=not args.short, size=size, network=network)
-    total, counted = 0.0, 0
+    kinds = [(batches, tables), *upright(args.portrait, texts, args.device, team)]
+    total, counted = torch.zeros((), device=args.device), 0
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
         own = not args.short and step >= OWN_FROM and step % 2 == 0
         with autocast(args.device):
-            loss = sequence_loss(model, tables, batches.draw(args.batch), own).mean()
+            drawn, places = kinds[-1 if step % PORTRAIT_EVERY == 0 else 0]
+            loss = sequence_loss(model, places, drawn.draw(args.batch), own).mean()
             if not args.short:  # every noisy chunk counts the same
-                many = 2 * CHUNKS * args.batch
-                first = beginning_loss(model, tables, batches.beginnings(BEGINNINGS))
-                loss = (many * loss + BEGINNINGS * first) / (many + BEGINNINGS)
+                first = beginning_loss(model, places, drawn.beginnings(BEGINNINGS * args.batch))
+                loss = (2 * CHUNKS * loss + BEGINNINGS * first) / (2 * CHUNKS + BEGINNINGS)
         muon.zero_grad()
         adam.zero_grad()
         loss.backward()
@@ -264,12 +279,12 @@ def main() -> None:
         adam.step()
         ema.update(step)
         if not own:
-            total, counted = total + loss.item(), counted + 1
-        if step == YOUNG and not args.short:
+            total, counted = total + loss.detach(), counted + 1
+        if step == args.young and not args.short:
             run.save_compact("young")
         if step % 50 == 49:
-            run.log(loss=round(total / max(counted, 1), 5))
-            total, counted = 0.0, 0
+            run.log(loss=round(float(total) / max(counted, 1), 5))
+            total, counted = torch.zeros((), device=args.device), 0
         if step % CHECK == CHECK - 1 and not args.short and team.first:
             evaluate_with(ema, model, lambda: run.log(held_out=held_out_loss(model, tables, batches)))
         if step % args.report == args.report - 1:

@@ -17,11 +17,8 @@ import numpy as np
 import pytest
 from conftest import CARD, Card, error_of  # type: ignore[attr-defined]
 
-from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.cuda import CudaBuffer
-from everframe.engines.errors import UserError
-from everframe.engines.ort import OrtBackend
 from everframe.runtime import Stream, open_bundle
 from everframe.runtime.state import load_state, save_state
 
@@ -200,26 +197,6 @@ def test_the_card_s_encoder_beside_the_engines(built: Bundle, card: Card, tmp_pa
         decoded = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(decoded) == sum(map(len, shown))
     assert np.abs(np.concatenate(shown).astype(float) - np.stack(decoded)).mean() < 8
-
-
-@pytest.mark.skipif(not CARD, reason="tests/engines/test_ort.py runs its buffers on a simulated card")
-def test_onnxruntime_s_own_providers(source: Path, card: Card) -> None:
-    """cuda in both forms; TensorRT's in the portable one, for their parser loses the lengths."""
-    bundle = Bundle.open(source)
-    tried = 0
-    for provider in ("cuda", "tensorrt", "nvtensorrtrtx"):
-        if provider != "cuda" and bundle.manifest.form == "in-place":
-            continue
-        try:
-            backend = OrtBackend(EngineOptions(provider=provider))
-        except UserError:
-            continue  # of a package that is not installed
-        tried += 1
-        with Stream(bundle, seed=1) as cpu, Stream(bundle, seed=1, backend=backend) as gpu:
-            for _ in range(6):
-                assert error_of(cpu.next_chunk().latent, gpu.next_chunk().latent) < CLOSE, provider
-    if not tried:
-        pytest.skip("this onnxruntime has no GPU provider for this form")
 
 
 def test_frames_are_never_those_of_before(built: Bundle, card: Card) -> None:

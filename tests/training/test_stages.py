@@ -27,30 +27,32 @@ torch.set_num_threads(1)
 import run
 run.RUNS, run.WORK = folder / "runs", folder / "work"
 import clips
-clips.WORK, clips.HEIGHT, clips.WIDTH = run.WORK, 48, 64
-clips.open_pool.__defaults__ = (run.WORK,)
+clips.WORK, clips.HEIGHT, clips.WIDTH, clips.HELD_OUT = run.WORK, 48, 64, 2
+clips.open_pool.__defaults__ = (False, run.WORK)
 import rollout
 rollout.ROWS, rollout.COLUMNS = 3, 4
 rollout.Tables.__init__.__defaults__ = (True, (3, 4), rollout.TRANSFORMER)
 import autoencoder
-autoencoder.CROP, autoencoder.HELD_OUT = (12, 48, 64), 2
+autoencoder.CROP = 12, 48, 64
 import assemble, decoder, distill, transformer
-decoder.HELD_OUT = transformer.HELD_OUT = 2
 transformer.YOUNG, transformer.CHECK, transformer.OWN_FROM = 1, 2, 0
 transformer.preview.__defaults__ = (4,)  # chunks
-from scenes import PROMPTS
+from prompts import PROMPTS
 
 def stage(module, steps, *more):
     sys.argv = [module.__name__, "--steps", str(steps), "--workers", "1", "--instances", "6", "--report", "2", *more]
     module.main()
 
 clips.fill(6, 0, 1)
+clips.fill(3, 0, 1, portrait=True)
 wordings = [p for variants in PROMPTS.values() for group in variants.values() for p in group]
+wordings += [p for i in range(1600, 1603) for p in clips.instance(i).wordings]
 save_file({{p: torch.randn(5, 384).half() for p in wordings}}, run.WORK / "texts.safetensors")
 stage(autoencoder, 2)
-stage(transformer, 2, "--use", "6")
+transformer.PORTRAIT_EVERY = distill.PORTRAIT_EVERY = 2
+stage(transformer, 2, "--use", "6", "--portrait", "3")
 stage(transformer, 3, "--use", "6")  # goes on
-stage(distill, 2, "--use", "6")
+stage(distill, 2, "--use", "6", "--portrait", "3")
 stage(transformer, 4, "--use", "6")
 stage(distill, 1, "--use", "6")  # of a newer teacher: its steps begin anew, its weights are those of the one before
 stage(decoder, 2, "--use", "6")
