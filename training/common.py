@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from run import WORK, Ema
-
-T = TypeVar("T")
 
 
 def evaluate_with(ema: Ema, model: nn.Module, work: Callable[[], None]) -> None:
@@ -82,17 +77,6 @@ def autocast(device: str) -> torch.autocast:
     return torch.autocast(
         device, torch.bfloat16, enabled=device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
-
-
-def ahead(make: Callable[[], T], device: str, threads: int = 4) -> Iterator[T]:
-    """What make() gives, for ever. For a GPU it is made in time by threads; a CPU has nothing to do meanwhile but that."""
-    while device == "cpu":
-        yield make()
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque(pool.submit(make) for _ in range(2 * threads))
-        while True:
-            waiting.append(pool.submit(make))
-            yield waiting.popleft().result()
 
 
 def save_sheet(rows: list[Tensor], path: Path) -> None:
