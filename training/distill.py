@@ -3,16 +3,18 @@
     python training/distill.py [--minutes 60] [--device cuda]
 
 The flow-matching model of transformer.py (the teacher) is good with many small steps; four large ones are blurred. The
-student starts as a copy of it, or as the student of the teacher before it, and rolls out five chunks as at run time: four
-steps, commit, sinks and ring, everything it sees made by itself. At two random steps of every chunk, the flow along which it
-goes to the next sigma is drawn towards the mean of the teacher's over four steps of that way, from the same noisy latent,
-with the same history in the teacher's own keys and values (progressive distillation, arXiv 2202.00512, at once from 16 steps
-to four and under the self-rollout of Self-Forcing, arXiv 2506.08009). A way has one end, so nothing is averaged, and it is
-short: with the end of the whole path as the target, however few steps led there, the student laid out no trees and no fish
-that the teacher had.
+student starts as a copy of it, or as the student of the teacher before it (`--anew`: not where the autoencoder has
+changed since; its loss began at 0.66, that of a copy at 0.033), and rolls out five chunks as at run time: four steps,
+commit, sinks and ring, everything it sees made by itself. At two random steps of every chunk, the flow along which it
+goes to the next sigma is drawn towards the mean of the teacher's over four steps of that way, from the same noisy
+latent, with the same history in the teacher's own keys and values (progressive distillation, arXiv 2202.00512, at once
+from 16 steps to four and under the self-rollout of Self-Forcing, arXiv 2506.08009). A way has one end, so nothing is
+averaged, and it is short: with the end of the whole path as the target, however few steps led there, the student laid
+out no trees and no fish that the teacher had.
 
-The teacher is guided by itself when young (autoguidance, arXiv 2406.02507, equation 1): its flow is moved away from that
-of its checkpoint after 200 steps, which is wrong in the same places, only more so. energy.py tells what that gives.
+The teacher is guided by itself when young (autoguidance, arXiv 2406.02507, equation 1): its flow is moved away from
+that of an early checkpoint (`--young` of transformer.py), which is wrong in the same places, only more so. energy.py
+tells what that gives.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from weights import trained_transformer
 STEPS, PEAK = 2_000, 3e-4
 SUBSTEPS = 4  # of the teacher for one of the student
 TRUE_SINKS = 0.3  # share of the sequences whose first chunk is a rendered one
-GUIDANCE = 1.5  # how far the teacher is moved away from its young self (energy.py: 2.0 is too much),
+GUIDANCE = 0.9  # how far the teacher is moved away from its young self (energy.py: 1.5 is too much),
 GUIDED_BELOW = 0.8  # and at which sigmas: above, where the picture is laid out, it makes seeds alike (arXiv 2404.07724)
 
 
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peak", type=float, default=PEAK)
     parser.add_argument("--report", type=int, default=250, help="steps between two contact sheets")
+    parser.add_argument("--anew", action="store_true", help="begin with the teacher, not with the student before it")
     parser.add_argument("--portrait", type=int, default=0, help="how many clips that stand upright to train on too")
     parser.add_argument(
         "--guidance", type=float, default=GUIDANCE, help="how far the teacher is moved from its young self"
@@ -139,7 +142,9 @@ def main() -> None:
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
     both = (trained_transformer(name).to(args.device) for name in ("transformer", "young"))
     teacher = Teacher(*both, guidance=args.guidance)
-    began = compact_path("distill").exists()  # perhaps under an earlier teacher: it knows how to do it in four steps
+    began = (
+        compact_path("distill").exists() and not args.anew
+    )  # under an earlier teacher: it knows how to take four steps
     student = trained_transformer("distill" if began else "transformer").to(args.device)
     muon, adam = optimisers(student)
     ema = Ema(student, 0.995)

@@ -22,8 +22,7 @@ from judge import CLASSES, Judge, rendered  # noqa: E402
 from post import CLASSES as CLIPS  # noqa: E402
 from post import clip, halved  # noqa: E402
 from postjudge import network, psnr, scaled  # noqa: E402
-
-from scenes import PROMPTS  # noqa: E402
+from prompts import PROMPTS  # noqa: E402
 
 BANK = open_bundle().manifest.prompts
 

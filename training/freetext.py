@@ -1,0 +1,157 @@
+"""Whether a stream shows what its prompt asks for beyond the scene, in words and combinations trained and not trained.
+
+    python training/freetext.py [--bundle out/new.everframe] [--renders] [--json FILE]
+
+What is asked is named from pictures alone: of the renders of all the values that it could have had (other seeds), those
+nearest to the stream's frames by their histogram of colours, and for counts by how many things there are to count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from everframe.export.addprompts import add
+from everframe.runtime import Stream, open_bundle
+
+from judge import FIRST_SEED
+from measures import Frames
+from scenes import render
+from things import blobs, tree_tips
+from wishes import COLOURS, COUNTED, UNTRAINED_COLOURS, UNTRAINED_COUNTS, WEATHER, Wish, wordings
+
+FRAMES, WARM, EXAMPLES = 12, 4, 3  # of a clip; chunks before it; renders of every value
+BINS = 8  # of each of three colours
+KNOWN = (  # combinations that training saw
+    ("sea", "moonlit", Wish("pink")),
+    ("sea", "sunset", Wish("blue", weather="clear")),
+    ("hills", "autumn", Wish("violet", weather="cloudy")),
+    ("lava", "red", Wish("green", 2)),
+    ("lava", "blue", Wish("pink", 4)),
+    ("city", "dusk", Wish("red")),
+    ("snow", "day", Wish(count=2, weather="heavy")),
+    ("snow", "night", Wish(count=1, weather="light")),
+    ("aurora", "rose", Wish("yellow")),
+    ("fire", "blue", Wish("violet")),
+    ("reef", "deep", Wish("red", 4)),
+    ("reef", "lagoon", Wish("pink", 2)),
+)
+NEW = (
+    *((scene, variant, Wish(colour)) for scene, variant, colour in sorted(UNTRAINED_COLOURS)),
+    *((scene, "red" if scene == "lava" else "lagoon", Wish(c, n)) for scene, c, n in sorted(UNTRAINED_COUNTS)),
+)
+ASKED = {
+    "as trained": [(*what, wordings(*what)[0]) for what in KNOWN],
+    "other words": [(*what, wordings(*what)[2]) for what in KNOWN],
+    "other combinations": [(*what, wordings(*what)[0]) for what in NEW],
+}
+
+
+def histogram(frames: Frames) -> NDArray[np.float64]:
+    """Of the colours, as square roots of shares [512]: little of a rare colour counts more than the same of a common one."""
+    places = (frames.reshape(-1, 3).astype(int) * BINS // 256) @ np.array([BINS**2, BINS, 1])
+    return np.sqrt(np.bincount(places, minlength=BINS**3) / len(places))
+
+
+def alike(frames: Frames, colour: str) -> NDArray[np.bool_]:
+    """Where a pixel has the direction of a colour, however bright."""
+    wanted = np.array([int(COLOURS[colour][k : k + 2], 16) for k in (1, 3, 5)], float)
+    size = np.linalg.norm(frames, axis=-1) * np.linalg.norm(wanted)
+    return (frames @ wanted > 0.97 * size) & (frames.max(-1) > (150 if colour == "white" else 60))
+
+
+def number(scene: str, wish: Wish, frames: Frames) -> NDArray[np.float64]:
+    """How many things there are to count, mean over every sixth frame [1]."""
+    if scene == "snow":
+        return np.array([float(len(tree_tips(frames)))])
+    some, area = frames[::6], (25, 900) if scene == "reef" else (150, 6000)
+    # A lamp has its blobs' colour, only darker.
+    masks = some.max(-1) > 0.75 * some.max() if scene == "lava" else alike(some, wish.colour)
+    return np.array([np.mean([len(blobs(mask, area)) for mask in masks])])
+
+
+def rendered(scene: str, variant: str, wish: Wish, seed: int) -> Frames:
+    clip = render(scene, variant, seed, torch.arange(FRAMES) + 37 * (seed % 100), wish=wish)
+    return (clip * 255).round().byte().numpy()
+
+
+def questions(scene: str, wish: Wish) -> dict[str, list[Wish]]:
+    """Every part of a wish, and the wishes that are like it but for that part."""
+    asked: dict[str, list[Wish]] = {}
+    if wish.colour:
+        asked["colour"] = [replace(wish, colour=colour) for colour in COLOURS]
+    if wish.count:
+        least, most = COUNTED[scene]
+        asked["count"] = [replace(wish, count=n) for n in range(least, most + 1)]
+    if wish.weather:
+        asked["weather"] = [replace(wish, weather=weather) for weather in WEATHER[scene]]
+    return asked
+
+
+def name(part: str, scene: str, variant: str, wish: Wish, clips: list[Frames]) -> str:
+    """The value of that part whose renders the clips are nearest to."""
+
+    def look(frames: Frames, as_of: Wish) -> NDArray[np.float64]:
+        return number(scene, as_of, frames) if part == "count" else histogram(frames)
+
+    away = {}
+    for other in questions(scene, wish)[part]:
+        seeds = range(FIRST_SEED + 200, FIRST_SEED + 200 + EXAMPLES)
+        examples = np.mean([look(rendered(scene, variant, other, seed), other) for seed in seeds], 0)
+        made = np.mean([look(clip, wish) for clip in clips], 0)
+        away[str(getattr(other, part))] = float(np.linalg.norm(made - examples))
+    return min(away, key=lambda value: away[value])
+
+
+def streamed(bundle: Path, prompt: str, seeds: int) -> list[Frames]:
+    clips = []
+    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+        with Stream(open_bundle(bundle), prompt=prompt, seed=seed) as stream:
+            chunks = [stream.next_chunk().frames for _ in range(WARM + FRAMES // 12)]
+        clips.append(np.concatenate(chunks)[-FRAMES:])
+    return clips
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--renders", action="store_true", help="ask of other renders, which must get full marks")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "asked.everframe"
+        if not args.renders:
+            shutil.copytree(open_bundle(args.bundle).path, copy, ignore=shutil.ignore_patterns("engines"))
+            add(copy, sorted({prompt for asked in ASKED.values() for *_, prompt in asked}), None, "minilm")
+        for group, asked in ASKED.items():
+            for scene, variant, wish, prompt in asked:
+                others = range(FIRST_SEED + 300, FIRST_SEED + 300 + args.seeds)
+                if args.renders:
+                    clips = [rendered(scene, variant, wish, seed) for seed in others]
+                else:
+                    clips = streamed(copy, prompt, args.seeds)
+                for part in questions(scene, wish):
+                    asked_for, named = str(getattr(wish, part)), name(part, scene, variant, wish, clips)
+                    rows.append({"group": group, "prompt": prompt, "part": part, "asked": asked_for, "named": named})
+                    print(f"{group:20}{prompt}: {part} {asked_for}, named {named}", flush=True)
+    for group in ASKED:
+        for part in ("colour", "count", "weather"):
+            mine = [row["asked"] == row["named"] for row in rows if (row["group"], row["part"]) == (group, part)]
+            if mine:
+                print(f"{group}: {part} named in {sum(mine)} of {len(mine)}")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
