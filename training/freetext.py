@@ -55,7 +55,7 @@ ASKED = {
 }
 
 
-def histogram(frames: Frames) -> NDArray[np.float64]:
+def histogram(frames: Frames) -> NDArray[np.floating]:
     """Of the colours, as square roots of shares [512]: little of a rare colour counts more than the same of a common one."""
     places = (frames.reshape(-1, 3).astype(int) * BINS // 256) @ np.array([BINS**2, BINS, 1])
     return np.sqrt(np.bincount(places, minlength=BINS**3) / len(places))
@@ -99,7 +99,7 @@ def questions(scene: str, wish: Wish) -> dict[str, list[Wish]]:
 def name(part: str, scene: str, variant: str, wish: Wish, clips: list[Frames]) -> str:
     """The value of that part whose renders the clips are nearest to."""
 
-    def look(frames: Frames, as_of: Wish) -> NDArray[np.float64]:
+    def look(frames: Frames, as_of: Wish) -> NDArray[np.floating]:
         return number(scene, as_of, frames) if part == "count" else histogram(frames)
 
     away = {}
