@@ -68,7 +68,7 @@ def alike(frames: Frames, colour: str) -> NDArray[np.bool_]:
     return (frames @ wanted > 0.97 * size) & (frames.max(-1) > (150 if colour == "white" else 60))
 
 
-def number(scene: str, wish: Wish, frames: Frames) -> NDArray[np.float64]:
+def number(scene: str, wish: Wish, frames: Frames) -> NDArray[np.floating]:
     """How many things there are to count, mean over every sixth frame [1]."""
     if scene == "snow":
         return np.array([float(len(tree_tips(frames)))])
