@@ -78,8 +78,7 @@ class Trained(nn.Module):
 class Clips:
     """The rendered clips to train on; the pool may still be filling. Those of fine detail are drawn twice as often.
 
-    For a card they are kept on it: sixteen crops took half a second out of the file, beside the rendering, and thirty-two a
-    seventh of a second there, with their step.
+    For a card they are kept on it, which needs 13 MB for each: out of the file, a step waited for its crops.
     """
 
     def __init__(self, instances: int, device: str):
@@ -122,7 +121,7 @@ class Clips:
 
 
 def held_out_report(run: Run, ae: Taehv, pool: np.ndarray, device: str, length: int = 24, warm: int = 8) -> None:
-    """Log what reconstruct.py says of the pool's last clips, and draw some of them."""
+    """Log what reconstruct.py says of the clips held out, and draw some of them."""
     made: dict[str, list[np.ndarray]] = {}
     kept: dict[str, list[np.ndarray]] = {}
     rows = []

@@ -27,7 +27,7 @@ from wishes import TRAINED_WORDINGS, Wish, draw, wordings
 WORK = Path(__file__).parent / "work"
 NEAR, WARM, FAR = 60, 8, 48  # pixel frames
 HEIGHT, WIDTH = 144, 256
-HELD_OUT = 24  # clips without wishes, the last of them, that no stage trains on
+HELD_OUT = 24  # clips without wishes, the last of those in use, that no stage trains on
 WISHLESS = 1600  # instances
 
 
@@ -54,7 +54,8 @@ def instance(index: int) -> Instance:
     scene, variant = pairs[index % len(pairs)]
     rng = np.random.default_rng([7, index])
     far = int(np.exp(rng.uniform(np.log(15), np.log(3e5)))) // 3 * 3
-    wish = draw(scene, variant, rng) if WISHLESS <= index < 2 * WISHLESS and index % 3 else PLAIN
+    asks = WISHLESS <= index < 2 * WISHLESS and index // len(pairs) % 3  # of every variant
+    wish = draw(scene, variant, rng) if asks else PLAIN
     return Instance(scene, variant, index // len(pairs), far, wish)
 
 

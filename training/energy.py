@@ -55,7 +55,7 @@ def figures(clips: list[Frames], scenes: list[str]) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--instances", type=int, default=1600)
-    parser.add_argument("--use", type=int, default=480)
+    parser.add_argument("--use", type=int, default=1600, help="of fewer, those held out have been trained on since")
     parser.add_argument("--guidance", type=float, nargs="*", default=[0.0, GUIDANCE])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tuned", action="store_true", help="with the decoder that decoder.py tuned")

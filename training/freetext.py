@@ -32,13 +32,11 @@ FRAMES, WARM, EXAMPLES = 12, 4, 3  # of a clip; chunks before it; renders of eve
 BINS = 8  # of each of three colours
 KNOWN = (  # combinations that training saw
     ("sea", "moonlit", Wish("pink")),
-    ("sea", "sunset", Wish("blue", weather="clear")),
     ("hills", "autumn", Wish("violet", weather="cloudy")),
     ("lava", "red", Wish("green", 2)),
     ("lava", "blue", Wish("pink", 4)),
     ("city", "dusk", Wish("red")),
     ("snow", "day", Wish(count=2, weather="heavy")),
-    ("snow", "night", Wish(count=1, weather="light")),
     ("aurora", "rose", Wish("yellow")),
     ("fire", "blue", Wish("violet")),
     ("reef", "deep", Wish("red", 4)),
@@ -69,7 +67,7 @@ def alike(frames: Frames, colour: str) -> NDArray[np.bool_]:
 
 
 def number(scene: str, wish: Wish, frames: Frames) -> NDArray[np.floating]:
-    """How many things there are to count, mean over every sixth frame [1]."""
+    """How many things there are to count: trees in all frames together, others in the mean of every sixth [1]."""
     if scene == "snow":
         return np.array([float(len(tree_tips(frames)))])
     some, area = frames[::6], (25, 900) if scene == "reef" else (150, 6000)
@@ -123,7 +121,7 @@ def streamed(bundle: Path, prompt: str, seeds: int) -> list[Frames]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--renders", action="store_true", help="ask of other renders, which must get full marks")
+    parser.add_argument("--renders", action="store_true", help="ask of other renders: what this measure can tell")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import texts
+
 import autoencoder
 import distill
 import transformer
@@ -75,7 +77,7 @@ def stages(workers: int, use: int, steps: dict[str, int]) -> list[Stage]:
     return [
         Stage("clips", ("clips.py", "--instances", str(INSTANCES), *crew), rendered),
         trained("autoencoder", steps["autoencoder"], "autoencoder.py", *crew),
-        Stage("texts", ("texts.py",), lambda: (WORK / "texts.safetensors").exists()),
+        Stage("texts", ("texts.py",), texts.complete),
         trained("transformer", steps["transformer"], "transformer.py", *some),
         trained("distill", steps["distill"], "distill.py", *some, of="transformer"),
         trained("decoder", steps["decoder"], "decoder.py", *some, of="autoencoder"),

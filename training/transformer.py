@@ -7,8 +7,8 @@ A training sequence is five chunks: the stream's first chunk (the sinks) and fou
 the sinks, of the two chunks before it and of itself. In each call the clean chunk (timestep 0, slightly noisy: the commit
 pass) stands beside two noisy copies of it at random timesteps, whose flow prediction is the loss.
 
-Beside them stand chunks without a past, the beginning of a stream, eight from other clips: what is missing in the sinks is
-missing for good, and a sequence shows one beginning for four chunks that can copy it.
+Beside them stand chunks without a past, the beginning of a stream, four from other clips for every sequence: what is missing
+in the sinks is missing for good, and a sequence shows one beginning for four chunks that can copy it.
 
 It starts from the transformer of training/demo, for latents move little when an autoencoder is trained on: the first demo's
 and those after 3,400 steps of the next are 95 % each other's by one affine map, which is nearly the identity.
@@ -63,7 +63,7 @@ from weights import first_autoencoder, shipped_transformer, trained_autoencoder
 STEPS, PEAK = 2_000, 6e-4
 JITTERED = 0.9  # share of the sequences: the demo runs with jitter
 BEGINNINGS = 4  # chunks without a past for every sequence
-PORTRAIT_EVERY = 6  # steps: that one is of pictures that stand upright, where there are any
+PORTRAIT_EVERY = 6  # pairs of steps (one of each is on self-made history): that pair is of upright pictures
 OWN_FROM, OWN_STEPS = 400, (1, 2)  # step at which self-rollout starts, and of its sampler those from which it goes on
 CHECK = 200  # steps between two looks at clips that are never drawn
 YOUNG = 200  # the step whose checkpoint guides the distillation, by being worse
@@ -77,7 +77,7 @@ class Batches:
         self.latents, self.texts = torch.from_numpy(latents).to(device), {k: v.to(device) for k, v in texts.items()}
         self.device, self.short, self.first = device, short, first
         self.rng = np.random.default_rng()
-        self.unseen = unseen(len(latents))  # clips that are never drawn
+        self.unseen = range(0) if first else unseen(len(latents))  # clips that are never drawn: all from the beginning
         self.trained = np.array(range(len(latents)) if first else trained(len(latents)))
 
     def chunks(self, i: int, near: bool) -> Tensor:
@@ -238,6 +238,8 @@ def main() -> None:
     parser.add_argument("--many", action="store_true", help="the same with 12 layers of 8 heads")
     args = parser.parse_args()
     args.short |= args.many
+    if args.short and args.portrait:
+        parser.error("--portrait: the study's variants know no upright pictures")
     network = MANY_HEADED if args.many else TRANSFORMER
     name, size = ("many" if args.many else "short", SHORT) if args.short else ("transformer", (ROWS, COLUMNS))
     team = Team(args.workers)
@@ -265,7 +267,7 @@ def main() -> None:
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
         own = not args.short and step >= OWN_FROM and step % 2 == 0
         with autocast(args.device):
-            drawn, places = kinds[-1 if step % PORTRAIT_EVERY == 0 else 0]
+            drawn, places = kinds[-1 if step // 2 % PORTRAIT_EVERY == 0 else 0]
             loss = sequence_loss(model, places, drawn.draw(args.batch), own).mean()
             if not args.short:  # every noisy chunk counts the same
                 first = beginning_loss(model, places, drawn.beginnings(BEGINNINGS * args.batch))

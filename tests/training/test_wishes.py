@@ -73,7 +73,9 @@ def test_what_is_kept_back_is_in_no_clip() -> None:
     asked = [instance(i) for i in range(2 * WISHLESS)]
     assert not any(it.wish.untrained(it.scene, it.variant) for it in asked)
     assert not any(it.wish for it in asked[:WISHLESS])
-    assert {it.scene for it in asked if it.wish} == set(SCENES)
+    every = {(scene, variant) for scene, variants in PROMPTS.items() for variant in variants}
+    assert {(it.scene, it.variant) for it in asked if it.wish} == every
+    assert {(it.scene, it.variant) for it in asked[WISHLESS:] if not it.wish} == every
     parts = {(it.scene, it.wish.colour) for it in asked} | {(it.scene, it.wish.count) for it in asked}
     assert {("reef", "blue"), ("reef", 3), ("sea", "green"), ("city", "green"), ("lava", "violet")} <= parts
     held = unseen(2 * WISHLESS)
