@@ -71,7 +71,8 @@ def frame_indices(far: int) -> torch.Tensor:
 
 def trained(clips: int) -> list[int]:
     """The others."""
-    return [i for i in range(clips) if i not in unseen(clips)]
+    held = unseen(clips)
+    return [i for i in range(clips) if i not in held]
 
 
 def pool_name(instances: int, portrait: bool = False) -> str:

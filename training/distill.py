@@ -33,7 +33,7 @@ from latents import encode_pool, load_texts
 from rollout import CHUNKS, KV, SCHEDULE, Tables, commit, denoised, renoised, seen_by, sigmas_of
 from run import Ema, Run, compact_path, progress_of
 from team import Team
-from transformer import PORTRAIT_EVERY, Batches, optimisers, preview, upright
+from transformer import Batches, of_step, optimisers, preview, upright
 from weights import trained_transformer
 
 STEPS, PEAK = 2_000, 3e-4
@@ -155,7 +155,7 @@ def main() -> None:
     total = torch.zeros((), device=args.device)
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
         with autocast(args.device):
-            drawn, places = kinds[-1 if step % PORTRAIT_EVERY == 0 else 0]
+            drawn, places = of_step(kinds, step)
             loss = rollout_loss(student, teacher, places, drawn.draw(args.batch))
         muon.zero_grad()
         adam.zero_grad()

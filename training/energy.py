@@ -4,7 +4,7 @@
 
 The autoencoder on the clips held out, the teacher in 16 Euler steps (unguided, and guided by its young self), the student in
 its four; every prompt in its first wording, the second to the fourth chunk of a stream, in PyTorch. Minutes, where judge.py
-takes ten.
+takes ten, once the clips are encoded.
 """
 
 from __future__ import annotations

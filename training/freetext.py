@@ -13,18 +13,18 @@ import json
 import shutil
 import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from everframe.export.addprompts import add
-from everframe.runtime import Stream, open_bundle
+from everframe.runtime import open_bundle
 
-from judge import FIRST_SEED
+from brushes import rgb
+from judge import FIRST_SEED, clips_of_stream, rendered_clips
 from measures import Frames
-from scenes import render
 from things import blobs, tree_tips
 from wishes import COLOURS, COUNTED, UNTRAINED_COLOURS, UNTRAINED_COUNTS, WEATHER, Wish, wordings
 
@@ -61,7 +61,7 @@ def histogram(frames: Frames) -> NDArray[np.floating]:
 
 def alike(frames: Frames, colour: str) -> NDArray[np.bool_]:
     """Where a pixel has the direction of a colour, however bright."""
-    wanted = np.array([int(COLOURS[colour][k : k + 2], 16) for k in (1, 3, 5)], float)
+    wanted = rgb(COLOURS[colour]).double().numpy()
     size = np.linalg.norm(frames, axis=-1) * np.linalg.norm(wanted)
     return (frames @ wanted > 0.97 * size) & (frames.max(-1) > (150 if colour == "white" else 60))
 
@@ -74,11 +74,6 @@ def number(scene: str, wish: Wish, frames: Frames) -> NDArray[np.floating]:
     # A lamp has its blobs' colour, only darker.
     masks = some.max(-1) > 0.75 * some.max() if scene == "lava" else alike(some, wish.colour)
     return np.array([np.mean([len(blobs(mask, area)) for mask in masks])])
-
-
-def rendered(scene: str, variant: str, wish: Wish, seed: int) -> Frames:
-    clip = render(scene, variant, seed, torch.arange(FRAMES) + 37 * (seed % 100), wish=wish)
-    return (clip * 255).round().byte().numpy()
 
 
 def questions(scene: str, wish: Wish) -> dict[str, list[Wish]]:
@@ -94,28 +89,23 @@ def questions(scene: str, wish: Wish) -> dict[str, list[Wish]]:
     return asked
 
 
+def look(part: str, scene: str, wish: Wish, frames: Frames) -> NDArray[np.floating]:
+    return number(scene, wish, frames) if part == "count" else histogram(frames)
+
+
+@cache
+def expected(part: str, scene: str, variant: str, wish: Wish) -> NDArray[np.floating]:
+    """How renders of that look."""
+    seeds = range(FIRST_SEED + 200, FIRST_SEED + 200 + EXAMPLES)
+    return np.mean([look(part, scene, wish, c) for c in rendered_clips(scene, variant, seeds, wish, FRAMES)], 0)
+
+
 def name(part: str, scene: str, variant: str, wish: Wish, clips: list[Frames]) -> str:
     """The value of that part whose renders the clips are nearest to."""
-
-    def look(frames: Frames, as_of: Wish) -> NDArray[np.floating]:
-        return number(scene, as_of, frames) if part == "count" else histogram(frames)
-
-    away = {}
-    for other in questions(scene, wish)[part]:
-        seeds = range(FIRST_SEED + 200, FIRST_SEED + 200 + EXAMPLES)
-        examples = np.mean([look(rendered(scene, variant, other, seed), other) for seed in seeds], 0)
-        made = np.mean([look(clip, wish) for clip in clips], 0)
-        away[str(getattr(other, part))] = float(np.linalg.norm(made - examples))
-    return min(away, key=lambda value: away[value])
-
-
-def streamed(bundle: Path, prompt: str, seeds: int) -> list[Frames]:
-    clips = []
-    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        with Stream(open_bundle(bundle), prompt=prompt, seed=seed) as stream:
-            chunks = [stream.next_chunk().frames for _ in range(WARM + FRAMES // 12)]
-        clips.append(np.concatenate(chunks)[-FRAMES:])
-    return clips
+    made = np.mean([look(part, scene, wish, clip) for clip in clips], 0)
+    others = questions(scene, wish)[part]
+    nearest = min(others, key=lambda other: float(np.linalg.norm(made - expected(part, scene, variant, other))))
+    return str(getattr(nearest, part))
 
 
 def main() -> None:
@@ -127,17 +117,19 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "asked.everframe"
+        bundle = None
         if not args.renders:
+            copy = Path(folder) / "asked.everframe"
             shutil.copytree(open_bundle(args.bundle).path, copy, ignore=shutil.ignore_patterns("engines"))
             add(copy, sorted({prompt for asked in ASKED.values() for *_, prompt in asked}), None, "minilm")
+            bundle = open_bundle(copy)
         for group, asked in ASKED.items():
             for scene, variant, wish, prompt in asked:
                 others = range(FIRST_SEED + 300, FIRST_SEED + 300 + args.seeds)
-                if args.renders:
-                    clips = [rendered(scene, variant, wish, seed) for seed in others]
+                if bundle:
+                    clips = clips_of_stream(bundle, prompt, args.seeds, WARM, FRAMES)
                 else:
-                    clips = streamed(copy, prompt, args.seeds)
+                    clips = rendered_clips(scene, variant, others, wish, FRAMES)
                 for part in questions(scene, wish):
                     asked_for, named = str(getattr(wish, part)), name(part, scene, variant, wish, clips)
                     rows.append({"group": group, "prompt": prompt, "part": part, "asked": asked_for, "named": named})

@@ -28,8 +28,9 @@ from marks import Row, by_scene, goals, measure, shares
 from measures import Frames
 from prompts import PROMPTS
 from reconstruct import stream, to_bytes
-from scenes import render
+from scenes import PLAIN, render
 from weights import shipped_autoencoder, trained_autoencoder
+from wishes import Wish
 
 CLASSES = [(scene, variant) for scene, variants in PROMPTS.items() for variant in variants]
 TILES = (5, 8)
@@ -80,21 +81,21 @@ class Judge:
         return CLASSES[int(distance.argmin())]
 
 
-def clips_of_stream(bundle: Bundle, prompt: str, seeds: int, warm: int) -> list[Frames]:
-    """LENGTH frames of a running stream for every seed, after so many chunks."""
+def clips_of_stream(bundle: Bundle, prompt: str, seeds: int, warm: int, length: int = LENGTH) -> list[Frames]:
+    """So many frames of a running stream for every seed, after so many chunks."""
     clips = []
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         with Stream(bundle, prompt=prompt, seed=seed) as stream:
             frames: list[Frames] = []
-            while sum(map(len, frames)) < LENGTH + warm * bundle.manifest.geometry.chunk_frames:
+            while sum(map(len, frames)) < length + warm * bundle.manifest.geometry.chunk_frames:
                 frames.append(stream.next_chunk().frames)
-        clips.append(np.concatenate(frames)[-LENGTH:])
+        clips.append(np.concatenate(frames)[-length:])
     return clips
 
 
-def rendered_clips(scene: str, variant: str, seeds: range) -> list[Frames]:
-    """LENGTH frames of renders that no training has seen, from different moments."""
-    clips = [render(scene, variant, seed, torch.arange(LENGTH) + 37 * (seed % 100)) for seed in seeds]
+def rendered_clips(scene: str, variant: str, seeds: range, wish: Wish = PLAIN, length: int = LENGTH) -> list[Frames]:
+    """So many frames of renders that no training has seen, from different moments."""
+    clips = [render(scene, variant, seed, torch.arange(length) + 37 * (seed % 100), wish=wish) for seed in seeds]
     return [(clip * 255).round().byte().numpy() for clip in clips]
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -210,6 +211,11 @@ def upright(clips: int, texts: dict[str, Tensor], device: str, team: Team) -> li
     return [(Batches(latents, texts, device, first=WISHLESS), Tables(device, size=(COLUMNS, ROWS)))]
 
 
+def of_step(kinds: Sequence[tuple[Batches, Tables]], step: int) -> tuple[Batches, Tables]:
+    """Of [wide] or [wide, upright], what a step draws from."""
+    return kinds[-1 if step // 2 % PORTRAIT_EVERY == 0 else 0]
+
+
 def optimisers(model: Wan) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
@@ -267,7 +273,7 @@ def main() -> None:
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
         own = not args.short and step >= OWN_FROM and step % 2 == 0
         with autocast(args.device):
-            drawn, places = kinds[-1 if step // 2 % PORTRAIT_EVERY == 0 else 0]
+            drawn, places = of_step(kinds, step)
             loss = sequence_loss(model, places, drawn.draw(args.batch), own).mean()
             if not args.short:  # every noisy chunk counts the same
                 first = beginning_loss(model, places, drawn.beginnings(BEGINNINGS * args.batch))

@@ -49,7 +49,7 @@ wordings = [p for variants in PROMPTS.values() for group in variants.values() fo
 wordings += [p for i in range(1600, 1603) for p in clips.instance(i).wordings]
 save_file({{p: torch.randn(5, 384).half() for p in wordings}}, run.WORK / "texts.safetensors")
 stage(autoencoder, 2)
-transformer.PORTRAIT_EVERY = distill.PORTRAIT_EVERY = 2
+transformer.PORTRAIT_EVERY = 2
 stage(transformer, 2, "--use", "6", "--portrait", "3")
 stage(transformer, 3, "--use", "6")  # goes on
 stage(distill, 2, "--use", "6", "--portrait", "3")
