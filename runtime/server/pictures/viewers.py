@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 GRACE = 6.0  # seconds beyond the buffer before a still picture counts as frozen
+BEGIN = 20.0  # the same for a page that has shown nothing yet: a slow box told to reload would begin for ever
 SILENCE = 20.0  # seconds without a report after which a connection is given up
 MANY = 3  # reloads within HOUR that make a screen a problem
 HOUR = 3600.0
@@ -65,7 +66,8 @@ class Viewer:
         """What the server should say to it."""
         if now - self.heard > SILENCE:
             return "gone"
-        if self.shown >= 0 and self.judged and self.visible and now - self.moved > self.buffered + GRACE:
+        patience = self.buffered + (GRACE if self.shown > 0 else BEGIN)
+        if self.shown >= 0 and self.judged and self.visible and now - self.moved > patience:
             return "reload"
         return "ok"
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from everframe.runtime.server.pictures.screens import MAX_VIEWERS, Screens, View, picture_of
-from everframe.runtime.server.pictures.viewers import GRACE, HOUR, SILENCE, Viewers
+from everframe.runtime.server.pictures.viewers import BEGIN, GRACE, HOUR, SILENCE, Viewers
 
 
 def test_a_moving_picture_is_left_alone() -> None:
@@ -21,16 +21,20 @@ def test_a_moving_picture_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("buffered", [0.0, 2.0, 8.0])
-def test_a_still_picture_is_reloaded_once_its_buffer_cannot_explain_it(buffered: float) -> None:
+@pytest.mark.parametrize(("shown", "patience"), [(100, GRACE), (0, BEGIN)])
+def test_a_still_picture_is_reloaded_once_its_buffer_cannot_explain_it(
+    buffered: float, shown: int, patience: float
+) -> None:
+    """A page that has not begun yet gets more time."""
     viewers = Viewers()
     viewer = viewers.join("lobby", True, 0.0)
-    viewer.report(100, buffered, True, 1.0)
+    viewer.report(shown, buffered, True, 1.0)
     words = []
-    for t in range(2, 30):
-        viewer.report(100, buffered, True, float(t))
+    for t in range(2, 40):
+        viewer.report(shown, buffered, True, float(t))
         words.append((t, viewer.word(float(t))))
     first = next(t for t, word in words if word == "reload")
-    assert 1 + buffered + GRACE < first <= 1 + buffered + GRACE + 1
+    assert 1 + buffered + patience < first <= 1 + buffered + patience + 1
 
 
 def test_hidden_pages_and_previews_are_not_judged() -> None:
