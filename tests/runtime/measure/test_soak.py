@@ -84,9 +84,11 @@ def test_memory_is_held_process_by_process() -> None:
         return verdict([replace(m, memory_bytes=memory[m.minute // 30], process=m.minute // 30) for m in STEADY])
 
     assert run(10**8, 2 * 10**8) == []
+    begun = [replace(m, memory_bytes=9 * 10**7 if m.minute == 0 else 10**8) for m in STEADY]
+    assert verdict(begun) == verdict(begun[:1]) == []
     resumed = [replace(m, process=m.minute // 30) for m in STEADY]
     resumed[-1] = replace(resumed[-1], memory_bytes=103 * 10**6)
-    assert verdict(resumed) == ["memory grows by 3.0% after the first minute (bound 2%)"]
+    assert verdict(resumed) == ["memory grows by 3.0% after the second minute (bound 2%)"]
 
 
 class PowerCutError(Exception):
