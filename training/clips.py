@@ -7,7 +7,7 @@ Each instance of a scene gets two clips:
 
     python training/clips.py --instances 1600 --workers 2 [--portrait]
 
-The first 1600 instances ask for nothing beyond scene and variant; of those behind them, two of three do (wishes.py).
+One of three asks for something beyond scene and variant (wishes.py), so that any number of them is a fair share of all.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import torch
 
 from prompts import PROMPTS
 from scenes import FPS, PLAIN, painter
-from wishes import TRAINED_WORDINGS, Wish, draw, wordings
+from wishes import Wish, draw, wordings
 
 WORK = Path(__file__).parent / "work"
 NEAR, WARM, FAR = 60, 8, 48  # pixel frames
 HEIGHT, WIDTH = 144, 256
-HELD_OUT = 24  # clips without wishes, the last of those in use, that no stage trains on
-WISHLESS = 1600  # instances
+HELD_OUT = 24  # clips without wishes, the last of the first 1,600, that no stage trains on
+UPRIGHT = 4800  # the first instance of those that stand upright
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,24 @@ class Instance:
     def wordings(self) -> tuple[str, ...]:
         """Those that training sees."""
         if self.wish:
-            return wordings(self.scene, self.variant, self.wish)[:TRAINED_WORDINGS]
+            return wordings(self.scene, self.variant, self.wish)[:-1]
         return PROMPTS[self.scene][self.variant]
 
 
-def instance(index: int) -> Instance:
+def instance(index: int, wishes: bool = True) -> Instance:
+    """wishes: False as the networks of docs/study.md were trained."""
     pairs = [(scene, variant) for scene, variants in PROMPTS.items() for variant in variants]
     scene, variant = pairs[index % len(pairs)]
     rng = np.random.default_rng([7, index])
     far = int(np.exp(rng.uniform(np.log(15), np.log(3e5)))) // 3 * 3
-    asks = WISHLESS <= index < 2 * WISHLESS and index // len(pairs) % 3  # of every variant
+    asks = wishes and index // len(pairs) % 3 == 1  # of every variant
     wish = draw(scene, variant, rng) if asks else PLAIN
     return Instance(scene, variant, index // len(pairs), far, wish)
 
 
-def unseen(clips: int) -> range:
+def unseen(clips: int) -> list[int]:
     """Those of so many that are held out."""
-    end = min(clips, WISHLESS)
-    return range(end - HELD_OUT, end)
+    return [i for i in range(min(clips, 1600)) if not instance(i).wish][-HELD_OUT:]
 
 
 def frame_indices(far: int) -> torch.Tensor:
@@ -71,7 +71,7 @@ def frame_indices(far: int) -> torch.Tensor:
 
 def trained(clips: int) -> list[int]:
     """The others."""
-    held = unseen(clips)
+    held = set(unseen(clips))
     return [i for i in range(clips) if i not in held]
 
 
@@ -86,7 +86,7 @@ def size_of(portrait: bool = False) -> tuple[int, int]:
 
 def open_pool(instances: int, portrait: bool = False, work: Path = WORK) -> tuple[np.ndarray, np.ndarray]:
     """(clips [instances, 116, H, W, 3] uint8, done [instances] uint8), both memory-mapped, made if missing. In portrait
-    they are those behind the ones without wishes."""
+    they are those from UPRIGHT on."""
     work.mkdir(parents=True, exist_ok=True)
     maps = []
     shapes = {"clips": (instances, NEAR + WARM + FAR, *size_of(portrait), 3), "clips-done": (instances,)}
@@ -97,8 +97,13 @@ def open_pool(instances: int, portrait: bool = False, work: Path = WORK) -> tupl
     return maps[0], maps[1]
 
 
-def load_done(instances: int) -> np.ndarray:
-    return np.load(WORK / f"clips-done-{instances}.npy", mmap_mode="r")
+def load_done(instances: int, portrait: bool = False) -> np.ndarray:
+    return np.load(WORK / f"clips-done-{pool_name(instances, portrait)}.npy", mmap_mode="r")
+
+
+def all_done(instances: int, portrait: bool = False) -> bool:
+    file = WORK / f"clips-done-{pool_name(instances, portrait)}.npy"
+    return file.exists() and bool(load_done(instances, portrait).all())
 
 
 def fill(instances: int, first: int, step: int, portrait: bool = False) -> None:
@@ -106,7 +111,7 @@ def fill(instances: int, first: int, step: int, portrait: bool = False) -> None:
     clips, done = open_pool(instances, portrait)
     for i in range(first, instances, step):
         if not done[i]:
-            it = instance(i + WISHLESS * portrait)
+            it = instance(i + UPRIGHT * portrait)
             paint = painter(it.scene, it.variant, it.seed, *size_of(portrait), it.wish)
             parts = [paint(part.double() / FPS) for part in frame_indices(it.far).split(29)]
             clips[i] = (torch.cat(parts).clamp(0, 1) * 255).round().byte().numpy()

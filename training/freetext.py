@@ -30,7 +30,7 @@ from wishes import COLOURS, COUNTED, UNTRAINED_COLOURS, UNTRAINED_COUNTS, WEATHE
 
 FRAMES, WARM, EXAMPLES = 12, 4, 3  # of a clip; chunks before it; renders of every value
 BINS = 8  # of each of three colours
-KNOWN = (  # combinations that training saw
+KNOWN = (  # combinations that training may see; which of them it does, its draws decide
     ("sea", "moonlit", Wish("pink")),
     ("hills", "autumn", Wish("violet", weather="cloudy")),
     ("lava", "red", Wish("green", 2)),
@@ -48,7 +48,7 @@ NEW = (
 )
 ASKED = {
     "as trained": [(*what, wordings(*what)[0]) for what in KNOWN],
-    "other words": [(*what, wordings(*what)[2]) for what in KNOWN],
+    "other words": [(*what, wordings(*what)[-1]) for what in KNOWN],
     "other combinations": [(*what, wordings(*what)[0]) for what in NEW],
 }
 

@@ -71,7 +71,7 @@ def render_short(use: int, size: tuple[int, int], device: str, team: Team) -> np
         height, width = (16 * tokens for tokens in size)
         made = []
         for i in range(use):
-            it = instance(i)
+            it = instance(i, wishes=False)
             frames = render(it.scene, it.variant, it.seed, torch.arange(NEAR), height, width)
             made.append(encode_clip(ae, frames.permute(0, 3, 1, 2)[None].to(device))[0].half().cpu().numpy())
         np.save(path, np.stack(made))

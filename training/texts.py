@@ -10,17 +10,20 @@ from safetensors.torch import save_file
 
 from everframe.export.texts import MiniLm, encode_all
 
-from clips import WISHLESS, instance
 from prompts import PROMPTS
 from run import WORK
 from settings import TRANSFORMER
+from wishes import every, wordings
 
 
 def prompts() -> list[str]:
     """Every wording that training sees."""
-    known = [p for variants in PROMPTS.values() for wordings in variants.values() for p in wordings]
-    wished = [p for i in range(WISHLESS, 2 * WISHLESS) for p in instance(i).wordings]
-    return list(dict.fromkeys(known + wished))
+    found: list[str] = []
+    for scene, variants in PROMPTS.items():
+        for variant, plain in variants.items():
+            found += plain
+            found += [p for wish in every(scene, variant) for p in wordings(scene, variant, wish)[:-1]]
+    return list(dict.fromkeys(found))
 
 
 def complete() -> bool:

@@ -28,10 +28,10 @@ import texts
 import autoencoder
 import distill
 import transformer
-from clips import load_done
+from clips import all_done
 from run import HERE, WORK, progress_of
 
-INSTANCES = 1600
+INSTANCES, UPRIGHT = 1600, 160  # clips; of those that stand upright
 LOG = WORK / "train.log"
 # glibc gives memory back after every step otherwise, and half of the time goes into page faults.
 MALLOC = {
@@ -66,20 +66,23 @@ def trained(name: str, steps: int, *command: str, of: str = "") -> Stage:
     return Stage(name, (*command, "--steps", str(steps)), lambda: progress() >= steps, steps, progress)
 
 
-def rendered() -> bool:
-    return (WORK / f"clips-done-{INSTANCES}.npy").exists() and bool(load_done(INSTANCES).all())
+def rendered(name: str, instances: int, *command: str) -> Stage:
+    upright = "--portrait" in command
+    return Stage(name, ("clips.py", "--instances", str(instances), *command), lambda: all_done(instances, upright))
 
 
 def stages(workers: int, use: int, steps: dict[str, int]) -> list[Stage]:
     """In the order in which they need each other. Clips are rendered by as many processes as later train."""
     crew = ("--workers", str(workers))
     some = (*crew, "--use", str(use))
+    both = (*some, "--portrait", str(UPRIGHT))
     return [
-        Stage("clips", ("clips.py", "--instances", str(INSTANCES), *crew), rendered),
+        rendered("clips", INSTANCES, *crew),
+        rendered("upright", UPRIGHT, *crew, "--portrait"),
         trained("autoencoder", steps["autoencoder"], "autoencoder.py", *crew),
         Stage("texts", ("texts.py",), texts.complete),
-        trained("transformer", steps["transformer"], "transformer.py", *some),
-        trained("distill", steps["distill"], "distill.py", *some, of="transformer"),
+        trained("transformer", steps["transformer"], "transformer.py", *both),
+        trained("distill", steps["distill"], "distill.py", *both, of="transformer"),
         trained("decoder", steps["decoder"], "decoder.py", *some, of="autoencoder"),
         Stage("assemble", ("assemble.py",), lambda: False),
     ]

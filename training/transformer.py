@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from everframe.export.schedule import shifted_sigmas
 from everframe.export.wan import Block, Wan, unfold
 
-from clips import FAR, WISHLESS, instance, trained, unseen
+from clips import FAR, UPRIGHT, instance, trained, unseen
 from common import Muon, autocast, evaluate_with, save_sheet
 from latents import encode_pool, first_wording, load_texts, render_short
 from prompts import PROMPTS
@@ -78,7 +78,7 @@ class Batches:
         self.latents, self.texts = torch.from_numpy(latents).to(device), {k: v.to(device) for k, v in texts.items()}
         self.device, self.short, self.first = device, short, first
         self.rng = np.random.default_rng()
-        self.unseen = range(0) if first else unseen(len(latents))  # clips that are never drawn: all from the beginning
+        self.unseen = [] if first else unseen(len(latents))  # clips that are never drawn: all from the beginning
         self.trained = np.array(range(len(latents)) if first else trained(len(latents)))
 
     def chunks(self, i: int, near: bool) -> Tensor:
@@ -87,7 +87,7 @@ class Batches:
         return picked.unflatten(0, (CHUNKS, CHUNK)).transpose(1, 2)  # (5, C, F, 2h, 2w)
 
     def prompt(self, i: int) -> Tensor:
-        return self.texts[str(self.rng.choice(instance(self.first + i).wordings))]
+        return self.texts[str(self.rng.choice(instance(self.first + i, not self.short).wordings))]
 
     def beginnings(self, size: int) -> tuple[Tensor, Tensor]:
         """Three neighbouring latent frames of as many clips [B, C, F, 2h, 2w], and their texts [B, text_len, text_dim]."""
@@ -208,7 +208,7 @@ def upright(clips: int, texts: dict[str, Tensor], device: str, team: Team) -> li
     if not clips:
         return []
     latents = encode_pool(clips, clips, device, team, portrait=True)
-    return [(Batches(latents, texts, device, first=WISHLESS), Tables(device, size=(COLUMNS, ROWS)))]
+    return [(Batches(latents, texts, device, first=UPRIGHT), Tables(device, size=(COLUMNS, ROWS)))]
 
 
 def of_step(kinds: Sequence[tuple[Batches, Tables]], step: int) -> tuple[Batches, Tables]:

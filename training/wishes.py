@@ -1,12 +1,13 @@
 """What a prompt may ask of a scene beyond its variant, and how it is said: colours, counts, weather.
 
-A wish is drawn for some of the training's instances, painted by scenes.py and worded here in three ways, of which training
-sees two. Some combinations are never trained, though each of their parts is: freetext.py asks for those.
+A wish is drawn for some of the training's instances, painted by scenes.py and worded here in five ways; training sees all
+but the last. Some combinations are never trained, though each of their parts is: freetext.py asks for both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -28,7 +29,6 @@ COUNTED = {"lava": (2, 5), "snow": (1, 6), "reef": (1, 6)}  # least and most of 
 # Never trained: a colour in a variant, a colour with a count.
 UNTRAINED_COLOURS = {("sea", "sunset", "green"), ("hills", "midday", "pink"), ("city", "night", "green")}
 UNTRAINED_COUNTS = {("reef", "blue", 3), ("reef", "green", 5), ("reef", "white", 2), ("lava", "violet", 3)}
-TRAINED_WORDINGS = 2
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,20 @@ def draw(scene: str, variant: str, rng: np.random.Generator) -> Wish:
             return wish
 
 
+def every(scene: str, variant: str) -> list[Wish]:
+    """All that training may see."""
+    least, most = COUNTED.get(scene, (1, 0))
+    colours = ["", *(COLOURS if scene in COLOURED else ())]
+    wishes = product(colours, [0, *range(least, most + 1)], ["", *WEATHER.get(scene, ())])
+    return [wish for wish in (Wish(*one) for one in wishes) if wish and not wish.untrained(scene, variant)]
+
+
 def numbered(count: int, thing: str, things: str) -> str:
     return f"{list(COUNTS)[count - 1]} {thing if count == 1 else things}" if count else things
 
 
-def wordings(scene: str, variant: str, wish: Wish) -> tuple[str, str, str]:
-    """Three ways of saying it; training sees the first two."""
+def wordings(scene: str, variant: str, wish: Wish) -> tuple[str, ...]:
+    """The ways of saying it; training sees all but the last."""
     return WORDED[scene](variant, wish)
 
 
@@ -76,7 +84,7 @@ def joined(*words: str) -> str:
     return " ".join(" ".join(words).split()).replace("a orange", "an orange")
 
 
-def sea(variant: str, wish: Wish) -> tuple[str, str, str]:
+def sea(variant: str, wish: Wish) -> tuple[str, ...]:
     light, time, hour = {
         "sunset": ("sunset", "at sunset", "evening"),
         "noon": ("noon sky", "at noon", "day"),
@@ -87,11 +95,13 @@ def sea(variant: str, wish: Wish) -> tuple[str, str, str]:
     return (
         joined("a", wish.colour, light, "over the sea", above),
         joined(wish.colour, "sea", time, f"under a {sky} sky" if sky else ""),
+        joined("waves below a", sky, wish.colour, light),
+        joined("the coast", time, "in", wish.colour, "light", above),
         joined("the ocean on a", sky, wish.colour, hour),
     )
 
 
-def hills(variant: str, wish: Wish) -> tuple[str, str, str]:
+def hills(variant: str, wish: Wish) -> tuple[str, ...]:
     land, time = {
         "morning": ("green hills", "in the morning"),
         "midday": ("lush hills", "at midday"),
@@ -102,29 +112,35 @@ def hills(variant: str, wish: Wish) -> tuple[str, str, str]:
     return (
         joined(land, time, "under a", sky, wish.colour, "sky"),
         joined("a", wish.colour, "sky", above, "over", land, time),
+        joined("a landscape of", land, "and a", sky, wish.colour, "sky", time),
+        joined(time, land, "beneath", wish.colour, "air", above),
         joined(sky, wish.colour, "sky above meadows", time),
     )
 
 
-def lava(variant: str, wish: Wish) -> tuple[str, str, str]:
+def lava(variant: str, wish: Wish) -> tuple[str, ...]:
     colour = wish.colour or variant
     return (
         joined("a", colour, "lava lamp with", numbered(wish.count, "blob", "blobs")),
         joined(numbered(wish.count, "glowing blob", "glowing blobs"), "in a", colour, "lava lamp"),
+        joined(colour, "lamp and", numbered(wish.count, "slow bubble", "slow bubbles")),
+        joined(numbered(wish.count, "ball", "balls"), "floating in", colour, "light"),
         joined(numbered(wish.count, "drop", "drops"), "of", colour, "wax"),
     )
 
 
-def city(variant: str, wish: Wish) -> tuple[str, str, str]:
+def city(variant: str, wish: Wish) -> tuple[str, ...]:
     time = {"night": "at night", "neon": "in a neon night", "dusk": "at dusk"}[variant]
     return (
         joined("a city", time, "with", wish.colour, "windows"),
         joined(wish.colour, "lights of a big city", time),
+        joined("skyscrapers", time, "lit in", wish.colour),
+        joined(wish.colour, "windows in a skyline", time),
         joined("towers with", wish.colour, "lamps", time),
     )
 
 
-def snow(variant: str, wish: Wish) -> tuple[str, str, str]:
+def snow(variant: str, wish: Wish) -> tuple[str, ...]:
     time = {"night": "at night", "dusk": "at dusk", "day": "by day"}[variant]
     amount, flakes = {
         "": ("snow", "snowflakes"),
@@ -134,36 +150,45 @@ def snow(variant: str, wish: Wish) -> tuple[str, str, str]:
     return (
         joined(amount, "falling on", numbered(wish.count, "pine tree", "pine trees"), time),
         joined(flakes, "and", numbered(wish.count, "fir tree", "fir trees"), time),
+        joined("a winter landscape", time, "with", numbered(wish.count, "pine", "pines"), "and", amount),
+        joined(numbered(wish.count, "spruce", "spruces"), time, "among", flakes),
         joined(numbered(wish.count, "tree", "trees"), "in", amount, time),
     )
 
 
-def aurora(variant: str, wish: Wish) -> tuple[str, str, str]:
+def aurora(variant: str, wish: Wish) -> tuple[str, ...]:
     return (
         joined(wish.colour, "northern lights over dark mountains"),
         joined("a", wish.colour, "aurora dancing in the night sky"),
+        joined("curtains of", wish.colour, "light over the mountains"),
+        joined("the night sky glows", wish.colour, "above dark hills"),
         joined(wish.colour, "polar lights above the peaks"),
     )
 
 
-def fire(variant: str, wish: Wish) -> tuple[str, str, str]:
+def fire(variant: str, wish: Wish) -> tuple[str, ...]:
     return (
         joined("a", wish.colour, "fire in the dark"),
         joined(wish.colour, "flames and sparks"),
+        joined("a fireplace that burns", wish.colour),
+        joined("embers below", wish.colour, "tongues of fire"),
         joined("a campfire with", wish.colour, "flames"),
     )
 
 
-def reef(variant: str, wish: Wish) -> tuple[str, str, str]:
+def reef(variant: str, wish: Wish) -> tuple[str, ...]:
     water, place = {
         "turquoise": ("in a turquoise reef", "in clear tropical water"),
         "deep": ("in the deep blue sea", "in dark blue water"),
         "lagoon": ("in a green lagoon", "in green water"),
     }[variant]
+    fish = numbered(wish.count, f"{wish.colour} fish", f"{wish.colour} fish")
     return (
-        joined(numbered(wish.count, f"{wish.colour} fish", f"{wish.colour} fish"), water),
-        joined(numbered(wish.count, f"{wish.colour} fish", f"{wish.colour} fish"), "swimming", place),
-        joined("an underwater world with", numbered(wish.count, f"{wish.colour} fish", f"{wish.colour} fish")),
+        joined(fish, water),
+        joined(fish, "swimming", place),
+        joined("bubbles and", fish, place),
+        joined("watching", fish, water),
+        joined("an underwater world with", fish),
     )
 
 

@@ -27,7 +27,8 @@ torch.set_num_threads(1)
 import run
 run.RUNS, run.WORK = folder / "runs", folder / "work"
 import clips
-clips.WORK, clips.HEIGHT, clips.WIDTH, clips.HELD_OUT = run.WORK, 48, 64, 2
+clips.WORK, clips.HEIGHT, clips.WIDTH = run.WORK, 48, 64
+clips.HELD_OUT, clips.UPRIGHT = 2, 24
 clips.open_pool.__defaults__ = (False, run.WORK)
 import rollout
 rollout.ROWS, rollout.COLUMNS = 3, 4
@@ -46,7 +47,7 @@ def stage(module, steps, *more):
 clips.fill(6, 0, 1)
 clips.fill(3, 0, 1, portrait=True)
 wordings = [p for variants in PROMPTS.values() for group in variants.values() for p in group]
-wordings += [p for i in range(1600, 1603) for p in clips.instance(i).wordings]
+wordings += [p for i in range(24, 27) for p in clips.instance(i).wordings]
 save_file({{p: torch.randn(5, 384).half() for p in wordings}}, run.WORK / "texts.safetensors")
 stage(autoencoder, 2)
 transformer.PORTRAIT_EVERY = 2

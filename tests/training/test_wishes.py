@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from clips import WISHLESS, instance, trained, unseen
+from clips import HELD_OUT, UPRIGHT, instance, trained, unseen
 from prompts import PROMPTS
 from scenes import SCENES, render
-from wishes import COLOURS, COUNTS, Wish, wordings
+from texts import prompts
+from wishes import COLOURS, COUNTS, Wish, every, wordings
 
 from things import blobs, flakes, tree_tips
 
+ALL = [*range(3200), *range(UPRIGHT, UPRIGHT + 320)]
 MOMENTS = torch.tensor([5, 40, 90])
 
 
@@ -56,13 +58,16 @@ def test_colours(scene: str) -> None:
 
 
 def test_words_say_what_is_asked() -> None:
-    for i in range(WISHLESS, 2 * WISHLESS):
-        it = instance(i)
+    encoded = set(prompts())
+    plain = {p for variants in PROMPTS.values() for group in variants.values() for p in group}
+    for it in (instance(i) for i in ALL):
+        assert set(it.wordings) <= encoded
         if not it.wish:
             continue
         said = wordings(it.scene, it.variant, it.wish)
-        assert len(set(said)) == 3
-        assert it.wordings == said[:2]
+        assert len(set(said)) == 5
+        assert it.wordings == said[:4]
+        assert said[4] not in encoded - plain
         for words in (w.split() for w in said):
             assert not it.wish.colour or it.wish.colour in words
             assert not it.wish.count or list(COUNTS)[it.wish.count - 1] in words
@@ -70,17 +75,24 @@ def test_words_say_what_is_asked() -> None:
 
 
 def test_what_is_kept_back_is_in_no_clip() -> None:
-    asked = [instance(i) for i in range(2 * WISHLESS)]
+    asked = [instance(i) for i in ALL]
     assert not any(it.wish.untrained(it.scene, it.variant) for it in asked)
-    assert not any(it.wish for it in asked[:WISHLESS])
-    every = {(scene, variant) for scene, variants in PROMPTS.items() for variant in variants}
-    assert {(it.scene, it.variant) for it in asked if it.wish} == every
-    assert {(it.scene, it.variant) for it in asked[WISHLESS:] if not it.wish} == every
+    assert {it.wish for it in asked if it.wish and it.scene == "reef"} <= {
+        w for variant in PROMPTS["reef"] for w in every("reef", variant)
+    }
+    assert sum(bool(it.wish) for it in asked[:1600]) / 1600 == pytest.approx(1 / 3, abs=0.01)
+    assert not any(instance(i, wishes=False).wish for i in range(100))
+    variants = {(scene, variant) for scene, variants in PROMPTS.items() for variant in variants}
+    assert {(it.scene, it.variant) for it in asked[:48] if it.wish} == variants
+    assert {(it.scene, it.variant) for it in asked[:48] if not it.wish} == variants
     parts = {(it.scene, it.wish.colour) for it in asked} | {(it.scene, it.wish.count) for it in asked}
     assert {("reef", "blue"), ("reef", 3), ("sea", "green"), ("city", "green"), ("lava", "violet")} <= parts
-    held = unseen(2 * WISHLESS)
-    assert not {*held} & {*trained(2 * WISHLESS)}
-    assert all(not instance(i).wish for i in held)
+    for clips in (480, 1600, 3200):
+        held = unseen(clips)
+        assert sorted(held + trained(clips)) == list(range(clips))
+        assert {(instance(i).scene, instance(i).variant) for i in held} == variants
+        assert len(held) == HELD_OUT
+        assert not any(instance(i).wish for i in held)
 
 
 @pytest.mark.parametrize("scene", list(SCENES))
