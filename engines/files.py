@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -119,6 +120,14 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot make the folder: {reason(error)}") from None
+
+
+def remove_parts(folder: Path, name: str = "") -> None:
+    """What processes that were killed while they wrote have left of a file, or of any; where the disk takes no changes, it
+    stays."""
+    with contextlib.suppress(OSError):
+        for part in folder.glob(f".{glob.escape(name)}*{PART}"):
+            part.unlink(missing_ok=True)
 
 
 def write_whole(file: Path, content: bytes | Iterable[bytes | memoryview], mode: int = 0o666) -> None:

@@ -124,9 +124,11 @@ def _extent(text: str, letters: ImageFont.FreeTypeFont | ImageFont.ImageFont) ->
     return ImageDraw.Draw(Image.new("RGBA", (1, 1))).multiline_textbbox((0, 0), text, letters)
 
 
-def _words(text: str, pixels: int, colour: str, file: Path | None, widest: float) -> Image.Image:
-    """Lines of text on nothing, as wide as they are, in a smaller font where they would be wider than `widest`."""
+def _words(text: str, pixels: int, colour: str, file: Path | None, widest: float, tallest: float) -> Image.Image:
+    """Lines of text on nothing, as wide as they are, in a smaller font where they would be wider than `widest`; without
+    lines that no picture `tallest` pixels high could show, for a thousand of them would take gigabytes."""
     while True:
+        text = "\n".join(text.split("\n")[: int(tallest / pixels) + 2])
         letters = font(file, pixels)
         left, top, right, bottom = _extent(text, letters)
         if right - left <= widest or pixels <= 2:
@@ -147,7 +149,9 @@ def _text(part: Text | Clock, text: str, size: tuple[int, int], file: Path | Non
     pixels = _height(part.size, size[1])
     pad = round(PAD * pixels)
     return _placed(
-        part, _grounded(_words(text, pixels, part.colour, file, FULL * size[0] - 2 * pad), part.ground, pad), size
+        part,
+        _grounded(_words(text, pixels, part.colour, file, FULL * size[0] - 2 * pad, size[1]), part.ground, pad),
+        size,
     )
 
 
@@ -176,7 +180,7 @@ def _message(part: Message, size: tuple[int, int], file: Path | None) -> Piece:
     words, pixels = part.text.split(), max(4, _height(18, size[1]))
     while True:
         lines = _broken(part.text, pixels, 0.9 * width, file)
-        image = _words("\n".join(lines), pixels, part.colour, file, 0.9 * width)
+        image = _words("\n".join(lines), pixels, part.colour, file, 0.9 * width, height)
         if image.height <= 0.85 * height or pixels <= 4 or not words:
             break
         pixels = int(0.9 * pixels)
@@ -218,7 +222,7 @@ def _bar(part: Ticker, size: tuple[int, int]) -> Piece:
 def _strip(part: Ticker, size: tuple[int, int], file: Path | None) -> Strip:
     y, high = strip_place(part, size[1])
     pixels = _height(part.size, size[1])
-    words = _words(" ".join(part.text.split()), pixels, part.colour, file, LARGEST / pixels)
+    words = _words(" ".join(part.text.split()), pixels, part.colour, file, LARGEST / pixels, size[1])
     line = Image.new("RGBA", (words.width, high))
     line.alpha_composite(
         words.crop((0, 0, words.width, min(high, words.height))), (0, max(0, (high - words.height) // 2))

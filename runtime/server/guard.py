@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..overlay.layer import LARGEST_FILE
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 256 << 10  # bytes of a request
 LARGER = {"/api/overlay/logo": LARGEST_FILE}  # of one that says its length, whose body is read when the token is right
+BODY = 60.0  # seconds in which it has to come
 MAX_TOLD, DAY = 100, 86400.0  # lines of one kind within a day
 FRESH = {"Cache-Control": "no-store"}
 ANYWHERE = {"Access-Control-Allow-Origin": "*"}  # a page in a sandboxed frame has no origin, and asks too
@@ -129,20 +131,27 @@ class Guard:
         length, most = headers.get(b"content-length", b"0"), LARGER.get(scope["path"], MAX_BODY)
         if not length.isdigit() or len(length) > 20 or int(length) > most:
             return await self._refuse(scope, receive, send, 413, f"larger than {most >> 10} KiB")
-        if b"transfer-encoding" in headers:  # no length to believe: read it all first, up to the limit
-            body = await _whole(receive)
-            if body is None:
-                return await self._refuse(scope, receive, send, 413, f"larger than {MAX_BODY >> 10} KiB")
-            receive = _replayed(body, receive)
+        receive, answered = _in_time(receive), False
 
         async def dressed(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
+                answered = True
                 message = {**message, "headers": [*message.get("headers", []), *self.headers]}
             await send(message)
 
-        if scope["method"] == "HEAD":
-            return await _without_body(self.app, scope, receive, dressed)
-        await self.app(scope, receive, dressed)
+        try:
+            if b"transfer-encoding" in headers:  # no length to believe: read it all first, up to the limit
+                body = await _whole(receive)
+                if body is None:
+                    return await self._refuse(scope, receive, send, 413, f"larger than {MAX_BODY >> 10} KiB")
+                receive = _replayed(body, receive)
+            if scope["method"] == "HEAD":
+                return await _without_body(self.app, scope, receive, dressed)
+            await self.app(scope, receive, dressed)
+        except ClientDisconnect:  # in the middle of a body; whoever has gone gets nothing of this
+            if not answered:
+                await self._refuse(scope, receive, send, 408, "the body has not come")
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, why: str) -> None:
         if scope["type"] == "websocket":
@@ -187,11 +196,31 @@ def same_origin(socket: WebSocket, server: Server) -> bool:
     return False
 
 
+def _in_time(receive: Receive) -> Receive:
+    """A body that has not come within BODY seconds does not come: its client counts as gone."""
+    until, whole = time.monotonic() + BODY, False
+
+    async def received() -> Message:
+        nonlocal whole
+        if whole:  # whether the client is still there: for as long as the answer takes
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        whole = not message.get("more_body", False)
+        return message
+
+    return received
+
+
 async def _whole(receive: Receive) -> bytes | None:
-    """A body, unless it is too large."""
+    """A body, unless it is too large. Raises ClientDisconnect where its end does not come."""
     parts, size, more = [], 0, True
     while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         parts.append(message.get("body", b""))
         size, more = size + len(parts[-1]), message.get("more_body", False)
         if size > MAX_BODY:

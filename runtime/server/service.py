@@ -17,6 +17,7 @@ from ...engines.bundle import Bundle
 from ...engines.machine import resident_memory
 from ..anchor import require_encoder
 from ..choice import check_engines
+from ..overlay.layer import Layer
 from ..sinks import check_distance, own_mode
 from ..video import choose_encoder
 from .config import Config, Video
@@ -119,6 +120,7 @@ class Service:
         self._ticker = threading.Thread(target=self._tick, name="timetable", daemon=True)
         self._looker = threading.Thread(target=self._look, name="bundle", daemon=True)
         self.metrics = self._gauges()
+        self.peers.lost = self.metrics.dropped.inc
 
     def start(self) -> None:
         log.info("times of day are those of %s", self.control.kept.timetable.timezone)
@@ -313,7 +315,7 @@ def check_video(video: Video) -> None:
 
 def check_fits(config: Config, bundle: Bundle, here: bool = False) -> None:
     """Raises UserError for a bundle without what the configuration names: post graphs, prompts, an encoder for the anchor,
-    sinks that stand as they are asked to. here: and engines, where this machine is the one that it will run on."""
+    sinks that stand as they are asked to. here: and engines and files, where this machine is the one that it will run on."""
     settings = config.stream
     shown = bundle.with_post(settings.post)
     if settings.anchor is not None:
@@ -321,6 +323,8 @@ def check_fits(config: Config, bundle: Bundle, here: bool = False) -> None:
     check_distance(bundle, settings.rope or own_mode(bundle)[0], settings.sink_distance)
     if here:
         check_engines(shown, settings.backend)
+        check_video(config.video)
+        Layer(config.overlay, lambda: dt.UTC, size=(shown.output.width, shown.output.height))
     spelling = Spelling(bundle)
     spelling.check_config(config)
     if config.guest.enabled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engines.errors import UserError
-from ...engines.files import check_writable, reason
+from ...engines.files import check_writable, reason, remove_parts
 from .addresses import in_url, listening, page_of
 from .config import Config, Server, read_config
 from .discretion import secrets_of
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from .survival.seen import Seen
 
 log = logging.getLogger(__name__)
+
+FILES = 8192  # open files that are enough, connections included
 
 
 def configure(
@@ -38,8 +41,12 @@ def prepare(app: Any, server: Server) -> Any:
     """A uvicorn server for the application."""
     import uvicorn
 
+    from .connections import Http, Socket
+
     settings = uvicorn.Config(
         app,
+        http=Http,
+        ws=Socket,
         host=server.host,
         port=server.port,
         log_config=None,
@@ -84,9 +91,9 @@ def serve(config: Config, tell: Callable[[str], None] = lambda line: None) -> No
     make_state_dir(config.state_dir)
     tail = set_up(config.logging, secrets_in(config))
     end_by_signal()
+    allow_files()
     with hold(config.state_dir):
-        for part in config.state_dir.glob(".*.part"):
-            part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
+        remove_parts(config.state_dir)
         token = read_token(config.state_dir, config.server.token)
         another = one_life(config, token, tail, tell, None)
         while another is not None:
@@ -125,6 +132,18 @@ def one_life(config: Config, token: str, tail: Tail, tell: Callable[[str], None]
     if service.fatal is not None:
         raise UserError(service.fatal)
     return service.another
+
+
+def allow_files() -> None:
+    """As many open files and connections as the system lets us have without asking: the usual 1,024 are fewer than the
+    connections that are served, and who has none left can save nothing."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has none of this
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def end_by_signal() -> None:

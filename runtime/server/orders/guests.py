@@ -28,6 +28,8 @@ from .spelling import Spelling
 log = logging.getLogger(__name__)
 
 UNSEEN = re.compile("[\u034f\u115f\u1160\u3164\uffa0\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+# First words of the names of letters whose scripts part no words, or put endings on them without a blank.
+UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 REMEMBERED = 2000  # visitors
 EXPIRES = 900.0  # seconds after which a free text does not wait for the operator any more
 
@@ -105,7 +107,7 @@ class Guests:
         words = _words(prompt)
         if not words or len(prompt) > self.settings.longest:
             raise UserError(f"expected words, at most {self.settings.longest} letters")
-        if any(f" {' '.join(_words(bad))} " in f" {' '.join(words)} " for bad in self.settings.blocked):
+        if any(_says(words, _words(bad)) for bad in self.settings.blocked):
             raise UserError("that is not shown here")
 
     def decide(self, number: int, approve: bool) -> None:
@@ -200,7 +202,15 @@ def allowed(settings: Guest, spelling: Spelling) -> list[str]:
 
 def _words(text: str) -> list[str]:
     """As they look: letters of compatibility are the plain ones, and what cannot be seen is not there (format characters,
-    selectors of variants, fillers of Hangul)."""
+    selectors of variants, fillers of Hangul), nor what stands above or below a letter without being part of it."""
     plain = unicodedata.normalize("NFKC", text)
-    seen = (c for c in plain if unicodedata.category(c) != "Cf" and not UNSEEN.fullmatch(c))
+    seen = (c for c in plain if unicodedata.category(c) not in ("Cf", "Mn", "Me") and not UNSEEN.fullmatch(c))
     return re.findall(r"\w+", key("".join(seen)))
+
+
+def _says(words: list[str], bad: list[str]) -> bool:
+    """Whether these words are among those, one after the other; in scripts without blanks between words anywhere."""
+    together = "".join(bad)
+    if any(unicodedata.name(letter, "").split(" ")[0] in UNSPACED for letter in together):
+        return together in "".join(words)
+    return f" {' '.join(bad)} " in f" {' '.join(words)} "

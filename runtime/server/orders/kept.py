@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ....engines.bundle import first_problem
-from ....engines.files import reason
+from ....engines.files import reason, remove_parts
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +25,13 @@ def digest(text: str) -> str:
 def read_kept(file: Path, kind: type[Kept], config: str | None = None) -> Kept | None:
     """None where there is nothing, or nothing of this configuration (None: of any). What cannot be used is told in the
     log."""
-    for part in file.parent.glob(f".{file.name}.*.part"):
-        part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
+    remove_parts(file.parent, f"{file.name}.")
     try:
         kept = kind.model_validate_json(file.read_bytes())
-        return kept if config in (None, kept.config) else None  # type: ignore[attr-defined]
+        if config in (None, kept.config):  # type: ignore[attr-defined]
+            return kept
+        log.warning("%s: ordered under another configuration; starting from the present one", file)
+        return None
     except FileNotFoundError:
         return None
     except ValidationError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 from pathlib import Path
 
@@ -32,7 +33,8 @@ class Kept(BaseModel):
 
 
 class Overlays:
-    """Any thread. `layer` is replaced as a whole, and `version` counts these. Raises UserError for what cannot be drawn.
+    """Any thread. `layer` is replaced as a whole, and `version` names it: other lives of the server have other names, for
+    pages stay while it starts anew. Raises UserError for what cannot be drawn.
 
     size: the stream's pictures, width and height.
     """
@@ -41,7 +43,7 @@ class Overlays:
         self._configured, self._control, self._size = configured, control, size
         self._file, self._logo = folder / "overlay.json", folder / "logo"
         self._lock = threading.Lock()
-        self.version = 0
+        self._life, self._shown = secrets.token_hex(4), 0
         self.kept = self._fresh()
         self.layer = self._layer(self.kept)  # an error of the configuration ends the start
         kept = read_kept(self._file, Kept)
@@ -60,6 +62,10 @@ class Overlays:
     def _with_ordered(self, kept: Kept) -> Kept:
         """The configuration's overlay with the message that was ordered, if one was."""
         return self.kept.model_copy(update={"message": kept.message, "ordered": True}) if kept.ordered else self.kept
+
+    @property
+    def version(self) -> str:
+        return f"{self._life}-{self._shown}"
 
     def shown(self) -> Overlay:
         """Without names of files, which are nobody's business."""
@@ -110,7 +116,7 @@ class Overlays:
     def _show(self, kept: Kept, layer: Layer) -> None:
         self.layer = layer
         self.kept = kept
-        self.version += 1
+        self._shown += 1
         try:
             write_whole(self._file, self.kept.model_dump_json(indent=1).encode() + b"\n")
             if not kept.uploaded:

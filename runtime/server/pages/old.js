@@ -17,7 +17,13 @@
     }
     function asked(key) {
       var found = new RegExp("[?&]" + key + "=([^&]*)").exec(location.search);
-      return found ? decodeURIComponent(found[1]) : "";
+      if (!found) return "";
+      var plain = found[1].replace(/\+/g, " ");
+      try {
+        return decodeURIComponent(plain);
+      } catch (error) {
+        return plain; // a % that stands for itself
+      }
     }
     // How the screen of this name shows the picture; asking says that it is there. A picture that comes from a server that has
     // gone without a word never fails: it is asked for again when the server is back, or is another one.

@@ -243,20 +243,22 @@ class Queue:
 
     def __init__(self, limit: int):
         self._limit, self._items = limit, deque()
-        self._waiting_for_key = True
-        self.dropped = 0
+        self._waiting_for_key, self._begun = True, False
 
     _items: deque[bytes]
 
-    def put(self, fragment: Fragment) -> None:
+    def put(self, fragment: Fragment) -> int:
+        """How many frames the viewer loses with it; what comes before its first keyframe is none of its."""
+        lost = 0
         if len(self._items) >= self._limit:
-            self.dropped += len(self._items)
+            lost = len(self._items)
             self._items.clear()
             self._waiting_for_key = True
         if self._waiting_for_key and not fragment.key:
-            return
-        self._waiting_for_key = False
+            return lost + self._begun
+        self._waiting_for_key, self._begun = False, True
         self._items.append(fragment.data)
+        return lost
 
     def take(self) -> Sequence[bytes]:
         items = list(self._items)

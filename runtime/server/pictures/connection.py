@@ -45,7 +45,6 @@ class Connection:
             for task in tasks:
                 task.cancel()
             self.live.queues.pop(self.queue, None)
-            self.service.metrics.dropped.inc(self.queue.dropped)
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self.socket.close(1012), 2)
 

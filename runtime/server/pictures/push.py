@@ -136,6 +136,8 @@ class Push(threading.Thread):
 
 def why(error: Exception) -> str:
     """What an error says, without the address in it."""
+    if isinstance(error, UserError):  # a sentence of ours, about a file
+        return str(error)
     with contextlib.suppress(AttributeError):
         return str(error.strerror or type(error).__name__)  # type: ignore[attr-defined]
     return type(error).__name__

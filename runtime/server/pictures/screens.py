@@ -10,6 +10,8 @@ import binascii
 import io
 import json
 import logging
+import math
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +60,10 @@ class View(BaseModel):
 
 @dataclass
 class Known:
-    """A screen that was here once. Times are Unix seconds."""
+    """A screen that was here once. Times are monotonic seconds: the clock may be set."""
 
     seen: float
-    asked: float = 0.0  # for its view: by a page that has no connection to report by
+    asked: float = -math.inf  # for its view: by a page that has no connection to report by
     picture: bytes = b""  # JPEG
     pictured: float = 0.0
     dark: bool = False
@@ -74,12 +76,13 @@ class Screens:
         self.viewers, self.views, self.missing, self._file = viewers, views, missing, file
         self.known = _read(file)
         viewers.lasting = views
-        self.began, self._written, self._changed = time.time(), 0.0, False
+        self.began, self._written, self._changed = time.monotonic(), -math.inf, False
+        self.life = secrets.randbits(31)  # of the server: another one after a restart
 
     def heard(self, name: str) -> Known:
         """A screen has come, has reported, or has gone."""
-        known = self.known.pop(name, None) or Known(time.time())
-        known.seen = time.time()
+        known = self.known.pop(name, None) or Known(0.0)
+        known.seen = time.monotonic()
         self.known[name] = known  # newest last
         if len(self.known) > MOST:
             spare = next((one for one in self.known if one not in self.views), None)
@@ -92,7 +95,7 @@ class Screens:
         """What the configuration says of a screen, asked for by a page that cannot report: it is there, no more is known."""
         view = self.views.get(name)
         if view is not None:
-            self.heard(name).asked = time.time()
+            self.heard(name).asked = time.monotonic()
         return view
 
     def join(self, name: str, judged: bool, via: str) -> Viewer | None:
@@ -112,7 +115,7 @@ class Screens:
     def take_picture(self, name: str, picture: tuple[bytes, bool]) -> None:
         """What `picture_of` made of what a screen sent of itself."""
         known = self.heard(name)
-        (known.picture, known.dark), known.pictured = picture, time.time()
+        (known.picture, known.dark), known.pictured = picture, time.monotonic()
 
     def forget(self, name: str) -> bool:
         """Whether there was such a screen."""
@@ -132,7 +135,8 @@ class Screens:
 
     def listed(self) -> list[dict[str, Any]]:
         """Every screen, the configured ones first."""
-        for name in [n for n, k in self.known.items() if n not in self.views and time.time() - k.seen > FORGOTTEN]:
+        now = time.monotonic()
+        for name in [n for n, k in self.known.items() if n not in self.views and now - k.seen > FORGOTTEN]:
             del self.known[name]
         names = [*self.views, *(n for n in sorted(self.known) if n not in self.views)]
         return [self.facts(name) for name in names]
@@ -144,8 +148,8 @@ class Screens:
             "name": name,
             "configured": view is not None,
             "state": self.state(name),
-            "last_report_seconds": None if known is None else round(max(0.0, time.time() - known.seen), 1),
-            "picture_seconds": round(time.time() - known.pictured, 1) if known and known.picture else None,
+            "last_report_seconds": None if known is None else round(now - known.seen, 1),
+            "picture_seconds": round(now - known.pictured, 1) if known and known.picture else None,
             "view": None if view is None else view.model_dump(exclude_defaults=True),
         }
         if viewer is None:
@@ -164,7 +168,7 @@ class Screens:
         """ok, dark, hidden, frozen, missing (a configured one that is not there) or gone."""
         viewer, known = self.viewer(name), self.known.get(name)
         if viewer is None:
-            if known is not None and time.time() - known.asked < ASKING:
+            if known is not None and time.monotonic() - known.asked < ASKING:
                 return "ok"
             return "missing" if name in self.views else "gone"
         if viewer.word(time.monotonic()) != "ok":
@@ -175,21 +179,22 @@ class Screens:
 
     def problems(self) -> list[str]:
         """Configured screens that have been away for too long, or are dark."""
-        now, found = time.time(), []
+        now, found = time.monotonic(), []
         for name in self.views if self.missing else ():
             known = self.known.get(name)
-            away = now - max(self.began, known.seen if known else 0.0)
+            away = now - max(self.began, known.seen if known else self.began)
             if away > self.missing and self.state(name) == "missing":
                 found.append(f"screen {name!r}: missing for {away:.0f} s")
         return found + [f"screen {name!r}: dark" for name in self.views if self.state(name) == "dark"]
 
     def write(self, at_once: bool = False) -> None:
         """Keep the list, if it has changed and some time has gone by since the last writing; not in the loop's thread."""
-        now = time.time()
+        now, clock = time.monotonic(), time.time()
         if self._file is None or not self._changed or (now - self._written < WRITE and not at_once):
             return
         self._written, self._changed = now, False
-        lately = {n: k.seen for n, k in list(self.known.items()) if n in self.views or now - k.seen < FORGOTTEN}
+        there = [(n, now - k.seen) for n, k in list(self.known.items())]
+        lately = {n: round(clock - ago, 1) for n, ago in there if n in self.views or ago < FORGOTTEN}
         try:
             write_whole(self._file, json.dumps({"screens": lately}, indent=1).encode() + b"\n")
         except UserError as error:  # a full disk must not stop the pictures
@@ -215,7 +220,8 @@ def picture_of(told: Any) -> tuple[bytes, bool] | None:
 def _read(file: Path | None) -> dict[str, Known]:
     try:
         found = json.loads(file.read_bytes())["screens"] if file else {}
-        return {str(n)[:64]: Known(float(seen)) for n, seen in list(found.items())[:MOST]}
+        now, clock = time.monotonic(), time.time()  # a screen of the future was here just now: the clock was wrong
+        return {str(n)[:64]: Known(now - max(0.0, clock - float(seen))) for n, seen in list(found.items())[:MOST]}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -29,17 +29,17 @@ def screen_routes(service: Service, changing: dict[str, Any]) -> APIRouter:
         """Every screen that the configuration names or that was here lately."""
         return {"screens": screens.listed()}
 
-    @routes.get("/api/screens/{name}/view", response_model=dict[str, Any])
+    @routes.get("/api/screens/{name:path}/view", response_model=dict[str, Any])
     async def view(name: str, response: Response) -> dict[str, Any]:
         """What the configuration says of how a screen shows the picture. Asked for every ten seconds by pages that show HLS
         or Motion JPEG and have no connection to report by; they count as there. message: one covers the picture, which is
         to be read whole; life: of the server, another one after a restart."""
         response.headers.update(ANYWHERE)
         found = screens.view(name)
-        about = {"life": round(screens.began), "message": service.overlays.kept.message is not None}
+        about = {"life": screens.life, "message": service.overlays.kept.message is not None}
         return about | (found.model_dump(exclude_defaults=True) if found else {})
 
-    @routes.get("/api/screens/{name}/picture.jpg", response_class=Response, responses=lost)
+    @routes.get("/api/screens/{name:path}/picture.jpg", response_class=Response, responses=lost)
     async def picture(name: str) -> Response:
         """What the screen showed when it was last asked."""
         known = screens.known.get(name)
@@ -47,17 +47,17 @@ def screen_routes(service: Service, changing: dict[str, Any]) -> APIRouter:
             raise HTTPException(404, f"screen {name[:60]!r} has sent no picture")
         return Response(known.picture, media_type="image/jpeg", headers=FRESH)
 
-    @routes.post("/api/screens/{name}/picture", **ordering)
+    @routes.post("/api/screens/{name:path}/picture", **ordering)
     async def ask_picture(name: str) -> None:
         """Ask the screen for a picture of what it shows; it comes a moment later."""
         there(name).orders.put_nowait({"type": "picture"})
 
-    @routes.post("/api/screens/{name}/reload", **ordering)
+    @routes.post("/api/screens/{name:path}/reload", **ordering)
     async def reload(name: str) -> None:
         """Load the screen's page anew."""
         there(name).orders.put_nowait({"type": "reload"})
 
-    @routes.delete("/api/screens/{name}", **ordering)
+    @routes.delete("/api/screens/{name:path}", **ordering)
     async def forget(name: str) -> None:
         """Take a screen off the list, until it comes again."""
         if not screens.forget(name):

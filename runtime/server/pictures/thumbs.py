@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -36,11 +37,12 @@ class Thumbs:
         return self._folder / f"{hashlib.sha256(f'{self._bundle} {prompt}'.encode()).hexdigest()[:16]}.jpg"
 
     def tidy(self) -> None:
-        """Take those of other bundles away."""
+        """Take those of other bundles away, where that can be done: somebody else may have made them."""
         own = {self.file(prompt) for prompt in self._prompts}
         for file in self._folder.glob("*.jpg"):
             if file not in own:
-                file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    file.unlink(missing_ok=True)
 
     def there(self) -> set[str]:
         """Prompts that have a picture."""

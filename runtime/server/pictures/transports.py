@@ -51,7 +51,7 @@ class Live:
     def _publish(self, epoch: int, fragment: Fragment) -> None:
         self.epoch = epoch
         for queue, event in self.queues.items():
-            queue.put(fragment)
+            self.service.metrics.dropped.inc(queue.put(fragment))
             event.set()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections import deque
 from fractions import Fraction
 
@@ -42,21 +41,24 @@ class Pictures(MediaStreamTrack):
     def __init__(self, fps: int):
         super().__init__()
         self._fps, self._frames = fps, deque[tuple[int, Fragment]]()
-        self._asked, self._there = False, asyncio.Event()
+        self._asked, self._begun, self._there = False, False, asyncio.Event()
         self._source: object = None  # the encoder that the viewer follows; None: it waits for a keyframe
 
-    def put(self, number: int, source: object, frame: Fragment) -> None:
-        """A frame, shown at number/fps seconds, and what has encoded it."""
+    def put(self, number: int, source: object, frame: Fragment) -> int:
+        """A frame, shown at number/fps seconds, and what has encoded it. How many frames the viewer loses with it."""
         if not self._asked:  # the connection is not made yet
-            return
+            return 0
+        lost = 0
         if len(self._frames) > self._fps:
+            lost = len(self._frames)
             self._frames.clear()
             self._source = None
         if source is not self._source and not frame.key:
-            return
-        self._source = source
+            return lost + self._begun
+        self._source, self._begun = source, True
         self._frames.append((number, frame))
         self._there.set()
+        return lost
 
     async def recv(self) -> av.Packet:  # type: ignore[override] - aiortc takes coded frames as well
         self._asked = True
@@ -67,6 +69,12 @@ class Pictures(MediaStreamTrack):
         packet = av.Packet(frame.data)
         packet.pts, packet.time_base = number, Fraction(1, self._fps)
         return packet
+
+
+def hides(line: str) -> bool:
+    """Browsers hide their addresses behind names that multicast has to resolve, for a second or in vain. The viewer's own
+    checks tell where it is; until then more candidates are waited for."""
+    return line.startswith("a=end-of-candidates") or (line.startswith("a=candidate:") and ".local " in line)
 
 
 class Peer:
@@ -81,11 +89,9 @@ class Peer:
 
     async def answer(self, offer: str) -> str:
         """The answer to an offer, both SDP. Raises UserError for one that nothing can be sent to."""
-        # Browsers hide their addresses behind names that multicast has to resolve, for a second or in vain. The viewer's own
-        # checks tell where it is; until then more candidates are waited for.
-        offer = re.sub(r"(?m)^a=(candidate:.*\.local |end-of-candidates).*\r?\n", "", offer)
         if len(offer) > MOST_BYTES:
             raise UserError(f"offer: {len(offer)} bytes, expected {MOST_BYTES} at most")
+        offer = "".join(line for line in offer.splitlines(keepends=True) if not hides(line))
         if offer.count("a=candidate:") > MOST_CANDIDATES:
             raise UserError(f"offer: more than {MOST_CANDIDATES} candidates")
         wanted = [c for c in RTCRtpSender.getCapabilities("video").codecs if c.mimeType in CODECS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, HTTPException, Request
@@ -37,19 +38,24 @@ class Peers:
         self._peers: dict[str, tuple[Peer, bool]] = {}  # by name; with what is burned in, or without
         self._works: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.lost: Callable[[int], None] = lambda frames: None  # is told of what viewers do not get
         if most:
             channel.bare.append(self._from_channel)
 
     def __len__(self) -> int:
         return len(self._works)
 
-    async def join(self, offer: str, burned: bool) -> tuple[str, str]:
-        """A name for the new viewer, and the answer to its offer. Raises UserError, and HTTPException where there is no
-        room."""
+    def check_room(self) -> None:
+        """Raises HTTPException where there is none."""
         if not self._most:
             raise HTTPException(404, "WebRTC is off: see video.webrtc")
         if len(self) >= self._most:
             raise HTTPException(503, f"{self._most} viewers by WebRTC already: see video.webrtc")
+
+    async def join(self, offer: str, burned: bool) -> tuple[str, str]:
+        """A name for the new viewer, and the answer to its offer. Raises UserError, and HTTPException where there is no
+        room."""
+        self.check_room()
         from .webrtc import Peer
 
         self._loop = asyncio.get_running_loop()
@@ -94,7 +100,7 @@ class Peers:
         for peer, with_overlay in self._peers.values():
             source, frames = (burned, laid) if with_overlay else (plain, clean)
             for frame in frames:
-                peer.pictures.put(number, source, frame)
+                self.lost(peer.pictures.put(number, source, frame))
 
 
 def whep_routes(peers: Peers) -> APIRouter:
@@ -113,6 +119,7 @@ def whep_routes(peers: Peers) -> APIRouter:
         picture is burned in."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != SDP:
             raise UserError(f"content-type: expected {SDP}")
+        peers.check_room()
         name, answer = await peers.join((await request.body()).decode("utf-8", "replace"), overlay)
         # Relative to /whep as the browser asked for it, which may be below a path.
         return Response(answer, 201, {**FRESH, "Location": f"whep/{name}"}, SDP)

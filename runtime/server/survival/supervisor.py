@@ -155,7 +155,8 @@ class Supervisor(threading.Thread):
                         heard = now
                         notify(f"EXTEND_TIMEOUT_USEC={GRACE * 1_000_000}")
                     with _killed_after(patience.limit, process, cut):
-                        kind = self._take(ours, stopping is not None)
+                        message = _received(ours)
+                    kind = self._take(message, stopping is not None)
                     patience.ready = patience.ready or kind in ("ready", "chunk")
                     if kind == "chunk":
                         patience.chunk(max(self.stall_seconds, 5 * self.slowest))  # a slow machine does not hang
@@ -181,12 +182,11 @@ class Supervisor(threading.Thread):
         """Whether the generator has ended with what a UserError ends with."""
         return self.process is not None and self.process.exitcode == 2
 
-    def _take(self, pipe: Connection, stopping: bool) -> str:
-        """One message; its kind."""
-        kind, *values = pipe.recv()
+    def _take(self, message: tuple[Any, ...], stopping: bool) -> str:
+        """Do what one message asks for; its kind."""
+        kind, *values = message
         if kind == "chunk":
-            facts = values[0]
-            frames = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(facts["frames"])
+            facts, frames = values
             self._barren, self._blamed = 0, False
             self.state, self.why = "running", ""
             self._lasted.append(facts["stages"]["total"])
@@ -223,7 +223,7 @@ class Supervisor(threading.Thread):
         return f"the generator ended with {'signal ' + str(-code) if code is not None and code < 0 else code}"
 
     def _kill(self) -> None:
-        if self.process is not None:
+        if self.process is not None and self.process.pid is not None:  # None: it could not be started
             if self.process.is_alive():
                 self.process.kill()
             self.process.join(5)
@@ -286,6 +286,14 @@ class Patience:
                 self._heard = now
         silent = now - self._heard
         return silent if silent > self.limit else None
+
+
+def _received(pipe: Connection) -> tuple[Any, ...]:
+    """One message, a chunk with its frames [T, H, W, 3]."""
+    message = pipe.recv()
+    if message[0] == "chunk":
+        return *message, np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(message[1]["frames"])
+    return message
 
 
 @contextlib.contextmanager

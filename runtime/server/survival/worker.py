@@ -9,6 +9,7 @@ generator back: nobody wants its next chunk yet.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import signal
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 from ....engines.base import EngineOptions
 from ....engines.bundle import Bundle
 from ....engines.errors import UserError
-from ....engines.files import reason
+from ....engines.files import reason, remove_parts
 from ....engines.machine import choose_gpu, resident_memory
 from ....engines.post import POST
 from ....engines.text import first_line
@@ -98,7 +99,7 @@ class Generator:
         self.saver, self.stood = Saver(self.stream, self.job.state), 0.0
         self.seed = settings.seed  # as it was ordered: the stream goes on with another one after numbers not finite
         self.whole = True  # what would be saved now can be gone on with: no chunk was left half made, or not finite
-        self._tidy()
+        remove_parts(job.state.parent, f"{job.state.name}.")
         self.resumed = self.job.state.exists() and self._load()
         self.saved_at = self._seconds()
         self.good_prompt, self.bad = (
@@ -200,8 +201,12 @@ class Generator:
         self.connection.send(("event", "nan", f"chunk {chunk.index} is not finite: back to the last good state"))
         if self.bad > MOST_BAD:
             raise UserError(f"{self.bad} chunks in a row are not finite")
+        ordered, prompt = copy.copy(self.director), self.stream.prompt
         if not (self.job.state.exists() and self._load()):
             self.stream.begin_anew(self.good_prompt)
+        elif prompt == self.good_prompt:  # an order that has been shown since the state was saved is not what broke
+            self.director = ordered
+            self.stream.set_prompt(prompt, "swap")
         # The same noise would end in the same place.
         self.stream.set_seed((self.stream.seed + 1) % 2**64)
         self.whole = True
@@ -296,10 +301,6 @@ class Generator:
                 self.connection.send(("event", "saved", f"the stream stood still for {self.stood:.0f} ms"))
         except UserError as error:
             self.connection.send(("event", "unsaved", str(error)))
-
-    def _tidy(self) -> None:
-        for part in self.job.state.parent.glob(f".{self.job.state.name}.*.part"):
-            part.unlink(missing_ok=True)  # left by a process that was killed while it wrote
 
     def _load(self) -> bool:
         """Go on from the saved state, as far as it is what is ordered now: another anchor begins anew, like another bundle;

@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from everframe.engines.errors import UserError
+from everframe.engines.machine import peak_memory
 from everframe.runtime.overlay.draw import draw, picture_of
 from everframe.runtime.overlay.layer import Layer, read_logo
 from everframe.runtime.overlay.parts import Clock, Code, Logo, Message, Overlay, Text, Ticker
@@ -130,6 +131,14 @@ def test_long_messages_fit(text: str) -> None:
     assert written.any()
     assert not written[:, :8].any()
     assert not written[:, -8:].any()
+
+
+def test_lines_that_no_picture_can_show_take_no_memory() -> None:
+    before = peak_memory()
+    text = Text(text="a\n" * 999 + "a", size=100, colour="#ff0000", at="top-left", margin=0)
+    pixels = painted(Overlay(texts=[text]), size=(320, 180))
+    assert peak_memory() - before < 200 << 20
+    assert (pixels[..., 0] > 0).any()
 
 
 def test_a_ticker_stands_in_the_same_place_at_every_height() -> None:

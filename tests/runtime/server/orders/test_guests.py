@@ -158,12 +158,16 @@ def test_only_the_prompts_that_are_allowed(control: Control) -> None:
 
 def test_free_texts(control: Control, ordered: list) -> None:
     control.spelling.free_text = True  # as of a bundle with its text encoder, which is asked in the generator
-    guests = Guests(Guest(free_text=True, blocked=["war", "Bad  word"], every_seconds=0, longest=40), control)
+    blocked = ["war", "Bad  word", "裸体", "เปลือย"]
+    guests = Guests(Guest(free_text=True, blocked=blocked, every_seconds=0, longest=40), control)
     for text, word in (
         ("A WAR in space", "not shown"),
         ("a bad, word", "not shown"),
         *[(f"a w{c}ar", "not shown") for c in "\u200b\u200c\u200d\u00ad\u034f\ufe0f\u3164"],
         ("a ｗａｒ", "not shown"),
+        ("a w\u0332a\u0332r\u0332", "not shown"),  # with a line below every letter
+        ("我要裸体画面", "not shown"),
+        ("ขอภาพเปลือยหน่อย", "not shown"),
         ("...", "words"),
         ("x " * 21, "most"),
     ):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.runtime.overlay.parts import Code, Logo, Message, Overlay
+from everframe.runtime.overlay.parts import Code, Logo, Message, Overlay, Ticker
 from everframe.runtime.server.config import Config
 from everframe.runtime.server.orders.control import Control
 from everframe.runtime.server.orders.overlays import Overlays
@@ -205,6 +205,17 @@ def test_kept_over_a_restart_until_the_configuration_changes(bundle_path: Path, 
     with serve(tmp_path, bundle_path, config.replace("100", "50")) as site:  # nothing but an order takes a message away
         found = site.ask("/api/overlay")[1]
         assert (found["message"]["text"], found["logo"]["size"]) == (GREEN["text"], 50)
+
+
+def test_pages_ask_anew_after_a_restart(bundle: Bundle, tmp_path: Path) -> None:
+    """They stay while the server starts with another configuration, and know its pictures by their version."""
+    control = Control(Config(state_dir=tmp_path), bundle, lambda *order: None)
+    first, second = (
+        Overlays(Overlay(ticker=Ticker(text=text)), tmp_path, control, (64, 32)) for text in ("before", "after")
+    )
+    assert first.version != second.version
+    first.tell(Message(text="now"))
+    assert first.version not in (second.version, Overlays(Overlay(), tmp_path, control, (64, 32)).version)
 
 
 def test_a_message_is_kept_though_the_logo_is_not(bundle: Bundle, tmp_path: Path) -> None:

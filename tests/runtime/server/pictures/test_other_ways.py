@@ -76,6 +76,28 @@ def test_a_message_that_is_burned_in_is_read_whole(site: Site, browser: Browser)
         until(old, "document.body.classList.contains('fill')", 30)
 
 
+def test_an_old_browser_reads_its_address_as_others_do(site: Site, browser: Browser) -> None:
+    asked: list[str] = []
+    with page_of(browser) as page:
+        page.route("**/static/screen.js", lambda route: route.abort())
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{site.url}/?screen=left+wall&fit=%")
+        until(page, f"{IMAGE} && document.body.classList.contains('%')", 60)
+    assert any("/api/screens/left%20wall/view" in url for url in asked)
+
+
+def test_a_screen_may_have_any_name(site: Site, browser: Browser) -> None:
+    """One with a slash too can be told something."""
+    with page_of(browser) as page:
+        page.goto(f"{site.url}/?screen=hall%2Fleft")
+        until(page, "window.player && player.shown() > 2", 60)
+        page.evaluate("window.mark = 1")
+        assert site.ask("/api/screens/hall%2Fleft/view", token=None)[0] == 200
+        assert site.ask("/api/screens/hall%2Fleft/reload", "POST")[0] == 204
+        until(page, "window.mark === undefined", 30)
+    wait_for(lambda: site.ask("/api/screens/hall%2Fleft", "DELETE")[0] == 204)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_motion_jpeg_of_a_server_that_went_without_a_word(site: Site, browser: Browser, old: bool) -> None:

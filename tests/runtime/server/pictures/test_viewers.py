@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from everframe.runtime.server.pictures import screens as module
 from everframe.runtime.server.pictures.screens import MAX_VIEWERS, Screens, View, picture_of
 from everframe.runtime.server.pictures.viewers import BEGIN, GRACE, HOUR, SILENCE, Viewers
 
@@ -115,6 +118,32 @@ def test_a_screen_s_own_picture() -> None:
         told(b"x" * 90_000),
     ):
         assert picture_of(bad) is None
+
+
+def test_a_clock_that_is_set_makes_no_screen_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a box that boots in 1970, or was a day ahead when it wrote its list."""
+    now, file = time.time(), tmp_path / "screens.json"
+
+    def at(clock: float) -> None:
+        monkeypatch.setattr(module.time, "time", lambda: clock)
+
+    at(now + 86400)
+    screens = Screens(Viewers(), {"lobby": View()}, missing=60, file=file)
+    screens.view("lobby")
+    screens.write()
+    for clock in (0.0, now):
+        at(clock)
+        assert screens.problems() == []
+        assert screens.listed()[0]["state"] == "ok"
+        assert screens.listed()[0]["last_report_seconds"] < 60
+    after = Screens(Viewers(), {"lobby": View()}, missing=60, file=file)  # read when the clock is right
+    assert after.problems() == []
+    assert after.listed()[0]["last_report_seconds"] < 60
+    at(now + 9 * 86400)
+    assert Screens(Viewers(), {}, missing=0, file=file).listed() == []
+    at(now + 86400 + 7200)
+    (known,) = Screens(Viewers(), {}, missing=0, file=file).listed()
+    assert known["last_report_seconds"] == pytest.approx(7200, abs=60)
 
 
 def test_visitors_pages_keep_no_configured_screen_out() -> None:

@@ -165,6 +165,8 @@ def test_what_lies_above_the_picture(direct: Site) -> None:
         (lambda: "", "not an SDP offer"),
         (lambda: "v=0\r\n" + "x" * 10_000, "not an SDP offer"),
         (lambda: "v=0\r\n" + "x" * 100_000, "16384 at most"),
+        (lambda: "v=0\r\na=candidate:" + ".local " * 37_000, "16384 at most"),
+        (lambda: "v=0\r\na=candidate:" + ".local " * 2_000, "not an SDP offer"),
         (lambda: offer() + "a=candidate:1 1 udp 1 10.0.0.1 9 typ host\r\n" * 40, "32 candidates"),
         (lambda: offer(lambda sdp: sdp[: len(sdp) // 2]), "offer"),
         (lambda: offer(lambda sdp: sdp.replace("H264", "H265")), "H.264"),

@@ -99,6 +99,8 @@ def test_another_bundle_is_noticed_when_it_is_whole(bundle_path: Path, tmp_path:
         ({"stream": {"rope": "relative"}}, "does not turn sinks"),
         ({"stream": {"sink_distance": 12}}, "expected rope relative"),
         ({"stream": {"backend": "tensorrt"}}, "holds no tensorrt engine"),
+        ({"overlay": {"logo": {"file": "gone.png"}}}, "gone.png"),
+        ({"video": {"push": ["rtmp://127.0.0.1/x"], "push_audio": "gone.ogg"}}, "gone.ogg"),
     ],
 )
 def test_one_that_lacks_what_the_configuration_names_is_refused(

@@ -68,6 +68,41 @@ def watched(job: Job) -> tuple[Supervisor, list[str]]:
     ), events
 
 
+def chunks_slowly_taken(connection: Connection, job: Job) -> None:
+    connection.send(("ready", {}))
+    while not connection.poll():  # until it is to stop
+        connection.send(("chunk", {"frames": (1, 1, 1, 3), "stages": {"total": 0.1}}))
+        connection.send_bytes(bytes(3))
+
+
+def test_a_disk_that_is_slow_here_kills_no_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done with a chunk may take longer than a generator may say nothing."""
+    monkeypatch.setattr(module, "main", chunks_slowly_taken)
+    watch, events = watched(Job(StreamSettings(), tmp_path / "state"))
+    taken: list[int] = []
+
+    def take(facts: object, frames: object) -> None:
+        taken.append(1)
+        time.sleep(1.5)
+
+    watch.chunk, watch.stall_seconds, watch.start_seconds = take, 0.5, 60
+    watch.start()
+    wait_for(lambda: len(taken) == 4, 60)
+    watch.stop()
+    assert events == ["ready"]
+
+
+def test_a_generator_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """As where the system has no more processes, or files: here its job cannot be handed over."""
+    job = Job(StreamSettings(), tmp_path / "state", playlist=lambda: None)  # type: ignore[arg-type]
+    watch, events = watched(job)
+    watch.start()
+    wait_for(lambda: "backoff" in events, 60)
+    assert watch.is_alive()
+    watch.stop()
+    assert not watch.is_alive()
+
+
 @pytest.mark.parametrize(("main", "paused", "kept"), [(dies, True, True), (dies, False, False), (refuses, False, True)])
 def test_which_lives_speak_against_a_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[..., None], paused: bool, kept: bool

@@ -127,6 +127,46 @@ def test_what_broke_is_not_saved(bundle_path: Path, tmp_path: Path, monkeypatch:
     assert state.read_bytes() == good
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_chunk_that_is_not_finite_undoes_no_order_that_was_shown(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    """One that no chunk was shown of may be what broke."""
+    state = tmp_path / "state"
+    playlist = Playlist(items=[Item(prompt=PROMPTS[0])])
+    pipe = Pipe()
+    running = generator(pipe, bundle_path, state, seed=3)
+    pipe.orders += [("playlist", playlist), ("stop",)]
+    running.run()
+    running = generator(Pipe(), bundle_path, state, seed=3)
+    running._obey("prompt", Change(prompt=PROMPTS[1], transition="swap"))
+    for _ in range(3 * shown):
+        running._advance()
+    made = running.stream.next_chunk
+
+    def broken() -> Any:
+        monkeypatch.setattr(running.stream, "next_chunk", made)
+        chunk = made()
+        chunk.latent[:] = np.nan
+        return chunk
+
+    monkeypatch.setattr(running.stream, "next_chunk", broken)
+    assert running._make() is None
+    for _ in range(3):
+        running._advance()
+    assert (running.director.playlist, running.stream.prompt) == (
+        (None, PROMPTS[1]) if shown else (playlist, PROMPTS[0])
+    )
+
+
+def test_leftovers_that_cannot_be_removed_are_left(bundle_path: Path, tmp_path: Path) -> None:
+    """A disk that takes no changes does not keep the picture away (root may remove any file, so here it is a folder)."""
+    (tmp_path / ".state.1-1.part").mkdir()
+    (tmp_path / ".state.2-2.part").touch()
+    generator(Pipe(), bundle_path, tmp_path / "state")._advance()
+    assert (tmp_path / ".state.1-1.part").exists()
+
+
 def test_the_state_is_saved_when_the_pipe_is_lost(bundle_path: Path, tmp_path: Path) -> None:
     running = generator(Pipe(gone=3), bundle_path, tmp_path / "state")
     with pytest.raises(BrokenPipeError):
