@@ -176,7 +176,8 @@ def observe(
     statistics = Statistics(histograms=collector(method))
     runs = [(prompt, seed) for prompt in prompts for seed in seeds]
     graphs = bundle.manifest.graphs
-    sources = [graphs[name].digest for name in ("step", "decode")]  # of large graphs the weights beside them too
+    # Of large graphs the weights beside them too; the bank is linked beside what was gathered.
+    sources = [*(graphs[name].digest for name in ("step", "decode")), bundle.manifest.prompt_bank.sha256]
     names = sorted({linear.key for linear in linears})
     key = hashlib.sha256(json.dumps([sources, names, runs, chunks, method]).encode()).hexdigest()
     work.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ def reason(error: OSError) -> str:
 log = logging.getLogger(__name__)
 _told: set[Path] = set()  # folders whose caches are elsewhere
 
+Mark = tuple[int, int, int]  # size, time of change in ns, inode
 PART, OLD = ".part", ".old"  # ends of the names of a folder in the making, and of one that is being replaced
 YOUNG = 60.0  # seconds
 
@@ -71,13 +72,26 @@ def real(target: Path) -> Path:
     return Path(os.path.realpath(target))
 
 
-def check_replaceable(target: Path) -> None:
-    """Fail early where a folder cannot be replaced as a whole. Raises UserError."""
+def check_replaceable(target: Path, holds: str | None) -> None:
+    """Fail early where what is there cannot be replaced as a whole, or is nothing of ours: a folder without a file of that
+    name, and not an empty one. Raises UserError."""
     if target.is_dir() and os.path.ismount(real(target)):
         raise UserError(
             f"{target}: is a mount point and cannot be replaced as a whole; mount the folder above it, or write to "
             f"another name"
         )
+    if holds is not None and target.exists():
+        ours = (target / holds).is_file() or (target.is_dir() and not any(target.iterdir()))
+        if not ours:
+            raise UserError(f"{target}: holds no {holds} and is not replaced; remove it, or write to another name")
+
+
+def mark_of(file: Path) -> Mark | None:
+    """What tells a file from what it was, or from another of its name."""
+    with contextlib.suppress(OSError):
+        s = file.stat()
+        return s.st_size, s.st_mtime_ns, s.st_ino
+    return None
 
 
 def user_cache() -> Path:
@@ -92,7 +106,7 @@ def user_cache() -> Path:
 def cache_place(file: Path) -> Path:
     """Where something that can be made again is kept: beside what it belongs to, or, where that folder cannot be written, in
     the user's cache folder (XDG_CACHE_HOME), under a name of its own for every such folder."""
-    if os.access(file.parent, os.W_OK):
+    if os.access(file if file.is_dir() else file.parent, os.W_OK):
         return file
     home = user_cache() / hashlib.sha256(str(file.parent.resolve()).encode()).hexdigest()[:16]
     if file.parent not in _told:
@@ -177,13 +191,18 @@ def keep_record(file: Path, key: str, record: Any) -> None:
 
 
 @contextmanager
-def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, holds: str | None, replace: bool = False, since: Mark | None = None) -> Iterator[Path]:
     """Yield an empty folder beside target; on success sync it and rename it to target, on any failure remove it. A target
     that is a link means what it leads to.
 
-    Raises UserError when target exists (unless replace is given) or cannot be written.
+    holds: the file by which a folder of this kind is known: no other is replaced; None: any is, for the place is ours.
+    since: the `mark_of` that file when the work began that the new folder is made of; None: of two who replace it at a time
+    the later one wins.
+
+    Raises UserError when target exists (unless replace is given), is nothing of ours, cannot be written, or where another
+    process has come first.
     """
-    check_replaceable(target)
+    check_replaceable(target, holds if replace else None)
     check_writable(target)
     place = real(target)
     with own_folder(target) as part:
@@ -192,8 +211,11 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         yield part
         for file in sorted(part.rglob("*")):
             if file.is_file():
-                with open(file, "rb") as f:
+                with open(file, "rb" if os.name != "nt" else "r+b") as f:
                     os.fsync(f.fileno())
+        overtaken = place.exists() if not replace else since is not None and mark_of(place / (holds or "")) != since
+        if overtaken:
+            raise UserError(f"{target}: was written by another process meanwhile, and is left as that made it")
         sync_folder(part)
         old = part.with_suffix(OLD)
         try:

@@ -69,15 +69,18 @@ class OvEngine:
     def compiled(self, filling: bool) -> Any:
         """The compilation with the mask of a ring that fills, or without."""
         if not filling:
-            steady = self._steady.result()
-            if self.large:  # weights stand in memory once; a request holds what it was made from
-                self._filling = None
-                for one in self.passes:
-                    one.requests.pop(True, None)
-            return steady
+            return self._steady.result()
         if self._filling is None:
             self._filling = self._compile(True)
         return self._filling
+
+    def settle(self) -> None:
+        """The ring is full: large weights stand in memory once again; a request holds what it was made from."""
+        if self.large and self._filling is not None:
+            self._steady.result()
+            self._filling = None
+            for one in self.passes:
+                one.requests.pop(True, None)
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
         check_bindings(self.graph, inputs, outputs, self.file)
@@ -101,10 +104,15 @@ class OvPass:
 
     def __call__(self) -> None:
         filling = self.engine.fills and not self._full()
+        if not filling:
+            self.engine.settle()
         request = self.requests.get(filling)
         if request is None:
             request = self.requests[filling] = self._request(filling)
-        request.infer()
+        try:
+            request.infer()
+        except RuntimeError as error:
+            raise UserError(f"{self.engine.file}: OpenVINO cannot run it: {first_line(error)}") from error
         at = int(self.inputs["slot"].array[0]) if self._puts else 0
         for ring, chunk in self._puts:
             ring[:, :, at : at + chunk.shape[2]] = chunk

@@ -46,13 +46,18 @@ class Compiled:
             with contextlib.suppress(RuntimeError):  # another build of the same version: compiled anew
                 return core.import_model(io.BytesIO(kept), device, self.settings)
         compiled = core.compile_model(read(), device, self.settings)
-        with contextlib.suppress(RuntimeError):  # a device that cannot export
+        try:
             blob = compiled.export_model().getvalue()
-            # What later starts will run is what runs now, and so what is proven: one comes back from its bytes changed.
-            again = core.import_model(io.BytesIO(blob), device, self.settings)
-            keep_blob(file, blob)
-            return again
-        return compiled
+        except RuntimeError:  # a device that cannot export
+            return compiled
+        keep_blob(file, blob)
+        # What later starts will run is what runs now, and so what is proven: one comes back from its bytes changed. Two
+        # compilations of a large model beside its bytes would be several times its size.
+        del compiled
+        try:
+            return core.import_model(io.BytesIO(blob), device, self.settings)
+        except RuntimeError:
+            return core.compile_model(read(), device, self.settings)
 
     def file(self, masked: bool) -> Path:
         """openvino-NAME-SETTINGS-VERSION.blob: of one graph and setting only the newest version is kept."""
@@ -81,7 +86,7 @@ def keep_blob(file: Path, blob: bytes) -> None:
         if shutil.disk_usage(file.parent).free < 2 * len(blob):
             log.info("%s: too little space to keep %d MiB for the next start", file.parent, len(blob) >> 20)
             return
-        write_whole(file, blob + hashlib.sha256(blob).digest())
+        write_whole(file, [blob, hashlib.sha256(blob).digest()])
         for other in file.parent.glob(f"{file.stem.rpartition('-')[0]}-*.blob"):
             if other != file:
                 other.unlink(missing_ok=True)

@@ -94,9 +94,16 @@ class OrtEngine:
             binding.bind_ortvalue_output(name, _value(buffer))
 
         def run(held: list[Buffer] = held) -> None:
-            self.session.run_with_iobinding(binding)
+            self._run(binding)
 
         return run
+
+    def _run(self, binding: Any) -> None:
+        """Raises UserError: what ONNX Runtime cannot do now, as where a card is full, it says with exceptions of its own."""
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:
+            raise UserError(f"{self.file}: ONNX Runtime cannot run it: {first_line(error)}") from error
 
     def _bind_on_card(
         self, binding: Any, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], held: list[Buffer]
@@ -111,7 +118,7 @@ class OrtEngine:
 
         def run(held: list[Buffer] = held) -> None:
             device.cuda.wait()  # what was written and moved; the provider's own stream does not wait for ours
-            self.session.run_with_iobinding(binding)  # returns when its outputs are there
+            self._run(binding)  # returns when its outputs are there
 
         return run
 

@@ -68,9 +68,8 @@ class Stored:
 
 def fingerprint(bundle: Bundle, version: str, options: Mapping[str, Any]) -> str:
     """16 hex digits of everything that decides the engines."""
-    graphs = {
-        name: [graph.model.sha256, *(d.sha256 for d in graph.data)] for name, graph in bundle.manifest.graphs.items()
-    }
+    every = {name: bundle.manifest.graphs[name] for name in compiled_graphs(bundle)}
+    graphs = {name: [graph.model.sha256, *(d.sha256 for d in graph.data)] for name, graph in every.items()}
     facts = {"version": version, "options": options, "graphs": graphs, "lowering": LOWERING}
     content = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -93,7 +92,7 @@ def write(
         raise UserError(f"{home}: cannot write: {error.strerror}") from None
     key = fingerprint(bundle, version, options)
     records = {}
-    with new_folder(home / key, replace=True) as part:
+    with new_folder(home / key, None, replace=True) as part:
         for name, engine, facts in compiled():
             file = part / f"{name}.engine"
             file.write_bytes(engine)

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from ..engines.bundle import MANIFEST, Bundle, describe, write_manifest
 from ..engines.errors import UserError
-from ..engines.files import check_replaceable, link_or_copy, new_folder
+from ..engines.files import check_replaceable, link_or_copy, mark_of, new_folder
 from ..engines.text import key
-from .texts import check_distinct, clean, encode_all, open_encoder, read_prompts
+from .texts import TextEncoder, check_distinct, clean, encode_all, open_encoder, read_prompts
+
+SAME = (
+    0.1  # of an embedding's size, that the same encoder in another precision may be off; another one is off by its size
+)
 
 
 def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str) -> int:
@@ -21,6 +26,7 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
 
     Raises UserError for a bad bundle or prompt file, no prompts, or an encoder that is not this model's.
     """
+    since = mark_of(path / MANIFEST)
     bundle = Bundle.open(path)
     shots = bundle.manifest.shots
     wanted = [clean(p) for p in prompts] + (read_prompts(file) if file else [])
@@ -31,12 +37,8 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
     check_distinct(list({key(p): p for p in wanted}.values()), "prompts add")
     known = {key(p) for p in bundle.manifest.prompts}
     new = list({key(p): p for p in wanted if key(p) not in known}.values())
-    check_replaceable(path)
-    made_by = bundle.manifest.provenance.get("text_encoder")
-    encoder = open_encoder(text_encoder)
-    if made_by not in (None, encoder.name):
-        raise UserError(f"--text-encoder {text_encoder}: is {encoder.name}, the bank of {path} was made by {made_by}")
-    network = bundle.manifest.network
+    check_replaceable(path, MANIFEST)
+    encoder, network = open_encoder(text_encoder), bundle.manifest.network
     told = new if shots is None else [*new, *(shots.prefix + p for p in new)]
     embeddings = encode_all(encoder, told, network.text_len)
     for embedding in embeddings.values():
@@ -45,8 +47,11 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
                 f"--text-encoder {text_encoder}: makes {embedding.shape[1]} channels, {path} wants {network.text_dim}"
             )
     ref = bundle.manifest.prompt_bank
-    bank = load_file(path / ref.file) | {p: e.half().contiguous() for p, e in embeddings.items()}
-    with new_folder(path, replace=True) as part:
+    bank = load_file(path / ref.file)
+    if (made_by := bundle.manifest.provenance.get("text_encoder")) is not None:
+        check_encoder(encoder, text_encoder, made_by, bundle, bank)
+    bank |= {p: e.half().contiguous() for p, e in embeddings.items()}
+    with new_folder(path, MANIFEST, replace=True, since=since) as part:
         skip = shutil.ignore_patterns(MANIFEST, ref.file)
         shutil.copytree(path, part, ignore=skip, copy_function=link_or_copy, dirs_exist_ok=True)  # compiled engines too
         (part / ref.file).write_bytes(save(bank))
@@ -55,3 +60,15 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
         )
         write_manifest(part, manifest)
     return len(new)
+
+
+def check_encoder(encoder: TextEncoder, told: str, made_by: str, bundle: Bundle, bank: dict[str, Tensor]) -> None:
+    """Whether the encoder is the one that made the bank, wherever it lies now and in whichever precision: by what it makes
+    of the bank's first prompt. Raises UserError."""
+    prompt = bundle.manifest.prompts[0]
+    there = bank[prompt].float()
+    here = encoder.encode(prompt, bundle.manifest.network.text_len)
+    if here.shape != there.shape or (here - there).norm() > SAME * there.norm():
+        raise UserError(
+            f"--text-encoder {told}: encodes {prompt!r} otherwise than {made_by} did, which made the bank of {bundle.path}"
+        )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..engines.bundle import (
     FORMAT,
+    MANIFEST,
     Bundle,
     FileRef,
     Geometry,
@@ -120,7 +121,7 @@ def check_target(output: Path, force: bool) -> None:
     """Fail before any work is done."""
     if output.exists() and not force:
         raise UserError(f"{output}: already exists; remove it or pass --force")
-    check_replaceable(output)
+    check_replaceable(output, MANIFEST if force else None)
     check_writable(output)
 
 
@@ -139,7 +140,7 @@ def write_bundle(
         chunks = max(chunks, MIN_CHUNKS, g.window // g.chunk + 2)  # past the wrap of the ring
     modules = modules_of(parts, probe)
     limits = LIMITS[parts.precision]
-    with new_folder(output, replace=force) as part, torch.no_grad():
+    with new_folder(output, MANIFEST, replace=force) as part, torch.no_grad():
         report.step("exporting graphs", 0, None)
         graphs = write_graphs(part, parts, modules)
         bank = save({p: t.half().contiguous() for p, t in (parts.prompts | parts.shot_prompts).items()})

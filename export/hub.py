@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
 
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
@@ -40,6 +41,17 @@ class Found:
         return f"{self.file.repo}/{self.path}"
 
     @property
+    def to_fetch(self) -> int:
+        """Bytes. A file of this content may be in the cache already, by another commit."""
+        blob = (
+            Path(constants.HF_HUB_CACHE)
+            / repo_folder_name(repo_id=self.file.repo, repo_type="model")
+            / "blobs"
+            / self.etag
+        )
+        return 0 if self.cached or (self.etag and blob.is_file()) else self.size
+
+    @property
     def pinned(self) -> str | None:
         """The hash that the table says of it."""
         return self.file.sha256 if self.path == self.file.path else None
@@ -54,9 +66,9 @@ def tell(found: Iterable[Found], report: Report) -> None:
     """A line for each file, and one for the sum."""
     found = list(found)
     for one in found:
-        state = "here" if one.cached else f"{one.size / 1e6:.1f} MB"
+        state = f"{one.to_fetch / 1e6:.1f} MB" if one.to_fetch else "here"
         report.line(f"{one.name} at {one.commit[:10] or 'unknown'}: {state}; licence: {one.file.licence}")
-    report.line(f"to fetch: {sum(one.size for one in found if not one.cached) / 1e6:.1f} MB")
+    report.line(f"to fetch: {sum(one.to_fetch for one in found) / 1e6:.1f} MB")
 
 
 def fetch(files: dict[str, HubFile], report: Report = QUIET) -> dict[str, Path]:
@@ -65,7 +77,7 @@ def fetch(files: dict[str, HubFile], report: Report = QUIET) -> dict[str, Path]:
     found = {key: survey([file]) for key, file in files.items()}
     every = [one for several in found.values() for one in several]
     tell(every, report)
-    _check_space(sum(one.size for one in every if not one.cached))
+    _check_space(sum(one.to_fetch for one in every))
     paths = {key: [_kept(one) if one.cached else _download(one) for one in several] for key, several in found.items()}
     return {key: several[0] for key, several in paths.items()}
 

@@ -50,6 +50,7 @@ REFUSED = (
     (re.compile(r"\.(?:a1|a2|b1|b2)\.weight$"), "GLoRA"),
     (re.compile(r"\.set_weight$|\.reshape_weight$"), "whole weights (set_weight, reshape_weight)"),
 )
+MODULATION = re.compile(r"\.diff_m$")  # a block's own parameter, which no layer holds
 # Ways to begin that change the model's own weights: such an adapter is right on the changed weights alone
 MOVED = ("pissa", "olora", "corda", "loftq")
 
@@ -151,6 +152,7 @@ def _changes(found: State, state: State, file: Path) -> dict[str, Change]:
     changes: dict[str, Change] = {}
     strange = []
     for name, value in found.items():
+        name = MODULATION.sub(".modulation.diff", name)
         role, layer = next(((r, name[: m.start()]) for r, p in ROLES if (m := p.search(name))), ("", name))
         if not role:
             strange.append(f"unexpected {name}")
@@ -169,7 +171,7 @@ def _layer(name: str, flat: dict[str, str]) -> tuple[str, str]:
     """A layer as the file calls it -> the same without prefixes, and its public name."""
     for prefix in FLAT:
         if name.startswith(prefix):
-            short = name.removeprefix(prefix)
+            short = name.removeprefix(prefix).lstrip("_")  # VideoX-Fun writes two underscores
             return short, flat.get(short, short)
     while any(name.startswith(p) for p in PREFIXES):
         name = name.removeprefix(next(p for p in PREFIXES if name.startswith(p)))

@@ -32,7 +32,7 @@ IN_PIECES = {
     "mp4": {"movflags": "hybrid_fragmented+frag_keyframe", "frag_duration": "1000000", "flush_packets": "1"},
     "matroska": {"cluster_time_limit": "1000", "flush_packets": "1"},
 }
-MAX_GIF_FRAMES = 2400  # a GIF is held in memory until it is saved
+MAX_GIF_FRAMES, MAX_GIF_BYTES = 2400, 512 << 20  # a GIF is held in memory until it is saved, a byte a pixel
 
 
 class Output(Protocol):
@@ -73,9 +73,13 @@ def open_output(
         return PngOutput(path, replace)
     if suffix in (".gif", *CONTAINERS):
         check_free(path, replace)
-        if suffix == ".gif" and frames is not None and frames > MAX_GIF_FRAMES:
-            raise UserError(f"{path}: {_gif_holds(fps)}, this are {frames}; use .mp4 or .mkv")
-        return GifOutput(path, fps) if suffix == ".gif" else FileOutput(path, width, height, fps, encoder=encoder)
+        if suffix == ".gif" and frames is not None and frames > _gif_room(width, height):
+            raise UserError(f"{path}: {_gif_holds(width, height, fps)}, this are {frames}; use .mp4 or .mkv")
+        return (
+            GifOutput(path, width, height, fps)
+            if suffix == ".gif"
+            else FileOutput(path, width, height, fps, encoder=encoder)
+        )
     raise UserError(f"output {target!r}: expected -, a folder/, or a name ending in .mp4, .mkv, .gif or .png")
 
 
@@ -284,24 +288,32 @@ class PngOutput:
                 path.unlink(missing_ok=True)
 
 
-def _gif_holds(fps: int) -> str:
-    return f"a GIF holds at most {MAX_GIF_FRAMES} frames here ({MAX_GIF_FRAMES / fps:g} s)"
+def _gif_room(width: int, height: int) -> int:
+    return min(MAX_GIF_FRAMES, MAX_GIF_BYTES // (width * height))
+
+
+def _gif_holds(width: int, height: int, fps: int) -> str:
+    room = _gif_room(width, height)
+    return f"a GIF of {width}×{height} holds at most {room} frames here ({room / fps:g} s)"
 
 
 class GifOutput:
     """An animated GIF. Its frames last whole hundredths of a second, so 16 fps becomes 6 or 7 of them in turn."""
 
-    def __init__(self, path: Path, fps: int):
-        self._part, self._fps, self._frames, self._full = _Part(path), fps, [], False
+    def __init__(self, path: Path, width: int, height: int, fps: int):
+        self._part, self._size, self._fps, self._full = _Part(path), (width, height), fps, False
+        self._frames = []
 
     _frames: list[Image.Image]
 
     def write(self, frames: NDArray[np.uint8]) -> None:
-        room = MAX_GIF_FRAMES - len(self._frames)
+        room = _gif_room(*self._size) - len(self._frames)
         self._frames += [Image.fromarray(image).quantize(dither=Image.Dither.NONE) for image in frames[:room]]
         if len(frames) > room:  # of a video without an end: what there is stays
             self._full = True
-            raise UserError(f"{self._part.path}: {_gif_holds(self._fps)}, which it has; use .mp4 or .mkv for more")
+            raise UserError(
+                f"{self._part.path}: {_gif_holds(*self._size, self._fps)}, which it has; use .mp4 or .mkv for more"
+            )
 
     def __enter__(self) -> Self:
         return self

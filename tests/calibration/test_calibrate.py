@@ -29,7 +29,7 @@ from everframe.runtime import DEMO_BUNDLE, Stream
 from everframe.runtime.cli.app import app
 from everframe.runtime.measure.compare import compare
 
-from helpers import PROMPTS, TRANSFORMER
+from helpers import PROMPTS, TRANSFORMER, with_prompts
 from wanfiles import source
 
 QUICK = Settings(prompts=tuple(PROMPTS[:1]), chunks=5, gate_chunks=3, gate_minutes=0.05, sensitivity=False)
@@ -368,6 +368,22 @@ def test_an_interrupted_calibration_goes_on(bundle: Bundle, step: onnx.ModelProt
     assert again.thresholds() == whole.thresholds()
     for name, peaks in whole.peaks.items():
         assert (again.peaks[name] == peaks).all()
+
+
+def test_one_that_was_interrupted_knows_prompts_that_came_meanwhile(
+    bundle_path: Path, step: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """The bank is linked beside what was gathered: another bank is another calibration."""
+    linears, other = find_linears(step, 2), with_prompts(bundle_path, tmp_path / "other", [*PROMPTS, "a new one"])
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    wanted = (linears, PROMPTS[:2], [0], 2, "percentile", tmp_path / "w")
+    with pytest.raises(KeyboardInterrupt):
+        observe(Bundle.open(bundle_path), *wanted, stop)
+    observe(Bundle.open(other), *wanted, lambda *_: None)
 
 
 def test_damaged_statistics_are_gathered_anew(bundle: Bundle, step: onnx.ModelProto, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
-from everframe.engines.files import cache_place, check_replaceable, link_or_copy, new_folder, write_whole
+from everframe.engines.files import cache_place, check_replaceable, link_or_copy, mark_of, new_folder, write_whole
 from everframe.export.weightfile import scratch
 
 
@@ -29,7 +29,7 @@ def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "fsync", fsync)
     write_whole(tmp_path / "x", b"1")
-    with new_folder(tmp_path / "folder") as part:
+    with new_folder(tmp_path / "folder", "y") as part:
         (part / "y").write_bytes(b"2")
     assert (tmp_path / "x").read_bytes() == b"1"
     assert (tmp_path / "folder" / "y").read_bytes() == b"2"
@@ -106,10 +106,10 @@ def test_a_mount_point_is_noticed_before_the_work(tmp_path: Path) -> None:
     ):
         pytest.skip("cannot mount here")
     try:
-        with pytest.raises(UserError, match="mount point"), new_folder(target, replace=True):
+        with pytest.raises(UserError, match="mount point"), new_folder(target, "x", replace=True):
             raise AssertionError("no work is done")
         with pytest.raises(UserError, match="mount point"):
-            check_replaceable(target)
+            check_replaceable(target, "x")
         assert target.is_dir()
     finally:
         with contextlib.suppress(OSError):
@@ -146,7 +146,7 @@ if when == "between":
             os.kill(int(os.readlink("/proc/self")), signal.SIGKILL)
         return real(self, to)
     Path.rename = rename
-with new_folder(target, replace=True) as part:
+with new_folder(target, None, replace=True) as part:
     (part / "x").write_text("new")
     if when == "at work":
         os.kill(int(os.readlink("/proc/self")), signal.SIGKILL)
@@ -167,7 +167,7 @@ def aged(folder: Path) -> None:
 
 
 def replaced(target: Path) -> str:
-    with new_folder(target, replace=True) as part:
+    with new_folder(target, "x", replace=True) as part:
         (part / "x").write_text("newest")
     return (target / "x").read_text()
 
@@ -216,10 +216,50 @@ def test_a_crash_between_the_two_renames(bundle_path: Path, tmp_path: Path) -> N
         assert {file.name for file in tmp_path.iterdir()} == {*kept, "b.everframe"}
     killed(copy, "between")
     aged(tmp_path)
-    with pytest.raises(UserError, match="already exists"), new_folder(copy):
+    with pytest.raises(UserError, match="already exists"), new_folder(copy, "x"):
         raise AssertionError("no work is done")
     assert {file.name for file in tmp_path.iterdir()} == {"b.everframe", "link"}
     Bundle.open(copy)
+
+
+def test_only_what_is_ours_is_replaced(tmp_path: Path) -> None:
+    """Not a folder of other things, not one of bundles, not a file; but an empty one, and one of the kind."""
+    films = tmp_path / "films"
+    (films / "one.everframe").mkdir(parents=True)
+    (films / "one.everframe" / "x").write_text("old")
+    (file := tmp_path / "x").write_text("mine")
+    for target in (films, file, Path(".")):
+        with pytest.raises(UserError, match="holds no x and is not replaced"), new_folder(target, "x", replace=True):
+            raise AssertionError("no work is done")
+    assert (films / "one.everframe" / "x").read_text() == "old"
+    assert file.read_text() == "mine"
+    assert replaced(films / "one.everframe") == "newest"
+    (tmp_path / "empty").mkdir()
+    assert replaced(tmp_path / "empty") == "newest"
+
+
+def test_what_another_process_writes_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    with pytest.raises(UserError, match="another process"), new_folder(target, "x"):
+        replaced(target)
+    assert (target / "x").read_text() == "newest"
+    seen = mark_of(target / "x")
+    (target / "x").write_text("other")
+    with pytest.raises(UserError, match="another process"), new_folder(target, "x", replace=True, since=seen) as late:
+        (late / "x").write_text("late")
+    assert (target / "x").read_text() == "other"
+    assert {file.name for file in tmp_path.iterdir()} == {"b"}
+
+
+def test_a_cache_s_own_folder_may_be_somebody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that a container made as root in a folder of ours. Root may write anywhere, so here the system is asked by
+    another name."""
+    (engines := tmp_path / "engines").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_place(engines) == engines
+    monkeypatch.setattr(os, "access", lambda place, how: Path(place) != engines)
+    assert cache_place(engines).is_relative_to(tmp_path / "cache")
+    assert cache_place(tmp_path / "other") == tmp_path / "other"
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
@@ -237,13 +277,13 @@ def test_an_error_names_the_file_that_it_is_of(tmp_path: Path) -> None:
     """Much is read while a bundle is written: only what is refused of the bundle itself is the bundle's."""
     target = tmp_path / "b.everframe"
     for _ in range(2):
-        with pytest.raises(UserError, match=rf"^{tmp_path}/vae\.pth: No such file"), new_folder(target):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/vae\.pth: No such file"), new_folder(target, "x"):
             (tmp_path / "vae.pth").read_bytes()
-        with pytest.raises(UserError, match=rf"^{target}: cannot write: No such file"), new_folder(target) as part:
+        with pytest.raises(UserError, match=rf"^{target}: cannot write: No such file"), new_folder(target, "x") as part:
             (part / "no" / "folder").write_bytes(b"")
-        with pytest.raises(UserError, match=rf"^{target}: cannot write: No space"), new_folder(target):
+        with pytest.raises(UserError, match=rf"^{target}: cannot write: No space"), new_folder(target, "x"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with pytest.raises(UserError, match=rf"^{target}: cannot write: No space"), new_folder(target) as part:
+        with pytest.raises(UserError, match=rf"^{target}: cannot write: No space"), new_folder(target, "x") as part:
             # as shutil.copyfile says it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "a"), None, str(part / "a"))
     with scratch(target) as weights:

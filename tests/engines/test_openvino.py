@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from everframe.engines import openvino as module
 from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.choose import open_backend
@@ -68,6 +69,23 @@ def test_streams_share_engines(bundle_path: Path) -> None:
         with Stream(bundle, seed=seed, backend=open_backend("openvino", options())) as alone:
             for frames in mixed:
                 assert (alone.next_chunk().frames == frames[seed - 1]).all()
+
+
+def test_large_weights_stand_in_memory_once_again_after_a_cut(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the ring fills, the step graph has a second compilation, with a mask."""
+    monkeypatch.setattr(module, "KEPT", 0)
+    bundle, backend = Bundle.open(bundle_path), OvBackend(options())
+    with Stream(bundle, seed=1, backend=backend) as stream:
+        for change in (None, "cut", "flush"):
+            if change is not None:
+                stream.set_prompt(PROMPTS[1], change)
+            for _ in range(8):
+                stream.next_chunk()
+            for engine in backend._engines._loaded.values():
+                assert engine._filling is None, change
+                assert not any(True in one.requests for one in engine.passes)
 
 
 @pytest.fixture

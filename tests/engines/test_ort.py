@@ -64,6 +64,16 @@ def test_tokens_beyond_the_valid_length_are_not_seen(step: OrtEngine) -> None:
     assert (results[0] == results[1]).all()
 
 
+def test_what_cannot_be_run_is_one_line(step: OrtEngine) -> None:
+    """ONNX Runtime's own exceptions, as it raises them for a card that is full; here for a slot outside of the ring."""
+    inputs, outputs = buffers_of(step)
+    run = step.bind(inputs, outputs)
+    inputs["slot"].write(np.full_like(inputs["slot"].read(), 10**6))
+    with pytest.raises(UserError, match=r"step\.onnx: ONNX Runtime cannot run it: .+") as told:
+        run()
+    assert "\n" not in str(told.value)
+
+
 def test_buffers_refuse_what_does_not_fit(step: OrtEngine) -> None:
     buffer = step.device.zeros((2, 3), "float32")
     for wrong in (np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float64)):

@@ -264,6 +264,18 @@ def test_no_network(tmp_path: Path) -> None:
         )
 
 
+def test_what_lies_in_the_cache_needs_no_space(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another commit of the same files, as where somebody mended a README: they are linked, not fetched."""
+    assert fetch(hub, tmp_path).returncode == 0
+    before = sum(hub.gets.values())
+    monkeypatch.setattr("test_hub.COMMIT", "d" * 40)
+    code = FETCH.replace("r = recipes", "hub.SPARE = 10**15; r = recipes")
+    done = run(hub, tmp_path, "-c", code, "self-forcing")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "to fetch: 0.0 MB" in done.stdout
+    assert sum(hub.gets.values()) == before
+
+
 @pytest.mark.skipif(os.name == "nt" or not shutil.which("mount"), reason="needs a file system of its own")
 def test_a_disk_that_gets_full(hub: Hub, tmp_path: Path) -> None:
     """The space is asked for before, but somebody else may take it meanwhile."""

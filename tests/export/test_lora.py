@@ -35,6 +35,7 @@ NAMINGS = {  # each as its authors write it: prefix and layers, the two halves
     "ComfyUI": ("diffusion_model.{}", "lora_A", "lora_B"),
     "ComfyUI, down and up": ("diffusion_model.{}", "lora_down", "lora_up"),
     "Kohya": ("lora_unet_{_}", "lora_down", "lora_up"),
+    "VideoX-Fun": ("lora_unet__{_}", "lora_down", "lora_up"),
     "diffusers": ("transformer.{diffusers}", "lora_A", "lora_B"),
     "diffusers, old": ("transformer.{diffusers}", "lora.down", "lora.up"),
     "LyCORIS": ("lycoris_{_}", "lora_down", "lora_up"),
@@ -111,6 +112,7 @@ def test_full_deltas(tmp_path: Path) -> None:
         "blocks.0.norm3.diff_b": ("blocks.0.norm3.bias", torch.randn(64)),
         f"{Q}.diff_b": (f"{Q}.bias", torch.randn(64)),
         "blocks.1.modulation.diff": ("blocks.1.modulation", torch.randn(1, 6, 64)),
+        "blocks.0.diff_m": ("blocks.0.modulation", torch.randn(1, 6, 64)),
         "patch_embedding.diff": ("patch_embedding.weight", torch.randn(64, 8, 1, 2, 2)),
     }
     file = write(

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
+from everframe.export.addprompts import add
 from everframe.export.lora import Lora
 from everframe.export.sources import read, single
 from everframe.export.texts import Umt5
@@ -170,6 +171,12 @@ def test_prompts_add(wan_home: Path, exported: Bundle, tmp_path: Path) -> None:
         expected = Umt5(wan_home / "text").encode("a quiet city", 512).half().float().numpy()
         assert (stream.bank.embedding("a quiet city")[0, : len(expected)] == expected).all()
     assert [f.name for f in tmp_path.iterdir()] == ["b.everframe"]
+    elsewhere, other = (Path(shutil.copytree(wan_home / "text", tmp_path / name)) for name in ("snapshot", "text"))
+    assert add(path, ["the same encoder under another name"], None, str(elsewhere)) == 1
+    weights = other / "text_encoder" / "model.safetensors"
+    save_file({k: v.flip(0).contiguous() for k, v in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match=r"encodes .* otherwise than text did"):
+        add(path, ["another encoder under the same name"], None, str(other))
     before = sorted((f.name, f.stat().st_size) for f in path.iterdir())
     wrong = subprocess.run(
         [*run, "add", str(path), "x", "--text-encoder", str(wan_home / "vae")], capture_output=True, text=True

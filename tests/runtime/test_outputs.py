@@ -109,10 +109,16 @@ def test_gif(tmp_path: Path) -> None:
     assert total == 2000  # 32 frames at 16 fps
 
 
+def test_a_gif_that_is_too_large(tmp_path: Path) -> None:
+    """It is held in memory: half a gigabyte of pixels, a byte each."""
+    with pytest.raises(UserError, match=r"a GIF of 1280×704 holds at most 595 frames .*, this are 596"):
+        open_output(str(tmp_path / "out.gif"), 1280, 704, FPS, frames=596)
+
+
 def test_a_gif_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused before anything is made, where that is known; else what there is stays."""
     monkeypatch.setattr(outputs, "MAX_GIF_FRAMES", 30)
-    with pytest.raises(UserError, match="a GIF holds at most 30 frames"):
+    with pytest.raises(UserError, match=r"a GIF of .* holds at most 30 frames"):
         open_output(str(tmp_path / "out.gif"), WIDTH, HEIGHT, FPS, frames=31)
     assert list(tmp_path.iterdir()) == []
     with (
