@@ -57,7 +57,7 @@ train: .venv/train  # train the demo, from where it stopped, for MINUTES or unti
 clean:  # remove environments and outputs
 	rm -rf .venv .venv-run out build *.egg-info
 
-.venv-run/ready: pyproject.toml
+.venv-run/ready: pyproject.toml $(shell find runtime engines export calibration -name "*.py" 2>/dev/null)
 	$(PYTHON) -m venv .venv-run
 	.venv-run/bin/pip install --quiet --disable-pip-version-check .
 	@touch $@

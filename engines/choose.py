@@ -15,6 +15,8 @@ def open_backend(name: str, options: EngineOptions) -> Backend:
         raise UserError(f"--backend {name!r}: expected one of {', '.join(BACKENDS)}, or auto")
     if name != "openvino" and (options.device, options.precision) != (DEFAULT.device, DEFAULT.precision):
         raise UserError(f"--device and --precision are of --backend openvino, not of {name}")
+    if name in ("tensorrt", "tensorrt-rtx") and options.threads != DEFAULT.threads:
+        raise UserError(f"--threads is of backends on a CPU, not of {name}")
     if name != "onnxruntime" and options.provider != DEFAULT.provider:
         raise UserError(f"--provider is of --backend onnxruntime, not of {name}")
     if name == "onnxruntime":

@@ -8,3 +8,8 @@ class UserError(Exception):
 
     Commands print it without a traceback and exit with code 2.
     """
+
+
+class RunError(RuntimeError):
+    """A pass that an engine could not run now, though it was loaded: a card may be full. Commands say it as they say a
+    UserError; a server tries again, for nobody has to mend anything."""

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ def reason(error: OSError) -> str:
 log = logging.getLogger(__name__)
 _told: set[Path] = set()  # folders whose caches are elsewhere
 
-Mark = tuple[int, int, int]  # size, time of change in ns, inode
 PART, OLD = ".part", ".old"  # ends of the names of a folder in the making, and of one that is being replaced
 YOUNG = 60.0  # seconds
 
@@ -86,14 +85,6 @@ def check_replaceable(target: Path, holds: str | None) -> None:
             raise UserError(f"{target}: holds no {holds} and is not replaced; remove it, or write to another name")
 
 
-def mark_of(file: Path) -> Mark | None:
-    """What tells a file from what it was, or from another of its name."""
-    with contextlib.suppress(OSError):
-        s = file.stat()
-        return s.st_size, s.st_mtime_ns, s.st_ino
-    return None
-
-
 def user_cache() -> Path:
     """This user's folder for what is found out on this machine."""
     try:
@@ -126,6 +117,13 @@ def check_writable(target: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{target}: cannot write in {folder}: {reason(error)}") from None
+
+
+def check_file(target: Path) -> None:
+    """As check_writable, of a name that is to be a file's."""
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; expected a file's name")
+    check_writable(target)
 
 
 def make_folder(folder: Path) -> None:
@@ -191,13 +189,15 @@ def keep_record(file: Path, key: str, record: Any) -> None:
 
 
 @contextmanager
-def new_folder(target: Path, holds: str | None, replace: bool = False, since: Mark | None = None) -> Iterator[Path]:
+def new_folder(
+    target: Path, holds: str | None, replace: bool = False, unchanged: Callable[[], bool] = lambda: True
+) -> Iterator[Path]:
     """Yield an empty folder beside target; on success sync it and rename it to target, on any failure remove it. A target
     that is a link means what it leads to.
 
     holds: the file by which a folder of this kind is known: no other is replaced; None: any is, for the place is ours.
-    since: the `mark_of` that file when the work began that the new folder is made of; None: of two who replace it at a time
-    the later one wins.
+    unchanged: asked at the end, of what the new folder is made of: whether it still is what it was; without it, of two who
+    replace a folder at a time the later one wins.
 
     Raises UserError when target exists (unless replace is given), is nothing of ours, cannot be written, or where another
     process has come first.
@@ -213,8 +213,7 @@ def new_folder(target: Path, holds: str | None, replace: bool = False, since: Ma
             if file.is_file():
                 with open(file, "rb" if os.name != "nt" else "r+b") as f:
                     os.fsync(f.fileno())
-        overtaken = place.exists() if not replace else since is not None and mark_of(place / (holds or "")) != since
-        if overtaken:
+        if not unchanged() or (place.exists() and not replace):
             raise UserError(f"{target}: was written by another process meanwhile, and is left as that made it")
         sync_folder(part)
         old = part.with_suffix(OLD)

@@ -9,6 +9,7 @@ mask at all, but with shapes that change this OpenVINO writes outside of its mem
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import numpy as np
 
 from .base import HIDDEN, Buffer, Computing, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
-from .errors import UserError
+from .errors import RunError, UserError
 from .host import HostBuffer, HostDevice, share
 from .machine import find_cores, processor_name, thread_count
 from .openvinocache import Compiled, Settings
@@ -57,7 +58,7 @@ class OvEngine:
         self.passes: weakref.WeakSet[OvPass] = weakref.WeakSet()
         # What a pass puts into a ring: one array a ring, whichever pass and compilation, for a stream has one at a time.
         self._chunks: weakref.WeakKeyDictionary[HostBuffer, np.ndarray] = weakref.WeakKeyDictionary()
-        self._compile = compile_graph
+        self._compile, self._lock = compile_graph, threading.Lock()
         self._filling = (
             compile_graph(True) if self.fills and "step" in names else None
         )  # a recache seldom meets such a ring
@@ -70,17 +71,21 @@ class OvEngine:
         """The compilation with the mask of a ring that fills, or without."""
         if not filling:
             return self._steady.result()
-        if self._filling is None:
-            self._filling = self._compile(True)
-        return self._filling
+        with self._lock:
+            if self._filling is None:
+                self._filling = self._compile(True)
+            return self._filling
 
     def settle(self) -> None:
         """The ring is full: large weights stand in memory once again; a request holds what it was made from."""
-        if self.large and self._filling is not None:
-            self._steady.result()
-            self._filling = None
-            for one in self.passes:
-                one.requests.pop(True, None)
+        if not self.large or self._filling is None:
+            return
+        self._steady.result()
+        with self._lock:
+            if not any(one.filling for one in self.passes):  # of other streams
+                self._filling = None
+                for one in self.passes:
+                    one.requests.pop(True, None)
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
         check_bindings(self.graph, inputs, outputs, self.file)
@@ -100,10 +105,12 @@ class OvPass:
         self.engine, self.inputs, self.outputs = engine, inputs, outputs
         self.requests: dict[bool, Any] = {}
         self._puts: list[tuple[np.ndarray, np.ndarray]] = []  # a ring, and what goes into it at its slot
-        engine.passes.add(self)
+        self.filling = False
+        with engine._lock:
+            engine.passes.add(self)
 
     def __call__(self) -> None:
-        filling = self.engine.fills and not self._full()
+        self.filling = filling = self.engine.fills and not self._full()
         if not filling:
             self.engine.settle()
         request = self.requests.get(filling)
@@ -112,7 +119,7 @@ class OvPass:
         try:
             request.infer()
         except RuntimeError as error:
-            raise UserError(f"{self.engine.file}: OpenVINO cannot run it: {first_line(error)}") from error
+            raise RunError(f"{self.engine.file}: OpenVINO cannot run it: {first_line(error)}") from error
         at = int(self.inputs["slot"].array[0]) if self._puts else 0
         for ring, chunk in self._puts:
             ring[:, :, at : at + chunk.shape[2]] = chunk

@@ -57,6 +57,7 @@ class Compiled:
         try:
             return core.import_model(io.BytesIO(blob), device, self.settings)
         except RuntimeError:
+            file.unlink(missing_ok=True)
             return core.compile_model(read(), device, self.settings)
 
     def file(self, masked: bool) -> Path:

@@ -14,7 +14,7 @@ from .base import Buffer, Computing, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer
 from .cudalaunch import CudaDevice
-from .errors import UserError
+from .errors import RunError, UserError
 from .host import HostBuffer, HostDevice, HostLaunch, share
 from .inspection import ORT_GPU
 from .machine import card_name, find_cores, processor_name, thread_count
@@ -99,11 +99,11 @@ class OrtEngine:
         return run
 
     def _run(self, binding: Any) -> None:
-        """Raises UserError: what ONNX Runtime cannot do now, as where a card is full, it says with exceptions of its own."""
+        """Raises RunError: what ONNX Runtime cannot do now, as where a card is full, it says with exceptions of its own."""
         try:
             self.session.run_with_iobinding(binding)
         except Exception as error:
-            raise UserError(f"{self.file}: ONNX Runtime cannot run it: {first_line(error)}") from error
+            raise RunError(f"{self.file}: ONNX Runtime cannot run it: {first_line(error)}") from error
 
     def _bind_on_card(
         self, binding: Any, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], held: list[Buffer]

@@ -68,8 +68,9 @@ class Stored:
 
 def fingerprint(bundle: Bundle, version: str, options: Mapping[str, Any]) -> str:
     """16 hex digits of everything that decides the engines."""
-    every = {name: bundle.manifest.graphs[name] for name in compiled_graphs(bundle)}
-    graphs = {name: [graph.model.sha256, *(d.sha256 for d in graph.data)] for name, graph in every.items()}
+    graphs = {
+        name: [graph.model.sha256, *(d.sha256 for d in graph.data)] for name, graph in bundle.manifest.graphs.items()
+    }
     facts = {"version": version, "options": options, "graphs": graphs, "lowering": LOWERING}
     content = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -171,5 +172,5 @@ def problem_of(bundle: Bundle, folder: Path, record: BuildRecord, versions: Mapp
     if installed != record.version and not record.options.get("version_compatible"):
         return f"built with {record.backend} {record.version}, installed is {installed}"
     if folder.name != fingerprint(bundle, record.version, record.options):
-        return "its name is not the fingerprint of its content"
+        return "the bundle's graphs, or what is recorded of the engines, are others than when they were built"
     return None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engines.bundle import MANIFEST, Bundle, describe, write_manifest
 from ..engines.errors import UserError
-from ..engines.files import check_replaceable, link_or_copy, mark_of, new_folder
+from ..engines.files import check_replaceable, link_or_copy, new_folder
 from ..engines.text import key
 from .texts import TextEncoder, check_distinct, clean, encode_all, open_encoder, read_prompts
 
@@ -26,7 +26,6 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
 
     Raises UserError for a bad bundle or prompt file, no prompts, or an encoder that is not this model's.
     """
-    since = mark_of(path / MANIFEST)
     bundle = Bundle.open(path)
     shots = bundle.manifest.shots
     wanted = [clean(p) for p in prompts] + (read_prompts(file) if file else [])
@@ -38,7 +37,10 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
     known = {key(p) for p in bundle.manifest.prompts}
     new = list({key(p): p for p in wanted if key(p) not in known}.values())
     check_replaceable(path, MANIFEST)
-    encoder, network = open_encoder(text_encoder), bundle.manifest.network
+    encoder, network, ref = open_encoder(text_encoder), bundle.manifest.network, bundle.manifest.prompt_bank
+    bank = load_file(path / ref.file)
+    if (made_by := bundle.manifest.provenance.get("text_encoder")) is not None:
+        check_encoder(encoder, text_encoder, made_by, bundle, bank)
     told = new if shots is None else [*new, *(shots.prefix + p for p in new)]
     embeddings = encode_all(encoder, told, network.text_len)
     for embedding in embeddings.values():
@@ -46,12 +48,8 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
             raise UserError(
                 f"--text-encoder {text_encoder}: makes {embedding.shape[1]} channels, {path} wants {network.text_dim}"
             )
-    ref = bundle.manifest.prompt_bank
-    bank = load_file(path / ref.file)
-    if (made_by := bundle.manifest.provenance.get("text_encoder")) is not None:
-        check_encoder(encoder, text_encoder, made_by, bundle, bank)
     bank |= {p: e.half().contiguous() for p, e in embeddings.items()}
-    with new_folder(path, MANIFEST, replace=True, since=since) as part:
+    with new_folder(path, MANIFEST, replace=True, unchanged=bundle.unchanged) as part:
         skip = shutil.ignore_patterns(MANIFEST, ref.file)
         shutil.copytree(path, part, ignore=skip, copy_function=link_or_copy, dirs_exist_ok=True)  # compiled engines too
         (part / ref.file).write_bytes(save(bank))
@@ -68,7 +66,7 @@ def check_encoder(encoder: TextEncoder, told: str, made_by: str, bundle: Bundle,
     prompt = bundle.manifest.prompts[0]
     there = bank[prompt].float()
     here = encoder.encode(prompt, bundle.manifest.network.text_len)
-    if here.shape != there.shape or (here - there).norm() > SAME * there.norm():
+    if here.shape != there.shape or not (here - there).norm() <= SAME * there.norm():
         raise UserError(
             f"--text-encoder {told}: encodes {prompt!r} otherwise than {made_by} did, which made the bank of {bundle.path}"
         )

@@ -13,7 +13,7 @@ from onnx.checker import ValidationError
 
 from ..engines.bundle import MANIFEST, Bundle, Graph, Manifest, describe, write_manifest
 from ..engines.errors import UserError
-from ..engines.files import check_replaceable, link_or_copy, mark_of, new_folder
+from ..engines.files import check_replaceable, link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.post import POST, TIMES
 from ..engines.progress import QUIET, Report
@@ -93,13 +93,12 @@ def changed(
     """The bundle anew without these of its post graphs, and with this choice of those that it has then: yields its new
     folder, its graphs and where its post graphs came from, which may be added to, and puts the folder in its place."""
     path, manifest = bundle.path, bundle.manifest
-    since = mark_of(path / MANIFEST)
     check_replaceable(path, MANIFEST)
     gone = {f"{name}{suffix}" for name in without for suffix in ("", "_first")}
     graphs = {name: graph for name, graph in manifest.graphs.items() if name not in gone}
     post = {name: of for name, of in manifest.provenance.get("post", {}).items() if name not in without}
     files = {ref.file for name in gone & set(manifest.graphs) for ref in _files(manifest.graphs[name])}
-    with new_folder(path, MANIFEST, replace=True, since=since) as part:
+    with new_folder(path, MANIFEST, replace=True, unchanged=bundle.unchanged) as part:
         skip = shutil.ignore_patterns(MANIFEST, *files)
         shutil.copytree(path, part, ignore=skip, copy_function=link_or_copy, dirs_exist_ok=True)  # compiled engines too
         yield part, graphs, post

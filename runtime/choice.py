@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+import onnxruntime
+
 from ..engines import openvino
 from ..engines.base import Backend, EngineOptions
 from ..engines.bundle import Bundle
 from ..engines.choose import DEFAULT, open_backend
 from ..engines.doctor import installed
-from ..engines.errors import UserError
+from ..engines.errors import RunError, UserError
 from ..engines.files import cache_place, keep_record, kept_records, record_key
 from ..engines.machine import find_gpu, processor_name
 from ..engines.store import FOLDER, stored
@@ -33,7 +35,8 @@ class Candidate:
     options: EngineOptions
 
     def __str__(self) -> str:
-        return f"{self.backend} {self.options.precision}" if self.backend == "openvino" else self.backend
+        own = {"openvino": self.options.precision, "onnxruntime": self.options.provider}.get(self.backend, "")
+        return f"{self.backend} {own}" if own not in ("", DEFAULT.provider) else self.backend
 
 
 def candidates(bundle: Bundle, options: EngineOptions) -> list[Candidate]:
@@ -48,8 +51,10 @@ def candidates(bundle: Bundle, options: EngineOptions) -> list[Candidate]:
     found += [Candidate("openvino", replace(plain, precision=one)) for one in openvino.precisions(plain)]
     packages = installed()
     if find_gpu()[0] is not None:
+        if plain == options and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            found.append(Candidate("onnxruntime", replace(options, provider="cuda")))
         usable = {e.record.backend for e in stored(bundle, packages) if e.record is not None and e.problem is None}
-        found += [Candidate(name, plain) for name in COMPILED if name in usable]
+        found += [Candidate(name, DEFAULT) for name in COMPILED if name in usable]  # threads are a CPU's
     return found
 
 
@@ -121,7 +126,7 @@ def timed(bundle: Bundle, one: Candidate, verify: bool) -> dict[str, float | str
                 stream.next_chunk()
                 spent.append(1000 * (time.perf_counter() - began))
             why = stream.not_one_launch
-    except UserError as error:
+    except (UserError, RunError) as error:
         return {str(one): str(error)}
     found: dict[str, float | str] = {str(one): round(median(spent[-TIMED:]), 1)}
     return found | ({f"{one}, whose passes are given one by one": why} if why else {})

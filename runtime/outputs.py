@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..engines.bundle import MANIFEST
 from ..engines.errors import UserError
 from ..engines.files import check_writable, make_folder, reason
 from .video import ENCODERS, add_video, encoding_frame
@@ -65,8 +66,12 @@ def open_output(
     """
     if target == "-":
         return RawOutput(sys.stdout.buffer)
+    if not target:
+        raise UserError("output '': expected -, a folder/, or a name ending in .mp4, .mkv, .gif or .png")
     path = Path(target)
     suffix = path.suffix.lower()
+    if (path / MANIFEST).is_file():
+        raise UserError(f"{path}: is a bundle; expected another folder, or a name ending in .mp4, .mkv, .gif or .png")
     if target.endswith(("/", os.sep)) or path.is_dir():
         return PngOutput(path / "%06d.png", replace)
     if suffix == ".png":

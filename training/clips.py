@@ -28,6 +28,7 @@ WORK = Path(__file__).parent / "work"
 NEAR, WARM, FAR = 60, 8, 48  # pixel frames
 HEIGHT, WIDTH = 144, 256
 HELD_OUT = 24  # clips without wishes, the last of the first 1,600, that no stage trains on
+SHOWN = 2  # raised when an instance shows something else: pools and latents of before are not taken for these
 UPRIGHT = 4800  # the first instance of those that stand upright
 
 
@@ -76,7 +77,7 @@ def trained(clips: int) -> list[int]:
 
 
 def pool_name(instances: int, portrait: bool = False) -> str:
-    return f"{'portrait-' * portrait}{instances}"
+    return f"{'portrait-' * portrait}{instances}-{SHOWN}"
 
 
 def size_of(portrait: bool = False) -> tuple[int, int]:

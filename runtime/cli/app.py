@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -16,11 +15,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ...engines.errors import UserError
+from ...engines.errors import RunError, UserError
 from ...engines.files import reason
 from .commands import COMMANDS
-from .console import fail
+from .console import fail, let_go
 from .numbers import guard
+
+BROKEN_PIPE = 141  # 128 and the number of SIGPIPE
 
 
 class Rooms(TyperGroup):
@@ -66,15 +67,16 @@ def run() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except UserError as error:
+        sys.exit(started())
+    except (UserError, RunError) as error:
         fail(str(error))
     except MemoryError:
         fail("out of memory")
     except BrokenPipeError:
-        # The reader of our standard output went away; keep Python from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        # A reader went away, as with `| head`; keep Python from complaining about it at exit. What the command would have
+        # said is not known, so it ends as one that the signal of a broken pipe has ended.
+        let_go(sys.stdout, sys.stderr)
+        sys.exit(BROKEN_PIPE)
     except OSError as error:  # a disk that is full, a file that is gone: what no command expects but every one can meet
         fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
         with contextlib.suppress(OSError):
@@ -84,6 +86,16 @@ def run() -> None:
     except Exception as error:
         usage(error)
     sys.exit(2)
+
+
+def started() -> int:
+    """The command; its exit code. Typer and Rich make an exit with 1, a verdict's, of a reader that has gone away."""
+    try:
+        return app(standalone_mode=False) or 0
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            raise BrokenPipeError from None
+        raise
 
 
 def usage(error: Exception) -> None:

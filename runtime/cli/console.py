@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
@@ -20,7 +21,7 @@ from rich.text import Text
 
 from ...engines.errors import UserError
 from ...engines.progress import Report
-from ...engines.text import DIRECTIONS
+from ...engines.text import DIRECTIONS, first_line
 
 _errors = Console(stderr=True)
 
@@ -125,8 +126,17 @@ def needs_extra(extra: str) -> Iterator[None]:
     """Turn a missing optional package into one line that says how to get it."""
     try:
         yield
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(f"this command needs {error.name}: pip install 'everframe[{extra}]'") from None
+    except ImportError as error:  # it is installed, and something of the system is not
+        raise UserError(f"this command cannot load {error.name or 'a library'}: {first_line(error)}") from None
+
+
+def let_go(*streams: TextIO) -> None:
+    """Whoever read them has gone: keep Python from complaining about it at exit."""
+    for stream in streams:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class StopSignals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from ..generation import generate as make
 from ..overlay.layer import Layer
 from ..prompts import check_transition
 from . import options
-from .console import StopSignals, say, status
+from .console import StopSignals, let_go, say, status
 
 app = typer.Typer()
 
@@ -73,31 +74,37 @@ def generate(
     layer = None if overlay is None else layer_of(overlay)
     opened = open_bundle(bundle).with_post(post)
     picture = options.picture_of(anchor, ground, opened)
-    with StopSignals() as signals, status("loading engines …") as update:
-        video = make(
-            opened,
-            output,
-            seconds=None if endless else 30.0 if seconds is None else seconds,
-            prompt=prompt,
-            seed=seed,
-            start=start,
-            changes=changes,
-            anchor=picture,
-            rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
-            sink_distance=sink_distance,
-            jitter_sigma=jitter,
-            overlap=overlap,
-            overlay=layer,
-            encoder=encoder,
-            replace=force,
-            verify=not unverified,
-            backend=open_engines(
-                opened, backend, EngineOptions(provider, threads, device, precision), say, not unverified
-            ),
-            progress=line_of_progress(update),
-            notice=say,
-            stop=lambda: signals.requested,
-        )
+    try:
+        with StopSignals() as signals, status("loading engines …") as update:
+            video = make(
+                opened,
+                output,
+                seconds=None if endless else 30.0 if seconds is None else seconds,
+                prompt=prompt,
+                seed=seed,
+                start=start,
+                changes=changes,
+                anchor=picture,
+                rope_mode=rope,  # type: ignore[arg-type] - Stream checks it
+                sink_distance=sink_distance,
+                jitter_sigma=jitter,
+                overlap=overlap,
+                overlay=layer,
+                encoder=encoder,
+                replace=force,
+                verify=not unverified,
+                backend=open_engines(
+                    opened, backend, EngineOptions(provider, threads, device, precision), say, not unverified
+                ),
+                progress=line_of_progress(update),
+                notice=say,
+                stop=lambda: signals.requested,
+            )
+    except BrokenPipeError:
+        if output != "-":
+            raise
+        let_go(sys.stdout)  # its reader has had enough
+        return
     if not video.frames:
         raise KeyboardInterrupt
     if output != "-":

@@ -10,7 +10,7 @@ import typer
 
 from ...engines.base import EngineOptions
 from ...engines.errors import UserError
-from ...engines.files import check_writable, write_whole
+from ...engines.files import check_file, check_writable, write_whole
 from ...engines.ort import OrtBackend
 from ..choice import open_engines
 from ..demo import open_bundle
@@ -107,7 +107,7 @@ def bench(
 
     files = [file for file in (output, report) if file is not None]
     for file in files:
-        check_writable(file)
+        check_file(file)
     opened = open_bundle(bundle).with_post(post)
     with status("measuring …") as update:
         result = benches.bench(
@@ -122,13 +122,13 @@ def bench(
             not unverified,
             lambda done, total: update(f"measuring, chunk {done} of {total}"),
         )
+    for file in files:  # before anything is told: a reader of that may go away
+        if file.exists():
+            say(f"{file}: an earlier result is replaced")
+        reports.write(result, file, as_page=file == report)
     show_table(reports.STAGE_COLUMNS, reports.stage_rows(result), reports.title(result))
     for name, value in reports.summary(result):
         tell(f"{name:36} {value}")
-    for file in files:
-        if file.exists():
-            say(f"{file}: an earlier result is replaced")
-        reports.write(result, file)
 
 
 def show_ratios(words: list[str]) -> None:
@@ -145,12 +145,12 @@ def run_browser(bundle: Path | None, stream: dict[str, Any], output: Path | None
     from ..measure import screen as screens
 
     if output is not None:
-        check_writable(output)
+        check_file(output)
     ways = ["mse", "webrtc"] if find_spec("aiortc") else ["mse"]
     found = screens.order_to_screen(open_bundle(bundle).path, ways, CUTS, stream, say)
-    show_table(screens.COLUMNS, screens.summary(found), "from order to screen")
     if output is not None:
         write_whole(output, screens.record(found).encode())
+    show_table(screens.COLUMNS, screens.summary(found), "from order to screen")
 
 
 def run_sweep(
@@ -165,7 +165,8 @@ def run_sweep(
     from ..measure import sweep as sweeps
 
     def show(point: sweeps.Point, result: benches.Result) -> None:
-        chunk, s = result.steady.stages["chunk"], result.steady
+        s = result.steady
+        chunk = s.stages["interval"]
         words = " ".join(f"{k}={v}" for k, v in point.items())
         told = f"p50 {chunk.p50:7.1f} ms · p99 {chunk.p99:7.1f} ms · {s.real_time_factor:5.2f}× real time"
         tell(f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB")
@@ -320,7 +321,7 @@ def compare(
     from ..measure import compare as comparing
 
     if output is not None:
-        check_writable(output)
+        check_file(output)
     a, b = (open_bundle(one).with_post("none") for one in (first, second))
     known = OrtBackend(EngineOptions(threads=threads))
     judged = open_engines(b, backend, EngineOptions(provider, threads, device, precision), say)

@@ -7,6 +7,7 @@ video encode.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ...engines.base import Backend
 from ...engines.bundle import Bundle, first_problem
 from ...engines.errors import UserError
-from ...engines.machine import find_gpu, nvml_card, peak_memory, resident_memory
+from ...engines.machine import find_cores, find_gpu, nvml_card, peak_memory, resident_memory
 from ...engines.post import Output
 from ...engines.text import read_text
 from ..prompts import TRANSITIONS
@@ -36,6 +37,10 @@ from ..video import choose_encoder
 
 FORMAT = 1
 RAPL = Path("/sys/class/powercap")
+PACKAGES = (
+    *("everframe", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "tensorrt_rtx", "tensorrt"),
+    *("numpy", "av"),
+)
 OFTEN = 50  # chunks between two looks at a meter that begins anew when it is full
 
 
@@ -123,11 +128,11 @@ def bench(
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """Run it. Raises UserError."""
-    g, began = bundle.output, time.perf_counter()
+    g, here, began = bundle.output, machine(), time.perf_counter()
     if verify and not proven(bundle, engines := backend()):  # once a machine: no part of what a start costs
         Stream(bundle, backend=engines).close()
     proving, began = time.perf_counter() - began, time.perf_counter()
-    with Stream(bundle, seed=seed, prompt=prompt, verify=False, backend=backend()) as stream:
+    with Stream(bundle, seed=seed, prompt=prompt, verify=False, backend=(engines := backend())) as stream:
         loaded = time.perf_counter()
         first = stream.next_chunk()
         cold = Cold(
@@ -139,7 +144,8 @@ def bench(
         encoder = Encoder(g.width, g.height, g.fps, name, 20, 2.0)
         for _ in range(stream.layout.chunks):  # the ring is full from here on
             encode(encoder, stream.next_chunk().frames)
-        meter = energy_meter()
+        computes = engines.computes(bundle)
+        meter = energy_meter(computes.device.startswith("CPU"))
         start_energy = meter and meter[0]()
 
         def made(done: int, total: int) -> None:
@@ -158,9 +164,10 @@ def bench(
                 "seed": seed,
                 "prompt": first.prompt,
                 "video_encoder": name,
+                "computed_by": str(computes),
                 **(settings or {}),
             },
-            machine=machine(),
+            machine=here,
             cold=cold,
             steady=steady_figures(rows, arrivals, {"encode": encodes, f"recache by {stream.recache}": again}, g),
             prompt_change_ms=changes,
@@ -217,9 +224,10 @@ def steady_figures(
     """changes: seconds of the stages that only chunks with a prompt change have."""
     late, worst = lateness(arrivals, g.chunk_frames, g.fps)
     each = spread(np.diff(arrivals).tolist())
+    stages = {n: spread([row[n] for row in rows]) for n in rows[0]}
     return Steady(
         chunks=len(rows),
-        stages={n: spread([row[n] for row in rows]) for n in rows[0]} | {n: spread(s) for n, s in changes.items()},
+        stages={**stages, "interval": each, **{n: spread(s) for n, s in changes.items()}},
         fps=g.chunk_frames / (each.mean / 1000),
         real_time_factor=g.chunk_seconds / (each.mean / 1000),
         interval_jitter_ms=each.p99 - each.p50,
@@ -294,18 +302,21 @@ def machine() -> dict[str, Any]:
     facts = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # the first core's win
     cpu, flags = facts.get("model name", ""), facts.get("flags", facts.get("Features", ""))
     versions = {}
-    for package in ("everframe", "onnxruntime", "numpy", "av", "tensorrt_rtx", "tensorrt"):
+    for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
     gpu, _ = find_gpu()
+    cores = find_cores()
     return {
         "cpu": cpu or platform.processor() or platform.machine(),
         "vector": [w for w in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd") if w in flags.split()],
         "cores": os.cpu_count(),
+        "cores_allowed": cores.allowed,
+        "cores_quota": cores.quota,
         "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "load_before": os.getloadavg()[0],
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "kernel": platform.release(),
         "python": platform.python_version(),
         "versions": versions,
@@ -313,8 +324,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def energy_meter() -> tuple[Callable[[], float], str] | None:
-    """A function that tells joules so far, and whose they are: NVML's or the CPU packages' by RAPL. None: nobody tells."""
+def energy_meter(on_cpu: bool) -> tuple[Callable[[], float], str] | None:
+    """A function that tells joules so far, and whose they are: the card's by NVML, or of engines on the CPU its packages' by
+    RAPL. None: nobody tells."""
+    if on_cpu:
+        files = [f for f in sorted(RAPL.glob("intel-rapl:?/energy_uj")) if _is_package(f)]
+        if files and all(os.access(f, os.R_OK) for f in files):
+            return Counters(files).joules, "RAPL, CPU packages"
+        return None
     try:
         import pynvml  # type: ignore[import-not-found]
 
@@ -326,11 +343,14 @@ def energy_meter() -> tuple[Callable[[], float], str] | None:
             f"NVML, GPU {pynvml.nvmlDeviceGetIndex(card)}",
         )
     except Exception:  # no package, no driver, no card, or one that does not tell
-        pass
-    files = sorted(RAPL.glob("intel-rapl:?/energy_uj"))
-    if files and all(os.access(f, os.R_OK) for f in files):
-        return Counters(files).joules, "RAPL, CPU packages"
-    return None
+        return None
+
+
+def _is_package(counter: Path) -> bool:
+    """Of a zone: others hold packages and more (psys), which would count them twice."""
+    with contextlib.suppress(OSError):
+        return counter.with_name("name").read_text().startswith("package")
+    return False
 
 
 class Counters:

@@ -31,9 +31,11 @@ def stage_rows(result: Result) -> list[list[str]]:
     ]
 
 
-def write(result: Result, file: Path) -> None:
-    """As HTML where the name ends so, else as JSON. Raises UserError."""
-    text = page(result) if file.suffix == ".html" else result.model_dump_json(indent=1) + "\n"
+def write(result: Result, file: Path, as_page: bool = False) -> None:
+    """As HTML where that is asked for or the name ends so, else as JSON. Raises UserError."""
+    text = (
+        page(result) if as_page or file.suffix.lower() in (".html", ".htm") else result.model_dump_json(indent=1) + "\n"
+    )
     write_whole(file, text.encode())
 
 

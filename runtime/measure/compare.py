@@ -11,6 +11,8 @@ them waits in a temporary file, then the second makes its own.
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +31,7 @@ from ..stream import Stream
 from .statistics import clip_stats, psnr, ssim
 
 PSNR, DEVIATION = 35.0, 0.05  # the gate: mean lock-step PSNR in dB, free-running statistics
+SPARE = 1 << 28  # bytes of the temporary folder that stay free
 BEST = 99.0  # what equal clips count as, dB
 
 
@@ -136,6 +139,13 @@ def compare(
         return found
 
     steps = []
+    shown = a.output
+    frame, latent = 3 * shown.width * shown.height * shown.chunk_frames, 4 * math.prod(a.manifest.geometry.latent_shape)
+    needed, place = len(pairs) * chunks * (frame + latent), Path(tempfile.gettempdir())
+    if needed + SPARE > (free := shutil.disk_usage(place).free):
+        raise UserError(
+            f"{place}: {needed / 1e9:.1f} GB of frames to keep, {free / 1e9:.1f} GB free; TMPDIR names another folder"
+        )
     with tempfile.TemporaryFile() as kept:
         for prompt, seed in pairs:
             with stream(0, prompt, seed) as one:

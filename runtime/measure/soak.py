@@ -292,7 +292,7 @@ def verdict(minutes: Sequence[Minute]) -> list[str]:
     grown = 0.0
     for process in {m.process for m in minutes}:
         memory = [m.memory_bytes for m in minutes if m.process == process]
-        grown = max(grown, max(memory[1:], default=0) / memory[min(1, len(memory) - 1)] - 1)
+        grown = max(grown, max(memory[1:], default=0) / max(1, memory[min(1, len(memory) - 1)]) - 1)
     if grown > MEMORY:
         problems.append(f"memory grows by {grown:.1%} after the second minute (bound {MEMORY:.0%})")
     return problems

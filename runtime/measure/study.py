@@ -83,8 +83,14 @@ def run_all(
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         single = EngineOptions(threads=1)
         futures = [pool.submit(run, bundle, *one, frames, trained, single) for one in wanted]
-        for future in as_completed(futures):
-            tell(future.result())
+        try:
+            for future in as_completed(futures):
+                tell(future.result())
+        except BaseException:  # else all that wait, and are for nothing now, would be made before it is told
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
 
 def study_sinks(

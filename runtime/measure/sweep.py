@@ -55,6 +55,10 @@ def sweep(
         raise UserError(
             f"--sweep: {', '.join((*EXPORTED, 'precision'))} are baked into the graphs; name a --checkpoint"
         )
+    if checkpoint is not None and not any(set(p) - {"threads"} for p in points):
+        raise UserError(f"--checkpoint {checkpoint}: nothing of this sweep is exported anew; name a bundle, or an axis")
+    if bundle is not None and all(set(p) - {"threads"} for p in points):
+        raise UserError(f"{bundle}: this sweep exports its bundles from --checkpoint; expected one or the other")
     folder.mkdir(parents=True, exist_ok=True)
     source = "" if checkpoint is None else digest_of_files(checkpoint)
     found = []

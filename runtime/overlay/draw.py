@@ -128,12 +128,13 @@ def _words(text: str, pixels: int, colour: str, file: Path | None, widest: float
     """Lines of text on nothing, as wide as they are, in a smaller font where they would be wider than `widest`; without
     lines that no picture `tallest` pixels high could show, for a thousand of them would take gigabytes."""
     while True:
-        text = "\n".join(text.split("\n")[: int(tallest / pixels) + 2])
         letters = font(file, pixels)
         left, top, right, bottom = _extent(text, letters)
         if right - left <= widest or pixels <= 2:
             break
         pixels = max(2, min(pixels - 1, int(pixels * widest / (right - left))))
+    text = "\n".join(text.split("\n")[: int(tallest / pixels) + 2])
+    left, top, right, bottom = _extent(text, letters)
     image = Image.new("RGBA", (max(1, int(right - left) + 1), max(1, int(bottom - top) + 1)))
     ImageDraw.Draw(image).multiline_text((-left, -top), text, colour, letters, align="center")
     return image

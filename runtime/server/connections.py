@@ -7,7 +7,7 @@ that reads no answers, into memory.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
@@ -17,14 +17,44 @@ UNREAD = 16 << 20  # bytes that wait for a client which sends pings; the largest
 
 
 class Http(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """One that has begun a request and does not end its head says nothing either, also after an earlier one."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    transport: Any
+    cycle: Any
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        asyncio.get_running_loop().call_later(FIRST, self._late, cast(Any, transport))
+        self._wait()
 
-    def _late(self, transport: Any) -> None:
-        asked = getattr(self, "cycle", None) is not None or transport.get_protocol() is not self  # a WebSocket's by now
-        if not asked and not transport.is_closing():
-            transport.close()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        """The deadline runs from when there is no request on, until there is one."""
+        if not self._idle():
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self._deadline = None
+        elif self._deadline is None:
+            self._deadline = asyncio.get_running_loop().call_later(FIRST, self._late)
+
+    def _idle(self) -> bool:
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:  # gone, or a WebSocket's by now
+            return False
+        return self.cycle is None or self.cycle.response_complete
+
+    def _late(self) -> None:
+        self._deadline = None
+        if self._idle():
+            self.transport.close()
 
 
 class Socket(AutoWebSocketsProtocol):  # type: ignore[misc, valid-type]

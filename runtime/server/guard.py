@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 256 << 10  # bytes of a request
 LARGER = {"/api/overlay/logo": LARGEST_FILE}  # of one that says its length, whose body is read when the token is right
-BODY = 60.0  # seconds in which it has to come
+BODY, SLOWEST = 60.0, 16 << 10  # seconds that it may take, and bytes a second beyond these
 MAX_TOLD, DAY = 100, 86400.0  # lines of one kind within a day
 FRESH = {"Cache-Control": "no-store"}
 ANYWHERE = {"Access-Control-Allow-Origin": "*"}  # a page in a sandboxed frame has no origin, and asks too
@@ -131,7 +131,7 @@ class Guard:
         length, most = headers.get(b"content-length", b"0"), LARGER.get(scope["path"], MAX_BODY)
         if not length.isdigit() or len(length) > 20 or int(length) > most:
             return await self._refuse(scope, receive, send, 413, f"larger than {most >> 10} KiB")
-        receive, answered = _in_time(receive), False
+        receive, answered = _in_time(receive, int(length) or MAX_BODY), False
 
         async def dressed(message: Message) -> None:
             nonlocal answered
@@ -149,9 +149,11 @@ class Guard:
             if scope["method"] == "HEAD":
                 return await _without_body(self.app, scope, receive, dressed)
             await self.app(scope, receive, dressed)
-        except ClientDisconnect:  # in the middle of a body; whoever has gone gets nothing of this
+        except HTTPException as error:  # of a body that was read here; those of routes are answered there
+            await self._refuse(scope, receive, send, error.status_code, error.detail)
+        except ClientDisconnect:  # in the middle of a body: nobody is there to be answered
             if not answered:
-                await self._refuse(scope, receive, send, 408, "the body has not come")
+                await self._refuse(scope, receive, send, 400, "the body is not whole")
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, why: str) -> None:
         if scope["type"] == "websocket":
@@ -196,9 +198,10 @@ def same_origin(socket: WebSocket, server: Server) -> bool:
     return False
 
 
-def _in_time(receive: Receive) -> Receive:
-    """A body that has not come within BODY seconds does not come: its client counts as gone."""
-    until, whole = time.monotonic() + BODY, False
+def _in_time(receive: Receive, length: int) -> Receive:
+    """A body of so many bytes that is slower than SLOWEST, with some patience, does not come: 408, and the connection's
+    end."""
+    until, whole = time.monotonic() + BODY + length / SLOWEST, False
 
     async def received() -> Message:
         nonlocal whole
@@ -207,7 +210,7 @@ def _in_time(receive: Receive) -> Receive:
         try:
             message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
         except TimeoutError:
-            return {"type": "http.disconnect"}
+            raise HTTPException(408, "the body has not come", {"Connection": "close"}) from None
         whole = not message.get("more_body", False)
         return message
 

@@ -11,7 +11,7 @@ import pytest
 from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.cuda import Cuda
-from everframe.engines.errors import UserError
+from everframe.engines.errors import RunError, UserError
 from everframe.engines.ort import GpuDevice, OrtBackend, OrtEngine
 from everframe.runtime import Stream
 
@@ -69,7 +69,7 @@ def test_what_cannot_be_run_is_one_line(step: OrtEngine) -> None:
     inputs, outputs = buffers_of(step)
     run = step.bind(inputs, outputs)
     inputs["slot"].write(np.full_like(inputs["slot"].read(), 10**6))
-    with pytest.raises(UserError, match=r"step\.onnx: ONNX Runtime cannot run it: .+") as told:
+    with pytest.raises(RunError, match=r"step\.onnx: ONNX Runtime cannot run it: .+") as told:
         run()
     assert "\n" not in str(told.value)
 

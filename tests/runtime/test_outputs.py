@@ -109,6 +109,17 @@ def test_gif(tmp_path: Path) -> None:
     assert total == 2000  # 32 frames at 16 fps
 
 
+def test_names_that_are_no_place_for_pictures(bundle_path: Path) -> None:
+    """An unset variable, and a bundle."""
+    for name, words in (
+        ("", "expected -, a folder/"),
+        (str(bundle_path), "is a bundle"),
+        (f"{bundle_path}/", "is a bundle"),
+    ):
+        with pytest.raises(UserError, match=words):
+            open_output(name, WIDTH, HEIGHT, FPS)
+
+
 def test_a_gif_that_is_too_large(tmp_path: Path) -> None:
     """It is held in memory: half a gigabyte of pixels, a byte each."""
     with pytest.raises(UserError, match=r"a GIF of 1280×704 holds at most 595 frames .*, this are 596"):

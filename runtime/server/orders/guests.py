@@ -28,8 +28,9 @@ from .spelling import Spelling
 log = logging.getLogger(__name__)
 
 UNSEEN = re.compile("[\u034f\u115f\u1160\u3164\uffa0\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-# First words of the names of letters whose scripts part no words, or put endings on them without a blank.
-UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
+# First words of the names of letters whose scripts part no words, and of those that need no marks above or below.
+UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
+UNMARKED = {"LATIN", "GREEK", "CYRILLIC"}
 REMEMBERED = 2000  # visitors
 EXPIRES = 900.0  # seconds after which a free text does not wait for the operator any more
 
@@ -202,15 +203,31 @@ def allowed(settings: Guest, spelling: Spelling) -> list[str]:
 
 def _words(text: str) -> list[str]:
     """As they look: letters of compatibility are the plain ones, and what cannot be seen is not there (format characters,
-    selectors of variants, fillers of Hangul), nor what stands above or below a letter without being part of it."""
-    plain = unicodedata.normalize("NFKC", text)
-    seen = (c for c in plain if unicodedata.category(c) not in ("Cf", "Mn", "Me") and not UNSEEN.fullmatch(c))
-    return re.findall(r"\w+", key("".join(seen)))
+    selectors of variants, fillers of Hangul), nor what stands above or below a letter of a script that needs no such
+    marks."""
+    seen, plain = "", unicodedata.normalize("NFKC", text)
+    for c in plain:
+        marks = unicodedata.category(c) in ("Mn", "Me")
+        if (
+            unicodedata.category(c) != "Cf"
+            and not UNSEEN.fullmatch(c)
+            and not (marks and _script(seen[-1:]) in UNMARKED)
+        ):
+            seen += c if marks or c.isalnum() or c == "_" else " "
+    return key(seen).split()
+
+
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "").split(" ")[0] if letter else ""
 
 
 def _says(words: list[str], bad: list[str]) -> bool:
-    """Whether these words are among those, one after the other; in scripts without blanks between words anywhere."""
+    """Whether these words are among those, one after the other; in scripts without blanks between words anywhere, and in
+    Korean also as a part of one, for endings follow without a blank."""
     together = "".join(bad)
-    if any(unicodedata.name(letter, "").split(" ")[0] in UNSPACED for letter in together):
+    scripts = {_script(letter) for letter in together}
+    if scripts & UNSPACED:
         return together in "".join(words)
+    if "HANGUL" in scripts and len(bad) == 1:
+        return any(together in word for word in words)
     return f" {' '.join(bad)} " in f" {' '.join(words)} "

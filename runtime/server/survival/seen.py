@@ -15,11 +15,20 @@ from pathlib import Path
 
 from ....engines.bundle import MANIFEST, Bundle, verify
 from ....engines.errors import UserError
-from ....engines.files import Mark, mark_of, put_back, reason
+from ....engines.files import put_back, reason
 from ...demo import DEMO_BUNDLE, open_bundle
 from .work import told
 
 log = logging.getLogger(__name__)
+
+Mark = tuple[int, int, int]  # size, time of change in ns, inode
+
+
+def mark_of(file: Path) -> Mark | None:
+    with contextlib.suppress(OSError):
+        s = file.stat()
+        return s.st_size, s.st_mtime_ns, s.st_ino
+    return None
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ class Generator:
         remove_parts(job.state.parent, f"{job.state.name}.")
         self.resumed = self.job.state.exists() and self._load()
         self.saved_at = self._seconds()
+        self.shown: Director | None = None  # where the playlist was with the last chunk that was finite
         self.good_prompt, self.bad = (
             self.stream.bank.prompts[0],
             0,
@@ -196,17 +197,18 @@ class Generator:
         chunk = self.stream.next_chunk()
         if np.isfinite(chunk.latent).all():
             self.good_prompt, self.bad, self.whole = chunk.prompt, 0, True
+            if chunk.prompt == self.stream.prompt:  # else what it was ordered by has been replaced since
+                self.shown = copy.copy(self.director)
             return chunk
         self.bad += 1
         self.connection.send(("event", "nan", f"chunk {chunk.index} is not finite: back to the last good state"))
         if self.bad > MOST_BAD:
             raise UserError(f"{self.bad} chunks in a row are not finite")
-        ordered, prompt = copy.copy(self.director), self.stream.prompt
         if not (self.job.state.exists() and self._load()):
             self.stream.begin_anew(self.good_prompt)
-        elif prompt == self.good_prompt:  # an order that has been shown since the state was saved is not what broke
-            self.director = ordered
-            self.stream.set_prompt(prompt, "swap")
+        elif self.shown is not None:  # orders that have been shown since the state was saved are not what broke
+            self.director = copy.copy(self.shown)
+            self.stream.set_prompt(self.good_prompt, "swap")
         # The same noise would end in the same place.
         self.stream.set_seed((self.stream.seed + 1) % 2**64)
         self.whole = True

@@ -138,6 +138,19 @@ def test_reader_that_goes_away(bundle_path: Path) -> None:
     done = subprocess.run(["bash", "-o", "pipefail", "-c", shell], capture_output=True, timeout=60)
     assert done.stdout.strip() == b"100000"
     assert b"Traceback" not in done.stderr
+    assert done.returncode == 0
+
+
+def test_a_reader_of_words_that_goes_away_is_no_verdict(bundle_path: Path) -> None:
+    """Exit code 1 is one; a command whose words nobody hears ends as by SIGPIPE."""
+    shell = f"{' '.join(map(repr, COMMAND))} prompts -b {bundle_path} | true"
+    done = subprocess.run(["bash", "-c", f"{shell}; echo ${{PIPESTATUS[0]}}"], capture_output=True, timeout=60)
+    assert done.stdout.strip() in (b"141", b"0")  # 0: all was said before the reader had gone
+    slow = "import sys, time; from everframe.runtime.cli import main; time.sleep(2); main()"
+    shell = f"{sys.executable} -c '{slow}' prompts -b {bundle_path} | true"
+    done = subprocess.run(["bash", "-c", f"{shell}; echo ${{PIPESTATUS[0]}}"], capture_output=True, timeout=60)
+    assert done.stdout.strip() == b"141"
+    assert done.stderr == b""
 
 
 def test_prompts_lists_the_bank(bundle_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_result_adds_up(result: Result) -> None:
     s = result.steady
     assert set(s.stages) == {
         *("diffuse 1", "diffuse 2", "diffuse 3", "diffuse 4", "diffuse", "finalize", "decode"),
-        *("host copy", "host", "chunk", "video encode", "encode", "recache by window"),
+        *("host copy", "host", "chunk", "video encode", "interval", "encode", "recache by window"),
     }
     for one in s.stages.values():
         assert 0 <= one.p50 <= one.p90 <= one.p99 <= one.max
@@ -88,6 +88,8 @@ def test_the_result_adds_up(result: Result) -> None:
     assert parts <= s.stages["chunk"].mean * 1.02
     assert parts >= s.stages["chunk"].mean * 0.5
     assert s.real_time_factor == pytest.approx(s.fps / 16)
+    assert s.stages["interval"].mean == pytest.approx(1000 * 12 / s.fps)
+    assert s.stages["interval"].mean > 0.9 * (s.stages["chunk"].mean + s.stages["video encode"].mean)
     assert len(result.chunk_ms) == s.chunks == 12
     assert np.median(result.chunk_ms) == pytest.approx(s.stages["chunk"].p50, abs=0.01)
     # Two layers, two heads of 32, twelve latent frames of eight tokens, keys and values, float32.

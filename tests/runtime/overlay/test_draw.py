@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import itertools
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -15,8 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from everframe.engines.errors import UserError
-from everframe.engines.machine import peak_memory
-from everframe.runtime.overlay.draw import draw, picture_of
+from everframe.runtime.overlay.draw import _words, draw, picture_of
 from everframe.runtime.overlay.layer import Layer, read_logo
 from everframe.runtime.overlay.parts import Clock, Code, Logo, Message, Overlay, Text, Ticker
 
@@ -134,11 +134,14 @@ def test_long_messages_fit(text: str) -> None:
 
 
 def test_lines_that_no_picture_can_show_take_no_memory() -> None:
-    before = peak_memory()
-    text = Text(text="a\n" * 999 + "a", size=100, colour="#ff0000", at="top-left", margin=0)
-    pixels = painted(Overlay(texts=[text]), size=(320, 180))
-    assert peak_memory() - before < 200 << 20
-    assert (pixels[..., 0] > 0).any()
+    """Those that fit are all there, also where a wide one makes the letters small."""
+    made = _words("a\n" * 999 + "a", 180, "#ff0000", None, 1000, 180)
+    assert made.height < 5 * 180
+    lines = ["a"] * 12 + ["a wide one, wider than the picture by far, as it is at first"]
+    small = _words("\n".join(lines), 64, "#ff0000", None, 300, 180)
+    assert small.width <= 300
+    rows = np.asarray(small)[..., 3].any(1).astype(int).tolist()
+    assert sum(a < b for a, b in itertools.pairwise([0, *rows])) == 13  # lines, told by what is empty between them
 
 
 def test_a_ticker_stands_in_the_same_place_at_every_height() -> None:

@@ -158,7 +158,7 @@ def test_only_the_prompts_that_are_allowed(control: Control) -> None:
 
 def test_free_texts(control: Control, ordered: list) -> None:
     control.spelling.free_text = True  # as of a bundle with its text encoder, which is asked in the generator
-    blocked = ["war", "Bad  word", "裸体", "เปลือย"]
+    blocked = ["war", "Bad  word", "裸体", "เปลือย", "कल", "ปา", "지산", "나체"]
     guests = Guests(Guest(free_text=True, blocked=blocked, every_seconds=0, longest=40), control)
     for text, word in (
         ("A WAR in space", "not shown"),
@@ -168,12 +168,16 @@ def test_free_texts(control: Control, ordered: list) -> None:
         ("a w\u0332a\u0332r\u0332", "not shown"),  # with a line below every letter
         ("我要裸体画面", "not shown"),
         ("ขอภาพเปลือยหน่อย", "not shown"),
+        ("나체를 보여줘", "not shown"),
         ("...", "words"),
         ("x " * 21, "most"),
     ):
         with pytest.raises(UserError, match=word):
             guests.wish("visitor-a", text, 0.0)
-    guests.wish("visitor-a", "a warm evening", 0.0)  # no word of it is blocked
+    for text in ("a warm evening", "कुल", "ป่า", "강아지 산책"):  # no word of it is blocked
+        guests.wish("visitor-a", text, 0.0)
+    for wish in guests.waiting[1:]:
+        guests.decide(wish.number, approve=False)
     guests.tick(0.0)
     assert guests.place("visitor-a", 0.0)["yours_waits_for_approval"]
     assert prompts(ordered) == []
