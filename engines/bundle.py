@@ -318,10 +318,6 @@ class Bundle:
             verify(folder / ref.file, ref)
         return cls(folder, manifest)
 
-    def unchanged(self) -> bool:
-        """Whether its folder still holds the manifest that was read. Raises UserError where it holds none."""
-        return read_manifest(self.path / MANIFEST) == self.manifest
-
     def graph_path(self, name: str) -> Path:
         return self.path / self.manifest.graphs[name].model.file
 

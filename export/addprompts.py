@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..engines.bundle import MANIFEST, Bundle, describe, write_manifest
+from ..engines.bundle import MANIFEST, Bundle, describe, read_manifest, write_manifest
 from ..engines.errors import UserError
 from ..engines.files import check_replaceable, link_or_copy, new_folder
 from ..engines.text import key
@@ -49,7 +49,9 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
                 f"--text-encoder {text_encoder}: makes {embedding.shape[1]} channels, {path} wants {network.text_dim}"
             )
     bank |= {p: e.half().contiguous() for p, e in embeddings.items()}
-    with new_folder(path, MANIFEST, replace=True, unchanged=bundle.unchanged) as part:
+    with new_folder(
+        path, MANIFEST, replace=True, unchanged=lambda: read_manifest(path / MANIFEST) == bundle.manifest
+    ) as part:
         skip = shutil.ignore_patterns(MANIFEST, ref.file)
         shutil.copytree(path, part, ignore=skip, copy_function=link_or_copy, dirs_exist_ok=True)  # compiled engines too
         (part / ref.file).write_bytes(save(bank))

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from onnx.checker import ValidationError
 
-from ..engines.bundle import MANIFEST, Bundle, Graph, Manifest, describe, write_manifest
+from ..engines.bundle import MANIFEST, Bundle, Graph, Manifest, describe, read_manifest, write_manifest
 from ..engines.errors import UserError
 from ..engines.files import check_replaceable, link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
@@ -98,7 +98,7 @@ def changed(
     graphs = {name: graph for name, graph in manifest.graphs.items() if name not in gone}
     post = {name: of for name, of in manifest.provenance.get("post", {}).items() if name not in without}
     files = {ref.file for name in gone & set(manifest.graphs) for ref in _files(manifest.graphs[name])}
-    with new_folder(path, MANIFEST, replace=True, unchanged=bundle.unchanged) as part:
+    with new_folder(path, MANIFEST, replace=True, unchanged=lambda: read_manifest(path / MANIFEST) == manifest) as part:
         skip = shutil.ignore_patterns(MANIFEST, *files)
         shutil.copytree(path, part, ignore=skip, copy_function=link_or_copy, dirs_exist_ok=True)  # compiled engines too
         yield part, graphs, post

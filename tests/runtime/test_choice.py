@@ -121,6 +121,20 @@ def test_options_of_another_backend(backend: str, options: EngineOptions, word: 
         open_backend(backend, options)
 
 
+def test_onnx_runtime_on_a_card_is_a_candidate(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its package is the one for NVIDIA's cards, and there is one; not beside a provider that was asked for."""
+    monkeypatch.setattr(choice, "find_gpu", lambda: (object(), ""))
+    here = [str(one) for one in choice.candidates(bundle, EngineOptions(threads=2))]
+    monkeypatch.setattr(
+        choice.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    found = choice.candidates(bundle, EngineOptions(threads=2))
+    assert sorted(map(str, found)) == sorted([*here, "onnxruntime cuda"])
+    assert next(one for one in found if str(one) == "onnxruntime cuda").options.provider == "cuda"
+    asked = choice.candidates(bundle, EngineOptions(provider="cuda"))
+    assert [str(one) for one in asked].count("onnxruntime cuda") == 1
+
+
 def test_none_that_works(bundle: Bundle) -> None:
     found = choice.candidates(bundle, EngineOptions())
     with pytest.raises(UserError, match="none works here: onnxruntime: no"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
+from everframe.engines.errors import UserError
+from everframe.runtime.cli.console import needs_extra
 
 from helpers import PROMPTS
 
@@ -151,6 +155,16 @@ def test_a_reader_of_words_that_goes_away_is_no_verdict(bundle_path: Path) -> No
     done = subprocess.run(["bash", "-c", f"{shell}; echo ${{PIPESTATUS[0]}}"], capture_output=True, timeout=60)
     assert done.stdout.strip() == b"141"
     assert done.stderr == b""
+
+
+def test_what_a_command_needs_is_named() -> None:
+    """A package that is not installed; or one that is, and lacks something of the system."""
+    for error, words in (
+        (ModuleNotFoundError("No module named 'pygame'", name="pygame"), "needs pygame: pip install 'everframe[play]'"),
+        (ImportError("libSDL2-2.0.so.0: cannot open shared object file"), "libSDL2-2.0.so.0: cannot open"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)), needs_extra("play"):
+            raise error
 
 
 def test_prompts_lists_the_bank(bundle_path: Path) -> None:

@@ -23,9 +23,9 @@ from everframe.engines.ort import OrtBackend
 from everframe.runtime import Stream, Transition
 from everframe.runtime.chunks import Chunk
 from everframe.runtime.cli.app import app
+from everframe.runtime.measure import energy
 from everframe.runtime.measure import sweep as sweeps
 from everframe.runtime.measure.bench import (
-    Counters,
     Result,
     bench,
     lateness,
@@ -35,6 +35,7 @@ from everframe.runtime.measure.bench import (
     spread,
 )
 from everframe.runtime.measure.bench_report import page, summary
+from everframe.runtime.measure.energy import Counters
 from everframe.runtime.measure.sweep import MADE, grid
 
 from simulated_cuda import SimulatedBackend, SimulatedRuntime
@@ -117,6 +118,22 @@ def test_files_that_are_no_results(tmp_path: Path, text: str | None, words: str)
         read_result(file)
 
 
+def test_energy_is_of_what_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's zones: packages, and on client machines psys, which holds them too. A card's meter is not a CPU's."""
+    for i, name in enumerate(["package-0", "psys"]):
+        (zone := tmp_path / f"intel-rapl:{i}").mkdir()
+        (zone / "name").write_text(f"{name}\n")
+        (zone / "energy_uj").write_text("0\n")
+        (zone / "max_energy_range_uj").write_text(f"{10**12}\n")
+    monkeypatch.setattr(energy, "RAPL", tmp_path)
+    assert energy.energy_meter(on_cpu=False) is None  # no card here
+    meter = energy.energy_meter(on_cpu=True)
+    assert meter is not None
+    for i, joules in enumerate((3, 50)):
+        (tmp_path / f"intel-rapl:{i}" / "energy_uj").write_text(f"{joules * 10**6}\n")
+    assert meter[0]() == 3.0
+
+
 def test_results_with_less_in_them(result: Result, tmp_path: Path) -> None:
     """Of a bundle without some transition: what both have is compared. One without a chunk is no result."""
     fewer = result.model_copy(update={"prompt_change_ms": {"cut": 1.0}})
@@ -196,6 +213,10 @@ def test_a_sweep_over_what_is_baked_in(checkpoint: Path, tmp_path: Path) -> None
         (("--browser", "--prompt", "x"), "--browser: takes no --prompt"),
         (("--browser", "--sweep", "threads=1"), "--sweep: takes no --browser"),
         (("--checkpoint", "training/demo"), "--checkpoint: expected --sweep"),
+        (("--sweep", "threads=1", "--checkpoint", "x"), "--checkpoint x: nothing of this sweep is exported anew"),
+        (("--sweep", "x.everframe", "window=6", "--checkpoint", "x"), "x.everframe: this sweep exports its bundles"),
+        (("-o", "."), ".: is a folder; expected a file's name"),
+        (("--backend", "tensorrt", "--threads", "2"), "--threads is of backends on a CPU"),
     ],
 )
 def test_what_a_way_of_bench_does_not_take_is_refused(words: tuple[str, ...], refused: str) -> None:

@@ -1,0 +1,66 @@
+"""What a run costs in joules, where the machine tells."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...engines.machine import nvml_card
+
+RAPL = Path("/sys/class/powercap")
+OFTEN = 50  # chunks between two looks at a meter that begins anew when it is full
+
+
+def energy_meter(on_cpu: bool) -> tuple[Callable[[], float], str] | None:
+    """A function that tells joules so far, and whose they are: the card's by NVML, or of engines on the CPU its packages' by
+    RAPL. None: nobody tells."""
+    if on_cpu:
+        files = [f for f in sorted(RAPL.glob("intel-rapl:?/energy_uj")) if _is_package(f)]
+        if files and all(os.access(f, os.R_OK) for f in files):
+            return Counters(files).joules, "RAPL, CPU packages"
+        return None
+    try:
+        import pynvml  # type: ignore[import-not-found]
+
+        pynvml.nvmlInit()
+        card = nvml_card(pynvml)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
+        return (
+            lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000,
+            f"NVML, GPU {pynvml.nvmlDeviceGetIndex(card)}",
+        )
+    except Exception:  # no package, no driver, no card, or one that does not tell
+        return None
+
+
+def _is_package(counter: Path) -> bool:
+    """Of a zone: others hold packages and more (psys), which would count them twice."""
+    with contextlib.suppress(OSError):
+        return counter.with_name("name").read_text().startswith("package")
+    return False
+
+
+class Counters:
+    """RAPL's, which begin anew when they are full, after minutes on a large machine: read more often than that, their sum
+    goes on."""
+
+    def __init__(self, files: Sequence[Path]):
+        self._seen = {file: int(file.read_text()) for file in files}
+        self._full = {file: _number(file.with_name("max_energy_range_uj")) for file in files}
+        self._sum = 0
+
+    def joules(self) -> float:
+        for file, before in self._seen.items():
+            now = int(file.read_text())
+            self._sum += now - before if now >= before else now - before + self._full[file]
+            self._seen[file] = now
+        return self._sum / 1e6
+
+
+def _number(file: Path) -> int:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return 1 << 32  # of the register, in the usual unit
