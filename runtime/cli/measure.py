@@ -166,7 +166,7 @@ def run_sweep(
 
     def show(point: sweeps.Point, result: benches.Result) -> None:
         s = result.steady
-        chunk = s.stages["interval"]
+        chunk = s.stages.get("interval", s.stages["chunk"])  # results of before have none
         words = " ".join(f"{k}={v}" for k, v in point.items())
         told = f"p50 {chunk.p50:7.1f} ms · p99 {chunk.p99:7.1f} ms · {s.real_time_factor:5.2f}× real time"
         tell(f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB")
