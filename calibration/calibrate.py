@@ -18,7 +18,7 @@ from ..engines.base import EngineOptions
 from ..engines.bundle import MANIFEST, Bundle, Graph, describe, write_manifest
 from ..engines.datafile import SHARED
 from ..engines.errors import UserError
-from ..engines.files import check_replaceable, link_or_copy, new_folder, real
+from ..engines.files import link_or_copy, new_folder, real
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.ort import OrtBackend
 from ..engines.progress import QUIET, Report
@@ -129,10 +129,9 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, repor
     check(settings, bundle)
     prompts, held_out = choose_prompts(bundle, settings)
     options = EngineOptions(threads=settings.threads)
-    check_replaceable(target, MANIFEST if force else None)
-    work = real(target).with_name(f"{real(target).name}.calibrating")
-    shutil.rmtree(work / "one", ignore_errors=True)  # of an interrupted run, perhaps with another bundle's weights
     with new_folder(target, MANIFEST, replace=force) as part:
+        work = real(target).with_name(f"{real(target).name}.calibrating")
+        shutil.rmtree(work / "one", ignore_errors=True)  # of an interrupted run, perhaps with another bundle's weights
         models = {"step": onnx.load(bundle.graph_path("step"), load_external_data=False)}
         linears = find_linears(models["step"], bundle.manifest.network.layers)
         if settings.decoder:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..engines.bundle import MANIFEST, Bundle, describe, read_manifest, write_manifest
+from ..engines.bundle import MANIFEST, Bundle, describe, write_manifest
 from ..engines.errors import UserError
-from ..engines.files import check_replaceable, link_or_copy, new_folder
+from ..engines.files import check_replaceable
 from ..engines.text import key
+from .anew import anew
 from .texts import TextEncoder, check_distinct, clean, encode_all, open_encoder, read_prompts
 
-SAME = (
-    0.1  # of an embedding's size, that the same encoder in another precision may be off; another one is off by its size
-)
+# Of an embedding's size, that the same encoder in another precision may be off; another one is off by its size.
+SAME = 0.1
 
 
 def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str) -> int:
@@ -49,11 +48,7 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
                 f"--text-encoder {text_encoder}: makes {embedding.shape[1]} channels, {path} wants {network.text_dim}"
             )
     bank |= {p: e.half().contiguous() for p, e in embeddings.items()}
-    with new_folder(
-        path, MANIFEST, replace=True, unchanged=lambda: read_manifest(path / MANIFEST) == bundle.manifest
-    ) as part:
-        skip = shutil.ignore_patterns(MANIFEST, ref.file)
-        shutil.copytree(path, part, ignore=skip, copy_function=link_or_copy, dirs_exist_ok=True)  # compiled engines too
+    with anew(bundle, [ref.file]) as part:
         (part / ref.file).write_bytes(save(bank))
         manifest = bundle.manifest.model_copy(
             update={"prompt_bank": describe(part / ref.file), "prompts": [*bundle.manifest.prompts, *new]}

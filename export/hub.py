@@ -43,13 +43,9 @@ class Found:
     @property
     def to_fetch(self) -> int:
         """Bytes. A file of this content may be in the cache already, by another commit."""
-        blob = (
-            Path(constants.HF_HUB_CACHE)
-            / repo_folder_name(repo_id=self.file.repo, repo_type="model")
-            / "blobs"
-            / self.etag
-        )
-        return 0 if self.cached or (self.etag and blob.is_file()) else self.size
+        folder = repo_folder_name(repo_id=self.file.repo, repo_type="model")
+        blob = Path(constants.HF_HUB_CACHE, folder, "blobs", self.etag)
+        return 0 if self.cached or blob.is_file() else self.size
 
     @property
     def pinned(self) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 import onnx
 from onnx.checker import ValidationError
 
-from ..engines.bundle import MANIFEST, Bundle, Graph, Manifest, describe, read_manifest, write_manifest
+from ..engines.bundle import Bundle, Graph, Manifest, describe, write_manifest
 from ..engines.errors import UserError
-from ..engines.files import check_replaceable, link_or_copy, new_folder
 from ..engines.graphfile import EMBED_UP_TO, describe_graph
 from ..engines.post import POST, TIMES
 from ..engines.progress import QUIET, Report
 from ..engines.text import first_line
+from .anew import anew
 from .onnxfile import store_small
 from .postgraph import smooth_graph, upscale_graph
 from .postnet import Kind, read_net
@@ -92,15 +91,12 @@ def changed(
 ) -> Iterator[tuple[Path, dict[str, Graph], dict[str, Any]]]:
     """The bundle anew without these of its post graphs, and with this choice of those that it has then: yields its new
     folder, its graphs and where its post graphs came from, which may be added to, and puts the folder in its place."""
-    path, manifest = bundle.path, bundle.manifest
-    check_replaceable(path, MANIFEST)
+    manifest = bundle.manifest
     gone = {f"{name}{suffix}" for name in without for suffix in ("", "_first")}
     graphs = {name: graph for name, graph in manifest.graphs.items() if name not in gone}
     post = {name: of for name, of in manifest.provenance.get("post", {}).items() if name not in without}
     files = {ref.file for name in gone & set(manifest.graphs) for ref in _files(manifest.graphs[name])}
-    with new_folder(path, MANIFEST, replace=True, unchanged=lambda: read_manifest(path / MANIFEST) == manifest) as part:
-        skip = shutil.ignore_patterns(MANIFEST, *files)
-        shutil.copytree(path, part, ignore=skip, copy_function=link_or_copy, dirs_exist_ok=True)  # compiled engines too
+    with anew(bundle, files) as part:
         yield part, graphs, post
         told = {k: v for k, v in manifest.provenance.items() if k != "post"} | ({"post": post} if post else {})
         made = manifest.model_copy(update={"graphs": graphs, "provenance": told, "post": default})

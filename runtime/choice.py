@@ -35,8 +35,9 @@ class Candidate:
     options: EngineOptions
 
     def __str__(self) -> str:
-        own = {"openvino": self.options.precision, "onnxruntime": self.options.provider}.get(self.backend, "")
-        return f"{self.backend} {own}" if own not in ("", DEFAULT.provider) else self.backend
+        if self.backend == "openvino":
+            return f"{self.backend} {self.options.precision}"
+        return self.backend if self.options.provider == DEFAULT.provider else f"{self.backend} {self.options.provider}"
 
 
 def candidates(bundle: Bundle, options: EngineOptions) -> list[Candidate]:
@@ -51,7 +52,7 @@ def candidates(bundle: Bundle, options: EngineOptions) -> list[Candidate]:
     found += [Candidate("openvino", replace(plain, precision=one)) for one in openvino.precisions(plain)]
     packages = installed()
     if find_gpu()[0] is not None:
-        if plain == options and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        if options.provider == DEFAULT.provider and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             found.append(Candidate("onnxruntime", replace(options, provider="cuda")))
         usable = {e.record.backend for e in stored(bundle, packages) if e.record is not None and e.problem is None}
         found += [Candidate(name, DEFAULT) for name in COMPILED if name in usable]  # threads are a CPU's

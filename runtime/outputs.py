@@ -66,13 +66,13 @@ def open_output(
     """
     if target == "-":
         return RawOutput(sys.stdout.buffer)
-    if not target:
-        raise UserError("output '': expected -, a folder/, or a name ending in .mp4, .mkv, .gif or .png")
     path = Path(target)
     suffix = path.suffix.lower()
-    if (path / MANIFEST).is_file():
-        raise UserError(f"{path}: is a bundle; expected another folder, or a name ending in .mp4, .mkv, .gif or .png")
-    if target.endswith(("/", os.sep)) or path.is_dir():
+    if target and (target.endswith(("/", os.sep)) or path.is_dir()):  # '' is no folder, though a path of it is
+        if (path / MANIFEST).is_file():
+            raise UserError(
+                f"{path}: is a bundle; expected another folder, or a name ending in .mp4, .mkv, .gif or .png"
+            )
         return PngOutput(path / "%06d.png", replace)
     if suffix == ".png":
         return PngOutput(path, replace)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from everframe.export.taehv import Taehv
 
-from clips import FAR, NEAR, WARM, instance, load_done, trained, unseen
-from common import FilterMuon, autocast, evaluate_with, load_pool, save_sheet
+from clips import FAR, NEAR, WARM, instance, load_done, load_pool, trained, unseen
+from common import FilterMuon, autocast, evaluate_with, save_sheet
 from losses import motion_loss, pixel_loss, texture_loss
 from measures import geometric
 from reconstruct import COLUMNS, compare, stream, to_bytes
@@ -83,7 +83,7 @@ class Clips:
 
     def __init__(self, instances: int, device: str):
         self.instances, self.device = instances, device
-        self.file = load_pool(f"clips-{instances}.npy")
+        self.file = load_pool(instances)
         self.held = None if device == "cpu" else torch.empty(self.file.shape, dtype=torch.uint8, device=device)
         self.there: list[int] = []  # rendered, and on the card
         self.drawn_from, self.looked = np.arange(0), -math.inf

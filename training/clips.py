@@ -85,26 +85,33 @@ def size_of(portrait: bool = False) -> tuple[int, int]:
     return (WIDTH, HEIGHT) if portrait else (HEIGHT, WIDTH)
 
 
-def open_pool(instances: int, portrait: bool = False, work: Path = WORK) -> tuple[np.ndarray, np.ndarray]:
+def pool_file(name: str, instances: int, portrait: bool = False) -> Path:
+    return WORK / f"{name}-{pool_name(instances, portrait)}.npy"
+
+
+def open_pool(instances: int, portrait: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """(clips [instances, 116, H, W, 3] uint8, done [instances] uint8), both memory-mapped, made if missing. In portrait
     they are those from UPRIGHT on."""
-    work.mkdir(parents=True, exist_ok=True)
+    WORK.mkdir(parents=True, exist_ok=True)
     maps = []
     shapes = {"clips": (instances, NEAR + WARM + FAR, *size_of(portrait), 3), "clips-done": (instances,)}
     for name, shape in shapes.items():
-        path = work / f"{name}-{pool_name(instances, portrait)}.npy"
+        path = pool_file(name, instances, portrait)
         mode = "r+" if path.exists() else "w+"
         maps.append(np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=None if mode == "r+" else shape))
     return maps[0], maps[1]
 
 
+def load_pool(instances: int, portrait: bool = False) -> np.ndarray:
+    return np.load(pool_file("clips", instances, portrait), mmap_mode="r")
+
+
 def load_done(instances: int, portrait: bool = False) -> np.ndarray:
-    return np.load(WORK / f"clips-done-{pool_name(instances, portrait)}.npy", mmap_mode="r")
+    return np.load(pool_file("clips-done", instances, portrait), mmap_mode="r")
 
 
 def all_done(instances: int, portrait: bool = False) -> bool:
-    file = WORK / f"clips-done-{pool_name(instances, portrait)}.npy"
-    return file.exists() and bool(load_done(instances, portrait).all())
+    return pool_file("clips-done", instances, portrait).exists() and bool(load_done(instances, portrait).all())
 
 
 def fill(instances: int, first: int, step: int, portrait: bool = False) -> None:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from run import WORK, Ema
+from run import Ema
 
 
 def evaluate_with(ema: Ema, model: nn.Module, work: Callable[[], None]) -> None:
@@ -84,7 +83,3 @@ def save_sheet(rows: list[Tensor], path: Path) -> None:
     sheet = torch.cat([torch.cat(list(row), 1) for row in rows], 0)
     path.parent.mkdir(exist_ok=True, parents=True)
     Image.fromarray((sheet.clamp(0, 1) * 255).byte().cpu().numpy()).save(path, optimize=True)
-
-
-def load_pool(name: str) -> np.ndarray:
-    return np.load(WORK / name, mmap_mode="r")

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from everframe.export.taehv import Taehv
 
 from autoencoder import MOTION, TEXTURE, held_out_report
-from clips import NEAR, WARM, trained
-from common import FilterMuon, autocast, evaluate_with, load_pool
+from clips import NEAR, WARM, load_pool, trained
+from common import FilterMuon, autocast, evaluate_with
 from discriminator import Discriminator, adversarial_loss, discriminator_loss, matching_loss
 from latents import encode_pool, student_latents
 from losses import motion_loss, pixel_loss, texture_loss
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", type=int, default=500)
     args = parser.parse_args()
-    pool = load_pool(f"clips-{args.instances}.npy")
+    pool = load_pool(args.instances)
     team = Team(args.workers)
     encoded = encode_pool(args.instances, args.use, args.device, team)
     redone = student_latents(encoded, args.device, team)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clips import instance
-from common import autocast, load_pool
+from clips import instance, load_pool
+from common import autocast
 from distill import GUIDANCE, SUBSTEPS, Teacher, euler
 from latents import encode_pool, load_texts
 from measures import Frames, geometric, motion, octaves, total
@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     frames = slice(WARM, 4 * CHUNK * CHUNKS)
     device = args.device
-    latents, pool = encode_pool(args.instances, args.use, device, Team(1)), load_pool(f"clips-{args.instances}.npy")
+    latents, pool = encode_pool(args.instances, args.use, device, Team(1)), load_pool(args.instances)
     batches = Batches(latents, load_texts(), device)
     truth, texts, _ = batches.held_out()
     text, scenes = texts[:, 0], [instance(i).scene for i in batches.unseen]

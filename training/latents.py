@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from everframe.export.taehv import Taehv
 
-from clips import FAR, NEAR, WARM, instance, pool_name
-from common import autocast, load_pool
+from clips import FAR, NEAR, WARM, instance, load_pool, pool_name
+from common import autocast
 from rollout import CHUNK, CHUNKS, Tables, redrawn
 from run import WORK, progress_of
 from scenes import render
@@ -50,7 +50,7 @@ def encode_pool(instances: int, use: int, device: str, team: Team, portrait: boo
     """Latents of the pool's first `use` instances [use, 15 near + 12 far, C, h, w] float16, for the encoder as it is now."""
     path = WORK / f"latents-{pool_name(use, portrait)}-{progress_of('autoencoder')}.npy"
     if not path.exists():
-        pool, ae = load_pool(f"clips-{pool_name(instances, portrait)}.npy"), trained_autoencoder().to(device)
+        pool, ae = load_pool(instances, portrait), trained_autoencoder().to(device)
 
         def encode(rows: list[int]) -> Tensor:
             frames = torch.from_numpy(pool[rows]).to(device).permute(0, 1, 4, 2, 3).float() / 255
@@ -108,7 +108,7 @@ def student_latents(coded: np.ndarray, device: str, team: Team) -> np.ndarray:
     student_steps = progress_of("distill", teacher)
     if not student_steps:
         raise SystemExit(f"training/runs: the teacher of {teacher} steps has no student yet; distill.py makes one")
-    path = WORK / f"latents-student-{len(coded)}-{progress_of('autoencoder')}-{teacher}-{student_steps}.npy"
+    path = WORK / f"latents-student-{pool_name(len(coded))}-{progress_of('autoencoder')}-{teacher}-{student_steps}.npy"
     if not path.exists():
         student, texts, tables = trained_transformer("distill").to(device).eval(), load_texts(), Tables(device)
 

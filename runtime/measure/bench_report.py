@@ -33,9 +33,8 @@ def stage_rows(result: Result) -> list[list[str]]:
 
 def write(result: Result, file: Path, as_page: bool = False) -> None:
     """As HTML where that is asked for or the name ends so, else as JSON. Raises UserError."""
-    text = (
-        page(result) if as_page or file.suffix.lower() in (".html", ".htm") else result.model_dump_json(indent=1) + "\n"
-    )
+    as_page = as_page or file.suffix.lower() in (".html", ".htm")
+    text = page(result) if as_page else result.model_dump_json(indent=1) + "\n"
     write_whole(file, text.encode())
 
 

@@ -139,13 +139,7 @@ def compare(
         return found
 
     steps = []
-    shown = a.output
-    frame, latent = 3 * shown.width * shown.height * shown.chunk_frames, 4 * math.prod(a.manifest.geometry.latent_shape)
-    needed, place = len(pairs) * chunks * (frame + latent), Path(tempfile.gettempdir())
-    if needed + SPARE > (free := shutil.disk_usage(place).free):
-        raise UserError(
-            f"{place}: {needed / 1e9:.1f} GB of frames to keep, {free / 1e9:.1f} GB free; TMPDIR names another folder"
-        )
+    check_room(a, len(pairs) * chunks)
     with tempfile.TemporaryFile() as kept:
         for prompt, seed in pairs:
             with stream(0, prompt, seed) as one:
@@ -164,6 +158,17 @@ def compare(
         told = ", ".join(f"{name} {share:.1%}" for name, share in runs[-1].deviations.items())
         tell(f"free-running: {told}, {prompt}")
     return Comparison(steps, runs)
+
+
+def check_room(bundle: Bundle, chunks: int) -> None:
+    """Raises UserError where so many chunks, as keep() writes them, do not fit into the temporary folder."""
+    shown, place = bundle.output, tempfile.gettempdir()
+    each = 3 * shown.width * shown.height * shown.chunk_frames + 4 * math.prod(bundle.manifest.geometry.latent_shape)
+    needed, free = chunks * each, shutil.disk_usage(place).free
+    if needed + SPARE > free:
+        raise UserError(
+            f"{place}: {needed / 1e9:.1f} GB of frames to keep, {free / 1e9:.1f} GB free; TMPDIR names another folder"
+        )
 
 
 def keep(stream: Stream, chunks: int, file: IO[bytes]) -> None:

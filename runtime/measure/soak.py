@@ -291,8 +291,9 @@ def verdict(minutes: Sequence[Minute]) -> list[str]:
         )
     grown = 0.0
     for process in {m.process for m in minutes}:
-        memory = [m.memory_bytes for m in minutes if m.process == process]
-        grown = max(grown, max(memory[1:], default=0) / max(1, memory[min(1, len(memory) - 1)]) - 1)
+        _, *later = (m.memory_bytes for m in minutes if m.process == process)
+        if later:
+            grown = max(grown, max(later) / max(1, later[0]) - 1)
     if grown > MEMORY:
         problems.append(f"memory grows by {grown:.1%} after the second minute (bound {MEMORY:.0%})")
     return problems

@@ -150,7 +150,7 @@ class Guard:
                 return await _without_body(self.app, scope, receive, dressed)
             await self.app(scope, receive, dressed)
         except HTTPException as error:  # of a body that was read here; those of routes are answered there
-            await self._refuse(scope, receive, send, error.status_code, error.detail)
+            await JSONResponse({"detail": error.detail}, error.status_code, error.headers)(scope, receive, send)
         except ClientDisconnect:  # in the middle of a body: nobody is there to be answered
             if not answered:
                 await self._refuse(scope, receive, send, 400, "the body is not whole")

@@ -29,7 +29,6 @@ run.RUNS, run.WORK = folder / "runs", folder / "work"
 import clips
 clips.WORK, clips.HEIGHT, clips.WIDTH = run.WORK, 48, 64
 clips.HELD_OUT, clips.UPRIGHT = 2, 24
-clips.open_pool.__defaults__ = (False, run.WORK)
 import rollout
 rollout.ROWS, rollout.COLUMNS = 3, 4
 rollout.Tables.__init__.__defaults__ = (True, (3, 4), rollout.TRANSFORMER)

@@ -207,13 +207,11 @@ def _words(text: str) -> list[str]:
     marks."""
     seen, plain = "", unicodedata.normalize("NFKC", text)
     for c in plain:
-        marks = unicodedata.category(c) in ("Mn", "Me")
-        if (
-            unicodedata.category(c) != "Cf"
-            and not UNSEEN.fullmatch(c)
-            and not (marks and _script(seen[-1:]) in UNMARKED)
-        ):
-            seen += c if marks or c.isalnum() or c == "_" else " "
+        kind = unicodedata.category(c)
+        marks = kind in ("Mn", "Me")
+        if kind == "Cf" or UNSEEN.fullmatch(c) or (marks and _script(seen[-1:]) in UNMARKED):
+            continue
+        seen += c if marks or c.isalnum() or c == "_" else " "
     return key(seen).split()
 
 
