@@ -27,8 +27,13 @@ from .quantisedfile import QuantisedFile
 PRECISIONS = ("int8", "fp8", "int8-weights", "int4-weights")
 METHODS = ("minmax", "entropy", "percentile", "smoothquant")
 LARGEST = {"int8": 127.0, "fp8": 448.0, "int8-weights": 127.0, "int4-weights": 7.0}
-HALF_OPSET = 19  # the first whose QuantizeLinear takes float16; TensorRT 10.3 reads up to 20
+LEAST = 2.0**-24  # of a scale: engines that make float16 of a float32 graph make no 0 of it
+# The portable form's opset is 18, whose QuantizeLinear and DequantizeLinear know float32 and eight-bit integers only.
+# TensorRT 10.3 names 20 as the last that it reads; blocks of int4 are in none before 21.
+HALF_OPSET = FP8_OPSET = 19
+INT4_OPSET = 21
 BLOCK = 128  # input channels that share an int4 scale
+STORED = {"int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn, "int4": ml_dtypes.int4}
 TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN, "int4": TensorProto.INT4}
 
 
@@ -104,17 +109,15 @@ def quantise(
             weight, half = weight_of(graph, linear, folder)
             kind = np.float16 if half else np.float32
             halves |= half
-            smooth = None
             if not weights_only:
                 span = found[linear.key]
-                smooth = span.smooth
+                if span.smooth is not None:
+                    weight = weight / _smoothing(span, kind).astype(np.float32)[:, None]
                 if linear.activation not in ready:
                     ready[linear.activation] = _activation(linear.activation, span, precision, kind, nodes, added)
                 node.input[0] = ready[linear.activation]
             store = numpy_helper.from_array if data is None else lambda values, name: data.add(name, values)
-            _weight(
-                linear, weight if smooth is None else weight * smooth[:, None], precision, kind, nodes, added, store
-            )
+            _weight(linear, weight, precision, kind, nodes, added, store)
             node.input[1] = f"{linear.node}.w"
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
@@ -134,9 +137,16 @@ def quantise(
     del graph.initializer[:]
     graph.initializer.extend([*kept, *added])
     del graph.value_info[:]
-    for domain in model.opset_import:  # the portable form's 18 quantises float32 to eight-bit integers only
-        if domain.domain == "" and halves:
-            domain.version = max(domain.version, HALF_OPSET)
+    if linears:
+        _raise_opset(model, precision, halves)
+
+
+def _raise_opset(model: ModelProto, precision: str, halves: bool) -> None:
+    """To the first that knows the quantised layers. halves: some compute in float16."""
+    needed = {"fp8": FP8_OPSET, "int4-weights": INT4_OPSET}.get(precision, HALF_OPSET if halves else 0)
+    for domain in model.opset_import:
+        if domain.domain == "":
+            domain.version = max(domain.version, needed)
 
 
 def _is_output(graph, node: NodeProto) -> bool:
@@ -149,16 +159,26 @@ def _activation(
     """x -> x/smooth -> quantised and back. Returns the name of the last."""
     source = name
     if span.smooth is not None:
-        added.append(numpy_helper.from_array((1 / span.smooth).astype(kind), f"{name}.smoothing"))
+        added.append(numpy_helper.from_array(_smoothing(span, kind), f"{name}.smoothing"))
         source = f"{name}.smooth"
         nodes.append(helper.make_node("Mul", [name, f"{name}.smoothing"], [source]))
-    scale = np.array(span.threshold / LARGEST[precision], kind)
-    added.append(numpy_helper.from_array(scale, f"{name}.scale"))
+    added.append(numpy_helper.from_array(_scale(np.array(span.threshold), precision, kind), f"{name}.scale"))
     added.append(helper.make_tensor(f"{name}.zero", TYPES[precision], [], [0]))
     ends = [f"{name}.scale", f"{name}.zero"]
     nodes.append(helper.make_node("QuantizeLinear", [source, *ends], [f"{name}.q"], name=f"{name}.quantise"))
     nodes.append(helper.make_node("DequantizeLinear", [f"{name}.q", *ends], [f"{name}.dq"], name=f"{name}.dequantise"))
     return f"{name}.dq"
+
+
+def _smoothing(span: Range, kind: type) -> NDArray:
+    """1/smooth as the graph has it: weights take in its inverse, not that of the unrounded one."""
+    assert span.smooth is not None
+    return (1 / span.smooth).astype(kind)
+
+
+def _scale(peak: NDArray, precision: str, kind: type) -> NDArray:
+    """Of what reaches `peak`, as the graph has it: levels are counted in what they are multiplied by. Never 0."""
+    return np.maximum(peak / LARGEST[precision], max(LEAST, float(np.finfo(kind).tiny))).astype(kind)
 
 
 def check_decoder(precision: str) -> None:
@@ -178,26 +198,24 @@ def _weight(
 ) -> None:
     """The stored form of W and the node that gives it back."""
     name, largest = linear.node, LARGEST[precision]
-    attributes: dict[str, Any]
-    base = precision.removesuffix("-weights")
+    attributes: dict[str, Any] = {"axis": 1}
+    grouped, over = weight, 0  # the axes that share a scale
     if linear.conv:
         check_decoder(precision)
-        inner = tuple(range(1, weight.ndim))  # of images or of clips
-        widest = np.maximum(np.abs(weight).max(inner, keepdims=True), 1e-8) / largest
-        scale, stored, attributes = widest.ravel(), np.rint(weight / widest).astype(np.int8), {"axis": 0}
-    elif base == "int4":
+        attributes, over = {"axis": 0}, tuple(range(1, weight.ndim))  # of images or of clips
+    elif precision == "int4-weights":
         block = BLOCK if weight.shape[0] % BLOCK == 0 else weight.shape[0]
-        grouped = weight.reshape(-1, block, weight.shape[1])
-        scale = np.maximum(np.abs(grouped).max(1), 1e-8) / largest  # [K/block, N]
-        stored = np.clip(np.rint(grouped / scale[:, None]), -8, 7).reshape(weight.shape).astype(ml_dtypes.int4)
         attributes = {"axis": 0, "block_size": block}
-    else:
-        scale = np.maximum(np.abs(weight).max(0), 1e-8) / largest  # [N]
-        levels = weight / scale
-        stored = levels.astype(ml_dtypes.float8_e4m3fn) if base == "fp8" else np.rint(levels).astype(np.int8)
-        attributes = {"axis": 1}
+        grouped, over = weight.reshape(-1, block, weight.shape[1]), 1
+    scale = _scale(np.abs(grouped).max(over), precision, kind)  # [O], [K/block, N] or [N]
+    # A scale that was rounded down leaves the largest a little above the last level.
+    levels = grouped / np.expand_dims(scale.astype(np.float32), over)
+    np.clip(levels, -largest, largest, out=levels)
+    if precision != "fp8":
+        np.rint(levels, out=levels)
+    stored = levels.reshape(weight.shape).astype(STORED[precision.removesuffix("-weights")])
     added.append(store(stored, f"{name}.stored"))
-    added.append(numpy_helper.from_array(scale.astype(kind), f"{name}.scale"))
+    added.append(numpy_helper.from_array(scale, f"{name}.scale"))
     nodes.append(
         helper.make_node(
             "DequantizeLinear",

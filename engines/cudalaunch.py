@@ -30,9 +30,10 @@ class CudaDevice:
 
     def __init__(self, cuda: Cuda):
         self.cuda = cuda
+        self.promised: list[Callable[[], int]] = []  # bytes that are free still, and wanted at the first run
 
     def free(self) -> int | None:
-        return int(self.cuda.call("cudaMemGetInfo")[0])
+        return int(self.cuda.call("cudaMemGetInfo")[0]) - sum(wanted() for wanted in self.promised)
 
     def zeros(self, shape: Sequence[int], dtype: str) -> CudaBuffer:
         return CudaBuffer(self.cuda, shape, dtype)
@@ -42,6 +43,28 @@ class CudaDevice:
 
     def chain(self, passes: Sequence[Callable[[], None]], beside: Sequence[Callable[[], None]] = ()) -> Launch:
         return CudaLaunch(self.cuda, passes, beside)
+
+
+class Workspace:
+    """Scratch memory of engines that never run at the same time: one piece, as large as the largest of them wants."""
+
+    def __init__(self, device: CudaDevice):
+        self.device, self.size = device, 0
+        self._piece: CudaBuffer | None = None
+        device.promised.append(self.promised)
+
+    def promised(self) -> int:
+        """Bytes that will be taken at the next run."""
+        return max(0, self.size - (0 if self._piece is None else self._piece.bytes))
+
+    def reserve(self, size: int) -> None:
+        self.size = max(self.size, size)
+
+    def take(self) -> CudaBuffer:
+        """The memory. Who took an earlier, smaller piece keeps it."""
+        if self._piece is None or self._piece.bytes < self.size:
+            self._piece = self.device.zeros((self.size,), "uint8")
+        return self._piece
 
 
 def new_event(owner: object, cuda: Cuda) -> Any:

@@ -56,21 +56,26 @@ class OvEngine:
         names = {spec.name for spec in graph.inputs}
         self.fills = bool(names & {"kv_len", "mask"})
         self.passes: weakref.WeakSet[OvPass] = weakref.WeakSet()
+        # Rings, by one of their buffers, and whether they were not full when a pass read them last: one that commits again
+        # counts fewer slots for a while.
+        self.filling: weakref.WeakKeyDictionary[HostBuffer, bool] = weakref.WeakKeyDictionary()
         # What a pass puts into a ring: one array a ring, whichever pass and compilation, for a stream has one at a time.
         self._chunks: weakref.WeakKeyDictionary[HostBuffer, np.ndarray] = weakref.WeakKeyDictionary()
         self._compile, self._lock = compile_graph, threading.Lock()
         self._filling = (
             compile_graph(True) if self.fills and "step" in names else None
         )  # a recache seldom meets such a ring
-        self._steady = loader.submit(compile_graph, False)
-        if not self.fills:
-            self._steady.result()  # fails here, if it does
+        if self.fills:
+            self._steady = loader.submit(compile_graph, False).result
+        else:  # here, and not behind the other compilation of a step graph: the first frame waits for this one
+            made = compile_graph(False)
+            self._steady = lambda: made
         self.large = sum(ref.bytes for ref in (graph.model, *graph.data)) > KEPT
 
     def compiled(self, filling: bool) -> Any:
         """The compilation with the mask of a ring that fills, or without."""
         if not filling:
-            return self._steady.result()
+            return self._steady()
         with self._lock:
             if self._filling is None:
                 self._filling = self._compile(True)
@@ -80,9 +85,9 @@ class OvEngine:
         """The ring is full: large weights stand in memory once again; a request holds what it was made from."""
         if not self.large or self._filling is None:
             return
-        self._steady.result()
+        self._steady()
         with self._lock:
-            if not any(one.filling for one in self.passes):  # of other streams
+            if not any(self.filling.values()):  # of other streams
                 self._filling = None
                 for one in self.passes:
                     one.requests.pop(True, None)
@@ -105,18 +110,21 @@ class OvPass:
         self.engine, self.inputs, self.outputs = engine, inputs, outputs
         self.requests: dict[bool, Any] = {}
         self._puts: list[tuple[np.ndarray, np.ndarray]] = []  # a ring, and what goes into it at its slot
-        self.filling = False
         with engine._lock:
             engine.passes.add(self)
 
     def __call__(self) -> None:
-        self.filling = filling = self.engine.fills and not self._full()
+        filling = self.engine.fills and not self._full()
+        if self.engine.fills:
+            with self.engine._lock:
+                ring = self.inputs["k_0"] if "k_0" in self.inputs else self.outputs["k_0_next"]
+                self.engine.filling[ring] = filling
         if not filling:
             self.engine.settle()
-        request = self.requests.get(filling)
-        if request is None:
-            request = self.requests[filling] = self._request(filling)
         try:
+            request = self.requests.get(filling)
+            if request is None:
+                request = self.requests[filling] = self._request(filling)
             request.infer()
         except RuntimeError as error:
             raise RunError(f"{self.engine.file}: OpenVINO cannot run it: {first_line(error)}") from error

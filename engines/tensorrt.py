@@ -21,7 +21,7 @@ from . import store
 from .base import Buffer, Computing, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer
-from .cudalaunch import CudaDevice, named
+from .cudalaunch import CudaDevice, Workspace, named
 from .errors import UserError
 from .files import cache_place
 from .lower import lower, stored_low
@@ -32,23 +32,6 @@ from .trtbuild import first_error_logger, load_module
 HOST_CODE = "EVERFRAME_HOST_CODE"  # an environment variable: "allow" runs what engines of others carry
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
-
-
-class Workspace:
-    """Scratch memory of engines that never run at the same time: one piece, as large as the largest of them wants."""
-
-    def __init__(self, device: CudaDevice):
-        self.device, self.size = device, 0
-        self._piece: CudaBuffer | None = None
-
-    def reserve(self, size: int) -> None:
-        self.size = max(self.size, size)
-
-    def take(self) -> CudaBuffer:
-        """The memory. Who took an earlier, smaller piece keeps it."""
-        if self._piece is None or self._piece.bytes < self.size:
-            self._piece = self.device.zeros((self.size,), "uint8")
-        return self._piece
 
 
 class TrtEngine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from pathlib import Path
@@ -29,11 +30,13 @@ def read_text(file: Path) -> str:
 
 
 def tidy(text: str) -> str:
-    """One line: composed characters (NFC), every run of whitespace one blank, nothing invisible.
+    """One line: HTML's names of characters resolved, as the models' own pipelines do, and those of names once more; composed
+    characters (NFC), every run of whitespace one blank, nothing invisible.
 
     Line and paragraph separators inside a text (U+2028, U+0085, …) are whitespace, not line ends.
     """
-    plain = unicodedata.normalize("NFC", text).translate(dict.fromkeys(map(ord, INVISIBLE)))
+    found = html.unescape(html.unescape(text))
+    plain = unicodedata.normalize("NFC", found).translate(dict.fromkeys(map(ord, INVISIBLE)))
     return re.sub(r"\s+", " ", plain).strip()
 
 

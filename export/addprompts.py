@@ -11,9 +11,9 @@ from torch import Tensor
 from ..engines.bundle import MANIFEST, Bundle, describe, write_manifest
 from ..engines.errors import UserError
 from ..engines.files import check_replaceable
-from ..engines.text import key
+from ..engines.text import key, tidy
 from .anew import anew
-from .texts import TextEncoder, check_distinct, clean, encode_all, open_encoder, read_prompts
+from .texts import TextEncoder, check_distinct, encode_all, open_encoder, read_prompts
 
 # Of an embedding's size, that the same encoder in another precision may be off; another one is off by its size.
 SAME = 0.1
@@ -27,7 +27,7 @@ def add(path: Path, prompts: Sequence[str], file: Path | None, text_encoder: str
     """
     bundle = Bundle.open(path)
     shots = bundle.manifest.shots
-    wanted = [clean(p) for p in prompts] + (read_prompts(file) if file else [])
+    wanted = [tidy(p) for p in prompts] + (read_prompts(file) if file else [])
     if shots is not None:
         wanted = [shots.without(prompt) for prompt in wanted]
     if not wanted or not all(wanted):
@@ -62,7 +62,7 @@ def check_encoder(encoder: TextEncoder, told: str, made_by: str, bundle: Bundle,
     of the bank's first prompt. Raises UserError."""
     prompt = bundle.manifest.prompts[0]
     there = bank[prompt].float()
-    here = encoder.encode(prompt, bundle.manifest.network.text_len)
+    here = encode_all(encoder, [prompt], bundle.manifest.network.text_len)[prompt]
     if here.shape != there.shape or not (here - there).norm() <= SAME * there.norm():
         raise UserError(
             f"--text-encoder {told}: encodes {prompt!r} otherwise than {made_by} did, which made the bank of {bundle.path}"

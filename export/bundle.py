@@ -41,7 +41,7 @@ from .checkpoint import RopeConfig
 from .eager import write_reference
 from .graphs import OPSET, PORTABLE_OPSET, PortableStepGraph, PromptGraph, Ring, StepGraph
 from .graphset import GraphSet
-from .onnxfile import save_graph, with_weights
+from .onnxfile import is_large, save_graph, with_weights
 from .recachegraph import RecacheGraph, example
 from .schedule import Schedule
 from .sinkgraph import SinkGraph
@@ -245,12 +245,12 @@ def write_graphs(folder: Path, parts: Parts, modules: GraphSet) -> dict[str, Gra
     kind = KINDS[parts.precision]
     opset = PORTABLE_OPSET if parts.form == "portable" else OPSET
     latent = torch.zeros(g.latent_shape)
-    graphs = {}
+    graphs, large = {}, is_large(parts.transformer)
     for name, step in modules.steps.items():
-        graphs[name] = save_graph(step, *step_example(step, parts), folder / f"{name}.onnx", opset, weights)
+        graphs[name] = save_graph(step, *step_example(step, parts), folder / f"{name}.onnx", opset, weights, large)
     if (recache := modules.recache) is not None:
         made = example(recache, g.latent_shape, kind, (table_of(parts, g.window), table_of(parts, 1)))
-        graphs["recache"] = save_graph(recache, *made, folder / "recache.onnx", opset, weights)
+        graphs["recache"] = save_graph(recache, *made, folder / "recache.onnx", opset, weights, large)
     if (sinks := modules.sinks) is not None:
         graphs["sinks"] = save_graph(
             sinks, *sinks.example(split_head_dim(c.head_dim)[0] // 2), folder / "sinks.onnx", opset

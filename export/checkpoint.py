@@ -93,4 +93,6 @@ def load(folder: Path) -> Checkpoint:
         if prompt not in prompts or len(prompts[prompt]) > c.text_len or prompts[prompt].shape[1:] != (c.text_dim,):
             expected = f"[up to {c.text_len}, {c.text_dim}]"
             raise UserError(f"{file}: prompt {prompt!r}: found {found}, expected {expected}")
+        if not torch.isfinite(prompts[prompt].half()).all():
+            raise UserError(f"{file}: prompt {prompt!r}: NaN, infinite or too large for float16, which a bank is in")
     return Checkpoint(config, transformer, autoencoder, {p: prompts[p] for p in config.prompts})

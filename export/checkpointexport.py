@@ -81,6 +81,7 @@ def override(config: CheckpointConfig, given: Overrides) -> CheckpointConfig:
         width, height = parse_size(given.size)
         geometry |= {"width": width, "height": height}
     geometry |= {k: v for k, v in _ring(given) if v is not None}
+    geometry["sink_ema"] = geometry["sink_ema"] or None  # 0: the sinks stay, whatever the folder says
     choices = (
         ("mode", given.rope),
         ("sink_distance", given.sink_distance),

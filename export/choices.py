@@ -26,7 +26,8 @@ Form = Annotated[
 SinkEma = Annotated[
     float | None,
     typer.Option(
-        help="Let chunks that leave the window flow into the sinks: sink = a*sink + (1 - a)*chunk (Reward Forcing: 0.999)."
+        help="Let chunks that leave the window flow into the sinks: sink = a*sink + (1 - a)*chunk "
+        "(Reward Forcing: 0.999); 0: the sinks stay."
     ),
 ]
 Recache = Annotated[

@@ -34,6 +34,9 @@ class Lazy(Mapping[str, Tensor]):
         entry = self.entries[name]
         return entry.make() if isinstance(entry, Later) else entry
 
+    def __contains__(self, name: object) -> bool:  # a Mapping's own makes the tensor to see whether it is there
+        return name in self.entries
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
@@ -52,6 +55,10 @@ def shape_of(state: Mapping[str, Tensor], name: str) -> torch.Size:
 
 def renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> Lazy:
     return Lazy({rename(name): entry for name, entry in entries_of(state).items()})
+
+
+def chosen(state: Mapping[str, Tensor], wanted: Callable[[str], bool]) -> Lazy:
+    return Lazy({name: entry for name, entry in entries_of(state).items() if wanted(name)})
 
 
 def changed(state: Mapping[str, Tensor], changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Lazy:

@@ -24,7 +24,7 @@ from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
 from .lazy import changed, shape_of
 from .names import State, flattened_layers, listed, public_name
-from .sources import json_object, tensors
+from .sources import files_of, json_object, tensors
 
 PREFIXES = ("base_model.", "model.", "diffusion_model.", "transformer.", "pipe.", "dit.", "unet.", "generator.")
 FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
@@ -263,10 +263,11 @@ def _matching(patterns: dict[str, float], layer: str, default: Any) -> Any:
 def adapter_of(path: Path) -> Adapter | None:
     """The adapter_config beside a LoRA or in its metadata; None if it has none. Raises UserError for one that can't be
     read, contradicts itself, or says that the adapter is no plain LoRA."""
-    file = (path if path.is_dir() else path.parent) / CONFIG
+    held = files_of(path)[0]  # of a folder, what `tensors` reads there
+    file = held.parent / CONFIG
     where, said = str(file), None
-    if path.suffix == ".safetensors":
-        where, said = f"{path}'s metadata", _metadata(path)
+    if held.suffix == ".safetensors":
+        where, said = f"{held}'s metadata", _metadata(held)
     if said is None and file.is_file():
         where, said = str(file), json_object(file)
     if said is None:

@@ -23,7 +23,8 @@ INSIDE = re.compile("|".join(re.escape(w) for w in WRAPPERS[2:5]))
 PARTS: dict[Part, tuple[str, ...]] = {
     "transformer": ("model.diffusion_model.",),
     "vae": ("first_stage_model.", "vae."),
-    "text_encoder": ("text_encoders.umt5xxl.transformer.", "text_encoders.umt5xxl."),
+    # The last one is of what ComfyUI puts beside the encoder: its tokenizer
+    "text_encoder": ("text_encoders.umt5xxl.transformer.", "text_encoders.umt5xxl.", "text_encoders."),
 }
 LONGEST = 120  # characters of a name in a message
 

@@ -30,10 +30,12 @@ def save_graph(
     file: Path,
     opset: int = OPSET,
     weights: WeightFile | None = None,
+    large: bool | None = None,
 ) -> Graph:
     """Export module with static shapes, check it with onnx.checker, write it, and describe it for the manifest. Inputs that
     nothing reads are left out of the graph. weights: where the constants of a large graph go, which is described when all
-    graphs are written (`with_weights`); default: a file of its own, FILE.data."""
+    graphs are written (`with_weights`); default: a file of its own, FILE.data. large: whether it is one; default: by its
+    constants."""
     logging.getLogger("torch.onnx").setLevel(
         logging.ERROR
     )  # it reports that torchvision is missing, which we don't use
@@ -50,7 +52,8 @@ def save_graph(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    large = sum(value.const_value.nbytes for value in program.model.graph.initializers.values()) > EMBED_UP_TO  # type: ignore[union-attr]
+    if large is None:
+        large = sum(value.const_value.nbytes for value in program.model.graph.initializers.values()) > EMBED_UP_TO  # type: ignore[union-attr]
     own = WeightFile(file.with_name(f"{file.name}.data"))
     if large:
         (weights or own).take(program.model.graph, file)
@@ -64,6 +67,12 @@ def save_graph(
     drop_unread(model)
     onnx.save(model, file)
     return describe_graph(file, [own.file.name] if own.users else [])
+
+
+def is_large(model: nn.Module) -> bool:
+    """Of all graphs that have a model's blocks: calibrate finds a layer of one in another by where its weights are, or by
+    what they are, so that these must be kept in one way."""
+    return sum(parameter.nbytes for parameter in model.parameters()) > EMBED_UP_TO
 
 
 def with_weights(graphs: dict[str, Graph], weights: WeightFile) -> dict[str, Graph]:

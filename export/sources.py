@@ -26,7 +26,7 @@ from ..engines.errors import UserError
 from ..engines.files import reason
 from ..engines.progress import QUIET, Report
 from ..engines.text import first_line
-from .lazy import entries_of, release
+from .lazy import entries_of, release, shape_of
 from .names import Part, State, clean, listed, part_of
 from .scaled import descale
 from .wan import WanConfig
@@ -246,9 +246,9 @@ def wan_config(state: State, given: dict[str, Any], file: Path) -> WanConfig:
     """The transformer's numbers, from its tensors' shapes and, where shapes do not tell, from config.json (in the naming
     of Wan or of diffusers). Raises UserError when a tensor that tells is missing or they contradict each other."""
     try:
-        dim, channels = state["patch_embedding.weight"].shape[:2]
-        ffn, text = state["blocks.0.ffn.0.weight"].shape[0], state["text_embedding.0.weight"].shape[1]
-        freq = state["time_embedding.0.weight"].shape[1]
+        dim, channels = shape_of(state, "patch_embedding.weight")[:2]
+        ffn, text = shape_of(state, "blocks.0.ffn.0.weight")[0], shape_of(state, "text_embedding.0.weight")[1]
+        freq = shape_of(state, "time_embedding.0.weight")[1]
     except KeyError as error:
         found = listed(sorted(state))
         raise UserError(f"{file}: not a Wan transformer: missing {error.args[0]} (found {found})") from None
@@ -298,9 +298,27 @@ def fit(
     """Put the weights into a model made on the meta device, one tensor at a time, each converted and cast to its dtype, and
     put where `keep` puts it.
 
-    Raises UserError with missing, unexpected and misshapen keys in one message, eight at most, or naming tensors that are
-    not finite.
+    Raises UserError as `check_fits`, or naming tensors that are not finite.
     """
+    check_fits(model, state, file)
+    entries = entries_of(state)
+    cast: dict[str, Tensor] = {}
+    bad = []
+    for name, value in convert(state).items():
+        weight = value.to(dtype(name), copy=True)
+        release(entries[name])
+        if not torch.isfinite(weight).all():
+            bad.append(name)
+        cast[name] = keep(name, weight)
+    if bad:
+        raise UserError(f"{file}: NaN, infinite or too large for {dtype(bad[0])}: {listed(bad)}")
+    model.load_state_dict(cast, assign=True)
+    model.eval().requires_grad_(False)
+
+
+def check_fits(model: nn.Module, state: State, file: Path) -> None:
+    """By names and shapes: no tensor is made. Raises UserError with missing, unexpected and misshapen keys in one message,
+    eight at most."""
     entries, wanted = entries_of(state), {k: v.shape for k, v in model.state_dict().items()}
     missing = [f"missing {k}" for k in wanted if k not in state]
     more = [f"unexpected {k}" for k in state if k not in wanted]
@@ -314,15 +332,3 @@ def fit(
         raise UserError(f"{file}: does not fit its model: {listed(problems)}")
     if whole := [k for k, v in entries.items() if isinstance(v, Tensor) and not v.is_floating_point()]:
         raise UserError(f"{file}: whole numbers where weights should be: {listed(whole)}")
-    cast: dict[str, Tensor] = {}
-    bad = []
-    for name, value in convert(state).items():
-        weight = value.to(dtype(name), copy=True)
-        release(entries[name])
-        if not torch.isfinite(weight).all():
-            bad.append(name)
-        cast[name] = keep(name, weight)
-    if bad:
-        raise UserError(f"{file}: NaN, infinite or too large for {dtype(bad[0])}: {listed(bad)}")
-    model.load_state_dict(cast, assign=True)
-    model.eval().requires_grad_(False)

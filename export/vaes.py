@@ -16,7 +16,7 @@ from ..engines.progress import QUIET, Report
 from .bundle import decoders_of
 from .families import MEAN, STD, family_of
 from .names import State, listed, vae_names
-from .sources import Source, fit, read
+from .sources import Source, files_of, fit, place_of, read
 from .taehv import Taehv, TaehvConfig, public_weights, take_raw
 from .taehvgraphs import EncodeGraph
 from .wanvae import WanDecodeGraph, WanEncodeGraph, WanVae, WanVaeConfig
@@ -56,6 +56,8 @@ def _load_tiny(state: State, path: Path, dtype, kind: VaeKind, report: Report) -
     config = taehv_config(state, path)
     if light and config.latent_channels != len(MEAN):
         raise UserError(f"{path}: LightTAE with {config.latent_channels} latent channels; expected {len(MEAN)}")
+    if light and config.deep:  # no clamp at its beginning, in whose place a LightTAE makes its latents raw
+        raise UserError(f"{path}: LightTAE with the decoder of TAEHV's super variant; expected --vae-kind taehv")
     with torch.device("meta"):
         tiny = Taehv(config)
     fit(tiny, public_weights(state, config), path, dtype)
@@ -69,14 +71,15 @@ def _is_light(path: Path, kind: VaeKind, report: Report) -> bool:
     or the user can tell."""
     if kind != "auto":
         return kind == "lighttae"
-    name = re.sub(r"[^a-z0-9]", "", path.name.lower())
-    if "lighttae" in name:
-        report.line(
-            f"{path}: LightTAE, by its name: latents are taken as the Wan VAE makes them; --vae-kind taehv if not"
-        )
-        return True
-    if "taew2" in name or "taehv" in name:
-        return False
+    for told in (files_of(place_of(path, "vae"))[0].name, path.name):  # of a folder, first what it holds
+        name = re.sub(r"[^a-z0-9]", "", told.lower())
+        if "lighttae" in name:
+            report.line(
+                f"{path}: LightTAE, by its name: latents are taken as the Wan VAE makes them; --vae-kind taehv if not"
+            )
+            return True
+        if "taew2" in name or "taehv" in name:
+            return False
     raise UserError(
         f"{path}: TAEHV or LightTAE: their tensors are alike and its name does not tell; expected --vae-kind taehv or "
         "--vae-kind lighttae"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +19,13 @@ from .bundle import Parts, Recache, check_distance, check_form, check_target, wr
 from .checkpoint import RopeConfig
 from .families import FAMILIES, SHOT_OFFSET, SHOT_PREFIX, Family, Sampler, family_of
 from .lora import Lora, merge_loras
-from .names import public_names
+from .names import State, public_names
 from .schedule import FALLING, Schedule, falling, warped_from
-from .sources import Dictionary, files_of, fit, half, place_of, read, single, wan_config
-from .texts import Umt5, encode_all, open_encoder, read_prompts
+from .sources import Dictionary, check_fits, files_of, fit, half, place_of, read, single, wan_config
+from .textgraph import fast_tokenizer
+from .texts import MINILM, Umt5, encode_all, encoder_places, open_encoder, read_prompts
 from .vaes import KINDS, VaeKind, load_vae
-from .wan import Wan, fold
+from .wan import Wan, WanConfig, fold
 from .weightfile import WeightFile, scratch
 
 
@@ -44,7 +45,7 @@ class WanSource:
     chunk: int | None = None
     window: int | None = None
     sink: int | None = None
-    sink_ema: float | None = None  # α of sinks that move
+    sink_ema: float | None = None  # α of sinks that move; 0: they stay
     fps: int | None = None
     sampler: Sampler | None = None
     shots: bool | None = None  # whether a cut begins a shot of the same stream
@@ -79,38 +80,28 @@ def export_wan(
 
 def read_parts(source: WanSource, weights: WeightFile, report: Report = QUIET) -> Parts:
     """Everything that the settled source names, read; the transformer's large weights written to `weights` one after the
-    other. Raises UserError."""
+    other. That takes minutes and comes last, when nothing else can be wrong any more. Raises UserError."""
     dtype = half if source.precision == "fp16" else single
-    prompts = read_prompts(source.prompts, shots_of(source))
-    transformer = load_transformer(source, dtype, report, weights)
+    geometry, rope, shots = geometry_of(source), rope_of(source), shots_of(source)
+    prompts = read_prompts(source.prompts, shots)
+    generator = open_generator(source, report)
+    config = generator.config
+    if config.latent_channels != geometry.latent_channels:
+        raise UserError(
+            f"--family {source.family}: has {geometry.latent_channels} latent channels, the generator {source.generator} "
+            f"{config.latent_channels}"
+        )
     decoders, encoder, latent_channels = load_vae(source.vae, dtype, source.vae_kind, report)
-    config = transformer.config
     if latent_channels != config.latent_channels:
         raise UserError(
             f"{source.vae}: {latent_channels} latent channels, the generator {source.generator} has "
             f"{config.latent_channels}"
         )
-    geometry, rope = geometry_of(source), rope_of(source)
-    if latent_channels != geometry.latent_channels:
-        raise UserError(
-            f"--family {source.family}: has {geometry.latent_channels} latent channels, the generator {source.generator} "
-            f"{latent_channels}"
-        )
-    shots = shots_of(source)
-    text_encoder = open_encoder(source.text_encoder, report)
     told = prompts if shots is None else [*prompts, *(f"{shots.prefix}{prompt}" for prompt in prompts)]
-    bank = encode_all(text_encoder, told, config.text_len)
-    for embedding in bank.values():
-        if embedding.shape[1] != config.text_dim:
-            raise UserError(
-                f"--text-encoder {source.text_encoder}: makes {embedding.shape[1]} channels, the generator wants "
-                f"{config.text_dim}"
-            )
-    if source.text_graph and not isinstance(text_encoder, Umt5):
-        raise UserError(f"--text-graph: {source.text_encoder} is no UMT5 encoder")
+    bank, made_by, text_encoder = read_bank(source, told, config, report)
     return Parts(
-        name=source.generator.stem,
-        transformer=transformer,
+        name=name_of(source.generator),
+        transformer=generator.transformer(source.generator, dtype, weights),
         geometry=geometry,
         schedule=schedule_of(source),
         rope=rope,
@@ -118,14 +109,37 @@ def read_parts(source: WanSource, weights: WeightFile, report: Report = QUIET) -
         encoder=encoder if source.encoder else None,
         prompts={prompt: bank[prompt] for prompt in prompts},
         shot_prompts={prompt: bank[prompt] for prompt in told[len(prompts) :]},
-        provenance=provenance(source, text_encoder.name),
+        provenance=provenance(source, made_by),
         precision=source.precision,
         form=source.form,
         recache=source.recache or "window",
         shots=shots,
-        text_encoder=text_encoder if source.text_graph else None,  # type: ignore[arg-type] - checked above
+        text_encoder=text_encoder,
         weights=weights,
     )
+
+
+def read_bank(
+    source: WanSource, prompts: Sequence[str], config: WanConfig, report: Report
+) -> tuple[dict[str, Tensor], str, Umt5 | None]:
+    """The embeddings, who made them, and the encoder where the bundle is to have it: else it is let go. Raises UserError."""
+    encoder = open_encoder(source.text_encoder, report)
+    kept = encoder if source.text_graph and isinstance(encoder, Umt5) else None
+    if kept is not None:
+        fast_tokenizer(kept)
+    bank = encode_all(encoder, prompts, config.text_len)
+    for embedding in bank.values():
+        if embedding.shape[1] != config.text_dim:
+            raise UserError(
+                f"--text-encoder {source.text_encoder}: makes {embedding.shape[1]} channels, the generator wants "
+                f"{config.text_dim}"
+            )
+    return bank, encoder.name, kept
+
+
+def name_of(generator: Path) -> str:
+    """A model's name by its file or folder; a folder's dots are of its name ("Wan2.1-T2V-1.3B")."""
+    return generator.absolute().name if generator.is_dir() else generator.stem
 
 
 def generator_family(source: WanSource) -> Family:
@@ -165,17 +179,28 @@ def check_choices(source: WanSource, probe: bool = False) -> None:
     check_form(source.form, geometry, probe)
     if source.vae_kind not in KINDS:
         raise UserError(f"--vae-kind {source.vae_kind}: expected one of {', '.join(KINDS)}")
-    for lora in source.loras:
-        if not lora.path.exists():
-            raise UserError(f"--lora {lora.path}: no such file or folder")
+    if source.text_graph and source.text_encoder == MINILM:
+        raise UserError(f"--text-graph: expected a UMT5 encoder with it, not --text-encoder {MINILM}")
+    check_places(source)
     read_prompts(source.prompts, shots_of(source))
+
+
+def check_places(source: WanSource) -> None:
+    """Raises UserError for what is named and not there. A recipe's own files, None, are yet to be fetched."""
+    named = (("generator", source.generator), ("vae", source.vae), *(("lora", lora.path) for lora in source.loras))
+    for flag, path in named:
+        if path is not None and not path.exists():
+            raise UserError(f"--{flag} {path}: no such file or folder")
+    if source.text_encoder not in (None, MINILM):
+        encoder_places(Path(source.text_encoder))
 
 
 def geometry_of(source: WanSource) -> Geometry:
     """Of a settled source. Raises UserError."""
     family = named_family(source.family or "")
     width, height = parse_size(source.size or "")
-    frames: dict[str, Any] = {name: getattr(source, name) for name in ("chunk", "sink", "window", "sink_ema", "fps")}
+    frames: dict[str, Any] = {name: getattr(source, name) for name in ("chunk", "sink", "window", "fps")}
+    frames["sink_ema"] = source.sink_ema or None
     frames |= {"latent_channels": family.latent_channels, "space_scale": family.space_scale}
     try:
         return Geometry(width=width, height=height, **frames)
@@ -272,18 +297,38 @@ def check_steps(flag: str, steps: tuple[int, ...], shift: float, sampler: Sample
         )
 
 
-def load_transformer(source: WanSource, dtype, report: Report = QUIET, weights: WeightFile | None = None) -> Wan:
-    """The generator's weights, LoRAs merged in, in the model's own convention; large ones live in `weights`, if that is
-    given."""
+@dataclass(frozen=True)
+class Generator:
+    """A transformer's weights under the public names, LoRAs merged in; none of them is made yet."""
+
+    config: WanConfig
+    state: State
+
+    def transformer(self, file: Path, dtype, weights: WeightFile | None) -> Wan:
+        """In the model's own convention; large weights live in `weights`, if that is given. Raises UserError."""
+        model = _shell(self.config)
+
+        def keep(name: str, weight: Tensor) -> Tensor:  # the time embedding's are baked into constants
+            return weight if weights is None or name.startswith("time_") else weights.put(weight)
+
+        fit(model, self.state, file, dtype, lambda state: fold(state, self.config), keep)
+        return model
+
+
+def open_generator(source: WanSource, report: Report = QUIET) -> Generator:
+    """Names and shapes are checked, its own and its LoRAs'. Raises UserError."""
     found = read(source.generator, source.dictionary, report=report)
     state = public_names(found.state)
     config = wan_config(state, found.config, source.generator)
-    state = merge_loras(state, source.loras, report)
+    check_fits(_shell(config), state, source.generator)
+    return Generator(config, merge_loras(state, source.loras, report))
+
+
+def _shell(config: WanConfig) -> Wan:
     with torch.device("meta"):
-        model = Wan(config)
+        return Wan(config)
 
-    def keep(name: str, weight: Tensor) -> Tensor:  # the time embedding's are baked into constants
-        return weight if weights is None or name.startswith("time_") else weights.put(weight)
 
-    fit(model, state, source.generator, dtype, lambda state: fold(state, config), keep)
-    return model
+def load_transformer(source: WanSource, dtype, report: Report = QUIET, weights: WeightFile | None = None) -> Wan:
+    """The generator as a model, LoRAs merged in. Raises UserError."""
+    return open_generator(source, report).transformer(source.generator, dtype, weights)

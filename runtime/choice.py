@@ -17,7 +17,7 @@ from ..engines.choose import DEFAULT, open_backend
 from ..engines.doctor import installed
 from ..engines.errors import RunError, UserError
 from ..engines.files import cache_place, keep_record, kept_records, record_key
-from ..engines.machine import find_gpu, processor_name
+from ..engines.machine import find_gpu, processor_name, thread_count
 from ..engines.store import FOLDER, stored
 from .stream import Stream
 
@@ -78,7 +78,7 @@ def open_engines(
         tell(f"{found[0]}: nothing else that could run this bundle so is installed")
         return open_backend(found[0].backend, found[0].options)
     file = cache_place(bundle.path / FOLDER) / FILE
-    key = _key(bundle, found)
+    key = _key(bundle, found, options)
     record: Any = kept_records(file).get(key)
     if not complete(record, found):
         record = {}
@@ -133,7 +133,7 @@ def timed(bundle: Bundle, one: Candidate, verify: bool) -> dict[str, float | str
     return found | ({f"{one}, whose passes are given one by one": why} if why else {})
 
 
-def _key(bundle: Bundle, found: list[Candidate]) -> str:
+def _key(bundle: Bundle, found: list[Candidate], options: EngineOptions) -> str:
     """Of everything that could make another one the fastest."""
     packages = {name: version for name, version in installed().items() if name != "torch"}
     gpu, _ = find_gpu()
@@ -144,7 +144,9 @@ def _key(bundle: Bundle, found: list[Candidate]) -> str:
         packages,
         [str(one) for one in found],
         repr(found[0].options),
+        thread_count(options.threads),
         processor_name(),
         gpu and gpu.name,
+        sorted(e.record.built for e in stored(bundle, installed()) if e.record is not None and e.problem is None),
     ]
     return record_key(what)

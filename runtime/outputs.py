@@ -28,11 +28,13 @@ from ..engines.files import check_writable, make_folder, reason
 from .video import ENCODERS, add_video, encoding_frame
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}
-# Written in pieces of a second that play without what follows; an MP4 becomes a plain one when it is finished.
+# Written in pieces of a second that play without what follows; an MP4 becomes a plain one when it is finished, unless nobody
+# knows when that will be: for that libav keeps a list of all frames in memory, 100 MB a day at 16 fps.
 IN_PIECES = {
     "mp4": {"movflags": "hybrid_fragmented+frag_keyframe", "frag_duration": "1000000", "flush_packets": "1"},
     "matroska": {"cluster_time_limit": "1000", "flush_packets": "1"},
 }
+ENDLESS_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 MAX_GIF_FRAMES, MAX_GIF_BYTES = 2400, 512 << 20  # a GIF is held in memory until it is saved, a byte a pixel
 
 
@@ -83,7 +85,7 @@ def open_output(
         return (
             GifOutput(path, width, height, fps)
             if suffix == ".gif"
-            else FileOutput(path, width, height, fps, encoder=encoder)
+            else FileOutput(path, width, height, fps, encoder, endless=frames is None)
         )
     raise UserError(f"output {target!r}: expected -, a folder/, or a name ending in .mp4, .mkv, .gif or .png")
 
@@ -139,13 +141,13 @@ class FileOutput:
     """H.264 (or HEVC, by encoder) in MP4 or Matroska; frame n is shown at n/fps seconds.
 
     It is recorded under a visible name, `out.part.mp4`, and gets its own when it ends. Whatever ends it (a full disk, an
-    error, a kill), what was recorded until then plays: an MP4 is fragmented until it is finished.
+    error, a kill), what was recorded until then plays: an MP4 is fragmented until it is finished, an endless one for good.
     """
 
-    def __init__(self, path: Path, width: int, height: int, fps: int, encoder: str = "libx264"):
+    def __init__(self, path: Path, width: int, height: int, fps: int, encoder: str = "libx264", endless: bool = False):
         self._part = _Part(path, visible=True)
         kind = CONTAINERS[path.suffix.lower()]
-        options = IN_PIECES[kind]
+        options = IN_PIECES[kind] | (ENDLESS_MP4 if endless and kind == "mp4" else {})
         self._sink = _Sink(self._part.file)
         self._container = av.open(self._sink, "w", format=kind, container_options=options)
         # A fragmented MP4 has no edit list to hide the delay of B-frames: without them it starts at 0.
@@ -266,11 +268,12 @@ class PngOutput:
         check_writable(pattern)
         before, after = (re.escape(part.replace("%%", "%")) for part in parts.groups())
         named = re.compile(rf"{before} *(\d+){after}")
-        self._earlier = {
-            int(found[1]): path for path in pattern.parent.iterdir() if (found := named.fullmatch(path.name))
-        }
-        for path in self._earlier.values():
-            check_free(path, replace)
+        numbers = {int(found[1]) for path in pattern.parent.iterdir() if (found := named.fullmatch(path.name))}
+        # Named as a frame would be: 20240131.png and 7.png are no frames of %06d.png, or not for weeks.
+        taken = {n for n in numbers if (pattern.parent / (pattern.name % n)).exists()}
+        for number in sorted(taken):
+            check_free(pattern.parent / (pattern.name % number), replace)
+        self._earlier = next(n for n in itertools.count() if n not in taken)  # frames of the sequence that is there
         self._pattern, self._count = pattern, 0
 
     def write(self, frames: NDArray[np.uint8]) -> None:
@@ -288,9 +291,8 @@ class PngOutput:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        for number, path in self._earlier.items():
-            if 0 < self._count <= number:
-                path.unlink(missing_ok=True)
+        for number in range(self._count, self._earlier) if self._count else ():
+            self._pattern.with_name(self._pattern.name % number).unlink(missing_ok=True)
 
 
 def _gif_room(width: int, height: int) -> int:

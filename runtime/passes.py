@@ -78,8 +78,9 @@ class Passes:
         self._turns = self._decoder(backend, bundle, decode)
         self.after = self._turns[0].names  # what the passes behind the step graph's are called
         self._chains = self._chained(step.device, works, [turn.passes for turn in self._turns])
-        self.recache, self.recache_note = load_recache(backend, bundle, self.ring, self.prompt_kv)
         self.moving = MovingSinks(backend, bundle, self.ring) if self._folds else None
+        # Last: it is left out where what all else leaves free is not enough.
+        self.recache, self.recache_note = load_recache(backend, bundle, self.ring, self.prompt_kv)
         self._leaves: tuple[Leaving, NDArray[np.float64]] | None = None  # when the chunk that is being made is there
         self._running: Launch | None = None
         self._kind = "keep"

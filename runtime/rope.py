@@ -13,6 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..engines.bundle import RopeSpec
 
+FARTHEST = (
+    10**13
+)  # latent frame that a stream may begin at: an angle of its tables is off by 1e-4 there, by 0.04 at 10^15
+
 
 def split_head_dim(head_dim: int) -> tuple[int, int, int]:
     """Channels of a head that carry time, height and width: Wan's split, (44, 42, 42) for 128."""

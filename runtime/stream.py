@@ -31,7 +31,7 @@ from .prompts import PromptBank, Transition, check_transition
 from .proof import require
 from .recache import Standing
 from .ring import RingLayout, Slot
-from .rope import head_frequencies
+from .rope import FARTHEST, head_frequencies
 from .shots import shot_ring
 from .sinks import check_distance, leaving, own_mode, sink_turn
 
@@ -45,7 +45,7 @@ class Stream:
         bundle: the verified bundle.
         prompt: a prompt of the bank; default its first.
         seed: 0 … 2^64−1. The same seed gives the same frames on one machine and backend.
-        start: latent frame index of the first chunk, as far out as you like.
+        start: latent frame index of the first chunk, up to 10^13 (`rope.FARTHEST`).
         rope_mode: "absolute": sinks stay where they were made; "relative": they follow the window. Default the manifest's.
         sink_distance: latent frames from the first sink frame to the chunk's first; default the manifest's.
         jitter_sigma: strength of the multi-head RoPE jitter in [0, 1); default the manifest's.
@@ -81,8 +81,8 @@ class Stream:
         backend: Backend | None = None,
     ):
         self.set_seed(seed)
-        if not 0 <= start <= 2**52:
-            raise UserError(f"start {start}: expected a latent frame index from 0 to 2^52")
+        if not 0 <= start <= FARTHEST:
+            raise UserError(f"start {start}: expected a latent frame index from 0 to 10^13")
         manifest = bundle.manifest
         rope = manifest.rope
         self.jitter_sigma = sigma = rope.jitter_sigma if jitter_sigma is None else jitter_sigma
@@ -224,7 +224,7 @@ class Stream:
         latent = loop.x0.read()[0]
         if this.written == 0 and loop.moving is not None:
             loop.moving.begin()
-        self._recent.append(Standing(this.position, latent))
+        self._recent.append(Standing(this.position, latent.copy()))  # the other is the caller's, to do with as it likes
         if self.overlap:
             loop.show()
         host = this.host + clock.lap()
@@ -252,7 +252,9 @@ class Stream:
         """
         clock, loop, geometry = Clock(), self._loop, self.geometry
         before = self._shots is not None and self._shots.cut  # whether the last chunk begins a shot
-        fresh = self._apply_prompt()
+        changes, fresh = self._pending is not None, self._apply_prompt()
+        if changes:  # a card has only been told so far, and the time would be nobody's
+            loop.device.wait()
         prompt_time = clock.lap()
         shot = self._shots is not None and self._shots.cut
         begun = _Begun(self._index, self._position, self._written, self._prompt, fresh, prompt_time)
@@ -291,10 +293,8 @@ class Stream:
         tensors: dict[str, Any] = dict(self._loop.tensors() if twins is None else self._loop.tensors_into(twins))
         if self._begun is not None:
             tensors["begun"] = self._loop.x0.read()
-        for i, chunk in enumerate(self._recent):
-            tensors[f"recent_{i}"] = chunk.latent
-        for i, latent in enumerate(self._anchors):
-            tensors[f"anchor_{i}"] = latent
+        tensors |= {f"recent_{i}": chunk.latent for i, chunk in enumerate(self._recent)}
+        tensors |= {f"anchor_{i}": latent for i, latent in enumerate(self._anchors)}
         facts = {
             "index": self._index,
             "written": self._written,

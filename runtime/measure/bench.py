@@ -33,7 +33,7 @@ from ..server.pictures.fmp4 import Encoder
 from ..state import identity
 from ..stream import Stream
 from ..video import choose_encoder
-from .energy import OFTEN, energy_meter
+from .energy import Looks, energy_meter
 
 FORMAT = 1
 PACKAGES = (
@@ -59,7 +59,7 @@ class Spread(Part):
 class Cold(Part):
     """Seconds, of the first chunk of this process."""
 
-    load: float  # engines loaded and bound
+    load: float  # the backend's package imported, engines loaded and bound
     first_chunk: float
     process_to_first_frame: float | None  # since the process began, the interpreter's start and imports included
 
@@ -126,15 +126,14 @@ def bench(
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """Run it. Raises UserError."""
-    g, here, began = bundle.output, machine(), time.perf_counter()
-    if verify and not proven(bundle, engines := backend()):  # once a machine: no part of what a start costs
-        Stream(bundle, backend=engines).close()
-    proving, began = time.perf_counter() - began, time.perf_counter()
-    with Stream(bundle, seed=seed, prompt=prompt, verify=False, backend=(engines := backend())) as stream:
+    g, here = bundle.output, machine()
+    engines, opening, proving = opened(bundle, backend, verify)
+    began = time.perf_counter()
+    with Stream(bundle, seed=seed, prompt=prompt, verify=False, backend=engines) as stream:
         loaded = time.perf_counter()
         first = stream.next_chunk()
         cold = Cold(
-            load=loaded - began,
+            load=opening + loaded - began,
             first_chunk=time.perf_counter() - loaded,
             process_to_first_frame=None if (age := process_age()) is None else age - proving,
         )
@@ -143,11 +142,12 @@ def bench(
         for _ in range(stream.layout.chunks):  # the ring is full from here on
             encode(encoder, stream.next_chunk().frames)
         computes = engines.computes(bundle)
-        meter = energy_meter(computes.device.startswith("CPU"))
+        meter = energy_meter(computes)
         start_energy = meter and meter[0]()
+        look = Looks()
 
         def made(done: int, total: int) -> None:
-            if meter and done % OFTEN == 0:
+            if meter and look.due():
                 meter[0]()
             tell(done, total)
 
@@ -155,6 +155,8 @@ def bench(
         joules = meter[0]() - start_energy if meter and start_energy is not None else None
         changes, encodes, again = prompt_changes(stream)
         encoder.close()
+        taken = memory(bundle, stream)  # before the card is asked for its name, which takes room in this process
+        gpu, _ = find_gpu()
         return Result(
             bundle=facts_of(bundle),
             settings={
@@ -165,15 +167,29 @@ def bench(
                 "computed_by": str(computes),
                 **(settings or {}),
             },
-            machine=here,
+            machine=here | {"gpu": gpu and gpu.name},
             cold=cold,
             steady=steady_figures(rows, arrivals, {"encode": encodes, f"recache by {stream.recache}": again}, g),
             prompt_change_ms=changes,
-            memory=memory(bundle, stream),
+            memory=taken,
             not_one_launch=stream.not_one_launch,
             energy=Energy(joules_per_chunk=joules / chunks, source=meter[1]) if joules is not None and meter else None,
             chunk_ms=[round(1000 * row["chunk"], 3) for row in rows],
         )
+
+
+def opened(bundle: Bundle, backend: Callable[[], Backend], verify: bool) -> tuple[Backend, float, float]:
+    """Engines to run; the seconds that their package took to be there; and those of a proof, which is made once a machine
+    and is no part of what a start costs. Raises UserError."""
+    began = time.perf_counter()
+    engines = backend()
+    opening = time.perf_counter() - began
+    if not verify or proven(bundle, engines):
+        return engines, opening, 0.0
+    began = time.perf_counter()
+    Stream(bundle, backend=engines).close()
+    engines = backend()  # loads anew, as a start does
+    return engines, opening, time.perf_counter() - began
 
 
 def facts_of(bundle: Bundle) -> dict[str, Any]:
@@ -288,7 +304,7 @@ def process_age() -> float | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """What the figures were taken on, but for a card."""
 
     def read(path: str) -> str | None:
         try:
@@ -305,7 +321,6 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    gpu, _ = find_gpu()
     cores = find_cores()
     return {
         "cpu": cpu or platform.processor() or platform.machine(),
@@ -318,7 +333,6 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "versions": versions,
-        "gpu": None if gpu is None else gpu.name,
     }
 
 

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ...engines.base import Computing
 from ...engines.machine import nvml_card
 
 RAPL = Path("/sys/class/powercap")
-OFTEN = 50  # chunks between two looks at a meter that begins anew when it is full
+OFTEN = 10.0  # seconds between two looks at a meter that begins anew when it is full
 
 
-def energy_meter(on_cpu: bool) -> tuple[Callable[[], float], str] | None:
-    """A function that tells joules so far, and whose they are: the card's by NVML, or of engines on the CPU its packages' by
-    RAPL. None: nobody tells."""
-    if on_cpu:
+class Looks:
+    """When the next look at a meter is due: by the clock, for a chunk may take minutes."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        due = now - self._last >= OFTEN
+        self._last = now if due else self._last
+        return due
+
+
+def energy_meter(computes: Computing) -> tuple[Callable[[], float], str] | None:
+    """A function that tells joules so far, and whose they are: of engines on an NVIDIA card the card's by NVML, on the CPU
+    its packages' by RAPL. None: nobody tells, as of OpenVINO's other devices."""
+    if computes.device.startswith("CPU"):
         files = [f for f in sorted(RAPL.glob("intel-rapl:?/energy_uj")) if _is_package(f)]
         if files and all(os.access(f, os.R_OK) for f in files):
             return Counters(files).joules, "RAPL, CPU packages"
+        return None
+    if computes.backend.startswith("openvino"):
         return None
     try:
         import pynvml  # type: ignore[import-not-found]

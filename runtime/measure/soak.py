@@ -196,6 +196,8 @@ def soak(
         run.wall_seconds = spent + time.monotonic() - begin
         return Soak(run.settings, list(run.minutes), run.wall_seconds, run.sheet)
 
+    if len(run.minutes) * per_minute >= chunks and (chunks - 1) % per_sheet:  # it was complete, but for its sheet
+        run.sheet.last = run.before[-1] if run.before is not None else None
     for index in range(len(run.minutes) * per_minute, chunks):
         chunk = stream.next_chunk()
         run.sink = chunk.latent if run.sink is None else run.sink

@@ -113,6 +113,8 @@ def study_sinks(
     model was trained to reach. resume: keep the streams that `output` has already, and run those that it lacks. Raises
     UserError.
     """
+    if frames < 3 * (chunk := bundle.manifest.geometry.chunk):
+        raise UserError(f"--frames {frames}: expected three chunks at least, {3 * chunk} latent frames of this bundle")
     methods = fitting(bundle, OTHERS) if methods is OTHERS else methods
     for method in methods:
         if why := lack(bundle, method):

@@ -103,6 +103,8 @@ def advise(request: Request, device: Device) -> str:
                 int8_ring=request.int8_ring or precision == "int8",
                 geometry=request.geometry.model_copy(update={"width": size[0], "height": size[1]}),
                 own_decoder=None if own is None else own.at(share),
+                post_flops={name: round(share * flops) for name, flops in request.post_flops.items()},
+                post_bytes=round(share * request.post_bytes),  # hardly any of it are weights
             )
             fits = memory(tried).total <= 0.9 * device.memory * 1e9
             if fits and chunk_seconds(tried, device, low) <= tried.geometry.chunk_seconds:

@@ -39,7 +39,8 @@ def create_app(service: Service, token: str, tail: Tail) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.live = Live(service)
+        app.state.live = live = Live(service)
+        app.state.endless = [live.end]
         service.start()
         beat = asyncio.create_task(tell_systemd(service))
         notify("READY=1")

@@ -1,4 +1,5 @@
-"""Connections that cost room and ask for nothing: uvicorn's protocols with a bound on each.
+"""Connections that cost room and ask for nothing: uvicorn's protocols with a bound on each, and its server with an end of
+what has none.
 
 uvicorn waits for a first request for ever, and counts who says nothing among its clients; and it answers pings of a client
 that reads no answers, into memory.
@@ -7,8 +8,10 @@ that reads no answers, into memory.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
@@ -55,6 +58,16 @@ class Http(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._deadline = None
         if self._idle():
             self.transport.close()
+
+
+class Web(uvicorn.Server):
+    """uvicorn waits for answers that are on, for some seconds, before it tells the application to end: what never ends by
+    itself (`app.state.endless`, called in the event loop) is ended before."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for end in getattr(self.config.app.state, "endless", ()):  # type: ignore[union-attr]
+            end()
+        await super().shutdown(sockets)
 
 
 class Socket(AutoWebSocketsProtocol):  # type: ignore[misc, valid-type]

@@ -18,6 +18,7 @@ from .config import Config, Server, read_config
 from .discretion import secrets_of
 
 if TYPE_CHECKING:
+    from .service import Service
     from .survival.logs import Tail
     from .survival.seen import Seen
 
@@ -41,7 +42,7 @@ def prepare(app: Any, server: Server) -> Any:
     """A uvicorn server for the application."""
     import uvicorn
 
-    from .connections import Http, Socket
+    from .connections import Http, Socket, Web
 
     settings = uvicorn.Config(
         app,
@@ -56,7 +57,7 @@ def prepare(app: Any, server: Server) -> Any:
         limit_concurrency=1000,
         server_header=False,
     )
-    return uvicorn.Server(settings)
+    return Web(settings)
 
 
 def run(web: Any, bound: socket.socket, server: Server) -> None:
@@ -116,7 +117,7 @@ def one_life(config: Config, token: str, tail: Tail, tell: Callable[[str], None]
     from .survival.seen import see
 
     bound = listening(config.server.host, config.server.port)  # before gigabytes are read
-    osc = None
+    osc = service = None
     try:
         service = Service(config, seen or see(config.stream.bundle))
         osc = serve_osc(config.osc, service.control, service.state) if config.osc.enabled else None
@@ -129,9 +130,22 @@ def one_life(config: Config, token: str, tail: Tail, tell: Callable[[str], None]
         bound.close()
         if osc is not None:
             osc.shutdown()
+        if service is not None:
+            end_hurried(service)
+    assert service is not None  # else an error has been raised
     if service.fatal is not None:
         raise UserError(service.fatal)
     return service.another
+
+
+def end_hurried(service: Service) -> None:
+    """A second Ctrl-C leaves out the application's end: save here all the same. A third one does not wait for that."""
+    try:
+        if service.running:
+            service.stop()
+    except KeyboardInterrupt:
+        service.supervisor.kill()  # it ignores signals, and this process would wait for it
+        raise
 
 
 def allow_files() -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from everframe.calibration.calibrate import Settings, calibrate, finish, quantised_graphs
 from everframe.calibration.linears import PARTS, Linear, find_convolutions, find_linears, tensor_values, weight_of
 from everframe.calibration.observe import observe
-from everframe.calibration.quantize import METHODS, Range, peaks_of_weights, quantise, ranges
+from everframe.calibration.quantize import METHODS, PRECISIONS, Range, peaks_of_weights, quantise, ranges
 from everframe.calibration.sensitivity import Sensitivity, exclusions, measure, references
 from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle, write_manifest
@@ -146,6 +146,72 @@ def test_quantised_bundles(precision: str, bundle_path: Path, tmp_path: Path) ->
     again = compare(Bundle.open(bundle_path), quantised, record["held_out"], [1000], 3, 0)
     assert again.lockstep[0].psnr == record["quality"]["lockstep"][0]["psnr"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("precision", "opset"), [("int8", 18), ("fp8", 19), ("int8-weights", 18), ("int4-weights", 21)]
+)
+def test_every_precision_in_the_portable_form(precision: str, opset: int, portable_path: Path, tmp_path: Path) -> None:
+    """Its opset is 18, which knows neither fp8 nor blocks of int4: raised where it has to be, and no further."""
+    import onnxruntime as ort
+
+    source, settings = Bundle.open(portable_path), changed(QUICK, precision=precision)
+    step = onnx.load(source.graph_path("step"))
+    linears = find_linears(step, 2)
+    spans = {linear.key: Range(8.0, None) for linear in linears}
+    made = quantised_graphs(source, tmp_path, {"step": step}, linears, [], spans, settings)  # onnx.checker's, too
+    for name in ("step", "recache"):
+        model = onnx.load(tmp_path / f"{name}.onnx")
+        assert [o.version for o in model.opset_import if o.domain == ""] == [opset]
+        assert model.ir_version >= {21: 10, 19: 9}.get(opset, 0)  # the first that have these types
+    rng = np.random.default_rng(0)
+    feed = {
+        spec.name: np.zeros(spec.shape, spec.dtype)
+        if spec.dtype == "int64"
+        else rng.standard_normal(spec.shape).astype(spec.dtype)
+        for spec in made["step"].inputs
+    }
+    files = source.graph_path("step"), tmp_path / "step.onnx"
+    plain, quantised = (np.asarray(ort.InferenceSession(file).run(["x0"], feed)[0]) for file in files)
+    assert 0 < np.abs(plain - quantised).mean() < 0.15 * np.abs(plain).mean()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_levels_are_counted_in_the_scale_that_is_stored(precision: str, kind: type, tmp_path: Path) -> None:
+    """A layer by itself, one channel of it zeros: what the graph multiplies out is as near to W as its levels allow."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((256, 40)).astype(kind)
+    weight[:, 7] = 0
+    value, number = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")],
+        "step",
+        [value("x", number, [4, 256])],
+        [value("y", number, [4, 40])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    smooth = rng.uniform(0.5, 2, 256).astype(np.float32)
+    spans = {"x": Range(1e-6, smooth)}
+    quantise(model, [Linear("block 0 ffn.0", "layer", "x", ("w",))], tmp_path, precision, spans)
+    onnx.checker.check_model(model, full_check=True)
+    held = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    if not precision.endswith("weights"):
+        assert held["x.scale"] > 0
+    smoothing = held.get("x.smoothing", np.ones(256)).astype(np.float64)[:, None]
+    scale = (
+        held["layer.scale"].astype(np.float64).reshape(-1, 40).repeat(256 // max(1, held["layer.scale"].size // 40), 0)
+    )
+    assert (scale >= np.finfo(kind).tiny).all()
+    assert held["layer.scale"].dtype == kind
+    levels = held["layer.stored"].astype(np.float64)
+    exact = weight.astype(np.float64) / smoothing / scale
+    if precision == "fp8":  # half of the last of three mantissa bits; below 2^-6, half of the smallest step
+        assert (np.abs(levels - exact) <= np.maximum(np.abs(exact) / 16, 2.0**-10) * (1 + 1e-5)).all()
+    else:
+        assert np.abs(levels - exact).max() <= 0.5 + 1e-4
+    assert (levels[:, 7] == 0).all()
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ import pytest
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.cuda import Cuda, CudaBuffer, too_old
-from everframe.engines.cudalaunch import CudaDevice, CudaLaunch
+from everframe.engines.cudalaunch import CudaDevice, CudaLaunch, Workspace
 from everframe.engines.errors import UserError
-from everframe.engines.tensorrt import TrtPass, Workspace
+from everframe.engines.tensorrt import TrtPass
 from everframe.runtime import Stream
 from everframe.runtime.state import load_state, save_state
 
@@ -247,10 +247,14 @@ def test_passes_of_an_engine_share_its_context() -> None:
 
 
 def test_engines_that_take_turns_share_the_largest_ones_scratch_memory() -> None:
-    scratch = Workspace(CudaDevice(Cuda(SimulatedRuntime())))
+    scratch = Workspace(device := CudaDevice(Cuda(SimulatedRuntime())))
+    free = device.free()
+    assert free is not None
     for size in (1000, 5000, 3000):
         scratch.reserve(size)
+    assert device.free() == free - 5000  # promised: who asks now must not take it
     piece = scratch.take()
+    assert device.free() == free - 5000  # and now it is
     assert piece.bytes == 5000
     assert scratch.take() is piece
     scratch.reserve(8000)  # an engine that is loaded late

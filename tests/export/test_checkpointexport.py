@@ -181,6 +181,10 @@ def test_what_belongs_to_what_is_overruled_goes_with_it(checkpoint: Path) -> Non
     assert override(config, Overrides(sink=0)).rope.sink_distance is None
     for given in (Overrides(jitter_by="head"), Overrides(jitter=0.0)):
         assert override(config, given).rope.jitter_design is None
+    moving = config.geometry.model_copy(update={"sink_ema": 0.9})
+    config = config.model_copy(update={"geometry": moving})
+    emas = [override(config, Overrides(sink_ema=ema)).geometry.sink_ema for ema in (None, 0.5, 0.0)]
+    assert emas == [0.9, 0.5, None]
     with pytest.raises(UserError, match="expected layer with --jitter-design"):
         bases("head", 500)
 
@@ -252,6 +256,10 @@ def test_damaged_weights(checkpoint: Path, tmp_path: Path) -> None:
     save_file(weights, file)
     assert "NaN" in (line := refusal())
     assert "head.head.bias" in line
+    shutil.copy(checkpoint / "transformer.safetensors", file)
+    bank = load_file(checkpoint / "prompts.safetensors")
+    save_file({k: v.float() * 1e9 for k, v in bank.items()}, folder / "prompts.safetensors")
+    assert "too large for float16" in refusal()
     file.unlink()
     assert "transformer.safetensors: cannot read" in refusal()
     (folder / "config.json").unlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.loaders import WanLoraLoaderMixin
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -244,6 +245,31 @@ def test_the_metadata_of_diffusers(tmp_path: Path) -> None:
     metadata = json.dumps({"transformer.r": 2, "transformer.lora_alpha": 5, "transformer.peft_type": "LORA"})
     save_file(load_file(file), tmp_path / "x.safetensors", {"lora_adapter_metadata": metadata})
     same(merge_loras(state(), (Lora(tmp_path / "x.safetensors"),)), by_hand(2.5))
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_lora_as_diffusers_saves_it(tmp_path: Path, form: str) -> None:
+    """Its alpha and its kind stand in the metadata alone."""
+    pairs_of: dict[str, torch.nn.Module | Tensor] = {
+        f"{DIFFUSERS[n]}.lora_{half}.weight": t for n, ab in pairs().items() for half, t in zip("AB", ab, strict=True)
+    }
+
+    def saved(name: str, **settings) -> Path:
+        said = LoraConfig(r=2, target_modules=list(DIFFUSERS.values()), **settings).to_dict()
+        said = {k: sorted(v) if isinstance(v, set) else v for k, v in said.items()}
+        WanLoraLoaderMixin.save_lora_weights(
+            tmp_path / name, transformer_lora_layers=pairs_of, transformer_lora_adapter_metadata=said
+        )
+        assert [f.name for f in (tmp_path / name).iterdir()] == ["pytorch_lora_weights.safetensors"]
+        return tmp_path / name if form == "folder" else tmp_path / name / "pytorch_lora_weights.safetensors"
+
+    same(merge_loras(state(), (Lora(saved("plain", lora_alpha=5)),)), by_hand(2.5))
+    for name, settings, words in (
+        ("dora", {"use_dora": True}, "metadata: use_dora: DoRA"),
+        ("pissa", {"init_lora_weights": "pissa"}, "metadata: init_lora_weights pissa"),
+    ):
+        with pytest.raises(UserError, match=words):
+            merge_loras(state(), (Lora(saved(name, **settings)),))
 
 
 def test_half_precision_weights_are_not_rounded_before_the_last(tmp_path: Path) -> None:

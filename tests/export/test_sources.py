@@ -66,13 +66,20 @@ def test_a_whole_pipeline_in_one_file(wan_home: Path, tmp_path: Path) -> None:
     one = {f"model.diffusion_model.{k}": v for k, v in flat(wan_home).items()}
     one |= {f"vae.{k}": v for k, v in vae.items()}
     one |= {f"text_encoders.umt5xxl.transformer.{k}": v for k, v in text.items()}
+    beside = {"logit_scale": torch.tensor(4.6), "spiece_model": torch.zeros(9, dtype=torch.uint8)}
+    one |= {f"text_encoders.umt5xxl.{k}" if k == "logit_scale" else f"text_encoders.{k}": v for k, v in beside.items()}
     save_file({k: v.contiguous() for k, v in one.items()}, tmp_path / "x.safetensors")
     same(loaded(wan_home, tmp_path / "x.safetensors"), loaded(wan_home, wan_home / "diffusers"))
-    parts: tuple[tuple[Part, dict[str, Tensor]], ...] = (("vae", vae), ("text_encoder", text))
+    parts: tuple[tuple[Part, dict[str, Tensor]], ...] = (("vae", vae), ("text_encoder", text | beside))
     for part, expected in parts:
         got = read(tmp_path / "x.safetensors", part=part).state
         assert set(got) == set(expected)
         assert all(torch.equal(got[k], expected[k]) for k in got)
+    shutil.copytree(wan_home / "text" / "tokenizer", tmp_path / "google" / "umt5-xxl")
+    encoded, plain = (
+        Umt5(path).encode(WAN_PROMPTS[0], 512) for path in (tmp_path / "x.safetensors", wan_home / "text")
+    )
+    assert torch.equal(encoded, plain)
 
 
 def test_the_root_of_a_repository(wan_home: Path, tmp_path: Path) -> None:
@@ -398,8 +405,40 @@ def test_text_encoders_in_fp8(wan_home: Path, tmp_path: Path, layout: str) -> No
     plain = tmp_path / "plain"
     shutil.copytree(wan_home / "text", plain)
     save_file({k: v.float() for k, v in narrow.items()}, plain / "text_encoder" / "model.safetensors", {"format": "pt"})
-    got, expected = (Umt5(p).encode(WAN_PROMPTS[1], 512) for p in (file, plain))
+    encoder = Umt5(file)
+    assert encoder.model.shared.weight.data_ptr() == encoder.model.encoder.embed_tokens.weight.data_ptr()  # held once
+    got, expected = (one.encode(WAN_PROMPTS[1], 512) for one in (encoder, Umt5(plain)))
     assert (got - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def loud(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's weights in float16, whose feed-forward layers make numbers beyond it, as a trained UMT5's do."""
+    torch.manual_seed(6)
+    wide = {k: 10 * torch.randn_like(v) if "DenseReluDense" in k else v for k, v in state.items()}
+    return {k: v.half() for k, v in wide.items()}
+
+
+@pytest.mark.parametrize("layout", ["ComfyUI", "folder"])
+def test_text_encoders_in_fp16(wan_home: Path, tmp_path: Path, layout: str) -> None:
+    """Against the same numbers in float32."""
+    state = loud(load_file(wan_home / "text" / "text_encoder" / "model.safetensors"))
+    shutil.copytree(wan_home / "text" / "tokenizer", tmp_path / "google" / "umt5-xxl")
+    shutil.copytree(wan_home / "text", tmp_path / "plain")
+    file = tmp_path / "umt5_xxl_fp16.safetensors"
+    save_file(state, file)
+    if layout == "folder":
+        shutil.copytree(wan_home / "text", tmp_path / "half")
+        save_file(state, tmp_path / "half" / "text_encoder" / "model.safetensors", {"format": "pt"})
+        file = tmp_path / "half"
+    floats = {k: v.float() for k, v in state.items()}
+    save_file(floats, tmp_path / "plain" / "text_encoder" / "model.safetensors", {"format": "pt"})
+    plain = Umt5(tmp_path / "plain")
+    made: list[float] = []
+    for block in plain.model.encoder.block:
+        block.layer[1].DenseReluDense.wo.register_forward_hook(lambda *a: made.append(float(a[2].abs().max())))
+    expected, got = (one.encode(WAN_PROMPTS[1], 512) for one in (plain, Umt5(file)))
+    assert max(made) > torch.finfo(torch.float16).max
+    assert (got - expected).abs().max() < 0.01 * expected.abs().max()
 
 
 def test_a_text_encoders_numbers_from_its_shapes(wan_home: Path) -> None:

@@ -147,6 +147,23 @@ def test_lighttae_takes_latents_as_the_wan_vae_makes_them(tmp_path: Path) -> Non
             assert (encoder(clip).double() - wanted).abs().max() < 1e-5
 
 
+def test_no_lighttae_has_the_decoder_of_the_super_variant(tmp_path: Path) -> None:
+    torch.save(Taehv(TaehvConfig(16, (8, 8, 8), (16, 8, 8, 8), deep=True)).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(UserError, match="super variant; expected --vae-kind taehv"):
+        load_vae(tmp_path / "x.pth", single, "lighttae")
+
+
+def test_a_folder_is_known_by_the_file_in_it(tmp_path: Path) -> None:
+    """LightTAE's and TAEHV's tensors are alike."""
+    state = Taehv(TaehvConfig(encoder_widths=(8, 8, 8), decoder_widths=(16, 8, 8, 8))).state_dict()
+    for folder, name, light in (("taehv", "lighttaew2_1.pth", True), ("light", "taew2_1.pth", False)):
+        (tmp_path / folder).mkdir()
+        torch.save(state, tmp_path / folder / name)
+        lines: list[str] = []
+        load_vae(tmp_path / folder, single, "auto", Report(line=lines.append))
+        assert len(lines) == light
+
+
 def test_a_tiny_autoencoder_of_either_kind(tmp_path: Path) -> None:
     torch.save(Taehv(TaehvConfig(encoder_widths=(6, 8, 8))).state_dict(), tmp_path / "tiny.pth")
     with pytest.raises(UserError, match="--vae-kind taehv or --vae-kind lighttae"):

@@ -16,6 +16,7 @@ from everframe.export.families import SHOT_PREFIX, WAN_21, WAN_22
 from everframe.export.lora import Lora
 from everframe.export.recipes import find
 from everframe.export.wanexport import (
+    WanSource,
     check_choices,
     export_wan,
     generator_family,
@@ -96,6 +97,9 @@ def test_refusals(wan_home: Path, wan22_home: Path, tmp_path: Path, changes: dic
         (["--sink-distance", "30"], "--sink-distance 30: expected --rope relative"),
         (["--sink-distance", "3", "--rope", "relative"], "sink_distance 3: expected 9 or more"),
         (["--jitter-design", "100", "--jitter", "0"], "jitter_design 100: expected a jitter_sigma above 0"),
+        (["--vae", "none.pth"], r"--vae none\.pth: no such file or folder"),
+        (["--text-encoder", "none.pth"], r"--text-encoder none\.pth: no such file or folder"),
+        (["--text-encoder", "minilm", "--text-graph"], "--text-graph: expected a UMT5 encoder"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_fetched(
@@ -105,6 +109,18 @@ def test_what_cannot_be_is_said_before_anything_is_fetched(
     given = ["export", "wan", "--recipe", "longlive", "-o", str(tmp_path / "x.everframe"), *words]
     with pytest.raises(UserError, match=refused):
         CliRunner().invoke(app, given, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(("words", "ema"), [([], 0.999), (["--sink-ema", "0.5"], 0.5), (["--sink-ema", "0"], None)])
+def test_moving_sinks_of_a_recipe_are_overruled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], ema: float | None
+) -> None:
+    seen: list[WanSource] = []
+    monkeypatch.setattr("everframe.export.cli.recipe_files", lambda *_: ({}, None))
+    monkeypatch.setattr("everframe.export.wanexport.export_wan", lambda source, *_, **__: seen.append(source))
+    given = ["export", "wan", "--recipe", "reward-forcing", "-o", str(tmp_path / "x.everframe"), *words]
+    assert CliRunner().invoke(app, given, catch_exceptions=False).exit_code == 0
+    assert geometry_of(settled(seen[0], WAN_21)).sink_ema == ema
 
 
 def test_prompts_with_the_prefix_of_a_shot(wan22_home: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from everframe.export.addprompts import add
 from everframe.export.lora import Lora
 from everframe.export.sources import read, single
 from everframe.export.texts import Umt5
-from everframe.export.wanexport import export_wan, load_transformer, provenance
+from everframe.export.wanexport import export_wan, load_transformer, name_of, provenance
 from everframe.runtime import Stream
 from everframe.runtime.noise import chunk_noise
 
@@ -156,6 +156,15 @@ def test_the_wan_release_of_umt5(wan_home: Path, tmp_path: Path) -> None:
     assert torch.allclose(a, b, atol=1e-6)
 
 
+def loud(wan_home: Path, folder: Path) -> Path:
+    """A text encoder whose embeddings float16 cannot hold."""
+    shutil.copytree(wan_home / "text", folder)
+    weights = folder / "text_encoder" / "model.safetensors"
+    state = load_file(weights)
+    save_file({k: v * 1e6 if "final_layer_norm" in k else v for k, v in state.items()}, weights, {"format": "pt"})
+    return folder
+
+
 def test_prompts_add(wan_home: Path, exported: Bundle, tmp_path: Path) -> None:
     import shutil
 
@@ -177,6 +186,10 @@ def test_prompts_add(wan_home: Path, exported: Bundle, tmp_path: Path) -> None:
     save_file({k: v.flip(0).contiguous() for k, v in load_file(weights).items()}, weights)
     with pytest.raises(UserError, match=r"encodes .* otherwise than text did"):
         add(path, ["another encoder under the same name"], None, str(other))
+    with pytest.raises(
+        UserError, match=r"--text-encoder loud: makes NaN, or numbers too large for float16, of 'a quiet"
+    ):
+        add(path, ["a prompt"], None, str(loud(wan_home, tmp_path / "loud")))
     before = sorted((f.name, f.stat().st_size) for f in path.iterdir())
     wrong = subprocess.run(
         [*run, "add", str(path), "x", "--text-encoder", str(wan_home / "vae")], capture_output=True, text=True
@@ -224,6 +237,13 @@ def test_provenance_has_every_file_of_weights(wan_home: Path, tmp_path: Path) ->
     assert found == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (*shards, wan_home / "Wan2.1_VAE.pth")}
 
 
+def test_a_folder_is_called_what_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "Wan2.1-T2V-1.3B").mkdir()
+    assert name_of(tmp_path / "Wan2.1-T2V-1.3B") == "Wan2.1-T2V-1.3B"
+    (tmp_path / "self_forcing.v2.pt").write_bytes(b"")
+    assert name_of(tmp_path / "self_forcing.v2.pt") == "self_forcing.v2"
+
+
 class Harmful:
     def __reduce__(self):
         return (print, ("executed",))
@@ -242,6 +262,12 @@ class Harmful:
         ({"vae": "self_forcing.pt"}, ["self_forcing.pt", "neither a Wan VAE nor a TAEHV"]),
         ({"vae": "vae", "loras": "taew2_1.pth"}, ["taew2_1.pth", "no LoRA"]),
         ({"text_encoder": "vae"}, ["not a UMT5 encoder"]),
+        ({"text_encoder": "loud"}, ["--text-encoder loud", "too large for float16, of 'a quiet sea'"]),
+        ({"text_encoder": "none.pth"}, ["--text-encoder", "none.pth: no such file"]),
+        ({"text_encoder": "taew2_1.pth"}, ["taew2_1.pth", "google/umt5-xxl beside it"]),
+        ({"vae": "none.pth"}, ["--vae", "none.pth: no such file"]),
+        ({"family": "wan2.2-5b", "size": "64x32", "window": 6, "chunk": 1, "sink": 1}, ["--family wan2.2-5b", "48", "16"]),
+        ({"text_encoder": "minilm", "text_graph": True}, ["--text-graph", "minilm"]),
         ({"prompts": "nothing.txt"}, ["nothing.txt"]),
         ({"size": "50x32"}, ["50x32", "multiples of 16"]),
         ({"window": 5}, ["window 5"]),
@@ -250,7 +276,13 @@ class Harmful:
         ({"jitter": 1.0}, ["jitter_sigma"]),
     ],
 )  # fmt: skip
-def test_refusals(wan_home: Path, tmp_path: Path, changes: dict, words: list[str]) -> None:
+def test_refusals(
+    wan_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, words: list[str]
+) -> None:
+    """All before the transformer, which takes minutes, is converted."""
+    monkeypatch.setattr("everframe.export.wanexport.fit", None)
+    if not (wan_home / "loud").exists():
+        loud(wan_home, wan_home / "loud")
     torch.save({"generator": Harmful()}, wan_home / "harmful.pt")
     (wan_home / "cut.pt").write_bytes((wan_home / "self_forcing.pt").read_bytes()[:5000])
     state = dict(read(wan_home / "sharded").state)
@@ -259,7 +291,7 @@ def test_refusals(wan_home: Path, tmp_path: Path, changes: dict, words: list[str
     paths = {k: wan_home / v for k, v in changes.items() if k in ("generator", "vae", "prompts")}
     if "loras" in changes:
         paths["loras"] = (Lora(wan_home / changes["loras"]),)  # type: ignore[assignment]
-    if "text_encoder" in changes:
+    if changes.get("text_encoder", "minilm") != "minilm":
         paths["text_encoder"] = str(wan_home / changes["text_encoder"])  # type: ignore[assignment]
     with pytest.raises(UserError) as caught:
         export_wan(source(wan_home, **(changes | paths)), tmp_path / "x.everframe", chunks=0, force=False)

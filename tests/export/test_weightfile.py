@@ -11,12 +11,15 @@ import torch
 from onnx import numpy_helper
 
 from everframe.calibration.calibrate import Settings, finish, quantised_graphs
-from everframe.calibration.linears import find_linears
+from everframe.calibration.linears import find_linears, find_matching
 from everframe.calibration.quantisedfile import QuantisedFile
 from everframe.calibration.quantize import Range, quantise
 from everframe.engines.bundle import Bundle, verify
 from everframe.export import onnxfile, weightfile
+from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.export.lazy import Lazy, changed, release, renamed, shape_of
+from everframe.export.sources import fit
+from everframe.export.texts import original_names
 from everframe.export.wanexport import export_wan
 from everframe.export.weightfile import WeightFile
 from everframe.runtime import Stream
@@ -136,6 +139,40 @@ def test_lazy_states_make_a_tensor_when_it_is_asked_for() -> None:
     assert asked == [3]
     more = changed(state, {"A": twice})
     assert more["A"].tolist() == [4, 4, 4]
+    asked.clear()
+    named = original_names(changed({"token_embedding.weight": torch.ones(5, 2)}, {"token_embedding.weight": twice}))
+    assert ("A" in more, "a" in more, "shared.weight" in named) == (True, False, True)
+    assert (shape_of(named, "shared.weight"), asked) == ((5, 2), [])
+
+
+def test_a_model_is_filled_with_tensors_that_are_made_once(tmp_path: Path) -> None:
+    """Each costs its fp8 being widened, and all LoRAs being merged in."""
+    asked: list[int] = []
+
+    def twice(value: torch.Tensor) -> torch.Tensor:
+        asked.append(value.ndim)
+        return 2 * value
+
+    given = torch.nn.Linear(3, 2).state_dict()
+    with torch.device("meta"):
+        model = torch.nn.Linear(3, 2)
+    fit(model, changed(given, dict.fromkeys(given, twice)), tmp_path)
+    assert sorted(asked) == [1, 2]
+    assert all(torch.equal(value, 2 * given[name]) for name, value in model.state_dict().items())
+
+
+def test_graphs_of_one_model_keep_their_weights_in_one_way(checkpoint: Path, bundle_path: Path, tmp_path: Path) -> None:
+    """A step graph that is just large, and a recache graph, which has less of the last block, that is not by itself:
+    calibrate has to find the layers of one in the other."""
+    limit = (bundle_path / "step.onnx").stat().st_size * 19 // 20
+    assert (bundle_path / "recache.onnx").stat().st_size < limit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxfile, "EMBED_UP_TO", limit)
+        export_checkpoint(checkpoint, tmp_path / "x.everframe", Overrides(), chunks=0, force=False)
+    bundle = Bundle.open(tmp_path / "x.everframe")
+    assert [bool(bundle.manifest.graphs[name].data) for name in ("step", "recache")] == [True, True]
+    step, recache = (onnx.load(bundle.graph_path(n), load_external_data=False) for n in ("step", "recache"))
+    assert len(find_matching(recache, find_linears(step, 2), step)) == 10
 
 
 def resident(file: Path) -> int:

@@ -44,6 +44,8 @@ def test_the_fastest_by_what_was_measured(bundle: Bundle, monkeypatch: pytest.Mo
     monkeypatch.setattr(choice, "timed", None)  # whoever measures again falls over it
     choice.open_engines(bundle, "auto", EngineOptions(threads=1), lines.append)
     assert lines[0] == lines[1]
+    with pytest.raises(TypeError):  # on more cores another may be the fastest
+        choice.open_engines(bundle, "auto", EngineOptions(threads=2), lines.append)
 
 
 def test_one_that_fails_is_named_and_never_chosen(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

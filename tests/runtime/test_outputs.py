@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -79,12 +80,12 @@ def test_png_sequence(tmp_path: Path, target: str) -> None:
 
 
 def test_a_png_sequence_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    """Whichever of its numbers is there; what does not belong to it stays."""
+    """What does not belong to it stays: a sequence has no gaps, and photographs may be named by their day."""
     frames, target = moving_frames(5), f"{tmp_path}/f-%03d.png"
-    others = {"f-x.png": b"a", "f-002.jpg": b"b", "g-001.png": b"c"}
-    for name, content in {**others, "f-004.png": b"old", "f-1000.png": b"old"}.items():
+    others = {"f-x.png": b"a", "f-002.jpg": b"b", "g-001.png": b"c", "f-7.png": b"d", "f-20240131.png": b"e"}
+    for name, content in {**others, **dict.fromkeys((f"f-00{i}.png" for i in range(5)), b"old")}.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"f-(004|1000)\.png: already exists"):
+    with pytest.raises(UserError, match=r"f-000\.png: already exists"):
         open_output(target, WIDTH, HEIGHT, FPS)
     with pytest.raises(RuntimeError), open_output(target, WIDTH, HEIGHT, FPS, replace=True):
         raise RuntimeError  # before the first frame: nothing is lost
@@ -93,6 +94,34 @@ def test_a_png_sequence_is_replaced_as_a_whole(tmp_path: Path) -> None:
         out.write(frames[:3])
     assert {f.name for f in tmp_path.iterdir()} == {*others, "f-000.png", "f-001.png", "f-002.png"}
     assert {name: (tmp_path / name).read_bytes() for name in others} == others
+
+
+def test_a_frame_never_takes_another_file_s_place_unasked(tmp_path: Path) -> None:
+    (tmp_path / "f-900.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"f-900\.png: already exists"):
+        open_output(f"{tmp_path}/f-%03d.png", WIDTH, HEIGHT, FPS)
+
+
+def test_an_endless_mp4_is_not_remembered_whole(tmp_path: Path) -> None:
+    """libav holds a list of all frames for one that is to become a plain file, and that is its index in the end."""
+    for name, frames in (("known.mp4", 40), ("endless.mp4", None)):
+        with open_output(str(tmp_path / name), WIDTH, HEIGHT, FPS, frames=frames) as out:
+            out.write(moving_frames(40))
+        assert decoded(tmp_path / name) == 40
+    assert "moof" in boxes(tmp_path / "endless.mp4")
+    assert "moof" not in boxes(tmp_path / "known.mp4")
+
+
+def boxes(file: Path) -> list[str]:
+    """The outermost boxes of an MP4 (ISO/IEC 14496-12, 4.2)."""
+    data, at, found = file.read_bytes(), 0, []
+    while at < len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+        found.append(kind.decode())
+        at += size or len(data)
+    return found
 
 
 def test_gif(tmp_path: Path) -> None:

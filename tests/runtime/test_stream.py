@@ -274,8 +274,10 @@ def test_chunks_belong_to_the_caller(bundle: Bundle) -> None:
         first = stream.next_chunk()
         kept = first.frames.copy(), first.latent.copy()
         stream.next_chunk()
-    assert (first.frames == kept[0]).all()
-    assert (first.latent == kept[1]).all()
+        assert (first.frames == kept[0]).all()
+        assert (first.latent == kept[1]).all()
+        first.latent[:] = 0  # nor does the stream get what its owner makes of it
+        assert (stream.snapshot()[0]["recent_0"] == kept[1]).all()
     assert first.timings.total > 0
     assert len(first.timings.diffuse) == 4
 
@@ -300,6 +302,7 @@ def test_no_growth(bundle: Bundle) -> None:
         ({"seed": -1}, ["seed -1"]),
         ({"seed": 2**64}, ["seed"]),
         ({"start": -3}, ["start -3"]),
+        ({"start": 10**13 + 1}, ["start", "10^13"]),
         ({"jitter_sigma": 1.5}, ["jitter", "1.5"]),
         ({"rope_mode": "sideways"}, ["sideways", "absolute", "relative"]),
         ({"rope_mode": "relative"}, ["rope relative", "export it anew with --rope relative"]),

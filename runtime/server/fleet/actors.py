@@ -14,6 +14,7 @@ import logging
 import math
 import re
 import socket
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +27,9 @@ from ....engines.bundle import Bundle, Graph
 from ....engines.errors import UserError
 from ....engines.text import first_line
 from ..config import Config, Section, Server, StreamSettings, Video, beside, read_toml, video_beside
+from ..discretion import shortened
 from ..orders.playlist import Change
-from ..service import Service, check_fits, check_video
+from ..service import LONGEST, Service, check_fits, check_video
 from ..survival.seen import see
 from ..survival.supervisor import LONGEST_STOP
 
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 PROCESS = 400 << 20  # bytes that interpreters and runtime take, web and generator process together
 PATIENCE = 15.0  # seconds that the gateway waits for a stream
 CONNECT = 10.0  # seconds that a cluster's address may take to answer
+AGAIN = 5.0  # seconds after which a stream that could not begin tries again
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
 
@@ -107,17 +110,50 @@ def _bytes(graph: Graph, names: tuple[str, ...]) -> int:
     return sum(sizes.get(s.dtype, 4) * math.prod(s.shape) for s in graph.inputs if s.name.startswith(names))
 
 
+class NotUpError(Exception):
+    """The stream has not begun on this node; says why."""
+
+
 class Actor:
-    """A stream in a Ray worker."""
+    """A stream in a Ray worker.
+
+    It begins in a thread of its own and is tried again: Ray starts no actor again whose constructor has failed, and a shared
+    disk may come later than the node.
+    """
 
     def __init__(self, config: Config):
-        config.state_dir.mkdir(parents=True, exist_ok=True)
-        self.service = Service(config, see(config.stream.bundle))
-        self.service.start()
+        self._config, self._service = config, None
+        self._why = "it is starting"
+        self._ending = threading.Event()
+        self._beginner = threading.Thread(target=self._begin, name="begin", daemon=True)
+        self._beginner.start()
+
+    def _begin(self) -> None:
+        while not self._ending.is_set():
+            try:
+                self._config.state_dir.mkdir(parents=True, exist_ok=True)
+                service = Service(self._config, see(self._config.stream.bundle))
+                service.start()
+                self._service = service
+                return
+            except (
+                Exception
+            ) as error:  # whatever it is, the gateway tells it; the next node may have what this one lacks
+                self._why = f"cannot begin: {first_line(error) or type(error).__name__}"
+                self._ending.wait(AGAIN)
+
+    @property
+    def service(self) -> Service:
+        """Raises NotUpError."""
+        if self._service is None:
+            raise NotUpError(self._why)
+        return self._service
 
     def state(self) -> dict[str, Any]:
         node = ray.get_runtime_context().get_node_id()
-        return self.service.state() | {"node": node, "ready": self.service.ready()}
+        service = self.service
+        why = shortened(service.supervisor.why, LONGEST)
+        return service.state() | {"node": node, "ready": service.ready(), "why": why}
 
     def prompt(self, change: Change) -> Change:
         """Raises UserError."""
@@ -132,7 +168,10 @@ class Actor:
 
     def stop(self) -> None:
         """Save the state."""
-        self.service.stop()
+        self._ending.set()
+        self._beginner.join()
+        if self._service is not None:
+            self._service.stop()
 
 
 def settings_of(config: FleetConfig, spec: StreamSpec) -> Config:
@@ -166,6 +205,8 @@ def no_place(needs: dict[str, float], nodes: list[dict[str, Any]]) -> str:
 
 class Fleet:
     """The actors of all streams."""
+
+    stopped = False
 
     def __init__(self, config: FleetConfig):
         check_video(config.video)
@@ -206,10 +247,13 @@ class Fleet:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
+            if isinstance(error.cause, NotUpError):
+                raise HTTPException(503, f"stream {name!r} does not answer: {error.cause}") from None
             raise
 
     def stop(self) -> None:
         """All at once. One that no node has taken, or whose node is gone, is not waited for."""
+        self.stopped = True
         alive = {actor.__ray_ready__.remote(): name for name, actor in self.actors.items()}
         there, _ = ray.wait(list(alive), num_returns=len(alive), timeout=PATIENCE)
         stopping = {self.actors[name].stop.remote(): name for name in (alive[ref] for ref in there)}

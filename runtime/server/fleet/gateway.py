@@ -47,11 +47,14 @@ def stream_routes(fleet: Fleet, changing: dict[str, Any]) -> APIRouter:
     async def streams() -> dict[str, Any]:
         """Every stream's state, and on which node it runs; null where it does not answer."""
 
+        return {name: None if isinstance(found, HTTPException) else found for name, found in (await asked()).items()}
+
+    async def asked() -> dict[str, dict[str, Any] | HTTPException]:
         async def one(name: str) -> Any:
             try:
                 return await fleet.ask(name, "state")
-            except HTTPException:
-                return None
+            except HTTPException as error:
+                return error
 
         states = await asyncio.gather(*(one(name) for name in fleet.actors))
         return dict(zip(fleet.actors, states, strict=True))
@@ -81,11 +84,13 @@ def stream_routes(fleet: Fleet, changing: dict[str, Any]) -> APIRouter:
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """degraded: a stream does not answer, or is not running."""
-        found = await streams()
-        bad = [
-            f"stream {n}: {s['generator'] if s else 'no answer'}" for n, s in found.items() if not s or not s["ready"]
-        ]
+        """degraded: a stream does not answer, or is not running; and why."""
+        bad = []
+        for name, found in (await asked()).items():
+            if isinstance(found, HTTPException):
+                bad.append(str(found.detail))
+            elif not found["ready"]:
+                bad.append(": ".join(filter(None, (f"stream {name!r}", found["generator"], found["why"]))))
         return {"status": "degraded" if bad else "ok", "problems": bad}
 
     return routes

@@ -89,7 +89,8 @@ def add_orders(routes: APIRouter, service: Service, changing: dict[str, Any]) ->
     @routes.delete("/api/playlist", status_code=204, **changing)
     def end_playlist() -> None:
         """End the playlist; the prompt stays."""
-        service.control.set_playlist(None)
+        visits = service.guests is not None and service.guests.showing  # a wish does not stay; it gives way to what was
+        service.control.set_playlist(None, None if visits else service.facts.get("prompt"))
 
     @routes.post("/api/playlist/next", status_code=204, **changing)
     def next_item() -> None:

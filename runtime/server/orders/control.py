@@ -19,7 +19,7 @@ from ....engines.errors import UserError
 from ....engines.files import reason, write_whole
 from ...stream import MAX_SEED
 from ..config import Config, check_token
-from .kept import digest, read_kept
+from .kept import digest, read_kept, write_kept
 from .playlist import Change, Playlist
 from .spelling import Spelling
 from .timetable import Timetable
@@ -84,11 +84,13 @@ class Control:
             else:
                 self._order("prompt", self.kept.prompt or Change(prompt=self.spelling.prompts[0]))
 
-    def set_playlist(self, playlist: Playlist | None) -> Playlist | None:
+    def set_playlist(self, playlist: Playlist | None, running: str | None = None) -> Playlist | None:
+        """None: it ends, and the prompt that is running stays, over a restart too."""
         if playlist is not None:
             playlist = playlist.model_copy(update={"items": [self.spelling.change(item) for item in playlist.items]})
         with self._lock:
-            self.kept.playlist, self.kept.prompt = playlist, None
+            stays = Change(prompt=running) if playlist is None and running is not None else None
+            self.kept.playlist, self.kept.prompt = playlist, stays
             self.orders += 1
             self._order("playlist", playlist)
             self._save()
@@ -167,7 +169,6 @@ class Control:
 
     def _load(self, config: Config) -> Kept:
         told = [config.playlist, config.schedule, config.stream.prompt, config.stream.seed]
-        # What it says, and not what it leaves to the machine or to a version of ours, as the time zone.
         text = json.dumps([one.model_dump(exclude_unset=True) if isinstance(one, BaseModel) else one for one in told])
         kept = read_kept(self._file, Kept, digest(text))
         if kept is not None:
@@ -188,7 +189,7 @@ class Control:
 
     def _save(self) -> None:
         try:
-            write_whole(self._file, self.kept.model_dump_json(indent=1).encode() + b"\n")
+            write_kept(self._file, self.kept)
         except UserError as error:  # a full disk must not refuse an order
             log.warning("orders are not kept: %s", error)
 

@@ -32,7 +32,9 @@ UNSEEN = re.compile("[\u034f\u115f\u1160\u3164\uffa0\u17b4\u17b5\u180b-\u180f\uf
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 UNMARKED = {"LATIN", "GREEK", "CYRILLIC"}
 REMEMBERED = 2000  # visitors
-EXPIRES = 900.0  # seconds after which a free text does not wait for the operator any more
+EXPIRES = (
+    900.0  # seconds after which a free text does not wait for the operator any more, nor any wish for a pause's end
+)
 
 
 class WaitError(UserError):
@@ -127,6 +129,11 @@ class Guests:
             self._waiting.clear()
 
     @property
+    def showing(self) -> bool:
+        with self._lock:
+            return self._showing is not None
+
+    @property
     def waiting(self) -> list[Wish]:
         with self._lock:
             return list(self._waiting.values())
@@ -168,7 +175,8 @@ class Guests:
                     self._control.set_prompt(Change(prompt=before))
             if now < (self._held if self._showing is None else self._showing.until):
                 return
-            if kept.paused:
+            if kept.paused:  # what was wished for in the evening is not for the next morning
+                self._queue = deque(wish for wish in self._queue if now - wish.asked <= EXPIRES)
                 return
             if self._queue:
                 self._begin(self._queue.popleft(), now)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ....engines.bundle import first_problem
-from ....engines.files import reason, remove_parts
+from ....engines.files import reason, remove_parts, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,12 @@ Kept = TypeVar("Kept", bound=BaseModel)  # with a field `config`: the digest
 def digest(text: str) -> str:
     """Of what the configuration says: another one begins anew."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_kept(file: Path, kept: BaseModel) -> None:
+    """What was said, and not what that leaves to the machine or to a version of ours, as the time zone: a box that gets
+    another zone is asked for it anew. Raises UserError where it cannot be written."""
+    write_whole(file, kept.model_dump_json(indent=1, exclude_unset=True).encode() + b"\n")
 
 
 def read_kept(file: Path, kind: type[Kept], config: str | None = None) -> Kept | None:

@@ -14,7 +14,7 @@ from ....engines.files import write_whole
 from ...overlay.layer import Layer, read_logo
 from ...overlay.parts import Logo, Message, Overlay
 from .control import Control
-from .kept import digest, read_kept
+from .kept import digest, read_kept, write_kept
 from .timetable import zone_of
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Overlays:
         self._file, self._logo = folder / "overlay.json", folder / "logo"
         self._lock = threading.Lock()
         self._life, self._shown = secrets.token_hex(4), 0
+        self._uploaded: bytes | None = None  # the logo of this life, which the disk may not have taken
         self.kept = self._fresh()
         self.layer = self._layer(self.kept)  # an error of the configuration ends the start
         kept = read_kept(self._file, Kept)
@@ -105,7 +106,11 @@ class Overlays:
             changes = {"overlay": overlay.model_copy(update={"logo": overlay.logo or Logo()}), "uploaded": True}
             kept = self.kept.model_copy(update=changes)
             layer = self._checked(kept, content)
-            write_whole(self._logo, content)
+            self._uploaded = content
+            try:
+                write_whole(self._logo, content)
+            except UserError as error:  # a full disk must not refuse an order
+                log.warning("the logo is not kept: %s", error)
             self._show(kept, layer)
 
     def _checked(self, kept: Kept, logo: bytes | None = None) -> Layer:
@@ -118,8 +123,9 @@ class Overlays:
         self.kept = kept
         self._shown += 1
         try:
-            write_whole(self._file, self.kept.model_dump_json(indent=1).encode() + b"\n")
+            write_kept(self._file, self.kept)
             if not kept.uploaded:
+                self._uploaded = None
                 self._logo.unlink(missing_ok=True)
         except (OSError, UserError) as error:  # a full disk must not refuse an order
             log.warning("the overlay is not kept: %s", error)
@@ -129,10 +135,11 @@ class Overlays:
         if logo is None and overlay.logo is not None:
             configured = self._configured.logo and self._configured.logo.file
             file = self._logo if kept.uploaded else configured
-            logo = None if file is None else read_logo(file)
+            logo = self._uploaded if kept.uploaded else None
+            logo = read_logo(file) if logo is None and file is not None else logo
         return Layer(overlay, lambda: zone_of(self._control.kept.timetable.timezone), logo, self._size)
 
     def _fresh(self) -> Kept:
         overlay = self._configured.model_copy(update={"message": None})
-        config = digest(self._configured.model_dump_json())
+        config = digest(self._configured.model_dump_json(exclude_unset=True))
         return Kept(config=config, overlay=overlay, message=self._configured.message)

@@ -1,33 +1,50 @@
 // What lies above the picture, as the operator orders it.
-import { $, ask, order } from "./desk.js";
+import { $, ask, order, tell } from "./desk.js";
 
-let current = {};
+const FIELDS = ["line", "ticker", "code", "clock", "logo"];
+const value = (field) => (field.type === "checkbox" ? field.checked : field.value.trim());
+function values() {
+  const found = {};
+  for (const id of FIELDS) found[id] = value($(id));
+  return found;
+}
+let filled = values();
 
 export async function fillOverlay() {
-  current = await ask("api/overlay");
-  $("line").value = current.texts.length ? current.texts[0].text : "";
-  $("ticker").value = current.ticker ? current.ticker.text : "";
-  $("code").value = current.code ? current.code.text : "";
-  $("clock").checked = Boolean(current.clock);
-  $("logo").checked = Boolean(current.logo);
-  if (current.message) $("message").value = current.message.text;
+  const now = await ask("api/overlay");
+  $("line").value = now.texts.length ? now.texts[0].text : "";
+  $("ticker").value = now.ticker ? now.ticker.text : "";
+  $("code").value = now.code ? now.code.text : "";
+  $("clock").checked = Boolean(now.clock);
+  $("logo").checked = Boolean(now.logo);
+  if (now.message) $("message").value = now.message.text;
+  filled = values();
 }
 
 // What was there before keeps its place, size and colours.
-const part = (before, value) => (value ? { ...(before || {}), text: value } : null);
+const part = (before, text) => (text ? { ...(before || {}), text } : null);
+
+// The overlay as it is now with what was changed on this page, which may have been open for days, and nothing else.
+function changed(now) {
+  const overlay = { ...now, message: null }; // which has its own orders
+  const given = values();
+  if (given.line !== filled.line) {
+    const first = part(now.texts[0], given.line);
+    overlay.texts = first ? [first, ...now.texts.slice(1)] : now.texts.slice(1);
+  }
+  for (const id of ["ticker", "code"]) if (given[id] !== filled[id]) overlay[id] = part(now[id], given[id]);
+  for (const id of ["clock", "logo"]) if (given[id] !== filled[id]) overlay[id] = given[id] ? now[id] || {} : null;
+  return overlay;
+}
 
 $("overlay-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const first = part(current.texts && current.texts[0], $("line").value.trim());
-  const overlay = {
-    ...current,
-    message: null, // which has its own orders
-    texts: first ? [first, ...current.texts.slice(1)] : (current.texts || []).slice(1),
-    ticker: part(current.ticker, $("ticker").value.trim()),
-    code: part(current.code, $("code").value.trim()),
-    clock: $("clock").checked ? current.clock || {} : null,
-    logo: $("logo").checked ? current.logo || {} : null,
-  };
+  let overlay;
+  try {
+    overlay = changed(await ask("api/overlay"));
+  } catch (error) {
+    return tell(error.message, true);
+  }
   if (await order("It lies above the picture now.", "api/overlay", "PUT", overlay)) fillOverlay();
 });
 $("reset").addEventListener("click", async () => {

@@ -8,7 +8,9 @@ try {
   // storage is refused: the token is asked for again with every visit
 }
 
-export const hasToken = () => Boolean(token.value);
+// Without what a paste brings along (blanks, dots, zero-width marks): no header can carry it, and no token has it.
+const given = () => token.value.replace(/[^\x21-\x7e]/g, "");
+export const hasToken = () => Boolean(given());
 
 export function tell(text, bad = false) {
   $("told").textContent = text;
@@ -16,7 +18,7 @@ export function tell(text, bad = false) {
 }
 
 export async function ask(path, method = "GET", body) {
-  const headers = { Authorization: `Bearer ${token.value}` };
+  const headers = { Authorization: `Bearer ${given()}` };
   const raw = body instanceof Blob;
   if (body !== undefined && !raw) headers["Content-Type"] = "application/json";
   const answer = await fetch(path, { method, headers, body: body === undefined || raw ? body : JSON.stringify(body) });

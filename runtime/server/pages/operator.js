@@ -38,6 +38,7 @@ $("pause").addEventListener("click", () => {
 async function refresh() {
   try {
     const [state, health, history] = await Promise.all([ask("api/state"), ask("healthz"), ask("api/history")]);
+    await fillOnce(state);
     $("prompt").textContent = state.prompt || "–";
     $("generator").textContent = `${state.generator}, restarted ${state.restarts} times, up ${Math.round(state.uptime_seconds / 60)} min`;
     $("speed").textContent = state.chunk_ms ? `${state.chunk_ms} ms, ${state.real_time_factor}× real time` : "–";
@@ -105,18 +106,37 @@ function draw({ seconds, real_time_factor: factors }) {
 
 const last = (values) => values[values.length - 1];
 
-async function fillIn() {
-  const { prompts, pictures } = await ask("api/prompts");
-  for (const prompt of prompts) $("text").append(new Option(prompt, prompt));
-  $("thumbs").append(...pictures.map((prompt) => promptButton(prompt, true, change)));
+// At the first answer of every life of the server: another bundle may have other prompts. What somebody types stays.
+let uptime = Infinity;
+async function fillOnce(state) {
+  const first = uptime === Infinity;
+  if (first || state.uptime_seconds < uptime) {
+    await fillPrompts();
+    if (first) {
+      await fillPlaylist();
+      await fillOverlay();
+    }
+  }
+  uptime = state.uptime_seconds;
+}
+
+let prompts = [];
+async function fillPrompts() {
+  const found = await ask("api/prompts");
+  prompts = found.prompts;
+  const chosen = $("text").value;
+  for (const id of ["text", "thumbs"]) $(id).textContent = "";
+  for (const prompt of prompts) $("text").append(new Option(prompt, prompt, false, prompt === chosen));
+  $("thumbs").append(...found.pictures.map((prompt) => promptButton(prompt, true, change)));
+}
+
+async function fillPlaylist() {
   const playlist = await ask("api/playlist");
   const items = playlist ? playlist.items : prompts.slice(0, 3).map((prompt) => ({ prompt, seconds: 60 }));
   $("items").value = items.map((item) => `${item.seconds}: ${item.prompt}`).join("\n");
 }
 
 new Player($("video"), $("still"), { screen: "operator", preview: true, overlay: new Overlay($("overlay")) });
-fillIn();
-fillOverlay();
 refresh();
 log();
 setInterval(refresh, 1000);

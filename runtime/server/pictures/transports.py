@@ -30,11 +30,17 @@ class Live:
         self.service = service
         self.queues: dict[Queue, asyncio.Event] = {}
         self.jpegs = 0  # viewers of Motion JPEG
+        self.ending = False
         self.loop = asyncio.get_running_loop()
         self.epoch = service.channel.epoch
         self.tick = asyncio.Event()  # set at the next frame, and replaced
         service.channel.fragments.append(self._from_channel)
         service.channel.frames.append(self._frame)
+
+    def end(self) -> None:
+        """Nobody waits for the next frame any more: the server is about to stop."""
+        self.ending = True
+        self._next_frame()
 
     def _frame(self, _: Any) -> None:
         with contextlib.suppress(RuntimeError):
@@ -125,10 +131,10 @@ def tell_why(screen: str, why: str, service: Service) -> None:
 
 
 async def jpegs(live: Live) -> AsyncIterator[bytes]:
-    """Every frame that the reader keeps up with."""
+    """Every frame that the reader keeps up with, until the server stops."""
     live.jpegs += 1
     try:
-        while True:
+        while not live.ending:
             data = await asyncio.to_thread(live.service.channel.jpeg)
             yield (
                 f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data + b"\r\n"

@@ -39,8 +39,15 @@ def set_up(settings: Logging, secrets: Iterable[str] = ()) -> Tail:
     handlers: list[logging.Handler] = [logging.StreamHandler(), tail]
     if settings.file is not None:
         try:
-            size = settings.max_mb << 20
-            handlers.append(logging.handlers.RotatingFileHandler(settings.file, maxBytes=size, backupCount=FILES - 1))
+            # Whatever the machine's own encoding is: prompts are in any script, and a line must not be lost for that.
+            file = logging.handlers.RotatingFileHandler(
+                settings.file,
+                maxBytes=settings.max_mb << 20,
+                backupCount=FILES - 1,
+                encoding="utf-8",
+                errors="backslashreplace",
+            )
+            handlers.append(file)
         except OSError as error:
             raise UserError(f"logging.file {settings.file}: {reason(error)}") from None
     logging.raiseExceptions = False  # a full disk must not print a traceback at every line

@@ -93,7 +93,7 @@ class Supervisor(threading.Thread):
             except Exception:  # a thread that dies silently would leave a frozen picture
                 log.exception("supervisor")
             finally:
-                self._kill()
+                self.kill()
             if self._blamed and not (self._refused() and not self._up):
                 self._barren += 1
             if self._ending.is_set() or (not self._begun and self._refused() and self.hopeless(self.why)):
@@ -144,7 +144,10 @@ class Supervisor(threading.Thread):
                 return log.warning("the generator has not ended within %.0f s and is killed", now - stopping)
             if not self._send(outbox):
                 return None if stopping is not None else self._died()
-            if stopping is None and not self.wanted():
+            # One that is not ready has no chunk to send yet; of one that has died there is none to hold back any more. Both
+            # are listened to while the picture stands, or its end would be found when it goes on.
+            held = stopping is None and patience.ready and not self.wanted()
+            if held and process.exitcode is None:
                 patience.heard()  # it is held back by us, not hanging
                 time.sleep(0.005)
                 continue
@@ -222,7 +225,8 @@ class Supervisor(threading.Thread):
         code = self.process.exitcode
         return f"the generator ended with {'signal ' + str(-code) if code is not None and code < 0 else code}"
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """The generator, whatever it is doing."""
         if self.process is not None and self.process.pid is not None:  # None: it could not be started
             if self.process.is_alive():
                 self.process.kill()

@@ -103,10 +103,8 @@ class Generator:
         self.resumed = self.job.state.exists() and self._load()
         self.saved_at = self._seconds()
         self.shown: Director | None = None  # where the playlist was with the last chunk that was finite
-        self.good_prompt, self.bad = (
-            self.stream.bank.prompts[0],
-            0,
-        )  # of chunks that were finite; in a row that were not
+        self.good_prompt: str | None = None  # of chunks that were finite
+        self.bad = 0  # chunks in a row that were not
 
     def _stream(self, bundle: Bundle, settings: StreamSettings) -> Stream:
         """With what was ordered last; an order that turns out to be refused does not keep the generator from starting."""
@@ -205,14 +203,21 @@ class Generator:
         if self.bad > MOST_BAD:
             raise UserError(f"{self.bad} chunks in a row are not finite")
         if not (self.job.state.exists() and self._load()):
-            self.stream.begin_anew(self.good_prompt)
-        elif self.shown is not None:  # orders that have been shown since the state was saved are not what broke
+            self.stream.begin_anew(self._prompt_to_try())
+        elif self.shown is not None and self.good_prompt is not None:
+            # Orders that have been shown since the state was saved are not what broke.
             self.director = copy.copy(self.shown)
             self.stream.set_prompt(self.good_prompt, "swap")
         # The same noise would end in the same place.
         self.stream.set_seed((self.stream.seed + 1) % 2**64)
+        self.saved_at = self._seconds()  # which is another time now
         self.whole = True
         return None
+
+    def _prompt_to_try(self) -> str:
+        """Where no chunk has been finite yet: what was ordered once more (it may have been the noise), then another."""
+        first = self.stream.prompt if self.bad == 1 else self.stream.bank.prompts[0]
+        return self.good_prompt or first
 
     def _orders(self) -> bool:
         """Do what the web process has asked for; while paused, wait for it. False: stop."""

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from everframe.calibration.cli import check_acts
-from everframe.engines.base import EngineOptions
+from everframe.engines.base import Computing, EngineOptions
 from everframe.engines.bundle import Bundle, read_manifest, write_manifest
 from everframe.engines.errors import UserError
 from everframe.engines.ort import OrtBackend
@@ -126,8 +126,9 @@ def test_energy_is_of_what_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (zone / "energy_uj").write_text("0\n")
         (zone / "max_energy_range_uj").write_text(f"{10**12}\n")
     monkeypatch.setattr(energy, "RAPL", tmp_path)
-    assert energy.energy_meter(on_cpu=False) is None  # no card here
-    meter = energy.energy_meter(on_cpu=True)
+    for backend, device in (("tensorrt 10.14", "NVIDIA H100"), ("openvino 2026.4", "GPU Intel Arc")):  # none here
+        assert energy.energy_meter(Computing(backend, device, "f16")) is None
+    meter = energy.energy_meter(Computing("openvino 2026.4", "CPU AMD EPYC", "bf16"))
     assert meter is not None
     for i, joules in enumerate((3, 50)):
         (tmp_path / f"intel-rapl:{i}" / "energy_uj").write_text(f"{joules * 10**6}\n")

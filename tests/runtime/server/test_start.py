@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from everframe.runtime.state import read_facts
 
 from serving import COMMAND, TOKEN, free_port, serve, wait_for
 
@@ -198,3 +201,29 @@ def test_a_second_server_is_told_by_python_too(tmp_path: Path) -> None:
         hold(tmp_path)
     held.close()
     hold(tmp_path).close()
+
+
+def test_a_viewer_of_motion_jpeg_does_not_hold_up_the_end(bundle_path: Path, tmp_path: Path) -> None:
+    with serve(tmp_path, bundle_path) as site, urllib.request.urlopen(f"{site.url}/video.mjpeg") as picture:
+        assert picture.read(8) == b"--frame\r"
+        site.process.terminate()
+        while picture.read(1 << 16):  # it ends as an answer ends
+            pass
+        site.process.wait(60)
+    said = (tmp_path / "log.txt").read_text()
+    assert "Cancel" not in said
+    assert "Traceback" not in said
+
+
+def test_a_second_ctrl_c_saves_too(bundle_path: Path, tmp_path: Path) -> None:
+    with serve(tmp_path, bundle_path) as site, socket.create_connection(("127.0.0.1", site.port)) as client:
+        wait_for(lambda: site.state_of()["position"] > 30)
+        # A request that is never whole, which the server waits for before its end begins.
+        client.sendall(b"POST /api/pause HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\nx")
+        time.sleep(0.5)
+        site.process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        site.process.send_signal(signal.SIGINT)
+        assert site.process.wait(60) == 130
+    assert read_facts(tmp_path / "state" / "state.safetensors").position > 30
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()

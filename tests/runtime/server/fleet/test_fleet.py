@@ -12,6 +12,7 @@ import pytest
 
 from everframe.engines.errors import UserError
 from everframe.runtime.demo import open_bundle
+from everframe.runtime.server.orders.playlist import Change
 from everframe.runtime.state import read_facts
 
 from helpers import PROMPTS
@@ -186,3 +187,26 @@ def test_what_a_stream_is_expected_to_take(bundle_path: Path) -> None:
     assert of_type("bfloat16") == of_type("float16")
     weights = sum({f.file: f.bytes for g in bundle.manifest.graphs.values() for f in (g.model, *g.data)}.values())
     assert memory_of(bundle) - PROCESS - 2 * weights >= 2 * sizes["ring"] + sizes["states"]
+
+
+def test_a_stream_whose_disk_comes_late_begins_then(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray starts no actor again whose constructor has failed."""
+    from everframe.runtime.server.config import Config, StreamSettings
+    from everframe.runtime.server.fleet import actors
+
+    monkeypatch.setattr(actors, "AGAIN", 0.1)
+    late = tmp_path / "late.everframe"
+    actor = actors.Actor(Config(state_dir=tmp_path / "state", stream=StreamSettings(bundle=late, threads=1)))
+    try:
+        wait_for(lambda: "cannot begin" in actor._why)
+        with pytest.raises(actors.NotUpError, match=r"late\.everframe"):
+            actor.snapshot()
+        late.symlink_to(bundle_path)
+        wait_for(lambda: actor._service is not None)
+        assert actor.prompt(Change(prompt=PROMPTS[1])).prompt == PROMPTS[1]
+        wait_for(lambda: actor.service.ready(), 120)
+    finally:
+        actor.stop()
+    assert (tmp_path / "state" / "state.safetensors").exists()

@@ -145,6 +145,17 @@ def test_nothing_is_wished_for_while_the_picture_stands(control: Control) -> Non
     assert guests.place("visitor-a", 0.0)["yours_in_seconds"] == 0.0
 
 
+def test_wishes_of_the_evening_are_not_shown_in_the_morning(control: Control, ordered: list) -> None:
+    guests = Guests(Guest(), control)
+    guests.wish("visitor-a", LAVA, 0.0)
+    guests.wish("visitor-b", SNOW, 800.0)
+    control.pause(True)
+    guests.tick(910.0)  # a short pause takes none away but those that have waited too long
+    control.pause(False)
+    guests.tick(911.0)
+    assert prompts(ordered)[-1:] == [SNOW]
+
+
 def test_only_the_prompts_that_are_allowed(control: Control) -> None:
     guests = Guests(Guest(prompts=[LAVA.upper()]), control)
     assert guests.prompts == [LAVA]

@@ -232,6 +232,16 @@ def test_a_message_is_kept_though_the_logo_is_not(bundle: Bundle, tmp_path: Path
     assert again.layer.empty
 
 
+def test_a_logo_that_the_disk_does_not_take_is_shown_all_the_same(bundle: Bundle, tmp_path: Path) -> None:
+    control = Control(Config(state_dir=tmp_path), bundle, lambda *_: None)
+    (tmp_path / "logo").mkdir()  # what no file can take the place of, whoever asks
+    overlays = Overlays(Overlay(), tmp_path, control, (64, 32))
+    overlays.put_logo(png((0, 0, 255, 255)))
+    assert not overlays.layer.empty
+    overlays.put(overlays.shown().model_copy(update={"ticker": Ticker(text="now")}))
+    assert overlays.layer.logo == png((0, 0, 255, 255))
+
+
 def test_a_logo_may_be_larger_than_an_order(site: Site) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (700, 700, 3), np.uint8))
     out = io.BytesIO()

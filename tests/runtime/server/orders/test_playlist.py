@@ -261,3 +261,34 @@ def test_without_tz_it_is_that_of_etc_localtime(monkeypatch: pytest.MonkeyPatch,
 def test_an_unknown_time_zone_is_refused() -> None:
     with pytest.raises(ValidationError, match="Mars/Olympus"):
         Timetable(timezone="Mars/Olympus")
+
+
+def test_a_box_that_gets_another_zone_follows_it(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image boots in UTC and obeys, which writes its orders down; then the zone is set, and the server starts again."""
+    for zone, hour in (("Europe/Lisbon", 8), ("Asia/Tokyo", 23)):
+        monkeypatch.setenv("TZ", zone)
+        config = Config(state_dir=tmp_path, schedule=Timetable(entries=[Entry(at="08:00", prompt=PROMPTS[1])]))
+        ordered: list[str] = []
+        control = Control(config, bundle, lambda kind, value, to=ordered: to.append(value.prompt))
+        assert control.kept.timetable.timezone == zone
+        control.tick(dt.datetime(2026, 11, 25, hour, 0, 1, tzinfo=dt.UTC))
+        assert ordered == [PROMPTS[1]]
+
+
+def test_the_prompt_of_a_playlist_that_was_ended_stays_over_a_restart(bundle: Bundle, tmp_path: Path) -> None:
+    """The state that was saved last may hold an earlier item, and that it plays."""
+    sea, lava, _ = PROMPTS
+    ordered: list[tuple[str, object]] = []
+
+    def started() -> Control:
+        return Control(Config(state_dir=tmp_path), bundle, lambda *order: ordered.append(order))
+
+    control = started()
+    items = Playlist(items=[Item(prompt=sea, seconds=60), Item(prompt=lava, seconds=60)])
+    control.set_playlist(items)
+    control.set_playlist(None, lava)
+    ordered.clear()
+    started().ready({"playlist": items, "prompt": sea})
+    assert ordered == [("prompt", Change(prompt=lava))]

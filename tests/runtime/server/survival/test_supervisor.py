@@ -129,7 +129,7 @@ def test_one_slow_chunk_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyP
     supervisor.start()
     wait_for(lambda: len(seen) == module.RECENT + 1, 60)
     supervisor._ending.set()
-    supervisor._kill()
+    supervisor.kill()
     supervisor.join(60)
     assert seen == [60.0] * module.RECENT + [0.5]
 
@@ -153,3 +153,32 @@ def test_who_saves_is_waited_for(
         assert ("has not ended" in caplog.text) == (main is says_nothing)
     assert (tmp_path / "saves_long").read_text() == "saved"
     assert set(told) == {"EXTEND_TIMEOUT_USEC=60000000"}
+
+
+def chunks_until_it_dies(connection: Connection, job: Job) -> None:
+    connection.send(("ready", {}))
+    for _ in range(3):
+        connection.send(("chunk", {"frames": (1, 1, 1, 3), "stages": {"total": 0.1}}))
+        connection.send_bytes(bytes(3))
+    while not job.state.exists():
+        time.sleep(0.02)
+    job.state.unlink()
+    os._exit(9)
+
+
+def test_one_that_dies_while_the_picture_stands_is_started_again_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the morning, when the picture goes on and would stand until the model is loaded."""
+    monkeypatch.setattr(module, "main", chunks_until_it_dies)
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    chunks: list[object] = []
+    supervisor, events = watched(Job(StreamSettings(), tmp_path / "state"))
+    supervisor.chunk = lambda facts, frames: chunks.append(facts)
+    supervisor.wanted = lambda: not chunks
+    supervisor.start()
+    wait_for(lambda: chunks, 60)
+    (tmp_path / "state").touch()
+    wait_for(lambda: "died" in events and events.count("ready") == 2, 60)
+    supervisor.stop()
+    assert events.count("died") == 1
