@@ -55,9 +55,9 @@ train: .venv/train  # train the demo, from where it stopped, for MINUTES or unti
 	.venv/bin/python training/train.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DEVICE),--device $(DEVICE))
 
 clean:  # remove environments and outputs
-	rm -rf .venv .venv-run out build *.egg-info
+	rm -rf .venv .venv-run .venv-lowest .venv-gpu out build *.egg-info
 
-.venv-run/ready: pyproject.toml $(shell find runtime engines export calibration -name "*.py" 2>/dev/null)
+.venv-run/ready: pyproject.toml $(shell find runtime engines export calibration -type f -not -name "*.pyc" -not -path "*.everframe/engines/*" 2>/dev/null)
 	$(PYTHON) -m venv .venv-run
 	.venv-run/bin/pip install --quiet --disable-pip-version-check .
 	@touch $@

@@ -178,7 +178,7 @@ def _smoothing(span: Range, kind: type) -> NDArray:
 
 def _scale(peak: NDArray, precision: str, kind: type) -> NDArray:
     """Of what reaches `peak`, as the graph has it: levels are counted in what they are multiplied by. Never 0."""
-    return np.maximum(peak / LARGEST[precision], max(LEAST, float(np.finfo(kind).tiny))).astype(kind)
+    return np.maximum(peak / LARGEST[precision], LEAST).astype(kind)
 
 
 def check_decoder(precision: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
@@ -30,10 +31,11 @@ class CudaDevice:
 
     def __init__(self, cuda: Cuda):
         self.cuda = cuda
-        self.promised: list[Callable[[], int]] = []  # bytes that are free still, and wanted at the first run
+        # Whose memory is free still, and wanted at the first run. Weakly: a cycle would keep it on the card.
+        self.workspaces: weakref.WeakSet[Workspace] = weakref.WeakSet()
 
     def free(self) -> int | None:
-        return int(self.cuda.call("cudaMemGetInfo")[0]) - sum(wanted() for wanted in self.promised)
+        return int(self.cuda.call("cudaMemGetInfo")[0]) - sum(one.promised() for one in self.workspaces)
 
     def zeros(self, shape: Sequence[int], dtype: str) -> CudaBuffer:
         return CudaBuffer(self.cuda, shape, dtype)
@@ -51,7 +53,7 @@ class Workspace:
     def __init__(self, device: CudaDevice):
         self.device, self.size = device, 0
         self._piece: CudaBuffer | None = None
-        device.promised.append(self.promised)
+        device.workspaces.add(self)
 
     def promised(self) -> int:
         """Bytes that will be taken at the next run."""

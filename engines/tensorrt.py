@@ -217,12 +217,12 @@ class TrtBackend:
             raise UserError(f"{file}: {self.backend} {self.trt.__version__} cannot load it: {reason}")
         if record.options.get("strip_weights"):
             self._refit(engine, bundle, name, str(record.options["precision"]))
-        if record.options.get("weight_streaming"):  # what fits stays on the device, the rest comes when it is needed
-            engine.weight_streaming_budget_v2 = streaming_budget(
-                engine, bundle, self.device.free() or 0, self._ahead(bundle, name)
-            )
-        graph = stored_types(bundle.manifest.graphs[name], LOW_TYPES[str(record.options["precision"])])
         workspace = self._decoding if decodes(name) else self._scratch
+        if record.options.get("weight_streaming"):  # what fits stays on the device, the rest comes when it is needed
+            shared = min(engine.device_memory_size_v2, workspace.promised())  # it is this one's scratch memory too
+            free = (self.device.free() or 0) + shared
+            engine.weight_streaming_budget_v2 = streaming_budget(engine, bundle, free, self._ahead(bundle, name))
+        graph = stored_types(bundle.manifest.graphs[name], LOW_TYPES[str(record.options["precision"])])
         return TrtEngine(engine, self.trt, graph, self.device, file, self.errors, workspace)
 
     def _ahead(self, bundle: Bundle, name: str) -> int:

@@ -30,14 +30,17 @@ def read_text(file: Path) -> str:
 
 
 def tidy(text: str) -> str:
-    """One line: HTML's names of characters resolved, as the models' own pipelines do, and those of names once more; composed
-    characters (NFC), every run of whitespace one blank, nothing invisible.
+    """One line: HTML's names of characters resolved, as the models' own pipelines do; composed characters (NFC), every run
+    of whitespace one blank, nothing invisible. What is tidy stays as it is: who judges a text sees what will be shown.
 
     Line and paragraph separators inside a text (U+2028, U+0085, …) are whitespace, not line ends.
     """
-    found = html.unescape(html.unescape(text))
-    plain = unicodedata.normalize("NFC", found).translate(dict.fromkeys(map(ord, INVISIBLE)))
-    return re.sub(r"\s+", " ", plain).strip()
+    while True:
+        plain = unicodedata.normalize("NFC", html.unescape(text)).translate(dict.fromkeys(map(ord, INVISIBLE)))
+        plain = re.sub(r"\s+", " ", plain).strip()
+        if plain == text:
+            return text
+        text = plain
 
 
 def key(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,13 @@ class Begun:
 
 
 BEGUN_FACTS = ("index", "position", "written", "prompt", "fresh")  # what a saved state keeps of it
+
+
+def restored(facts: Sequence[Any], cut: bool) -> Begun:
+    """What was begun when a state was saved, by those facts; cut: it begins a shot."""
+    begun = Begun(*facts)
+    begun.begins = begun.fresh or cut or begun.index == 0
+    return begun
 
 
 class Clock:

@@ -19,11 +19,13 @@ from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from .chunks import Chunk
-from .outputs import open_output
+from .outputs import check_output, open_output
 from .overlay.layer import Layer
 from .prompts import Transition, check_transition
 from .stream import Stream
 from .video import choose_encoder
+
+LONGEST = 1e9  # seconds: of a video, and into it
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,15 @@ def generate(
     Raises UserError before anything is written for bad arguments, and when the output cannot be written.
     """
     g = bundle.output
-    total = None if seconds is None else max(1, round(seconds * g.fps))
+    total = frames_in(seconds, g.fps)
     waiting = sorted(changes, key=lambda change: change.seconds)
     if total is not None and waiting and waiting[-1].seconds * g.fps >= total:
         last = waiting[-1]
         raise UserError(f"--then {last.seconds:g}:{last.prompt}: the video ends at {total / g.fps:g} s")
+    kind, _ = check_output(output, g.width, g.height, g.fps, replace, total)
+    chosen, told = choose_encoder(encoder, g.width, g.height) if kind == "video" else ("libx264", None)
+    if told:
+        notice(told)
     with Stream(
         bundle,
         prompt=prompt,
@@ -121,9 +127,6 @@ def generate(
             stream.bank.change(change.prompt, change.transition)  # fail now, not in an hour
         for note in stream.notices:
             notice(note)
-        chosen, told = choose_encoder(encoder, g.width, g.height)
-        if told:
-            notice(told)
         ahead = g.chunk_frames if stream.overlap else 0  # the chunk that is being made already
         made, began = 0, dt.datetime.now(dt.UTC)
         ordered: list[tuple[int, PromptChange]] = []  # and the chunk that each takes effect with
@@ -152,6 +155,15 @@ def generate(
     return Video(made, g.fps)
 
 
+def frames_in(seconds: float | None, fps: int) -> int | None:
+    """Of a video's length; None is endless. Raises UserError."""
+    if seconds is None:
+        return None
+    if not 0 < seconds <= LONGEST:
+        raise UserError(f"seconds {seconds}: expected more than 0 and at most {LONGEST:g}; None is endless")
+    return max(1, round(seconds * fps))
+
+
 def parse_change(text: str, transition: Transition = "smooth") -> PromptChange:
     """'12.5:a prompt' -> its change. Raises UserError."""
     time_text, colon, prompt = text.partition(":")
@@ -159,6 +171,6 @@ def parse_change(text: str, transition: Transition = "smooth") -> PromptChange:
         at = float(time_text)
     except ValueError:
         at = -1.0
-    if not colon or not 0 <= at <= 1e9 or not prompt.strip():
+    if not colon or not 0 <= at <= LONGEST or not prompt.strip():
         raise UserError(f"--then {text!r}: expected SECONDS:PROMPT, for example 12.5:a calm sea")
     return PromptChange(at, prompt, transition)

@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 from numpy.typing import NDArray
+
+from ..engines.errors import UserError
+
+MAX_SEED = 2**64 - 1
+
+
+def whole_number(name: str, value: object, most: int, expected: str) -> int:
+    """From 0 to `most`, NumPy's integers as Python's, which a saved state can hold. Raises UserError."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if not 0 <= number <= most:
+        raise UserError(f"{name} {value}: expected {expected}")
+    return number
+
+
+def seed_of(value: object) -> int:
+    """Raises UserError."""
+    return whole_number("seed", value, MAX_SEED, f"0 to {MAX_SEED}")
 
 
 def chunk_noise(seed: int, chunk: int, passes: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ import re
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self, cast
+from typing import BinaryIO, Literal, Protocol, Self, cast
 
 import av
 import av.container
@@ -35,6 +35,7 @@ IN_PIECES = {
     "matroska": {"cluster_time_limit": "1000", "flush_packets": "1"},
 }
 ENDLESS_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+GIF_FPS = 50
 MAX_GIF_FRAMES, MAX_GIF_BYTES = 2400, 512 << 20  # a GIF is held in memory until it is saved, a byte a pixel
 
 
@@ -66,28 +67,44 @@ def open_output(
     replace: allow a name that exists already. frames: how many will come, where that is known.
     Raises UserError when the name says none of these, is taken, or its place cannot be written.
     """
-    if target == "-":
+    kind, path = check_output(target, width, height, fps, replace, frames)
+    if kind == "raw":
         return RawOutput(sys.stdout.buffer)
+    if kind == "png":
+        return PngOutput(path, replace)
+    if kind == "gif":
+        return GifOutput(path, width, height, fps)
+    return FileOutput(path, width, height, fps, encoder, endless=frames is None)
+
+
+def check_output(
+    target: str, width: int, height: int, fps: int, replace: bool = False, frames: int | None = None
+) -> tuple[Literal["raw", "png", "gif", "video"], Path]:
+    """What `open_output` would open, and where. Raises UserError for what it would refuse: nobody should wait for engines to
+    be told that."""
     path = Path(target)
     suffix = path.suffix.lower()
+    if target == "-":
+        return "raw", path
     if target and (target.endswith(("/", os.sep)) or path.is_dir()):  # '' is no folder, though a path of it is
         if (path / MANIFEST).is_file():
             raise UserError(
                 f"{path}: is a bundle; expected another folder, or a name ending in .mp4, .mkv, .gif or .png"
             )
-        return PngOutput(path / "%06d.png", replace)
+        path, suffix = path / "%06d.png", ".png"
     if suffix == ".png":
-        return PngOutput(path, replace)
-    if suffix in (".gif", *CONTAINERS):
-        check_free(path, replace)
-        if suffix == ".gif" and frames is not None and frames > _gif_room(width, height):
-            raise UserError(f"{path}: {_gif_holds(width, height, fps)}, this are {frames}; use .mp4 or .mkv")
-        return (
-            GifOutput(path, width, height, fps)
-            if suffix == ".gif"
-            else FileOutput(path, width, height, fps, encoder, endless=frames is None)
-        )
-    raise UserError(f"output {target!r}: expected -, a folder/, or a name ending in .mp4, .mkv, .gif or .png")
+        earlier_frames(path, replace)
+        return "png", path
+    if suffix not in (".gif", *CONTAINERS):
+        raise UserError(f"output {target!r}: expected -, a folder/, or a name ending in .mp4, .mkv, .gif or .png")
+    check_free(path, replace)
+    check_writable(path)
+    if suffix != ".gif":
+        return "video", path
+    step = _gif_step(fps)
+    if frames is not None and -(-frames // step) > _gif_room(width, height):
+        raise UserError(f"{path}: {_gif_holds(width, height, fps / step)}, this are {frames // step}; use .mp4 or .mkv")
+    return "gif", path
 
 
 def check_free(path: Path, replace: bool) -> None:
@@ -257,23 +274,31 @@ class RawOutput:
         return
 
 
+def earlier_frames(pattern: Path, replace: bool) -> int:
+    """How many frames of a sequence of this name are there, from 0 to the first gap. Raises UserError for a name without a
+    number, and for frames that are in the way and may not be replaced."""
+    parts = re.fullmatch(r"((?:[^%]|%%)*)%0?\d*d((?:[^%]|%%)*)", pattern.name)
+    if parts is None:
+        raise UserError(f"output {pattern}: a PNG sequence needs a number pattern such as frame-%06d.png")
+    if not pattern.parent.is_dir():
+        return 0
+    before, after = (re.escape(part.replace("%%", "%")) for part in parts.groups())
+    named = re.compile(rf"{before} *(\d+){after}")
+    numbers = {int(found[1]) for path in pattern.parent.iterdir() if (found := named.fullmatch(path.name))}
+    # Named as a frame would be: 20240131.png and 7.png are no frames of %06d.png, or not for weeks.
+    taken = {n for n in numbers if (pattern.parent / (pattern.name % n)).exists()}
+    for number in sorted(taken):
+        check_free(pattern.parent / (pattern.name % number), replace)
+    return next(n for n in itertools.count() if n not in taken)
+
+
 class PngOutput:
     """One PNG per frame, numbered from 0; every file appears whole. Of a sequence that it replaces nothing stays."""
 
     def __init__(self, pattern: Path, replace: bool = False):
-        parts = re.fullmatch(r"((?:[^%]|%%)*)%0?\d*d((?:[^%]|%%)*)", pattern.name)
-        if parts is None:
-            raise UserError(f"output {pattern}: a PNG sequence needs a number pattern such as frame-%06d.png")
+        self._earlier = earlier_frames(pattern, replace)
         make_folder(pattern.parent)
         check_writable(pattern)
-        before, after = (re.escape(part.replace("%%", "%")) for part in parts.groups())
-        named = re.compile(rf"{before} *(\d+){after}")
-        numbers = {int(found[1]) for path in pattern.parent.iterdir() if (found := named.fullmatch(path.name))}
-        # Named as a frame would be: 20240131.png and 7.png are no frames of %06d.png, or not for weeks.
-        taken = {n for n in numbers if (pattern.parent / (pattern.name % n)).exists()}
-        for number in sorted(taken):
-            check_free(pattern.parent / (pattern.name % number), replace)
-        self._earlier = next(n for n in itertools.count() if n not in taken)  # frames of the sequence that is there
         self._pattern, self._count = pattern, 0
 
     def write(self, frames: NDArray[np.uint8]) -> None:
@@ -295,25 +320,32 @@ class PngOutput:
             self._pattern.with_name(self._pattern.name % number).unlink(missing_ok=True)
 
 
+def _gif_step(fps: int) -> int:
+    return -(-fps // GIF_FPS)
+
+
 def _gif_room(width: int, height: int) -> int:
     return min(MAX_GIF_FRAMES, MAX_GIF_BYTES // (width * height))
 
 
-def _gif_holds(width: int, height: int, fps: int) -> str:
+def _gif_holds(width: int, height: int, fps: float) -> str:
     room = _gif_room(width, height)
     return f"a GIF of {width}×{height} holds at most {room} frames here ({room / fps:g} s)"
 
 
 class GifOutput:
-    """An animated GIF. Its frames last whole hundredths of a second, so 16 fps becomes 6 or 7 of them in turn."""
+    """An animated GIF. Its frames last whole hundredths of a second, so 16 fps becomes 6 or 7 of them in turn. Browsers show
+    what should last less than two hundredths for ten: of more than 50 fps every other frame is left out, or more."""
 
     def __init__(self, path: Path, width: int, height: int, fps: int):
-        self._part, self._size, self._fps, self._full = _Part(path), (width, height), fps, False
+        self._every, self._seen = _gif_step(fps), 0
+        self._part, self._size, self._fps, self._full = _Part(path), (width, height), fps / self._every, False
         self._frames = []
 
     _frames: list[Image.Image]
 
     def write(self, frames: NDArray[np.uint8]) -> None:
+        self._seen, frames = self._seen + len(frames), frames[-self._seen % self._every :: self._every]
         room = _gif_room(*self._size) - len(self._frames)
         self._frames += [Image.fromarray(image).quantize(dither=Image.Dither.NONE) for image in frames[:room]]
         if len(frames) > room:  # of a video without an end: what there is stays

@@ -73,7 +73,7 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     return channels
 
 
-def eight_bits(file: Path, picture: Image.Image) -> Image.Image:
+def eight_bits(file: Path | str, picture: Image.Image) -> Image.Image:
     """The first frame in a mode of eight bits a channel, its transparency kept. Raises UserError for numbers that have no
     known white."""
     picture.load()
@@ -116,11 +116,20 @@ def in_srgb(picture: Image.Image) -> Image.Image:
     alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
     colours: Image.Image = picture.convert("RGB") if alpha is not None else picture
     if profile:
-        colours = _converted(colours, profile)
+        colours = _converted(colours.getchannel(0) if alpha is not None and _of_grey(profile) else colours, profile)
     colours = colours.convert("RGB")
     if alpha is not None:
         colours.putalpha(alpha)
     return colours
+
+
+def _of_grey(profile: bytes) -> bool:
+    """Whether it is a grey picture's, which is RGBA here where something of it is transparent."""
+    try:
+        found: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile
+        return found.xcolor_space.strip() == "GRAY"
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return False
 
 
 def _converted(colours: Image.Image, profile: bytes) -> Image.Image:

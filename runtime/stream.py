@@ -23,9 +23,9 @@ from ..engines.bundle import Bundle
 from ..engines.errors import UserError
 from ..engines.ort import OrtBackend
 from .anchor import encode_anchor
-from .chunks import BEGUN_FACTS, Chunk, Clock, Timings
+from .chunks import BEGUN_FACTS, Chunk, Clock, Timings, restored
 from .chunks import Begun as _Begun
-from .noise import NoiseAhead
+from .noise import NoiseAhead, seed_of, whole_number
 from .passes import Passes
 from .prompts import PromptBank, Transition, check_transition
 from .proof import require
@@ -34,8 +34,7 @@ from .ring import RingLayout, Slot
 from .rope import FARTHEST, head_frequencies
 from .shots import shot_ring
 from .sinks import check_distance, leaving, own_mode, sink_turn
-
-MAX_SEED = 2**64 - 1
+from .whole import Whole
 
 
 class Stream:
@@ -80,9 +79,10 @@ class Stream:
         options: EngineOptions | None = None,
         backend: Backend | None = None,
     ):
+        self._whole = Whole()
         self.set_seed(seed)
-        if not 0 <= start <= FARTHEST:
-            raise UserError(f"start {start}: expected a latent frame index from 0 to 10^13")
+        start = whole_number("start", start, FARTHEST, "a latent frame index from 0 to 10^13")
+
         manifest = bundle.manifest
         rope = manifest.rope
         self.jitter_sigma = sigma = rope.jitter_sigma if jitter_sigma is None else jitter_sigma
@@ -94,8 +94,7 @@ class Stream:
         self.layout = RingLayout.of(manifest.geometry)
         mode, note = own_mode(bundle) if rope_mode is None else (rope_mode, None)
         self.rope_mode = mode
-        # None: they stay where they were made.
-        self.sink_distance = check_distance(bundle, self.rope_mode, sink_distance)
+        self.sink_distance = check_distance(bundle, mode, sink_distance)  # None: they stay where they were made
         self.frequencies = head_frequencies(rope, sigma) if frequencies is None else frequencies
         self._prompt = self.bank.find(prompt) if prompt is not None else self.bank.prompts[0]
         self._pending: tuple[str, Transition | Literal["anew"]] | None = (self._prompt, "swap")
@@ -160,9 +159,7 @@ class Stream:
 
     def set_seed(self, seed: int) -> None:
         """Draw the noise of the chunks to come from another seed. Raises UserError."""
-        if not 0 <= seed <= MAX_SEED:
-            raise UserError(f"seed {seed}: expected 0 to {MAX_SEED}")
-        self.seed = seed
+        self.seed = seed_of(seed)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the stream's own device memory: ring, prompt (its keys and values), states (the decoder's)."""
@@ -192,6 +189,7 @@ class Stream:
 
     def _settle(self) -> None:
         """Let the chunk in flight be made: its passes write x0 and the ring, some of them not before they are waited for."""
+        self._whole.check()
         if self._begun is not None:
             self._loop.made()
 
@@ -207,36 +205,38 @@ class Stream:
 
     def close(self) -> None:
         """Free the engines and buffers; a closed stream makes no more chunks."""
+        self._whole.close()
         loop = self.__dict__.pop("_loop", None)
         if loop is not None and self._begun is not None:
             loop.made()
 
     def next_chunk(self) -> Chunk:
-        """Make the next chunk."""
-        began = time.perf_counter()
-        loop = self._loop
-        this = self._begun or self._begin(anew=False)
-        self._begun = None
-        if self.overlap:  # the next chunk's, while this one is being made
-            self._noise.draw(self.seed, self._index, loop.draws["make"])
-        seconds = loop.made()
-        clock = Clock()
-        latent = loop.x0.read()[0]
-        if this.written == 0 and loop.moving is not None:
-            loop.moving.begin()
-        self._recent.append(Standing(this.position, latent.copy()))  # the other is the caller's, to do with as it likes
-        if self.overlap:
-            loop.show()
-        host = this.host + clock.lap()
-        if self.overlap:
-            self._begun = self._begin(this.fresh)
-        frames, beside = loop.shown()
-        # With overlap the next chunk's passes are already writing there.
-        watched = [] if self.overlap else loop.observed
-        observed = [{name: buffer.read() for name, buffer in told.items()} for told in watched]
-        total = time.perf_counter() - began
-        timings = Timings.of(this.prompt_time, host, total, seconds + beside, loop.after)
-        return Chunk(this.index, this.position, this.prompt, frames, latent, timings, observed, this.begins)
+        """Make the next chunk. Raises UserError where an earlier one was broken off, by Ctrl-C or an error."""
+        with self._whole:
+            began, loop = time.perf_counter(), self._loop
+            this = self._begun or self._begin(anew=False)
+            self._begun = None
+            if self.overlap:  # the next chunk's, while this one is being made
+                self._noise.draw(self.seed, self._index, loop.draws["make"])
+            seconds = loop.made()
+            clock = Clock()
+            latent = loop.x0.read()[0]
+            if this.written == 0 and loop.moving is not None:
+                loop.moving.begin()
+            # A copy, for the other is the caller's.
+            self._recent.append(Standing(this.position, latent.copy()))
+            if self.overlap:
+                loop.show()
+            host = this.host + clock.lap()
+            if self.overlap:
+                self._begun = self._begin(this.fresh)
+            frames, beside = loop.shown()
+            # With overlap the next chunk's passes are already writing there.
+            watched = [] if self.overlap else loop.observed
+            observed = [{name: buffer.read() for name, buffer in told.items()} for told in watched]
+            total = time.perf_counter() - began
+            timings = Timings.of(this.prompt_time, host, total, seconds + beside, loop.after)
+            return Chunk(this.index, this.position, this.prompt, frames, latent, timings, observed, this.begins)
 
     def keep_chunk(self, latent: NDArray[np.float32]) -> Chunk:
         """Let the next chunk be this latent [C, F, h, w]: it is committed and decoded, not generated. Not with overlap."""
@@ -324,15 +324,15 @@ class Stream:
             self._loop.x0.write(tensors["begun"])
         self._index, self._written, self._position = facts["index"], facts["written"], facts["position"]
         self._prompt, self._first, self._pending = prompt, facts["first"], pending
-        self._recent.clear()
-        self._recent.extend(Standing(p, tensors[f"recent_{i}"]) for i, p in enumerate(facts["recent"]))
+        recent = (Standing(p, tensors[f"recent_{i}"]) for i, p in enumerate(facts["recent"]))
+        self._recent = deque(recent, maxlen=self._recent.maxlen)
         self._sinks_made = facts["sink_start"]
         self._anchors = deque(tensors[f"anchor_{i}"] for i in range(facts["anchors"]))
         self._loop.load(tensors, facts["decoded"])
-        self._begun = _Begun(*facts["begun"]) if facts["begun"] else None
         self._loop.set_prompt(self.bank.embedding(self._prompt))
         if self._shots is not None and facts["shot"] is not None:
             self._shots.load(facts["shot"])
+        self._begun = restored(facts["begun"], bool(self._shots and self._shots.cut)) if facts["begun"] else None
 
     def _place(self, position: int) -> None:
         """Point the step passes at the next slot, with the tables of the chunk at `position`."""

@@ -15,8 +15,9 @@ from ...engines.base import EngineOptions
 from ...engines.errors import UserError
 from ..choice import open_engines
 from ..demo import open_bundle
-from ..generation import Progress, parse_change
+from ..generation import Progress, frames_in, parse_change
 from ..generation import generate as make
+from ..outputs import check_output
 from ..overlay.layer import Layer
 from ..prompts import check_transition
 from . import options
@@ -73,13 +74,17 @@ def generate(
     changes = [parse_change(text, transition) for text in then or []]  # type: ignore[arg-type] - checked
     layer = None if overlay is None else layer_of(overlay)
     opened = open_bundle(bundle).with_post(post)
+    length, g = None if endless else 30.0 if seconds is None else seconds, opened.output
+    check_output(
+        output, g.width, g.height, g.fps, force, frames_in(length, g.fps)
+    )  # before engines are timed and loaded
     picture = options.picture_of(anchor, ground, opened)
     try:
         with StopSignals() as signals, status("loading engines …") as update:
             video = make(
                 opened,
                 output,
-                seconds=None if endless else 30.0 if seconds is None else seconds,
+                seconds=length,
                 prompt=prompt,
                 seed=seed,
                 start=start,

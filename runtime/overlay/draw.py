@@ -3,7 +3,9 @@ video in a page and what is burned into frames are the same."""
 
 from __future__ import annotations
 
+import codecs
 import datetime as dt
+import html
 import io
 import re
 from bisect import bisect_right
@@ -14,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ...engines.errors import UserError
 from ...engines.files import reason
+from ..picture import eight_bits, in_srgb
 from .parts import Clock, Code, Logo, Message, Overlay, Placed, Text, Ticker
 
 FONTS = Path("/usr/share/fonts")
@@ -282,14 +285,17 @@ def _as_high(content: bytes, high: int, widest: int) -> Image.Image:
 
 def picture_of(content: bytes, high: int) -> Image.Image:
     """A logo's file as RGBA; an SVG drawn `high` pixels high. Raises UserError."""
+    content = content.removeprefix(codecs.BOM_UTF8)
     if content.lstrip()[:1] == b"<":
         content = _of_svg(content, high)
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > LARGEST:
                 raise UserError(f"overlay.logo: {image.width}×{image.height} pixels, at most {LARGEST:,}")
-            return image.convert("RGBA")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+            return in_srgb(ImageOps.exif_transpose(eight_bits("overlay.logo", image))).convert("RGBA")
+    except UserError:
+        raise
+    except Exception:  # on damaged files Pillow's readers raise whatever their libraries do
         raise UserError("overlay.logo: neither a PNG, JPEG or WebP picture nor an SVG") from None
 
 
@@ -300,9 +306,9 @@ def _of_svg(content: bytes, high: int) -> bytes:
     except ImportError:
         raise UserError("overlay.logo: an SVG needs resvg: pip install 'everframe[overlay]'") from None
     text = content.decode("utf-8", "replace")
-    if re.search(
-        r"""href\s*=\s*["']?\s*(?!["'#]|data:)|<!ENTITY|@import|url\(\s*["']?\s*(?!#|data:)""", text, re.IGNORECASE
-    ):
+    # Possessive: what is passed over is not given back for the sake of a match.
+    named = r"""href\s*+=\s*+["']?+\s*+(?!["'#]|data:)|<!ENTITY|@import|url\(\s*+["']?+\s*+(?!["'#]|data:)"""
+    if re.search(named, html.unescape(text), re.IGNORECASE):
         raise UserError("overlay.logo: an SVG that refers to another file or address")
     try:
         # Both bounds: by its height alone one that is very wide would be drawn before its size could be looked at.

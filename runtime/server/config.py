@@ -14,9 +14,9 @@ from ...engines.bundle import first_problem
 from ...engines.errors import UserError
 from ...engines.post import Choice
 from ...engines.text import read_text
+from ..noise import MAX_SEED
 from ..overlay.parts import Overlay
 from ..prompts import Transition
-from ..stream import MAX_SEED
 from .addresses import host_name, origin
 from .discretion import redacted
 from .orders.playlist import Item, Playlist, Text

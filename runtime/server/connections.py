@@ -8,7 +8,11 @@ that reads no answers, into memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -62,12 +66,32 @@ class Http(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
 class Web(uvicorn.Server):
     """uvicorn waits for answers that are on, for some seconds, before it tells the application to end: what never ends by
-    itself (`app.state.endless`, called in the event loop) is ended before."""
+    itself (`app.state.endless`, called in the event loop) is ended before. A second Ctrl-C ends that waiting; uvicorn's own
+    leaves the application's end out with it. `signals` are what came, for who runs it: raised again inside the event loop,
+    as uvicorn does, they cut through that end too."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @property
+    def signals(self) -> list[int]:
+        return self._captured_signals
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for end in getattr(self.config.app.state, "endless", ()):  # type: ignore[union-attr]
             end()
         await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
 
 class Socket(AutoWebSocketsProtocol):  # type: ignore[misc, valid-type]

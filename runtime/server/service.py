@@ -137,11 +137,6 @@ class Service:
         for push in self.pushes:
             push.stop()
 
-    @property
-    def running(self) -> bool:
-        """It has been started, and not stopped since."""
-        return self.channel.is_alive()
-
     def problems(self) -> tuple[list[str], list[str]]:
         """What makes the server unhealthy, and what somebody should look at."""
         now = time.monotonic()

@@ -18,7 +18,6 @@ from .config import Config, Server, read_config
 from .discretion import secrets_of
 
 if TYPE_CHECKING:
-    from .service import Service
     from .survival.logs import Tail
     from .survival.seen import Seen
 
@@ -67,6 +66,8 @@ def run(web: Any, bound: socket.socket, server: Server) -> None:
     except OSError as error:  # somebody was faster
         raise UserError(f"cannot listen on {in_url(server.host)}:{server.port}: {reason(error)}") from None
     web.run(sockets=[bound])
+    if web.signals:
+        signal.raise_signal(web.signals[0])
     if not web.started:
         raise UserError("the web process could not start; the log says why")
 
@@ -117,7 +118,7 @@ def one_life(config: Config, token: str, tail: Tail, tell: Callable[[str], None]
     from .survival.seen import see
 
     bound = listening(config.server.host, config.server.port)  # before gigabytes are read
-    osc = service = None
+    osc = None
     try:
         service = Service(config, seen or see(config.stream.bundle))
         osc = serve_osc(config.osc, service.control, service.state) if config.osc.enabled else None
@@ -130,22 +131,9 @@ def one_life(config: Config, token: str, tail: Tail, tell: Callable[[str], None]
         bound.close()
         if osc is not None:
             osc.shutdown()
-        if service is not None:
-            end_hurried(service)
-    assert service is not None  # else an error has been raised
     if service.fatal is not None:
         raise UserError(service.fatal)
     return service.another
-
-
-def end_hurried(service: Service) -> None:
-    """A second Ctrl-C leaves out the application's end: save here all the same. A third one does not wait for that."""
-    try:
-        if service.running:
-            service.stop()
-    except KeyboardInterrupt:
-        service.supervisor.kill()  # it ignores signals, and this process would wait for it
-        raise
 
 
 def allow_files() -> None:

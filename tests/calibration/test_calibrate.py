@@ -203,7 +203,7 @@ def test_levels_are_counted_in_the_scale_that_is_stored(precision: str, kind: ty
     scale = (
         held["layer.scale"].astype(np.float64).reshape(-1, 40).repeat(256 // max(1, held["layer.scale"].size // 40), 0)
     )
-    assert (scale >= np.finfo(kind).tiny).all()
+    assert (scale > 0).all()
     assert held["layer.scale"].dtype == kind
     levels = held["layer.stored"].astype(np.float64)
     exact = weight.astype(np.float64) / smoothing / scale

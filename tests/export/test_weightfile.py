@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,9 @@ def resident(file: Path) -> int:
 
 def test_released_pages_come_back(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)
-    values.tofile(tmp_path / "f")
+    with open(tmp_path / "f", "wb") as f:
+        values.tofile(f)
+        os.fsync(f.fileno())  # a page that is not yet on the disk cannot go
     mapped = torch.from_file(str(tmp_path / "f"), size=1 << 16)
     anonymous = torch.from_numpy(values.copy())
     for tensor in (mapped, anonymous):

@@ -14,6 +14,7 @@ from everframe.engines.choose import open_backend
 from everframe.engines.errors import UserError
 from everframe.engines.openvino import OvBackend
 from everframe.engines.ort import OrtBackend
+from everframe.engines.store import BuildRecord, Stored
 from everframe.runtime import Stream, choice
 
 
@@ -44,8 +45,16 @@ def test_the_fastest_by_what_was_measured(bundle: Bundle, monkeypatch: pytest.Mo
     monkeypatch.setattr(choice, "timed", None)  # whoever measures again falls over it
     choice.open_engines(bundle, "auto", EngineOptions(threads=1), lines.append)
     assert lines[0] == lines[1]
-    with pytest.raises(TypeError):  # on more cores another may be the fastest
-        choice.open_engines(bundle, "auto", EngineOptions(threads=2), lines.append)
+    for name, other in (("thread_count", lambda wanted: 7), ("stored", lambda *_: [built("fp16")])):
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(choice, name, other)  # on more cores, or by other engines, another may be the fastest
+            with pytest.raises(TypeError):
+                choice.open_engines(bundle, "auto", EngineOptions(threads=1), lines.append)
+
+
+def built(precision: str) -> Stored:
+    record = BuildRecord(backend="tensorrt", version="10.14", options={"precision": precision}, made="", graphs={})
+    return Stored("0" * 16, Path(), record, None)
 
 
 def test_one_that_fails_is_named_and_never_chosen(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

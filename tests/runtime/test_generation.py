@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
+from everframe.runtime import generation
 from everframe.runtime.generation import PromptChange, generate
 
 from helpers import PROMPTS
@@ -59,3 +61,28 @@ def test_a_change_that_another_replaces_is_told(bundle_path: Path, tmp_path: Pat
     assert [line for line in notices if "--then" in line] == [
         f"--then 0.8:{PROMPTS[1]}: another comes with the same chunk: not seen"
     ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"output": "out.avi"}, r"out\.avi"),
+        ({"output": "taken.mp4"}, "already exists"),
+        ({"output": "nowhere/out.mp4"}, "does not exist"),
+        ({"encoder": "h265"}, "h265"),
+        ({"seconds": float("inf")}, "seconds inf"),
+        ({"seconds": float("nan")}, "seconds nan"),
+        ({"seconds": -3}, "seconds -3"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_engines_are_loaded(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any], words: str
+) -> None:
+    """They take minutes of a large bundle."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generation, "Stream", None)  # who makes one falls over it
+    (tmp_path / "taken.mp4").touch()
+    arguments: dict[str, Any] = {"output": "out.mp4", **wanted}
+    with pytest.raises(UserError, match=words):
+        generate(Bundle.open(bundle_path), **arguments)
+    assert [file.name for file in tmp_path.iterdir()] == ["taken.mp4"]

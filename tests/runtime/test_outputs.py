@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from everframe.engines.errors import UserError
 from everframe.runtime import outputs
@@ -136,6 +136,18 @@ def test_gif(tmp_path: Path) -> None:
             total += image.info["duration"]
             assert np.abs(np.asarray(image.convert("RGB")).astype(int) - frames[i]).mean() < 4
     assert total == 2000  # 32 frames at 16 fps
+
+
+def test_a_gif_of_many_frames_a_second_is_not_slow_in_browsers(tmp_path: Path) -> None:
+    """They show a frame that should last less than two hundredths for ten."""
+    frames = moving_frames(65)
+    with open_output(str(tmp_path / "out.gif"), WIDTH, HEIGHT, 64) as out:
+        for i in range(0, 65, 5):
+            out.write(frames[i : i + 5])
+    with Image.open(tmp_path / "out.gif") as image:
+        shown = [i.info["duration"] for i in ImageSequence.Iterator(image)]
+    assert min(shown) >= 20
+    assert abs(sum(shown) - 1000 * 66 / 64) <= 10
 
 
 def test_names_that_are_no_place_for_pictures(bundle_path: Path) -> None:

@@ -150,6 +150,31 @@ def test_a_profile_is_converted(tmp_path: Path) -> None:
     assert near(read_picture(tmp_path / "y.png", 90, 60)[5, 80], RED)
 
 
+def test_a_grey_picture_s_profile_is_converted_with_transparency_too(tmp_path: Path) -> None:
+    """Linear light: what is a quarter of white there is brighter in sRGB, by its definition (IEC 61966-2-1)."""
+    profile = linear_grey()
+    expected = 255 * (1.055 * (64 / 255) ** (1 / 2.4) - 0.055)
+    for mode, colour in (("L", 64), ("LA", (64, 255))):
+        Image.new(mode, (90, 60), colour).save(tmp_path / "x.png", icc_profile=profile)  # type: ignore[arg-type]
+        shown = read_picture(tmp_path / "x.png", 90, 60)[30, 45]
+        assert near(shown, (expected, expected, expected), 2), mode
+
+
+def linear_grey() -> bytes:
+    """The smallest profile of ICC.1:2001-04 for grey, with a curve that is a straight line."""
+    xyz = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)  # D50
+    tags = {b"wtpt": xyz, b"kTRC": b"curv\0\0\0\0\0\0\0\0", b"cprt": b"text\0\0\0\0none\0\0\0\0"}
+    tags[b"desc"] = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"g\0" + bytes(78)
+    at = 132 + 12 * len(tags)
+    table, data = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">2I", at + len(data), len(content))
+        data += content + bytes(-len(content) % 4)
+    head = struct.pack(">I4sI", 128 + len(table) + len(data), b"lcms", 0x02100000) + b"mntrGRAYXYZ "
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + table + data
+
+
 def png_of(width: int, height: int) -> bytes:
     """A PNG that says it has this size, with no pixels to speak of."""
 

@@ -18,6 +18,7 @@ from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.export.taehv import Taehv
 from everframe.runtime import EngineOptions, Stream
 from everframe.runtime.noise import chunk_noise
+from everframe.runtime.state import save_state
 
 from helpers import AUTOENCODER, PROMPTS, TRANSFORMER
 from reference import Reference, flow_sigmas
@@ -362,3 +363,36 @@ def test_an_order_behind_a_new_beginning(bundle: Bundle, overlap: bool) -> None:
             assert other.prompt == PROMPTS[1]
             assert (other.latent == chunk.latent).all()
             assert (other.frames == chunk.frames).all()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_was_broken_off_inside_a_chunk_is_not_gone_on_with(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    """As by Ctrl-C: the ring and the decoder's states are half written, and a state saved of them would resume wrong."""
+    with Stream(bundle, overlap=overlap) as stream:
+        stream.next_chunk()
+        monkeypatch.setattr(stream._loop, "shown", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.next_chunk()
+        for go_on in (stream.next_chunk, stream.snapshot):
+            with pytest.raises(UserError, match="broken off inside a chunk"):
+                go_on()
+    for go_on in (stream.next_chunk, stream.snapshot):
+        with pytest.raises(UserError, match="the stream is closed"):
+            go_on()
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def test_seeds_and_starts_of_numpy(bundle: Bundle, tmp_path: Path) -> None:
+    seed, start = np.array([5, 30])
+    with Stream(bundle, seed=seed, start=start) as stream:
+        frames = stream.next_chunk().frames
+        save_state(stream, tmp_path / "state")
+    with Stream(bundle, seed=5, start=30) as stream:
+        assert (stream.next_chunk().frames == frames).all()
+    with pytest.raises(UserError, match=r"seed 1\.5"):
+        Stream(bundle, seed=1.5)  # type: ignore[arg-type]

@@ -206,8 +206,6 @@ def no_place(needs: dict[str, float], nodes: list[dict[str, Any]]) -> str:
 class Fleet:
     """The actors of all streams."""
 
-    stopped = False
-
     def __init__(self, config: FleetConfig):
         check_video(config.video)
         # Before a cluster is asked for anything; once each, for verifying reads every byte.
@@ -253,7 +251,7 @@ class Fleet:
 
     def stop(self) -> None:
         """All at once. One that no node has taken, or whose node is gone, is not waited for."""
-        self.stopped = True
+
         alive = {actor.__ray_ready__.remote(): name for name, actor in self.actors.items()}
         there, _ = ray.wait(list(alive), num_returns=len(alive), timeout=PATIENCE)
         stopping = {self.actors[name].stop.remote(): name for name in (alive[ref] for ref in there)}

@@ -28,7 +28,6 @@ def serve_fleet(file: Path, tell: Callable[[str], None] = lambda line: None) -> 
     with hold(config.state_dir):
         token = read_token(config.state_dir, config.server.token)
         bound = listening(config.server.host, config.server.port)
-        fleet = None
         try:
             try:
                 fleet = Fleet(config)
@@ -39,5 +38,3 @@ def serve_fleet(file: Path, tell: Callable[[str], None] = lambda line: None) -> 
             run(web, bound, config.server)
         finally:
             bound.close()
-            if fleet is not None and not fleet.stopped:  # a second Ctrl-C leaves out the application's end
-                fleet.stop()

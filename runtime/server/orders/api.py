@@ -8,7 +8,7 @@ from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...stream import MAX_SEED
+from ...noise import MAX_SEED
 from ..guard import Problem
 from ..service import Service
 from ..survival.logs import Tail

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ....engines.bundle import Bundle
 from ....engines.errors import UserError
 from ....engines.files import reason, write_whole
-from ...stream import MAX_SEED
+from ...noise import MAX_SEED
 from ..config import Config, check_token
 from .kept import digest, read_kept, write_kept
 from .playlist import Change, Playlist
@@ -89,8 +89,11 @@ class Control:
         if playlist is not None:
             playlist = playlist.model_copy(update={"items": [self.spelling.change(item) for item in playlist.items]})
         with self._lock:
-            stays = Change(prompt=running) if playlist is None and running is not None else None
-            self.kept.playlist, self.kept.prompt = playlist, stays
+            if playlist is not None or running is None:
+                self.kept.prompt = None
+            elif self.kept.playlist is not None:  # else what was ordered last stays, which may not be shown yet
+                self.kept.prompt = Change(prompt=running)
+            self.kept.playlist = playlist
             self.orders += 1
             self._order("playlist", playlist)
             self._save()

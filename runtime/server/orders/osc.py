@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from ....engines.bundle import first_problem
 from ....engines.errors import UserError
 from ....engines.files import reason
-from ...stream import MAX_SEED
+from ...noise import MAX_SEED
 from ..addresses import in_url
 from ..config import Osc
 from ..discretion import printable, shortened

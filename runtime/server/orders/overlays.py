@@ -141,5 +141,5 @@ class Overlays:
 
     def _fresh(self) -> Kept:
         overlay = self._configured.model_copy(update={"message": None})
-        config = digest(self._configured.model_dump_json(exclude_unset=True))
+        config = digest(self._configured.model_dump_json())
         return Kept(config=config, overlay=overlay, message=self._configured.message)

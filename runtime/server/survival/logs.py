@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import logging.handlers
 from collections import deque
@@ -61,4 +62,10 @@ def set_up(settings: Logging, secrets: Iterable[str] = ()) -> Tail:
     # uvicorn.error tells every WebSocket that comes and goes, with its address.
     for noisy in ("uvicorn.access", "uvicorn.error", "websockets", "PIL", "asyncio", "libav"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_end)
     return tail
+
+
+def _is_no_end(record: logging.LogRecord) -> bool:
+    """A request that is cut off when the server stops is no error of the application's, which uvicorn takes it for."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)

@@ -191,6 +191,7 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/19
         (SVG.format("<image xlink:href = 'http://x/y.png'/>").encode(), "another file"),
         (SVG.format("<style>@import 'x.css'</style>").encode(), "another file"),
         (SVG.format("<rect fill='url(http://x#y)'/>").encode(), "another file"),
+        (SVG.format("""<rect fill='url( "http://x#y")'/>""").encode(), "another file"),
         (b"<svg", "not an SVG"),
         (b"<html></html>", "not an SVG"),
         (b"GIF89a", "neither"),
@@ -203,6 +204,26 @@ def test_files_that_are_no_logo(content: bytes, words: str) -> None:
         painted(Overlay(logo=Logo()), content)
     assert str(caught.value).startswith("overlay.logo")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["url(#g)", 'url("#g")', "url( #g )", "url(&quot;#g&quot;)"])
+def test_an_svg_may_refer_to_itself(url: str) -> None:
+    """As browsers and editors write it, with or without a byte order mark before it."""
+    ramp = "<linearGradient id='g'><stop stop-color='#00f'/></linearGradient>"
+    drawn = SVG.format(f"{ramp}<rect width='9' height='9' style='fill:{url}'/>").encode()
+    for content in (drawn, b"\xef\xbb\xbf" + drawn):
+        assert picture_of(content, 9).getpixel((4, 4)) == (0, 0, 255, 255)
+
+
+def test_a_logo_is_seen_as_the_eye_sees_it() -> None:
+    """Turned as the camera says, and sixteen bits as what they are."""
+    turned, grey = io.BytesIO(), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(turned, "JPEG", exif=exif)
+    Image.fromarray(np.full((4, 4), 0x8080, np.uint16)).save(grey, "PNG")
+    assert picture_of(turned.getvalue(), 9).size == (20, 40)
+    assert picture_of(grey.getvalue(), 9).getpixel((0, 0)) == (128, 128, 128, 255)
 
 
 def test_an_svg_that_is_very_wide_is_not_drawn() -> None:

@@ -22,7 +22,7 @@ from everframe.runtime.server.config import Config
 from everframe.runtime.server.orders.control import Control
 from everframe.runtime.server.orders.overlays import Overlays
 
-from serving import Site, serve, wait_for
+from serving import CHROMIUM, TOKEN, Site, page_of, serve, until, wait_for
 
 RED = {"text": "x", "colour": "#ff0000", "ground": "#ff0000"}
 GREEN = {"text": "x", "colour": "#00ff00", "ground": "#00ff00"}
@@ -256,3 +256,21 @@ def test_a_logo_may_be_larger_than_an_order(site: Site) -> None:
         assert connection.getresponse().status == status
         connection.close()
     assert site.ask("/api/overlay", "DELETE")[0] == 204
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
+def test_the_operator_s_page_changes_what_was_changed_on_it(site: Site, browser: Any) -> None:
+    """It may have been open for days, and others give orders meanwhile."""
+    site.ask("/api/overlay", "PUT", {"texts": [{"text": "before"}]})
+    with page_of(browser) as page:
+        page.goto(f"{site.url}/operator")
+        until(page, "document.getElementById('line').value === 'before'")
+        page.fill("#token", f"{TOKEN}\u200b ")  # as a paste brings it
+        site.ask("/api/overlay", "PUT", {"texts": [{"text": "before"}, {"text": "beside"}], "code": {"text": "x"}})
+        page.fill("#ticker", "after")
+        page.click("#overlay-form button[type=submit]")
+        wait_for(lambda: site.ask("/api/overlay")[1]["ticker"])
+        found = site.ask("/api/overlay")[1]
+    assert [found["ticker"]["text"], found["code"]["text"]] == ["after", "x"]
+    assert [text["text"] for text in found["texts"]] == ["before", "beside"]
+    site.ask("/api/overlay", "DELETE")

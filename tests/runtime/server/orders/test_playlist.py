@@ -292,3 +292,11 @@ def test_the_prompt_of_a_playlist_that_was_ended_stays_over_a_restart(bundle: Bu
     ordered.clear()
     started().ready({"playlist": items, "prompt": sea})
     assert ordered == [("prompt", Change(prompt=lava))]
+
+
+def test_ending_a_playlist_that_there_is_not_changes_no_order(bundle: Bundle, tmp_path: Path) -> None:
+    """What was ordered last may not be shown yet, least of all in a pause."""
+    control = Control(Config(state_dir=tmp_path), bundle, lambda *order: None)
+    control.set_prompt(Change(prompt=PROMPTS[1]))
+    control.set_playlist(None, PROMPTS[0])
+    assert control.kept.prompt == Change(prompt=PROMPTS[1])
