@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -132,6 +133,11 @@ class Site:
         return 0
 
 
+def obeys_ctrl_c() -> None:
+    """Also where the tests run in the background of a shell, which lets its children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def serve(folder: Path, bundle: Path, config: str = "", port: int | None = None, rate: float = 1000) -> Iterator[Site]:
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +153,7 @@ def serve(folder: Path, bundle: Path, config: str = "", port: int | None = None,
             ],
             stdout=out,
             stderr=out,
+            preexec_fn=obeys_ctrl_c,
         )
     site = Site(port, folder / "state", process, log)
     try:
