@@ -23,7 +23,7 @@ from .outputs import check_output, open_output
 from .overlay.layer import Layer
 from .prompts import Transition, check_transition
 from .stream import Stream
-from .video import choose_encoder
+from .video import check_encoder, choose_encoder
 
 LONGEST = 1e9  # seconds: of a video, and into it
 
@@ -105,6 +105,7 @@ def generate(
     if total is not None and waiting and waiting[-1].seconds * g.fps >= total:
         last = waiting[-1]
         raise UserError(f"--then {last.seconds:g}:{last.prompt}: the video ends at {total / g.fps:g} s")
+    check_encoder(encoder)
     kind, _ = check_output(output, g.width, g.height, g.fps, replace, total)
     chosen, told = choose_encoder(encoder, g.width, g.height) if kind == "video" else ("libx264", None)
     if told:

@@ -94,6 +94,12 @@ def check_output(
         path, suffix = path / "%06d.png", ".png"
     if suffix == ".png":
         earlier_frames(path, replace)
+        above = next(
+            folder for folder in path.absolute().parents if folder.exists()
+        )  # what is missing below it is made
+        if not above.is_dir():
+            raise UserError(f"{above}: not a folder")
+        check_writable(above / path.name)
         return "png", path
     if suffix not in (".gif", *CONTAINERS):
         raise UserError(f"output {target!r}: expected -, a folder/, or a name ending in .mp4, .mkv, .gif or .png")
@@ -102,8 +108,9 @@ def check_output(
     if suffix != ".gif":
         return "video", path
     step = _gif_step(fps)
-    if frames is not None and -(-frames // step) > _gif_room(width, height):
-        raise UserError(f"{path}: {_gif_holds(width, height, fps / step)}, this are {frames // step}; use .mp4 or .mkv")
+    shown = -(-(frames or 0) // step)
+    if shown > _gif_room(width, height):
+        raise UserError(f"{path}: {_gif_holds(width, height, fps / step)}, this are {shown}; use .mp4 or .mkv")
     return "gif", path
 
 

@@ -116,11 +116,17 @@ def in_srgb(picture: Image.Image) -> Image.Image:
     alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
     colours: Image.Image = picture.convert("RGB") if alpha is not None else picture
     if profile:
-        colours = _converted(colours.getchannel(0) if alpha is not None and _of_grey(profile) else colours, profile)
+        grey = alpha is not None and _is_grey(colours) and _of_grey(profile)
+        colours = _converted(colours.getchannel(0) if grey else colours, profile)
     colours = colours.convert("RGB")
     if alpha is not None:
         colours.putalpha(alpha)
     return colours
+
+
+def _is_grey(colours: Image.Image) -> bool:
+    red, green, blue = colours.split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
 
 
 def _of_grey(profile: bytes) -> bool:

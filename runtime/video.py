@@ -60,6 +60,12 @@ def working_encoders() -> list[str]:
     return [name for name in ENCODERS if choose_encoder(name, 256, 144)[0] == name]
 
 
+def check_encoder(wanted: str) -> None:
+    """Raises UserError for a name that is none."""
+    if wanted != "auto" and wanted not in ENCODERS:
+        raise UserError(f"--encoder {wanted!r}: expected auto, {', '.join(ENCODERS)}")
+
+
 def choose_encoder(wanted: str, width: int, height: int) -> tuple[str, str | None]:
     """An encoder that really opens here, and a notice when it is not the wanted one.
 
@@ -67,8 +73,7 @@ def choose_encoder(wanted: str, width: int, height: int) -> tuple[str, str | Non
     """
     if wanted == "auto":
         wanted = "h264_nvenc" if any(Path("/dev").glob("nvidia[0-9]*")) else "libx264"
-    if wanted not in ENCODERS:
-        raise UserError(f"--encoder {wanted!r}: expected auto, {', '.join(ENCODERS)}")
+    check_encoder(wanted)
     if wanted == "libx264":
         return wanted, None
     try:

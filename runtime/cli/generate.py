@@ -20,6 +20,7 @@ from ..generation import generate as make
 from ..outputs import check_output
 from ..overlay.layer import Layer
 from ..prompts import check_transition
+from ..video import check_encoder
 from . import options
 from .console import StopSignals, let_go, say, status
 
@@ -75,6 +76,7 @@ def generate(
     layer = None if overlay is None else layer_of(overlay)
     opened = open_bundle(bundle).with_post(post)
     length, g = None if endless else 30.0 if seconds is None else seconds, opened.output
+    check_encoder(encoder)
     check_output(
         output, g.width, g.height, g.fps, force, frames_in(length, g.fps)
     )  # before engines are timed and loaded

@@ -70,6 +70,8 @@ def test_a_change_that_another_replaces_is_told(bundle_path: Path, tmp_path: Pat
         ({"output": "taken.mp4"}, "already exists"),
         ({"output": "nowhere/out.mp4"}, "does not exist"),
         ({"encoder": "h265"}, "h265"),
+        ({"encoder": "h265", "output": "out.gif"}, "h265"),
+        ({"output": "taken.mp4/"}, "taken.mp4"),
         ({"seconds": float("inf")}, "seconds inf"),
         ({"seconds": float("nan")}, "seconds nan"),
         ({"seconds": -3}, "seconds -3"),

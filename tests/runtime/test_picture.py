@@ -158,6 +158,8 @@ def test_a_grey_picture_s_profile_is_converted_with_transparency_too(tmp_path: P
         Image.new(mode, (90, 60), colour).save(tmp_path / "x.png", icc_profile=profile)  # type: ignore[arg-type]
         shown = read_picture(tmp_path / "x.png", 90, 60)[30, 45]
         assert near(shown, (expected, expected, expected), 2), mode
+    Image.new("RGBA", (90, 60), (*RED, 255)).save(tmp_path / "x.png", icc_profile=profile)  # which cannot be its own
+    assert near(read_picture(tmp_path / "x.png", 90, 60)[30, 45], RED)
 
 
 def linear_grey() -> bytes:

@@ -89,10 +89,10 @@ class Control:
         if playlist is not None:
             playlist = playlist.model_copy(update={"items": [self.spelling.change(item) for item in playlist.items]})
         with self._lock:
-            if playlist is not None or running is None:
+            if playlist is not None:
                 self.kept.prompt = None
             elif self.kept.playlist is not None:  # else what was ordered last stays, which may not be shown yet
-                self.kept.prompt = Change(prompt=running)
+                self.kept.prompt = None if running is None else Change(prompt=running)
             self.kept.playlist = playlist
             self.orders += 1
             self._order("playlist", playlist)

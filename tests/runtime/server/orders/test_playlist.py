@@ -298,5 +298,6 @@ def test_ending_a_playlist_that_there_is_not_changes_no_order(bundle: Bundle, tm
     """What was ordered last may not be shown yet, least of all in a pause."""
     control = Control(Config(state_dir=tmp_path), bundle, lambda *order: None)
     control.set_prompt(Change(prompt=PROMPTS[1]))
-    control.set_playlist(None, PROMPTS[0])
-    assert control.kept.prompt == Change(prompt=PROMPTS[1])
+    for running in (PROMPTS[0], None):  # None: nothing has been shown yet, or a visitor's wish is
+        control.set_playlist(None, running)
+        assert control.kept.prompt == Change(prompt=PROMPTS[1])
