@@ -304,7 +304,7 @@ class Generator:
     config: WanConfig
     state: State
 
-    def transformer(self, file: Path, dtype, weights: WeightFile | None) -> Wan:
+    def transformer(self, file: Path, dtype, weights: WeightFile | None = None) -> Wan:
         """In the model's own convention; large weights live in `weights`, if that is given. Raises UserError."""
         model = _shell(self.config)
 
@@ -329,6 +329,6 @@ def _shell(config: WanConfig) -> Wan:
         return Wan(config)
 
 
-def load_transformer(source: WanSource, dtype, report: Report = QUIET, weights: WeightFile | None = None) -> Wan:
+def load_transformer(source: WanSource, dtype, report: Report = QUIET) -> Wan:
     """The generator as a model, LoRAs merged in. Raises UserError."""
-    return open_generator(source, report).transformer(source.generator, dtype, weights)
+    return open_generator(source, report).transformer(source.generator, dtype)

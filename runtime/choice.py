@@ -18,7 +18,7 @@ from ..engines.doctor import installed
 from ..engines.errors import RunError, UserError
 from ..engines.files import cache_place, keep_record, kept_records, record_key
 from ..engines.machine import find_gpu, processor_name, thread_count
-from ..engines.store import FOLDER, stored
+from ..engines.store import FOLDER, BuildRecord, stored
 from .stream import Stream
 
 AUTO = "auto"
@@ -54,8 +54,8 @@ def candidates(bundle: Bundle, options: EngineOptions) -> list[Candidate]:
     if find_gpu()[0] is not None:
         if options.provider == DEFAULT.provider and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             found.append(Candidate("onnxruntime", replace(options, provider="cuda")))
-        usable = {e.record.backend for e in stored(bundle, packages) if e.record is not None and e.problem is None}
-        found += [Candidate(name, DEFAULT) for name in COMPILED if name in usable]  # threads are a CPU's
+        built = {record.backend for record in usable(bundle, packages, whole=True)}
+        found += [Candidate(name, DEFAULT) for name in COMPILED if name in built]  # threads are a CPU's
     return found
 
 
@@ -78,7 +78,7 @@ def open_engines(
         tell(f"{found[0]}: nothing else that could run this bundle so is installed")
         return open_backend(found[0].backend, found[0].options)
     file = cache_place(bundle.path / FOLDER) / FILE
-    key = _key(bundle, found, options)
+    key = _key(bundle, found)
     record: Any = kept_records(file).get(key)
     if not complete(record, found):
         record = {}
@@ -133,7 +133,13 @@ def timed(bundle: Bundle, one: Candidate, verify: bool) -> dict[str, float | str
     return found | ({f"{one}, whose passes are given one by one": why} if why else {})
 
 
-def _key(bundle: Bundle, found: list[Candidate], options: EngineOptions) -> str:
+def usable(bundle: Bundle, packages: dict[str, str], whole: bool) -> list[BuildRecord]:
+    """Of the engines that the bundle holds, those that can be used with what is installed here. whole: every byte of them is
+    read to tell, which may be gigabytes; else what is damaged counts too."""
+    return [e.record for e in stored(bundle, packages, whole) if e.record is not None and e.problem is None]
+
+
+def _key(bundle: Bundle, found: list[Candidate]) -> str:
     """Of everything that could make another one the fastest."""
     packages = {name: version for name, version in installed().items() if name != "torch"}
     gpu, _ = find_gpu()
@@ -144,9 +150,9 @@ def _key(bundle: Bundle, found: list[Candidate], options: EngineOptions) -> str:
         packages,
         [str(one) for one in found],
         repr(found[0].options),
-        thread_count(options.threads),
+        thread_count(found[0].options.threads),
         processor_name(),
         gpu and gpu.name,
-        sorted(e.record.built for e in stored(bundle, installed()) if e.record is not None and e.problem is None),
+        sorted(record.built for record in usable(bundle, packages, whole=False)),
     ]
     return record_key(what)

@@ -94,9 +94,7 @@ def check_output(
         path, suffix = path / "%06d.png", ".png"
     if suffix == ".png":
         earlier_frames(path, replace)
-        above = next(
-            folder for folder in path.absolute().parents if folder.exists()
-        )  # what is missing below it is made
+        above = next(folder for folder in path.absolute().parents if folder.exists())  # what is missing is made
         if not above.is_dir():
             raise UserError(f"{above}: not a folder")
         check_writable(above / path.name)

@@ -82,7 +82,6 @@ class Stream:
         self._whole = Whole()
         self.set_seed(seed)
         start = whole_number("start", start, FARTHEST, "a latent frame index from 0 to 10^13")
-
         manifest = bundle.manifest
         rope = manifest.rope
         self.jitter_sigma = sigma = rope.jitter_sigma if jitter_sigma is None else jitter_sigma

@@ -76,10 +76,9 @@ def generate(
     layer = None if overlay is None else layer_of(overlay)
     opened = open_bundle(bundle).with_post(post)
     length, g = None if endless else 30.0 if seconds is None else seconds, opened.output
+    # Before engines are timed and loaded.
     check_encoder(encoder)
-    check_output(
-        output, g.width, g.height, g.fps, force, frames_in(length, g.fps)
-    )  # before engines are timed and loaded
+    check_output(output, g.width, g.height, g.fps, force, frames_in(length, g.fps))
     picture = options.picture_of(anchor, ground, opened)
     try:
         with StopSignals() as signals, status("loading engines …") as update:

@@ -136,9 +136,7 @@ class Actor:
                 service.start()
                 self._service = service
                 return
-            except (
-                Exception
-            ) as error:  # whatever it is, the gateway tells it; the next node may have what this one lacks
+            except Exception as error:  # whatever it is: the gateway tells it, and what is lacking may come
                 self._why = f"cannot begin: {first_line(error) or type(error).__name__}"
                 self._ending.wait(AGAIN)
 
@@ -251,7 +249,6 @@ class Fleet:
 
     def stop(self) -> None:
         """All at once. One that no node has taken, or whose node is gone, is not waited for."""
-
         alive = {actor.__ray_ready__.remote(): name for name, actor in self.actors.items()}
         there, _ = ray.wait(list(alive), num_returns=len(alive), timeout=PATIENCE)
         stopping = {self.actors[name].stop.remote(): name for name in (alive[ref] for ref in there)}

@@ -172,6 +172,7 @@ class Control:
 
     def _load(self, config: Config) -> Kept:
         told = [config.playlist, config.schedule, config.stream.prompt, config.stream.seed]
+        # What it says, and not what it leaves to the machine or to a version of ours, as `write_kept`.
         text = json.dumps([one.model_dump(exclude_unset=True) if isinstance(one, BaseModel) else one for one in told])
         kept = read_kept(self._file, Kept, digest(text))
         if kept is not None:

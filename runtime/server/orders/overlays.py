@@ -134,9 +134,10 @@ class Overlays:
         overlay = kept.overlay.model_copy(update={"message": kept.message})
         if logo is None and overlay.logo is not None:
             configured = self._configured.logo and self._configured.logo.file
-            file = self._logo if kept.uploaded else configured
-            logo = self._uploaded if kept.uploaded else None
-            logo = read_logo(file) if logo is None and file is not None else logo
+            if kept.uploaded:
+                logo = self._uploaded or read_logo(self._logo)
+            elif configured is not None:
+                logo = read_logo(configured)
         return Layer(overlay, lambda: zone_of(self._control.kept.timetable.timezone), logo, self._size)
 
     def _fresh(self) -> Kept:

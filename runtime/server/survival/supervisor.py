@@ -93,7 +93,7 @@ class Supervisor(threading.Thread):
             except Exception:  # a thread that dies silently would leave a frozen picture
                 log.exception("supervisor")
             finally:
-                self.kill()
+                self._kill()
             if self._blamed and not (self._refused() and not self._up):
                 self._barren += 1
             if self._ending.is_set() or (not self._begun and self._refused() and self.hopeless(self.why)):
@@ -225,8 +225,7 @@ class Supervisor(threading.Thread):
         code = self.process.exitcode
         return f"the generator ended with {'signal ' + str(-code) if code is not None and code < 0 else code}"
 
-    def kill(self) -> None:
-        """The generator, whatever it is doing."""
+    def _kill(self) -> None:
         if self.process is not None and self.process.pid is not None:  # None: it could not be started
             if self.process.is_alive():
                 self.process.kill()

@@ -129,7 +129,7 @@ def test_one_slow_chunk_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyP
     supervisor.start()
     wait_for(lambda: len(seen) == module.RECENT + 1, 60)
     supervisor._ending.set()
-    supervisor.kill()
+    supervisor._kill()
     supervisor.join(60)
     assert seen == [60.0] * module.RECENT + [0.5]
 
