@@ -22,7 +22,7 @@ from ...engines.files import make_folder, reason
 from ...engines.machine import resident_memory
 from ..state import load_beside, load_state, save_state
 from ..stream import Stream
-from .statistics import clip_stats, latent_distance
+from .statistics import NEIGHBOURHOOD, clip_stats, collapse_drop, latent_distance
 
 DRIFT = 0.10  # largest monotone drift of colour and sharpness, as a share of their early value
 MOTION = 0.5  # least motion, as a share of its early value
@@ -44,6 +44,9 @@ class Minute:
     chunk_median_ms: float
     chunk_p99_ms: float
     process: int = 0  # which of the processes that made the run, where it was resumed
+    # In percent, of the chunks whose neighbourhood was complete in this minute; None: of none, as in records of before.
+    collapse_max: float | None = None
+    collapse_mean: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,13 +124,21 @@ class _Progress:
     wall_seconds: float = 0.0
     sink: NDArray[np.float32] | None = None  # the first chunk's latents
     before: NDArray[np.uint8] | None = None  # the last two frames
+    near: list[float] = field(default_factory=list)  # the newest distances to the sinks, which are none themselves
+
+    def collapse(self, distance: float) -> float | None:
+        """The newest distance makes the neighbourhood of the chunk NEIGHBOURHOOD before complete: that one's drop, in
+        percent. None: the stream has only just left its sinks."""
+        whole = 2 * NEIGHBOURHOOD + 1
+        self.near = [*self.near, distance][-whole:]
+        return 100 * collapse_drop(self.near[NEIGHBOURHOOD], self.near) if len(self.near) == whole else None
 
     def save(self, stream: Stream, file: Path) -> None:
         assert self.sink is not None
         assert self.before is not None
         found = {"settings": self.settings, "process": self.process, "wall_seconds": self.wall_seconds}
         found["minutes"] = [asdict(m) for m in self.minutes]
-        found["sheet"] = self.sheet.kept
+        found |= {"sheet": self.sheet.kept, "near": self.near}
         self.sheet.sync()
         beside = {"sink": self.sink, "before": self.before}
         save_state(stream, file, {"soak": found}, beside)
@@ -154,14 +165,16 @@ class _Progress:
             found["wall_seconds"],
             beside["sink"],
             beside["before"],
+            found.get("near", []),  # states of before have none
         )
 
 
 def line(m: Minute) -> str:
     """One minute for people."""
+    falls = "" if m.collapse_max is None else f" (falls {m.collapse_max:.0f} %)"
     return (
         f"minute {m.minute:4d} · motion {m.motion:5.2f} · sharpness {m.sharpness:7.1f} · "
-        f"to the sinks {m.sink_distance:4.2f} · {m.memory_bytes / 2**20:.0f} MiB · {m.chunk_median_ms:.0f} ms"
+        f"to the sinks {m.sink_distance:4.2f}{falls} · {m.memory_bytes / 2**20:.0f} MiB · {m.chunk_median_ms:.0f} ms"
     )
 
 
@@ -201,9 +214,11 @@ def soak(
     for index in range(len(run.minutes) * per_minute, chunks):
         chunk = stream.next_chunk()
         run.sink = chunk.latent if run.sink is None else run.sink
+        distance = latent_distance(chunk.latent, run.sink)
         rows.append(
             asdict(clip_stats(chunk.frames, run.before))
-            | {"distance": latent_distance(chunk.latent, run.sink), "ms": 1000 * chunk.timings.total}
+            | {"distance": distance, "collapse": run.collapse(distance) if index else None}
+            | {"ms": 1000 * chunk.timings.total}
         )
         run.before = chunk.frames[-2:].copy()
         if index % per_sheet == 0:
@@ -252,7 +267,7 @@ def summary(minute: int, rows: Sequence[dict[str, Any]], process: int = 0) -> Mi
         return float(np.mean([row[name] for row in rows]))
 
     red, green, blue = np.mean([row["colour"] for row in rows], 0).tolist()
-    times = [row["ms"] for row in rows]
+    times, drops = [row["ms"] for row in rows], [row["collapse"] for row in rows if row["collapse"] is not None]
     return Minute(
         minute=minute,
         colour=(red, green, blue),
@@ -266,6 +281,8 @@ def summary(minute: int, rows: Sequence[dict[str, Any]], process: int = 0) -> Mi
         chunk_median_ms=float(np.median(times)),
         chunk_p99_ms=float(np.percentile(times, 99)),
         process=process,
+        collapse_max=max(drops, default=None),
+        collapse_mean=float(np.mean(drops)) if drops else None,
     )
 
 

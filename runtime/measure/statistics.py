@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+NEIGHBOURHOOD = 10  # chunks on either side that a chunk's distance to the sinks is compared with
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
 
 
@@ -43,6 +44,12 @@ def clip_stats(frames: NDArray[np.uint8], before: NDArray[np.uint8] | None = Non
 def latent_distance(latent: NDArray[np.float32], sink: NDArray[np.float32]) -> float:
     """Root mean square difference of two latent chunks [C, F, h, w], in units of the latents' own deviation (≈ 1)."""
     return float(np.sqrt(np.mean((latent.astype(np.float64) - sink) ** 2)))
+
+
+def collapse_drop(distance: float, around: ArrayLike) -> float:
+    """Sink-collapse of a chunk: how far its distance to the sinks is below the median of those around it (its own among
+    them), max(0, 1 − d/m). The paper's SC-Max and SC-Avg are drops of a normalised distance too."""
+    return max(0.0, 1.0 - distance / max(float(np.median(np.asarray(around, np.float64))), 1e-12))
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

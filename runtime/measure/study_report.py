@@ -22,10 +22,10 @@ from ...engines.text import quoted
 from ..rope import mean_cosine, phase_concentration
 from .plots import pyplot
 from .spectra import LONGEST, spectra_table
+from .statistics import NEIGHBOURHOOD, collapse_drop
 from .variants import FOLLOWING, Variant
 
 TOLD_ALWAYS = ("step_sha256", "latent_frames", "trained")  # the rest is not in records of before
-NEIGHBOURHOOD = 10  # chunks on either side that a chunk is compared with
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,13 @@ def collapse_indices(frequencies: NDArray[np.float64], reach: int, neighbourhood
 def collapse(distance: ArrayLike, frames_per_chunk: int) -> Collapse:
     """The figures of one run.
 
-    For chunk c with distance d_c to the sinks and m_c the median distance of the chunks up to NEIGHBOURHOOD before and
-    after it, the drop is max(0, 1 − d_c/m_c). The paper's SC-Max and SC-Avg are drops of a normalised distance too; its
-    normalisation is not published in what we could read, so these figures are comparable with each other only. The first
+    Highest and mean `collapse_drop`, against the chunks up to NEIGHBOURHOOD before and after each. The normalisation of the
+    paper's is not published in what we could read, so these figures are comparable with each other only. The first
     NEIGHBOURHOOD chunks are not judged: a stream is near its sinks when it leaves them.
     """
     d = np.asarray(distance, np.float64)
     judged = range(min(NEIGHBOURHOOD, len(d) - 1), len(d))
-    around = np.array([np.median(d[max(0, i - NEIGHBOURHOOD) : i + NEIGHBOURHOOD + 1]) for i in judged])
-    drop = np.maximum(0, 1 - d[judged.start :] / np.maximum(around, 1e-12))
+    drop = np.array([collapse_drop(d[i], d[max(0, i - NEIGHBOURHOOD) : i + NEIGHBOURHOOD + 1]) for i in judged])
     worst = judged[int(drop.argmax())]
     return Collapse(100 * float(drop.max()), 100 * float(drop.mean()), (worst + 1) * frames_per_chunk)
 

@@ -112,7 +112,10 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(bundle: Bundle, tm
     resumed = run(3.4, True)
 
     def seen(result: Soak) -> list[tuple]:
-        return [(m.minute, m.colour, m.sharpness, m.motion, m.flicker, m.sink_distance) for m in result.minutes]
+        pictures = [(m.minute, m.colour, m.sharpness, m.motion, m.flicker) for m in result.minutes]
+        return [
+            *zip(pictures, [(m.sink_distance, m.collapse_max, m.collapse_mean) for m in result.minutes], strict=True)
+        ]
 
     assert seen(resumed) == seen(whole)
     assert [m.process for m in resumed.minutes] == [0, 0, 1, 1]
@@ -150,7 +153,14 @@ def test_a_short_real_run(bundle: Bundle, tmp_path: Path) -> None:
     assert [m["minute"] for m in record["minutes"]] == [0, 1, 2]
     assert record["settings"]["start"] == 3 * 10**6
     with Stream(bundle, seed=1, start=3 * 10**6) as stream:
-        frames = np.concatenate([stream.next_chunk().frames for _ in range(80)])
+        chunks = [stream.next_chunk() for _ in range(160)]
+    frames = np.concatenate([chunk.frames for chunk in chunks[:80]])
+    distance = [np.sqrt(np.mean((chunk.latent.astype(float) - chunks[0].latent) ** 2)) for chunk in chunks]
+    # A chunk is judged in the minute that has the tenth chunk behind it.
+    drops = [100 * max(0, 1 - distance[c] / np.median(distance[c - 10 : c + 11])) for c in range(11, 150)]
+    for minute, judged in zip(record["minutes"], (drops[:59], drops[59:]), strict=False):
+        assert minute["collapse_max"] == pytest.approx(max(judged), rel=1e-6) != 0
+        assert minute["collapse_mean"] == pytest.approx(np.mean(judged), rel=1e-6)
     assert record["minutes"][0]["colour"] == pytest.approx(frames.mean((0, 1, 2)).tolist(), rel=1e-6)
     assert record["minutes"][0]["memory_bytes"] > 10**7
     sheet = np.asarray(Image.open(tmp_path / "report" / "sheet.png"))
