@@ -141,6 +141,9 @@ def write_bundle(
     modules = modules_of(parts, probe)
     limits = LIMITS[parts.precision]
     with new_folder(output, MANIFEST, replace=force) as part, torch.no_grad():
+        if parts.rope.jitter_design is not None:
+            report.step("searching the jitter's bases", 0, None)
+        epsilon = jitter_of(parts.rope, parts.transformer.config)
         report.step("exporting graphs", 0, None)
         graphs = write_graphs(part, parts, modules)
         bank = save({p: t.half().contiguous() for p, t in (parts.prompts | parts.shot_prompts).items()})
@@ -149,7 +152,7 @@ def write_bundle(
         if parts.text_encoder is not None:
             report.step("exporting the text encoder", 0, None)
             graphs["text"], tokenizer = write_text_graph(part, parts.text_encoder, parts.transformer.config.text_len)
-        write_manifest(part, manifest_of(parts, graphs, tokenizer, part, chunks))
+        write_manifest(part, manifest_of(parts, graphs, epsilon, tokenizer, part, chunks))
         if chunks:
             report.step(f"comparing with PyTorch over {chunks} chunks", 0, None)
             errors = compare(Bundle.open(part), modules, chunks)
@@ -281,7 +284,14 @@ def anchor_shape(parts: Parts, graphs: dict[str, Graph]) -> tuple[int, int, int,
     return first + (max(g.sink, g.chunk) - g.chunk) * g.time_scale, g.height, g.width, 3
 
 
-def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | None, part: Path, chunks: int) -> Manifest:
+def manifest_of(
+    parts: Parts,
+    graphs: dict[str, Graph],
+    epsilon: NDArray[np.float64],
+    tokenizer: FileRef | None,
+    part: Path,
+    chunks: int,
+) -> Manifest:
     c, s, r = parts.transformer.config, parts.schedule, parts.rope
     return Manifest(
         format=FORMAT,
@@ -313,7 +323,7 @@ def manifest_of(parts: Parts, graphs: dict[str, Graph], tokenizer: FileRef | Non
             sink_distance=r.sink_distance,
             jitter_sigma=r.jitter_sigma,
             jitter_seed=r.jitter_seed,
-            epsilon=jitter_of(r, c).tolist(),
+            epsilon=epsilon.tolist(),
             jitter_design=r.jitter_design,
         ),
         form=parts.form,

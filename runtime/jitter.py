@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .rope import axis_frequencies, head_thetas, mean_cosine
 
 NEAR = 30  # latent frames: below, every spectrum is still near its start, and no ε changes that
-GRID = 1024  # values of ε that a design chooses from, at least
+GRID, CHOICES = 1024, 3  # values of ε that a design chooses from, at least, and to every head
 SWEEPS = 8
 
 
@@ -65,7 +65,9 @@ def designed_jitter(
     sum lowest, until a sweep improves nothing. The same arguments give the same ε.
     """
     start = stratified_jitter(layers, heads, seed).ravel()
-    size = len(start) * -(-GRID // len(start))  # whole cells to a part of the draw, which takes no cell twice
+    size = len(start) * max(
+        CHOICES, -(-GRID // len(start))
+    )  # whole cells to a part of the draw, which takes no cell twice
     grid = -1.0 + 2.0 * (np.arange(size) + 0.5) / size
     spectra = axis_frequencies(head_thetas(theta, sigma, grid), channels)
     share = np.stack([far_cosine(one, reach) for one in spectra]).astype(np.float32) / len(start)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..engines.bundle import RopeSpec
+from ..engines.errors import UserError
 
 FARTHEST = (
     10**13
@@ -44,6 +45,15 @@ def head_frequencies(rope: RopeSpec, sigma: float) -> NDArray[np.float64]:
     """ω of every head of a bundle under a jitter of strength sigma, [heads, channels/2]; where every layer has bases of its
     own, [layers, heads, channels/2]."""
     return axis_frequencies(head_thetas(rope.theta, sigma, rope.epsilon), rope.channels)
+
+
+def checked_frequencies(frequencies: NDArray[np.float64], rope: RopeSpec) -> NDArray[np.float64]:
+    """A spectrum of a study's own. Raises UserError for one that is not of this network's heads."""
+    shape = np.shape(rope.epsilon)
+    wanted = [(shape[-1], rope.channels // 2), *([(*shape, rope.channels // 2)] if len(shape) == 2 else [])]
+    if np.shape(frequencies) not in wanted:
+        raise UserError(f"frequencies {np.shape(frequencies)}: expected {' or '.join(map(str, wanted))}")
+    return np.asarray(frequencies, np.float64)
 
 
 def stretched_frequencies(method: str, theta: float, channels: int, trained: int, reach: int) -> NDArray[np.float64]:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ..engines.base import Backend, Buffer
 from ..engines.bundle import Bundle, check_sink_distance
 from ..engines.errors import UserError
+from .noise import whole_number
 from .ring import RingLayout
-from .rope import temporal_tables
+from .rope import FARTHEST, temporal_tables
 
 OF_RING = ("k_", "v_", "sink_k_")  # what the sinks graph reads of the ring
 
@@ -54,11 +55,14 @@ def check_distance(bundle: Bundle, mode: str, distance: int | None) -> int | Non
         raise UserError(
             f"{bundle.path}: rope relative: its step graph does not turn sinks; export it anew with --rope relative"
         )
+    if distance is None:
+        return sink_distance(bundle)
+    number = whole_number("sink_distance", distance, FARTHEST, "a number of latent frames")
     try:
-        check_sink_distance(bundle.manifest.geometry, distance)
+        check_sink_distance(bundle.manifest.geometry, number)
     except ValueError as error:
         raise UserError(f"{bundle.path}: {error}") from None
-    return sink_distance(bundle) if distance is None else distance
+    return number
 
 
 def sink_turn(position: int, made: int, distance: int) -> int:

@@ -31,7 +31,7 @@ from .prompts import PromptBank, Transition, check_transition
 from .proof import require
 from .recache import Standing
 from .ring import RingLayout, Slot
-from .rope import FARTHEST, head_frequencies
+from .rope import FARTHEST, checked_frequencies, head_frequencies
 from .shots import shot_ring
 from .sinks import check_distance, leaving, own_mode, sink_turn
 from .whole import Whole
@@ -94,7 +94,8 @@ class Stream:
         mode, note = own_mode(bundle) if rope_mode is None else (rope_mode, None)
         self.rope_mode = mode
         self.sink_distance = check_distance(bundle, mode, sink_distance)  # None: they stay where they were made
-        self.frequencies = head_frequencies(rope, sigma) if frequencies is None else frequencies
+        own = frequencies is None
+        self.frequencies = head_frequencies(rope, sigma) if own else checked_frequencies(frequencies, rope)
         self._prompt = self.bank.find(prompt) if prompt is not None else self.bank.prompts[0]
         self._pending: tuple[str, Transition | Literal["anew"]] | None = (self._prompt, "swap")
 

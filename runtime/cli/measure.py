@@ -223,6 +223,8 @@ def soak(
         jitter_sigma=jitter,
         backend=engines,
     ) as stream:
+        for note in stream.notices:
+            warn(note)
 
         def watch(so_far: soaking.Soak) -> None:
             say(soaking.line(so_far.minutes[-1]))

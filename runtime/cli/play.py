@@ -12,7 +12,7 @@ from ..choice import open_engines
 from ..demo import open_bundle
 from ..stream import Stream
 from . import options
-from .console import needs_extra, say
+from .console import needs_extra, say, warn
 
 app = typer.Typer()
 
@@ -48,6 +48,8 @@ def play(
     picture = options.picture_of(anchor, ground, opened)
     engines = open_engines(opened, backend, EngineOptions(provider, threads, device, precision), say, not unverified)
     with Stream(opened, prompt=prompt, seed=seed, anchor=picture, verify=not unverified, backend=engines) as stream:
+        for note in stream.notices:
+            warn(note)
         say(window.KEYS)
         shown = window.play(stream, stream.bank.prompts, fullscreen, seconds)
     say(f"{shown} frames shown")

@@ -119,6 +119,7 @@ class _Progress:
 
     settings: dict[str, Any]
     sheet: Sheet
+    sheet_minutes: float
     process: int = 0
     minutes: list[Minute] = field(default_factory=list)
     wall_seconds: float = 0.0
@@ -138,13 +139,13 @@ class _Progress:
         assert self.before is not None
         found = {"settings": self.settings, "process": self.process, "wall_seconds": self.wall_seconds}
         found["minutes"] = [asdict(m) for m in self.minutes]
-        found |= {"sheet": self.sheet.kept, "near": self.near}
+        found |= {"sheet": self.sheet.kept, "sheet_minutes": self.sheet_minutes, "near": self.near}
         self.sheet.sync()
         beside = {"sink": self.sink, "before": self.before}
         save_state(stream, file, {"soak": found}, beside)
 
     @classmethod
-    def resumed(cls, stream: Stream, file: Path, computed_by: str) -> _Progress:
+    def resumed(cls, stream: Stream, file: Path, computed_by: str, sheet_minutes: float) -> _Progress:
         """Raises UserError."""
         start = stream.position
         found, beside = load_state(stream, file).get("soak"), load_beside(file)
@@ -154,12 +155,15 @@ class _Progress:
             raise UserError(f"{file}: belongs to another start ({found['settings']['start']}, here {start})")
         if "sheet" not in found:
             raise UserError(f"{file}: of an earlier version, which kept the sheet in it; --force begins anew")
+        if (asked := found.get("sheet_minutes", sheet_minutes)) != sheet_minutes:  # states of before do not say
+            raise UserError(f"{file}: its sheet has a frame every {asked:g} minutes, here every {sheet_minutes:g}")
         minutes = [Minute(**(m | {"colour": tuple(m["colour"])})) for m in found["minutes"]]
         settings = found["settings"]
         settings["computed_by"] = list(dict.fromkeys([*settings["computed_by"], computed_by]))
         return cls(
             settings,
             Sheet(_shape(stream), sheet_file(file), found["sheet"]),
+            sheet_minutes,
             found["process"] + 1,
             minutes,
             found["wall_seconds"],
@@ -199,9 +203,10 @@ def soak(
     chunks = max(1, round(60 * minutes / g.chunk_seconds))
     per_sheet = max(1, round(60 * sheet_minutes / g.chunk_seconds))
     if resume and keep is not None:
-        run = _Progress.resumed(stream, keep, computed_by)
+        run = _Progress.resumed(stream, keep, computed_by, sheet_minutes)
     else:
-        run = _Progress(_settings(stream, computed_by), Sheet(_shape(stream), keep and sheet_file(keep)))
+        sheet = Sheet(_shape(stream), keep and sheet_file(keep))
+        run = _Progress(_settings(stream, computed_by), sheet, sheet_minutes)
     rows: list[dict[str, Any]] = []
     spent, begin = run.wall_seconds, time.monotonic()
 

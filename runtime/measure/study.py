@@ -15,11 +15,12 @@ from ...engines.base import EngineOptions
 from ...engines.bundle import Bundle
 from ...engines.errors import UserError
 from ...engines.ort import OrtBackend
+from ..noise import seed_of
 from ..prompts import PromptBank
 from ..stream import Stream
 from .spectra import LONGEST, spectra_lines
 from .statistics import clip_stats, latent_distance
-from .study_report import Run, collapse, judged, read_runs, write_record, write_report
+from .study_report import Run, collapse, judged, read_runs, record_file, write_record, write_report
 from .variants import FOLLOWING, OTHERS, SIGMAS, Variant, fitting, lack, variants
 
 
@@ -113,22 +114,30 @@ def study_sinks(
     model was trained to reach. resume: keep the streams that `output` has already, and run those that it lacks. Raises
     UserError.
     """
+    # All that can be refused is refused first: the searches of the spectra take a minute, and the streams hours.
     if frames < 3 * (chunk := bundle.manifest.geometry.chunk):
         raise UserError(f"--frames {frames}: expected three chunks at least, {3 * chunk} latent frames of this bundle")
+    if not bundle.manifest.geometry.sink:
+        raise UserError(f"{bundle.path}: has no sinks that a stream could fall back to; export it with --sink above 0")
     methods = fitting(bundle, OTHERS) if methods is OTHERS else methods
+    compared = variants(sigmas, methods)
     for method in methods:
         if why := lack(bundle, method):
             raise UserError(f"method {method}: {bundle.path} {why}")
-    for line in spectra_lines(bundle, min(frames, LONGEST)):
-        tell(line)
     bank = PromptBank(bundle, OrtBackend(EngineOptions()))
-    found = [bank.find(text) for text in prompts or bank.prompts[:1]]  # fail now, not in another process
+    texts = [bank.find(text) for text in prompts or bank.prompts[:1]]
+    drawn = [seed_of(seed) for seed in seeds]
     so_far = read_runs(output, bundle, frames, trained) if resume else []
     there = {(run.variant, run.prompt, run.seed) for run in so_far}
-    everything = [(variant, text, seed) for variant in variants(sigmas, methods) for text in found for seed in seeds]
+    # What was asked for twice counts once.
+    everything = list(dict.fromkeys((v, text, seed) for v in compared for text in texts for seed in drawn))
     wanted = [one for one in everything if one not in there]
     if there:
         tell(f"{len(there)} streams were made before, {len(wanted)} are to be made")
+    else:  # else --resume would go on with the study that is replaced, until the first stream is there
+        record_file(output).unlink(missing_ok=True)
+    for line in spectra_lines(bundle, min(frames, LONGEST)):
+        tell(line)
 
     def keep(done: Run) -> None:
         so_far.append(done)

@@ -122,9 +122,13 @@ def table(runs: Sequence[Run], frames_per_chunk: int, heads: int) -> list[dict[s
     return rows
 
 
+def record_file(folder: Path) -> Path:
+    return folder / "sinks.json"
+
+
 def read_runs(folder: Path, bundle: Bundle, frames: int, trained: int) -> list[Run]:
     """What sinks.json has of an earlier study of the same kind; nothing where there is none. Raises UserError."""
-    file = folder / "sinks.json"
+    file = record_file(folder)
     if not file.is_file():
         return []
     ours = told_of(bundle, frames, trained)
@@ -167,20 +171,20 @@ def differing(name: str, found: Any, ours: Any) -> str | None:
 
 
 def write_record(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int, trained: int) -> None:
-    """Write sinks.json (every run so far, the table, the predictions), whole. Raises UserError."""
-    chunk = bundle.manifest.geometry.chunk
+    """Write sinks.json (every run so far, the table, the predictions up to LONGEST), whole. Raises UserError."""
+    chunk, reach = bundle.manifest.geometry.chunk, min(frames, LONGEST)
     spectra = spectra_of(bundle, runs, frames, trained)
     record = {
         "bundle": bundle.manifest.name,
         **told_of(bundle, frames, trained),
-        "spectra": spectra_table(bundle, min(frames, LONGEST)),
-        "predicted": {label: collapse_indices(spectrum, frames)[:5] for label, spectrum in spectra.items()},
-        "designed_reach": min(frames, LONGEST),
+        "spectra": spectra_table(bundle, reach),
+        "predicted": {label: collapse_indices(spectrum, reach)[:5] for label, spectrum in spectra.items()},
+        "designed_reach": reach,
         "table": table(runs, chunk, bundle.manifest.network.heads),
         "runs": [asdict(r) for r in runs],
     }
     make_folder(folder)
-    write_whole(folder / "sinks.json", (json.dumps(record) + "\n").encode())
+    write_whole(record_file(folder), (json.dumps(record) + "\n").encode())
 
 
 def spectra_of(bundle: Bundle, runs: Sequence[Run], frames: int, trained: int) -> dict[str, NDArray[np.float64]]:
@@ -198,7 +202,7 @@ def write_report(folder: Path, bundle: Bundle, runs: Sequence[Run], frames: int,
         drawn = plot(folder / "sinks.png", spectra, runs, frames, bundle.manifest.geometry.chunk)
     except OSError as error:
         raise UserError(f"{folder}: cannot write: {reason(error)}") from None
-    return [folder / "sinks.json", *([folder / "sinks.png"] if drawn else [])]
+    return [record_file(folder), *([folder / "sinks.png"] if drawn else [])]
 
 
 def curves(
@@ -212,13 +216,13 @@ def curves(
 
 
 def plot(file: Path, spectra: dict[str, NDArray[np.float64]], runs: Sequence[Run], frames: int, chunk: int) -> bool:
-    """From above: phase concentration and mean cosine, mean over heads, of sinks that stay; the measured distance to the
-    sinks, a line a variant (mean over runs); where the bundle has a probe, the attention on the sinks. False without
-    matplotlib."""
+    """From above: phase concentration and mean cosine, mean over heads, of sinks that stay, up to LONGEST; the measured
+    distance to the sinks, a line a variant (mean over runs); where the bundle has a probe, the attention on the sinks.
+    False without matplotlib."""
     if (plt := pyplot()) is None:
         return False
 
-    distances = np.arange(frames)
+    distances = np.arange(min(frames, LONGEST))
     titles = ["phase concentration C(Δ), mean over heads", "mean cosine R(Δ), mean over heads", "distance to the sinks"]
     if probed := all(r.sink_mass is not None for r in runs):
         titles.append("attention on the sinks, mean over heads and layers")

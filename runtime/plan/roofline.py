@@ -57,7 +57,9 @@ def pass_seconds(request: Request, device: Device, factor: float, work: Pass | N
         return math.inf
     attention = work.self_attention + work.cross_attention  # stays in FP16 in every quantised form
     arithmetic = (work.linear / fast + attention / min(fast, device.fp16)) / 1e12 / factor
-    traffic = (step_weights(request) + parts.ring + parts.prompt + 2 * request.network.layers * live) / 1e9
+    turned = parts.ring if request.following else 0  # its half, the keys, once more read and written, the sinks' turned
+    read = step_weights(request) + parts.ring + turned + parts.prompt
+    traffic = (read + 2 * request.network.layers * live) / 1e9
     return max(arithmetic, traffic / device.bandwidth / BANDWIDTH_SHARE)
 
 

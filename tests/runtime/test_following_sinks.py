@@ -125,18 +125,21 @@ def test_an_anchor_of_two_chunks_in_a_bundle_with_a_distance_of_its_own(
 
 
 @pytest.mark.parametrize("transition", ["flush", "cut"])
-def test_prompt_changes(bundle: Bundle, checkpoint: Path, transition: Transition) -> None:
-    """`smooth` has a test of its own beside that of the pass it runs."""
-    reference = Following(bundle, checkpoint, 9)
-    with Stream(bundle, seed=5, overlap=False) as stream:
+@pytest.mark.parametrize(("distance", "start"), [(None, 0), (10, 10**8)])
+def test_prompt_changes(
+    bundle: Bundle, checkpoint: Path, transition: Transition, distance: int | None, start: int
+) -> None:
+    """`smooth` has a test of its own beside that of the pass it runs. Also far out, at no whole chunks' distance."""
+    reference = Following(bundle, checkpoint, distance or 9, start)
+    with Stream(bundle, seed=5, start=start, overlap=False, sink_distance=distance) as stream:
         for c in range(10):
             if c == 5:
                 stream.set_prompt(PROMPTS[2], transition)
                 if transition == "flush":
                     reference.past = [reference.past[0], reference.past[-1]]
                 elif transition == "cut":
-                    reference.past, reference.made = [], 3 * c
-            expected = reference.next(5, c, 3 * c, PROMPTS[0 if c < 5 else 2])
+                    reference.past, reference.made = [], start + 3 * c
+            expected = reference.next(5, c, start + 3 * c, PROMPTS[0 if c < 5 else 2])
             assert error(stream.next_chunk().latent, expected) < 2e-5, c
 
 
@@ -231,6 +234,32 @@ def int8_path(following_paths: dict[str, Path], tmp_path_factory: pytest.TempPat
     return with_int8_ring(following_paths["portable"], target, g.sink * g.frame_tokens)
 
 
+def test_beside_an_int8_ring_they_outlive_a_flush_and_a_cut_makes_new_ones(
+    int8_path: Path, following_paths: dict[str, Path]
+) -> None:
+    """Those of the stream's first chunk until the cut, then those of the cut's: a float stream's that begins there."""
+    bundle, wide = Bundle.open(int8_path), Bundle.open(following_paths["portable"])
+    with Stream(bundle, seed=1, overlap=False) as stream:
+        tokens = stream.layout.sink_tokens
+
+        def sinks(one: Stream, name: str) -> list[np.ndarray]:
+            return [one._loop.ring[f"{name}_{i}"].read()[:, :, :tokens] for i in range(TRANSFORMER.layers)]
+
+        kept: list[np.ndarray] = []
+        for c in range(10):
+            if c in (4, 7):
+                stream.set_prompt(PROMPTS[1 if c == 4 else 2], "flush" if c == 4 else "cut")
+            latent = stream.next_chunk().latent
+            if c in (0, 7):
+                kept = sinks(stream, "sink_k")
+                with Stream(wide, seed=1, start=3 * c, prompt=PROMPTS[2 if c else 0], overlap=False) as alone:
+                    alone._index = c  # the same noise
+                    assert np.abs(alone.next_chunk().latent - latent).max() < 1e-5
+                    for a, b in zip(kept, sinks(alone, "k"), strict=True):
+                        assert np.abs(a - b).max() < 1e-5
+            assert all((a == b).all() for a, b in zip(kept, sinks(stream, "sink_k"), strict=True)), c
+
+
 def test_beside_an_int8_ring_they_stand_in_float(int8_path: Path, following_paths: dict[str, Path]) -> None:
     """The float ring's own keys to the bit, at first, after 9 chunks, and after a smooth change that leaves them; made
     anew, the float ring's of that change to rounding, for they see each other's keys in float."""
@@ -302,6 +331,10 @@ def test_by_how_much_they_are_turned() -> None:
 def test_distances_that_do_not_fit(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sink_distance 8: expected 9 or more"):
         Stream(bundle, sink_distance=8)
+    with pytest.raises(UserError, match=r"sink_distance 9.5: expected a number of latent frames"):
+        Stream(bundle, sink_distance=9.5)  # type: ignore[arg-type]
+    with Stream(bundle, sink_distance=np.int64(12)) as stream:  # type: ignore[arg-type]
+        assert type(stream.sink_distance) is int  # which a saved state can hold
     with pytest.raises(UserError, match="sink_distance 12: expected rope relative"):
         Stream(bundle, rope_mode="absolute", sink_distance=12)
     path = shutil.copytree(bundle.path, tmp_path / "wrong.everframe")

@@ -59,6 +59,14 @@ def test_the_curve_and_its_return() -> None:
     assert highest_return(found) == pytest.approx(comes_back(curve(epsilon, 24, 200)), abs=1e-12)
 
 
+def test_a_design_of_many_heads_has_something_to_choose_from() -> None:
+    """1,600 heads, as 40 layers of 40 have: more than there are values in the grid of fewer."""
+    made = designed_jitter(10000.0, 8, 0.8, 40, 40, 50, seed=0)
+    assert len(np.unique(made)) == 1600
+    values, drawn = curve(made, 8, 50), curve(stratified_jitter(40, 40, 0), 8, 50)
+    assert max(values) + comes_back(values) < 0.999 * (max(drawn) + comes_back(drawn))
+
+
 @pytest.mark.parametrize(("layers", "heads", "channels"), [(4, 4, 24), (6, 12, 44)])
 def test_a_design_is_below_every_draw(layers: int, heads: int, channels: int) -> None:
     """Its highest mean cosine and how far it comes back, against the paper's draws and stratified ones of ten seeds."""

@@ -90,7 +90,7 @@ class Generator:
         choose_gpu(settings.gpu)
         self.stream = self._stream(bundle, settings)
         for note in self.stream.notices:
-            self.connection.send(("event", "recache", note))
+            self.connection.send(("event", "notice", note))
         self.director = Director(g.chunk_seconds)
         self.director.follow(job.playlist)
         self.fader = Fader(bundle.output.fps)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from everframe.engines.bundle import Bundle
+from everframe.engines.errors import UserError
 from everframe.runtime import Stream
 from everframe.runtime.measure.soak import Minute, Soak, soak, verdict
 from everframe.runtime.measure.soak_report import write_report
@@ -122,6 +123,11 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(bundle: Bundle, tm
     assert np.array_equal(resumed.sheet, whole.sheet)
     assert resumed.settings == whole.settings | {"computed_by": ["A", "B"]}
     assert seen(run(4, True))[:3] == seen(whole)[:3]  # on beyond what was asked for first
+    with (
+        pytest.raises(UserError, match=r"its sheet has a frame every 0.7 minutes, here every 5"),
+        Stream(bundle, seed=4) as stream,
+    ):
+        soak(stream, 5, keep=tmp_path / "state", resume=True)
 
 
 def test_the_sheet_takes_no_memory(bundle: Bundle, tmp_path: Path) -> None:

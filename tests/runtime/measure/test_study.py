@@ -227,6 +227,51 @@ def test_at_a_jitter_of_nothing_the_kinds_of_jitter_are_none(bundle: Bundle, tmp
             study_sinks(Bundle(bundle.path, able), tmp_path / "r", methods=[wrong])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"methods": ["relativ"]}, "method 'relativ': expected one of"),
+        ({"sigmas": [1.5]}, "sigma 1.5: expected"),
+        ({"seeds": [-1]}, "seed -1: expected"),
+        ({"prompts": ["a"]}, "a"),
+    ],
+)
+def test_what_is_refused_is_refused_before_anything_is_searched_or_replaced(
+    bundle: Bundle, tmp_path: Path, wrong: dict, words: str
+) -> None:
+    (tmp_path / "sinks.json").write_text("earlier")
+    told: list[str] = []
+    with pytest.raises(UserError, match=words):
+        study_sinks(bundle, tmp_path, **wrong, tell=told.append)
+    assert not told
+    assert (tmp_path / "sinks.json").read_text() == "earlier"
+
+
+def test_without_sinks_there_is_nothing_to_study(bundle: Bundle, tmp_path: Path) -> None:
+    geometry = bundle.manifest.geometry.model_copy(update={"sink": 0})
+    alone = Bundle(bundle.path, bundle.manifest.model_copy(update={"geometry": geometry}))
+    with pytest.raises(UserError, match="has no sinks"):
+        study_sinks(alone, tmp_path, methods=["relative"])
+
+
+def test_what_is_asked_for_twice_is_made_once(bundle: Bundle, tmp_path: Path) -> None:
+    """And a study that is replaced is gone before the new one's first stream is there."""
+    (tmp_path / "sinks.json").write_text("earlier")
+    there: list[bool] = []
+    study_sinks(
+        bundle,
+        tmp_path,
+        seeds=(3, 3),
+        sigmas=(0.5, 0.5),
+        methods=(),
+        frames=60,
+        tell=lambda line: there.append((tmp_path / "sinks.json").exists()),
+    )
+    record = json.loads((tmp_path / "sinks.json").read_text())
+    assert [(run["variant"]["sigma"], run["seed"]) for run in record["runs"]] == [(0.5, 3)]
+    assert there[0] is False
+
+
 @pytest.mark.parametrize(("method", "flag"), [("horizon", "--rope relative"), ("designed", "--jitter-by layer")])
 def test_a_bundle_without_the_tables_says_what_to_do(bundle: Bundle, tmp_path: Path, method: str, flag: str) -> None:
     with pytest.raises(UserError, match=f"method {method}: .*{flag}"):

@@ -42,7 +42,7 @@ from everframe.runtime.plan.operations import (
     step_weights,
 )
 from everframe.runtime.plan.request import decoder_in, of_bundle, of_model
-from everframe.runtime.plan.roofline import SIZES, judge
+from everframe.runtime.plan.roofline import SIZES, judge, pass_seconds
 
 from helpers import with_int8_ring
 from postfiles import smooth_file, upscale_file
@@ -194,6 +194,17 @@ def test_a_first_chunk_with_steps_of_its_own() -> None:
     assert before.first == before.worst == after.worst
     decode = decode_cost("taehv", geometry).flops / (card.fp16 * 1e12 * CLASSES[card.kind].lowest)
     assert after.first - decode == pytest.approx(2.5 * (after.worst - decode))
+
+
+def test_sinks_that_follow_cost_a_copy_of_the_keys() -> None:
+    """Every key of the window once more read and once more written, in every layer of every pass."""
+    card = replace(DEVICES[0], fp16=1e9, int8=1e9, bandwidth=1000.0)  # nothing but memory counts
+    stay, follow = (
+        of_model("wan2.1-1.3b", {}, 4, "fp16", False, "taehv", rope=rope) for rope in ("absolute", "relative")
+    )
+    more = pass_seconds(follow, card, 1.0) - pass_seconds(stay, card, 1.0)
+    keys = 30 * stay.geometry.window * (480 // 16) * (832 // 16) * 1536 * 2  # bytes of all layers
+    assert more == pytest.approx(2 * keys / 1e9 / (0.8 * 1000), rel=1e-6)
 
 
 def test_moving_sinks_have_a_mean_in_float32() -> None:
