@@ -126,6 +126,10 @@ def calibrate(source: Path, target: Path, settings: Settings, force: bool, repor
     Raises UserError.
     """
     bundle = Bundle.open(source)
+    if real(target) == real(bundle.path):
+        raise UserError(
+            f"{target}: is the bundle itself, which stays as it is; expected another name for the quantised one"
+        )
     check(settings, bundle)
     prompts, held_out = choose_prompts(bundle, settings)
     options = EngineOptions(threads=settings.threads)

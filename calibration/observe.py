@@ -175,9 +175,14 @@ def observe(
     """
     statistics = Statistics(histograms=collector(method))
     runs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    graphs = bundle.manifest.graphs
-    # Of large graphs the weights beside them too; the bank is linked beside what was gathered.
-    sources = [*(graphs[name].digest for name in ("step", "decode")), bundle.manifest.prompt_bank.sha256]
+    # Of large graphs the weights beside them too; the bank and other graphs are linked beside what was gathered. Positions,
+    # and where sinks stand, are in the manifest alone.
+    manifest = bundle.manifest
+    sources = [
+        *(f"{name} {graph.digest}" for name, graph in sorted(manifest.graphs.items())),
+        manifest.prompt_bank.sha256,
+    ]
+    sources += [part.model_dump_json() for part in (manifest.rope, manifest.geometry, manifest.schedule)]
     names = sorted({linear.key for linear in linears})
     key = hashlib.sha256(json.dumps([sources, names, runs, chunks, method]).encode()).hexdigest()
     work.mkdir(parents=True, exist_ok=True)

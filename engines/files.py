@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -79,10 +80,22 @@ def check_replaceable(target: Path, holds: str | None) -> None:
             f"{target}: is a mount point and cannot be replaced as a whole; mount the folder above it, or write to "
             f"another name"
         )
+    if target.is_dir() and (why := _held_by_others(real(target))):
+        raise UserError(f"{target}: {why}, and cannot be replaced as a whole; write to another name")
     if holds is not None and target.exists():
         ours = (target / holds).is_file() or (target.is_dir() and not any(target.iterdir()))
         if not ours:
             raise UserError(f"{target}: holds no {holds} and is not replaced; remove it, or write to another name")
+
+
+def _held_by_others(folder: Path) -> str | None:
+    """What would keep a folder from being renamed away, or from being removed then."""
+    if not os.access(folder, os.W_OK):
+        return "is write-protected for this user"
+    above = folder.parent.stat()
+    if above.st_mode & stat.S_ISVTX and os.geteuid() not in (0, above.st_uid, folder.stat().st_uid):
+        return f"is another user's, in a folder ({folder.parent}) where each renames their own only"
+    return None
 
 
 def user_cache() -> Path:

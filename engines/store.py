@@ -128,6 +128,14 @@ def stored(bundle: Bundle, versions: Mapping[str, str], whole: bool = True) -> l
     return sorted(found, key=lambda s: s.record.made if s.record else "", reverse=True)
 
 
+def wrong_card(record: BuildRecord | None, capability: str) -> str | None:
+    """Why engines built for named cards do not run on one of that capability, as in "sm_89"."""
+    targets = record.options.get("targets") if record else None
+    if targets and capability not in targets:
+        return f"built for {', '.join(targets)}, this card is {capability}"
+    return None
+
+
 def check(bundle: Bundle, folder: Path, versions: Mapping[str, str], whole: bool = True) -> Stored:
     """Read one folder of engines and say what, if anything, keeps them from being used here."""
     try:

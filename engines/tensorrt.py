@@ -254,7 +254,7 @@ class TrtBackend:
         problems = []
         for found in mine:
             assert found.record is not None
-            problem = found.problem or wrong_card(found.record, self.device.cuda.capability())
+            problem = found.problem or store.wrong_card(found.record, self.device.cuda.capability())
             problem = problem or store.damage(found.folder, found.record)
             if problem is None:
                 return found
@@ -322,14 +322,6 @@ def stream_bytes(bundle: Bundle) -> int:
         most |= mine
     latents = 8 + len(bundle.manifest.schedule.steps)
     return most.total() + 2 * most["frames"] + latents * most["latent"]
-
-
-def wrong_card(record: store.BuildRecord | None, capability: str) -> str | None:
-    """Why engines built for named cards do not run on this one."""
-    targets = record.options.get("targets") if record else None
-    if targets and capability not in targets:
-        return f"built for {', '.join(targets)}, this card is {capability}"
-    return None
 
 
 def error_recorder(trt: ModuleType) -> Any:

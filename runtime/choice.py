@@ -18,7 +18,7 @@ from ..engines.doctor import installed
 from ..engines.errors import RunError, UserError
 from ..engines.files import cache_place, keep_record, kept_records, record_key
 from ..engines.machine import find_gpu, processor_name, thread_count
-from ..engines.store import FOLDER, BuildRecord, stored
+from ..engines.store import FOLDER, BuildRecord, stored, wrong_card
 from .stream import Stream
 
 AUTO = "auto"
@@ -134,9 +134,11 @@ def timed(bundle: Bundle, one: Candidate, verify: bool) -> dict[str, float | str
 
 
 def usable(bundle: Bundle, packages: dict[str, str], whole: bool) -> list[BuildRecord]:
-    """Of the engines that the bundle holds, those that can be used with what is installed here. whole: every byte of them is
-    read to tell, which may be gigabytes; else what is damaged counts too."""
-    return [e.record for e in stored(bundle, packages, whole) if e.record is not None and e.problem is None]
+    """Of the engines that the bundle holds, those that can be used with what is installed here, on this card. whole: every
+    byte of them is read to tell, which may be gigabytes; else what is damaged counts too."""
+    gpu, _ = find_gpu()
+    good = [e.record for e in stored(bundle, packages, whole) if e.record is not None and e.problem is None]
+    return [record for record in good if gpu is None or wrong_card(record, gpu.compute_capability) is None]
 
 
 def _key(bundle: Bundle, found: list[Candidate]) -> str:

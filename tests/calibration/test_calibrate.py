@@ -436,6 +436,26 @@ def test_an_interrupted_calibration_goes_on(bundle: Bundle, step: onnx.ModelProt
         assert (again.peaks[name] == peaks).all()
 
 
+def test_one_that_was_interrupted_knows_positions_that_are_others_now(
+    bundle: Bundle, step: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """They stand in the manifest alone: the graphs are the same."""
+    linears = find_linears(step, 2)[:1]
+    wanted = (linears, PROMPTS[:2], [0], 1, "minmax", tmp_path / "w")
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        observe(bundle, *wanted, stop)
+    rope = bundle.manifest.rope.model_copy(update={"jitter_sigma": 0.1})
+    other = Bundle(bundle.path, bundle.manifest.model_copy(update={"rope": rope}))
+    observe(other, *wanted, lambda done, _: seen.append(done))
+    assert seen == [1, 2]
+
+
 def test_one_that_was_interrupted_knows_prompts_that_came_meanwhile(
     bundle_path: Path, step: onnx.ModelProto, tmp_path: Path
 ) -> None:
@@ -577,6 +597,8 @@ def test_bad_settings(
 
 def test_a_quantised_bundle_is_not_quantised_again(bundle_path: Path, tmp_path: Path) -> None:
     first = tmp_path / "a.everframe"
+    with pytest.raises(UserError, match="is the bundle itself"):
+        calibrate(bundle_path, bundle_path, changed(QUICK, precision="int8-weights"), True)
     calibrate(bundle_path, first, changed(QUICK, precision="int8-weights"), False)
     with pytest.raises(UserError, match="is quantised already"):
         calibrate(first, tmp_path / "b.everframe", QUICK, False)

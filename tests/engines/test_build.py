@@ -26,7 +26,7 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.inspection import installed_backends
 from everframe.engines.lower import lower
-from everframe.engines.tensorrt import error_recorder, wrong_card
+from everframe.engines.tensorrt import error_recorder
 from everframe.engines.trtbuild import BuildOptions, build_graph, options_record
 from everframe.export.wanexport import export_wan
 from everframe.runtime import open_bundle
@@ -257,8 +257,8 @@ def test_targets_are_stored_in_one_spelling(spelling: str) -> None:
     """That of the card, which they are compared with."""
     record = options_record(BuildOptions(targets=(spelling,)))
     assert record["targets"] == ["sm_89"]
-    assert wrong_card(SimpleNamespace(options=record), "sm_89") is None  # type: ignore[arg-type]
-    assert wrong_card(SimpleNamespace(options=record), "sm_86") == "built for sm_89, this card is sm_86"  # type: ignore[arg-type]
+    assert store.wrong_card(SimpleNamespace(options=record), "sm_89") is None  # type: ignore[arg-type]
+    assert store.wrong_card(SimpleNamespace(options=record), "sm_86") == "built for sm_89, this card is sm_86"  # type: ignore[arg-type]
 
 
 def test_tensorrt_s_own_side_finds_the_recorder_s_errors() -> None:

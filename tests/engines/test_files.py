@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,49 @@ def test_a_mount_point_is_noticed_before_the_work(tmp_path: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             subprocess.run(["umount", str(target)], check=False)
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from everframe.engines.errors import UserError
+from everframe.engines.files import check_replaceable
+os.setgroups([])
+os.setuid(65534)
+for name in sys.argv[1:]:
+    try:
+        check_replaceable(Path(name), "x")
+        print("may")
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_another_user_holds_is_noticed_before_the_work() -> None:
+    """Write-protected; in a folder like /tmp, where each renames their own only; and what may be replaced."""
+    with tempfile.TemporaryDirectory() as name:
+        places = {kind: Path(name) / kind / "a.everframe" for kind in ("protected", "sticky", "mine", "shared")}
+        modes = {
+            "protected": (0o777, 0o555),
+            "sticky": (0o1777, 0o777),
+            "mine": (0o1777, 0o755),
+            "shared": (0o777, 0o777),
+        }
+        Path(name).chmod(0o755)
+        for kind, place in places.items():
+            place.mkdir(parents=True)
+            (place / "x").touch()
+            for folder, mode in zip((place.parent, place), modes[kind], strict=True):
+                folder.chmod(mode)
+        os.chown(places["mine"], 65534, 65534)
+        found = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, *map(str, places.values())], capture_output=True, text=True
+        )
+    told = dict(zip(places, found.stdout.splitlines(), strict=True))
+    assert "is write-protected for this user" in told["protected"], found.stderr
+    assert "each renames their own only" in told["sticky"]
+    assert told["mine"] == told["shared"] == "may"
 
 
 def test_a_cache_of_a_bundle_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
