@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -119,6 +120,10 @@ class HostLaunch:
 @functools.cache
 def _thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="passes")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has the pool without its threads, and would wait for ever
+    os.register_at_fork(after_in_child=_thread.cache_clear)
 
 
 def _timed(passes: Sequence[Callable[[], None]]) -> list[float]:

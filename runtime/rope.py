@@ -47,8 +47,11 @@ def head_frequencies(rope: RopeSpec, sigma: float) -> NDArray[np.float64]:
     return axis_frequencies(head_thetas(rope.theta, sigma, rope.epsilon), rope.channels)
 
 
-def checked_frequencies(frequencies: NDArray[np.float64], rope: RopeSpec) -> NDArray[np.float64]:
-    """A spectrum of a study's own. Raises UserError for one that is not of this network's heads."""
+def frequencies_of(rope: RopeSpec, sigma: float, frequencies: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """A study's own spectrum, or else the one that theta and jitter make. Raises UserError for one that is not of this
+    network's heads."""
+    if frequencies is None:
+        return head_frequencies(rope, sigma)
     shape = np.shape(rope.epsilon)
     wanted = [(shape[-1], rope.channels // 2), *([(*shape, rope.channels // 2)] if len(shape) == 2 else [])]
     if np.shape(frequencies) not in wanted:

@@ -31,7 +31,7 @@ from .prompts import PromptBank, Transition, check_transition
 from .proof import require
 from .recache import Standing
 from .ring import RingLayout, Slot
-from .rope import FARTHEST, checked_frequencies, head_frequencies
+from .rope import FARTHEST, frequencies_of
 from .shots import shot_ring
 from .sinks import check_distance, leaving, own_mode, sink_turn
 from .whole import Whole
@@ -94,8 +94,7 @@ class Stream:
         mode, note = own_mode(bundle) if rope_mode is None else (rope_mode, None)
         self.rope_mode = mode
         self.sink_distance = check_distance(bundle, mode, sink_distance)  # None: they stay where they were made
-        own = frequencies is None
-        self.frequencies = head_frequencies(rope, sigma) if own else checked_frequencies(frequencies, rope)
+        self.frequencies = frequencies_of(rope, sigma, frequencies)
         self._prompt = self.bank.find(prompt) if prompt is not None else self.bank.prompts[0]
         self._pending: tuple[str, Transition | Literal["anew"]] | None = (self._prompt, "swap")
 
@@ -174,6 +173,10 @@ class Stream:
             return True
         self._settle()
         self._index, self._position, self._begun = self._begun.index, self._begun.position, None
+        self._pending = (
+            self._pending[0],
+            "anew",
+        )  # the forgotten chunk is in the ring: no order behind this one may keep it
         return True
 
     def begin_anew(self, prompt: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -73,11 +74,17 @@ def run(web: Any, bound: socket.socket, server: Server) -> None:
 
 
 def make_state_dir(folder: Path) -> None:
+    """Raises UserError where it cannot be made or written, but for a disk that is read-only as a whole: see `serve`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"state_dir {folder}: {reason(error)}") from None
-    check_writable(folder / "control.json")
+    if not on_a_read_only_disk(folder):
+        check_writable(folder / "control.json")
+
+
+def on_a_read_only_disk(folder: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def serve(config: Config, tell: Callable[[str], None] = lambda line: None) -> None:
@@ -94,6 +101,8 @@ def serve(config: Config, tell: Callable[[str], None] = lambda line: None) -> No
     tail = set_up(config.logging, secrets_in(config))
     end_by_signal()
     allow_files()
+    if on_a_read_only_disk(config.state_dir):  # as a box comes up after a power cut: a picture is better than none
+        log.warning("state_dir %s: its disk is read-only: nothing is kept, neither states nor orders", config.state_dir)
     with hold(config.state_dir):
         remove_parts(config.state_dir)
         token = read_token(config.state_dir, config.server.token)

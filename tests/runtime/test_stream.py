@@ -16,7 +16,7 @@ from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.export.checkpointexport import Overrides, export_checkpoint
 from everframe.export.taehv import Taehv
-from everframe.runtime import EngineOptions, Stream
+from everframe.runtime import EngineOptions, Stream, Transition
 from everframe.runtime.noise import chunk_noise
 from everframe.runtime.state import save_state
 
@@ -344,6 +344,28 @@ def test_a_cut_at_once_forgets_the_chunk_in_flight(bundle: Bundle) -> None:
         overlapped.set_prompt(PROMPTS[2], "swap")
         overlapped.cut_at_once()
         assert overlapped.next_chunk().prompt == PROMPTS[1]
+
+
+@pytest.mark.parametrize("order", ["swap", "smooth", "flush"])
+@pytest.mark.parametrize("cuts", [1, 2])
+def test_an_order_behind_a_cut_at_once(bundle: Bundle, order: Transition, cuts: int) -> None:
+    """The scene is a new one all the same, under the newer prompt: of the forgotten chunk nothing is in it. After two cuts
+    that is the first of its scene, which would be its sinks."""
+    with Stream(bundle, seed=5) as overlapped, Stream(bundle, seed=5, overlap=False) as plain:
+        for stream in (overlapped, plain):
+            for _ in range(4):
+                stream.next_chunk()
+            for cut in range(cuts):
+                if cut:
+                    stream.next_chunk()
+                stream.set_prompt(PROMPTS[1], "cut")
+                stream.cut_at_once()
+        overlapped.set_prompt(PROMPTS[2], order)
+        plain.set_prompt(PROMPTS[2], "cut")
+        for _ in range(3):
+            a, b = overlapped.next_chunk(), plain.next_chunk()
+            assert (a.index, a.position, a.prompt, a.begins) == (b.index, b.position, b.prompt, b.begins)
+            assert np.abs(a.latent - b.latent).max() < 1e-5 * np.abs(b.latent).max()
 
 
 @pytest.mark.parametrize("overlap", [False, True])

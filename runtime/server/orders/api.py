@@ -45,7 +45,7 @@ def add_facts(routes: APIRouter, service: Service, tail: Tail, changing: dict[st
         return {"seconds": [round(a, 4) for a, _ in pairs], "real_time_factor": [round(b, 3) for _, b in pairs]}
 
     @routes.get("/api/prompts", **reading)
-    async def prompts() -> dict[str, Any]:
+    def prompts() -> dict[str, Any]:
         """The prompts of the bundle's bank."""
         return {"prompts": service.control.spelling.prompts, "pictures": sorted(service.thumbs.there())}
 

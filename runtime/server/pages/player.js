@@ -19,6 +19,8 @@ const STEP = 200; // ms between corrections of a screen that keeps in step with 
 const DELAY = 0.9; // seconds that all screens of a wall are behind the server
 const LEAP = 0.4; // seconds out of step at which it jumps instead of playing faster or slower
 const AWAY = 30000; // ms between tries to get a connection after all
+const LATE = 5000; // ms for an answer
+const BROKEN = 3; // errors of the video in a row, no frame shown between them, after which it is not tried any more
 const REFUSED = 3; // connections in a row that were never opened, after which the picture comes by other ways
 const FULL = 60000; // ms until WebRTC is tried again where the server had no place
 const Source = window.MediaSource || window.ManagedMediaSource;
@@ -44,6 +46,7 @@ export class Player {
     this.frames = 0; // frames that were put on the screen
     this.fps = 0;
     this.refused = 0;
+    this.errors = 0;
     this.ended = false; // the picture comes by HLS or Motion JPEG, which is the browser's own business
     this.countFrames();
     this.watchPlace();
@@ -55,7 +58,7 @@ export class Player {
     setInterval(() => this.watch(), 500);
     setInterval(() => this.report(), REPORT);
     setInterval(() => this.keepStep(), STEP);
-    video.addEventListener("error", () => this.restart());
+    video.addEventListener("error", () => this.failed());
   }
 
   // In a frame of another page it may be scrolled out of sight: then the browser shows no frames, which is not frozen.
@@ -113,7 +116,11 @@ export class Player {
 
   // The server answers, but WebSockets do not get through: a proxy that does not pass them on. It tells the log.
   async lookElsewhere() {
-    const alive = await fetch(place("ws/video"), { cache: "no-store" }).then((answer) => answer.status === 426, () => false);
+    const { socket } = this;
+    const late = new Promise((resolve) => setTimeout(() => resolve(false), LATE));
+    const answer = fetch(place("ws/video"), { cache: "no-store" }).then(({ status }) => status === 426, () => false);
+    const alive = await Promise.race([answer, late]);
+    if (socket !== this.socket) return; // another connection is there by now
     if (!alive) {
       this.again();
       return;
@@ -141,6 +148,16 @@ export class Player {
     this.again();
   }
 
+  // A decoder may fail once, as when a driver is reset; one that fails every time would be tried for ever.
+  failed() {
+    if (this.ended) return;
+    const shown = this.shown();
+    if (shown !== this.atError) this.errors = 0;
+    this.atError = shown;
+    if (++this.errors < BROKEN) this.restart();
+    else this.say("this browser cannot decode the video");
+  }
+
   async told(message) {
     if (message.type === "init") this.begin(message);
     if (message.type === "picture") this.sendPicture();
@@ -160,6 +177,7 @@ export class Player {
     this.marks = [];
     this.keepStill(width, height);
     this.tries = 0;
+    this.telling = false;
     this.queue = [];
     this.source = this.buffer = null;
     this.leave();
@@ -224,7 +242,12 @@ export class Player {
     this.url = URL.createObjectURL(source);
     source.addEventListener("sourceopen", () => {
       if (source !== this.source) return;
-      this.buffer = source.addSourceBuffer(mime);
+      try {
+        this.buffer = source.addSourceBuffer(mime);
+      } catch (error) {
+        this.failed();
+        return;
+      }
       this.buffer.mode = "segments";
       this.buffer.addEventListener("updateend", () => this.pump());
       this.pump();
@@ -235,14 +258,15 @@ export class Player {
 
   // A last connection tells the log why the picture comes by other ways.
   say(why) {
+    if (this.telling || this.ended) return; // that connection is not there yet
     Object.assign(this, { via: "mse", why });
     if (this.said) this.end();
-    else this.restart();
-    this.said = true;
+    else Object.assign(this, { said: true, telling: true }).restart();
   }
 
+  // Some let nothing play that nobody has touched, as an iPhone that saves power; Motion JPEG is no video to them.
   play() {
-    this.video.play().catch(() => {});
+    this.video.play().catch((error) => error.name === "NotAllowedError" && this.say("this browser lets nothing play by itself"));
   }
 
   keepStill(width, height) {

@@ -1,6 +1,6 @@
 // Keeps the player's own files, so that the page opens while the server is away; the newest ones win when it is there.
 // Addresses are relative: the server may stand behind a proxy below a path.
-const CACHE = "everframe-11";
+const CACHE = "everframe-12";
 const HOME = new URL("./", self.location).pathname;
 const FILES = ["", "static/style.css", "static/screen.js", "static/overlay.js", "static/otherways.js", "static/webrtc.js", "static/player.js"].map((file) => HOME + file);
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Thumbs:
         self._folder, self._prompts = folder, frozenset(bundle.manifest.prompts)
         self._bundle = "".join(bundle.manifest.graphs[name].digest for name in ("step", "decode"))
         self._prompt, self._chunks = "", 0
+        self._keeping: threading.Thread | None = None
 
     def file(self, prompt: str) -> Path:
         return self._folder / f"{hashlib.sha256(f'{self._bundle} {prompt}'.encode()).hexdigest()[:16]}.jpg"
@@ -58,8 +60,13 @@ class Thumbs:
         """A chunk of the stream, frames [T, H, W, 3]."""
         self._chunks = self._chunks + 1 if prompt == self._prompt else 1
         self._prompt = prompt
-        if self._chunks != AFTER or prompt not in self._prompts:
+        if self._chunks != AFTER or prompt not in self._prompts or (self._keeping and self._keeping.is_alive()):
             return
+        # Whoever shows pictures does not wait for a disk.
+        self._keeping = threading.Thread(target=self._renew, args=(prompt, frames[-1:].copy()), daemon=True)
+        self._keeping.start()
+
+    def _renew(self, prompt: str, frames: NDArray[np.uint8]) -> None:
         file = self.file(prompt)
         try:
             if not file.is_file() or time.time() - file.stat().st_mtime >= RENEWED:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import logging
 import os
 from pathlib import Path
@@ -20,7 +22,9 @@ def hold(folder: Path) -> BinaryIO:
     try:
         held = open(file, "a+b")  # noqa: SIM115 - kept open as long as the server runs; child processes do not get it
     except OSError as error:
-        raise UserError(f"{file}: {reason(error)}") from None
+        if error.errno != errno.EROFS:
+            raise UserError(f"{file}: {reason(error)}") from None
+        held = open(file, "rb") if file.exists() else io.BytesIO()  # noqa: SIM115 - of an earlier start, or none to lock
     try:
         _lock(held)
     except (BlockingIOError, PermissionError):

@@ -15,6 +15,10 @@ from serving import CHROMIUM, DEAF, NO_MSE, NOWHERE, Site, page_of, serve, until
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
 MAYBE = "HTMLMediaElement.prototype.canPlayType = () => 'maybe';"
 REFUSED = "HTMLMediaElement.prototype.play = () => Promise.reject(new DOMException('', 'NotAllowedError'));"
+BROKEN = (
+    "const append = SourceBuffer.prototype.appendBuffer;"
+    "SourceBuffer.prototype.appendBuffer = function () { append.call(this, Uint8Array.of(0, 0, 0, 4, 1, 2, 3, 4)); };"
+)
 UNCOUNTED = (
     "delete HTMLVideoElement.prototype.requestVideoFrameCallback;"
     "delete HTMLVideoElement.prototype.getVideoPlaybackQuality;"
@@ -57,6 +61,20 @@ def test_where_the_browser_s_own_player_gives_no_picture(site: Site, browser: Br
     with page_of(browser, script=NO_MSE + script) as page:
         page.goto(f"{site.url}/?screen=tablet")
         until(page, IMAGE, 60)
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [(REFUSED, "lets nothing play by itself"), (BROKEN + NOWHERE, "cannot decode the video")],
+    ids=["may not play", "cannot decode"],
+)
+def test_where_media_source_extensions_show_nothing(site: Site, browser: Browser, script: str, why: str) -> None:
+    """They are there, and the video is said to be supported; without end nothing came of it. The log is told once."""
+    before = site.log.read_text().count(why)
+    with page_of(browser, script=MAYBE + script) as page:
+        page.goto(f"{site.url}/?screen=lobby")
+        until(page, IMAGE, 60)
+    assert site.log.read_text().count(why) == before + 1
 
 
 def test_a_message_that_is_burned_in_is_read_whole(site: Site, browser: Browser) -> None:

@@ -232,6 +232,29 @@ def test_a_full_disk_does_not_stop_the_picture(bundle_path: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_start_on_a_disk_that_became_read_only(bundle_path: Path, tmp_path: Path) -> None:
+    """As a box comes up after a power cut: it goes on from the state that is there, takes orders, and keeps nothing."""
+    state = tmp_path / "state"
+    state.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", str(state)], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        with serve(tmp_path, bundle_path) as site:
+            wait_for(lambda: site.state_of()["position"] > 12)
+        position = read_facts(state / "state.safetensors").position
+        subprocess.run(["mount", "-o", "remount,ro", str(state)], check=True)
+        with serve(tmp_path, bundle_path) as site:
+            assert "its disk is read-only: nothing is kept" in site.log.read_text()
+            assert site.state_of()["position"] >= position
+            assert site.ask("/api/prompt", "POST", {"prompt": PROMPTS[1]})[0] == 200
+            wait_for(lambda: site.state_of()["prompt"] == PROMPTS[1])
+            assert site.state_of()["restarts"] == 0
+        assert read_facts(state / "state.safetensors").position == position
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+
+
+@pytest.mark.slow
 def test_a_generator_that_cannot_start_is_tried_ever_less_often(bundle_path: Path, tmp_path: Path) -> None:
     """A bundle that is damaged while the server runs: the picture stays, the log says why, and nothing spins."""
     copy = tmp_path / "copy.everframe"
