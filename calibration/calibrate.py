@@ -119,17 +119,21 @@ def choose_prompts(bundle: Bundle, settings: Settings) -> tuple[list[str], list[
     return chosen, held_out
 
 
+def source_of(source: Path, target: Path) -> Bundle:
+    """Raises UserError where the quantised bundle would take its place."""
+    bundle = Bundle.open(source)
+    if real(target) == real(bundle.path):
+        raise UserError(f"{target}: is the bundle itself, which stays as it is; expected another name")
+    return bundle
+
+
 def calibrate(source: Path, target: Path, settings: Settings, force: bool, report: Report = QUIET) -> dict[str, Any]:
     """Write the quantised bundle to target and return its quality. Ctrl-C keeps the statistics gathered so far in
     TARGET.calibrating, and the same command goes on from there.
 
     Raises UserError.
     """
-    bundle = Bundle.open(source)
-    if real(target) == real(bundle.path):
-        raise UserError(
-            f"{target}: is the bundle itself, which stays as it is; expected another name for the quantised one"
-        )
+    bundle = source_of(source, target)
     check(settings, bundle)
     prompts, held_out = choose_prompts(bundle, settings)
     options = EngineOptions(threads=settings.threads)

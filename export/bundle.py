@@ -47,7 +47,7 @@ from .schedule import Schedule
 from .sinkgraph import SinkGraph
 from .taehv import Taehv
 from .taehvgraphs import DecodeGraph
-from .textgraph import write_text_graph
+from .textgraph import text_difference, write_text_graph
 from .texts import Umt5
 from .verify import compare
 from .wan import Wan, WanConfig
@@ -59,7 +59,9 @@ MIN_CHUNKS = 8
 # Largest allowed difference between ONNX Runtime and eager PyTorch; frames may differ by one rounding in float32. In
 # float16 the two round at other places: ONNX Runtime's CPU kernels mostly compute in float32. Five to ten times what was
 # measured of right graphs, all on random weights: x0 0.0011, the ring 0.0033 and frames 1 of the 1.3B (docs/wan.md); of the
-# tests' models the decoder's states 0.007, anchors 0.001, the pass over the window 0.0007.
+# tests' models the decoder's states 0.007, anchors 0.001, the pass over the window 0.0007. The text encoder's graph has INT8
+# weights and activations: its distance from the encoder was 0.014 in the tests' two layers and 0.034 in 24 (width 256), of
+# the embedding's size; another encoder is off by that size.
 LIMITS = {
     "fp32": {
         "prompt": 1e-4,
@@ -73,6 +75,7 @@ LIMITS = {
         "anchor": 1e-3,
         "recache": 1e-3,
         "sinks": 1e-4,
+        "text": 0.25,
     },
     "fp16": {
         "prompt": 1e-2,
@@ -86,6 +89,7 @@ LIMITS = {
         "anchor": 1e-2,
         "recache": 5e-2,
         "sinks": 1e-2,
+        "text": 0.25,
     },
 }
 
@@ -156,6 +160,8 @@ def write_bundle(
         if chunks:
             report.step(f"comparing with PyTorch over {chunks} chunks", 0, None)
             errors = compare(Bundle.open(part), modules, chunks)
+            if parts.text_encoder is not None:
+                errors["text"] = text_difference(Bundle.open(part), *next(iter(parts.prompts.items())))
             for line in differences(errors, chunks):
                 report.line(line)
             wrong = [f"{k} differs by {v:.2g} (limit {limits[k]:.2g})" for k, v in errors.items() if not v <= limits[k]]
@@ -359,6 +365,6 @@ def jitter_of(rope: RopeConfig, network: WanConfig) -> NDArray[np.float64]:
 
 def differences(errors: dict[str, float], chunks: int) -> list[str]:
     """How far each graph is from PyTorch, a line an output."""
-    units = {"frames": "grey levels"}
+    units = {"frames": "grey levels", "text": "of the embedding's size, of one prompt"}
     told = (f"  {name:12} {error:.2g} {units.get(name, 'of the largest value')}" for name, error in errors.items())
     return [f"ONNX Runtime against PyTorch, largest differences over {chunks} chunks:", *told]

@@ -126,7 +126,7 @@ def wan(  # as long as its options: it does nothing but parse them
         bool, typer.Option("--dry-run", help="With --recipe: tell what would be fetched, and stop.")
     ] = False,
     dictionary: Annotated[
-        str | None, typer.Option(help="Which dictionary of the .pt; default: generator_ema, else generator.")
+        str | None, typer.Option(help="Which dictionary of the .pt; default: the EMA, else generator.")
     ] = None,
     lora: Annotated[
         list[str] | None,

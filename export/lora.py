@@ -27,6 +27,7 @@ from .names import State, flattened_layers, listed, public_name
 from .sources import files_of, json_object, tensors
 
 PREFIXES = ("base_model.", "model.", "diffusion_model.", "transformer.", "pipe.", "dit.", "unet.", "generator.")
+PEFT = "base_model.model."
 FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
 CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # where diffusers keeps an adapter_config
@@ -70,7 +71,7 @@ class Change:
     """What a file holds for one layer, by role."""
 
     parts: dict[str, Tensor] = field(default_factory=dict)
-    theirs: str = ""  # the layer's name in the file, for the patterns of an adapter_config
+    theirs: tuple[str, ...] = ()  # the layer's names, for the patterns of an adapter_config
 
 
 @dataclass(frozen=True)
@@ -167,15 +168,17 @@ def _changes(found: State, state: State, file: Path) -> dict[str, Change]:
     return changes
 
 
-def _layer(name: str, flat: dict[str, str]) -> tuple[str, str]:
-    """A layer as the file calls it -> the same without prefixes, and its public name."""
+def _layer(name: str, flat: dict[str, str]) -> tuple[tuple[str, ...], str]:
+    """A layer as the file calls it -> its names for patterns, and its public name. PEFT matches all that stands behind its
+    own prefix; where that is not there, what was matched is the name with other prefixes or without."""
     for prefix in FLAT:
         if name.startswith(prefix):
             short = name.removeprefix(prefix).lstrip("_")  # VideoX-Fun writes two underscores
-            return short, flat.get(short, short)
+            return (short,), flat.get(short, short)
+    whole, own = name.removeprefix(PEFT), name.startswith(PEFT)
     while any(name.startswith(p) for p in PREFIXES):
         name = name.removeprefix(next(p for p in PREFIXES if name.startswith(p)))
-    return name, public_name(f"{name}.weight").removesuffix(".weight")
+    return (whole,) if own else (name, whole), public_name(f"{name}.weight").removesuffix(".weight")
 
 
 def _targets(layer: str, state: State) -> tuple[str, str]:
@@ -241,7 +244,7 @@ def _scale(change: Change, lora: Lora, adapter: Adapter | None) -> tuple[float, 
         return 1.0, "no alpha in file or adapter_config.json: taken as the rank (--lora-alpha if it is another)"
     said = _matching(adapter.ranks, change.theirs, adapter.rank)
     if said is not None and said != rank:
-        raise UserError(f"{adapter.where}: rank {said:g} for {change.theirs}, but its tensors have {rank}")
+        raise UserError(f"{adapter.where}: rank {said:g} for {change.theirs[-1]}, but its tensors have {rank}")
     alpha = _matching(adapter.alphas, change.theirs, adapter.alpha)
     words = f"alpha {adapter.alpha:g}{' with alpha_pattern' if adapter.alphas else ''} of {adapter.where}"
     return _by_rank(alpha, rank, words, change, adapter)
@@ -255,9 +258,10 @@ def _by_rank(alpha: float, rank: int, words: str, change: Change, adapter: Adapt
     return alpha / rank, words
 
 
-def _matching(patterns: dict[str, float], layer: str, default: Any) -> Any:
-    """The first pattern that a layer's name ends with, as PEFT reads them (regular expressions)."""
-    return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", layer)), default)
+def _matching(patterns: dict[str, float], names: tuple[str, ...], default: Any) -> Any:
+    """The first pattern that a layer's name ends with, as PEFT reads them (regular expressions); of its first name that
+    matches any."""
+    return next((v for name in names for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", name)), default)
 
 
 def adapter_of(path: Path) -> Adapter | None:

@@ -28,13 +28,16 @@ from ..engines.progress import QUIET, Report
 from ..engines.text import first_line
 from .lazy import entries_of, release, shape_of
 from .names import Part, State, clean, listed, part_of
-from .scaled import descale
+from .scaled import FORMAT, check_formats, descale, header_formats
 from .wan import WanConfig
 
 HEAD_DIM = 128  # of every Wan model; a config.json overrules it
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-# Of generators, then of super-resolution networks.
-DICTIONARIES = ("generator_ema", "generator", "generator_lora", "state_dict", "model", "params_ema", "params")
+# Averaged weights by their plain names, then of generators, then of super-resolution networks.
+DICTIONARIES = (
+    *("generator_ema", "model_ema", "ema", "ema_state_dict"),
+    *("generator", "generator_lora", "state_dict", "model", "params_ema", "params"),
+)
 RELEASES = {
     "vae": ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth"),
     "text_encoder": ("models_t5_umt5-xxl-enc-bf16.pth",),
@@ -67,9 +70,17 @@ def read(
     """
     path = place_of(path, part)
     state = clean(part_of(tensors(path, dictionary, report), part), path)
+    _check_header(path, part, state)
     return Source(
         descale(state, path, report, dtype), _config((path if path.is_dir() else path.parent) / "config.json")
     )
+
+
+def _check_header(path: Path, part: Part, state: State) -> None:
+    """What the files' headers say of the layers that are read: of a whole pipeline, those of one part. Raises UserError."""
+    for file in files_of(path):
+        said = clean(part_of(header_formats(file), part), file)
+        check_formats({n: v for n, v in said.items() if f"{n.removesuffix(FORMAT)}.weight" in state}, file)
 
 
 def place_of(path: Path, part: Part) -> Path:
@@ -224,8 +235,9 @@ def _chosen(content: dict[Any, Any], file: Path, dictionary: Dictionary, report:
     if taken is None:
         found = listed(content) or "nothing"
         raise UserError(f"{file}: found {found}; expected tensors or one of {', '.join(wanted)}")
-    if dictionary is None and {"generator", "generator_ema"} <= set(choices):
-        report.line(f"{file}: holds generator and generator_ema: {taken} is taken; --dictionary picks the other")
+    if dictionary is None and len(choices) > 1:
+        held, rest = (" and ".join(choices), "the other") if len(choices) == 2 else (listed(choices), "another")
+        report.line(f"{file}: holds {held}: {taken} is taken; --dictionary picks {rest}")
     return choices[taken]
 
 
@@ -244,7 +256,11 @@ def _config(file: Path) -> dict[str, Any]:
 
 def wan_config(state: State, given: dict[str, Any], file: Path) -> WanConfig:
     """The transformer's numbers, from its tensors' shapes and, where shapes do not tell, from config.json (in the naming
-    of Wan or of diffusers). Raises UserError when a tensor that tells is missing or they contradict each other."""
+    of Wan or of diffusers). Raises UserError when a tensor that tells is missing or they contradict each other, and for a
+    config.json of a checkpoint of our own, which tells what shapes do not in other places."""
+    if isinstance(given.get("transformer"), dict) and "autoencoder" in given:
+        folder = file if file.is_dir() else file.parent
+        raise UserError(f"{file}: is of a checkpoint of Everframe's own: everframe export {folder}")
     try:
         dim, channels = shape_of(state, "patch_embedding.weight")[:2]
         ffn, text = shape_of(state, "blocks.0.ffn.0.weight")[0], shape_of(state, "text_embedding.0.weight")[1]

@@ -11,8 +11,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ..engines.bundle import FileRef, Graph, describe
+from ..engines.base import EngineOptions
+from ..engines.bundle import Bundle, FileRef, Graph, describe
 from ..engines.errors import UserError
+from ..engines.ort import OrtBackend
+from ..runtime.prompts import FreeText
 from .onnxfile import save_graph
 from .texts import Umt5
 
@@ -66,8 +69,18 @@ def write_text_graph(folder: Path, encoder: Umt5, text_len: int) -> tuple[Graph,
     file = folder / "text.onnx"
     packed: Any = quantizer.model
     onnx.save(packed.model, file, save_as_external_data=True, location="text.onnx.data", size_threshold=1 << 20)
+    onnx.checker.check_model(file)
     shutil.rmtree(scratch)
     data = folder / "text.onnx.data"
     refs = [describe(data)] if data.exists() else []
     spec = graph.model_copy(update={"model": describe(file), "data": refs})
     return spec, describe(folder / "tokenizer.json")
+
+
+def text_difference(bundle: Bundle, prompt: str, expected: Tensor) -> float:
+    """How far text.onnx and tokenizer.json, run as a stream runs them, are from the encoder's own embedding [tokens,
+    text_dim], of that one's size. One prompt, behind which the session is let go: a UMT5-XXL's holds gigabytes."""
+    got = torch.from_numpy(FreeText(bundle, OrtBackend(EngineOptions())).embedding(prompt))[0]
+    padded = torch.zeros_like(got)
+    padded[: len(expected)] = expected
+    return float((got - padded).norm() / padded.norm())

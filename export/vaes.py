@@ -71,19 +71,35 @@ def _is_light(path: Path, kind: VaeKind, report: Report) -> bool:
     or the user can tell."""
     if kind != "auto":
         return kind == "lighttae"
-    for told in (files_of(place_of(path, "vae"))[0].name, path.name):  # of a folder, first what it holds
-        name = re.sub(r"[^a-z0-9]", "", told.lower())
+    held = files_of(place_of(path, "vae"))[0].name
+    _check_name(path, held)
+    for told in (held, path.name):  # of a folder, first what it holds
+        name = _plain(told)
         if "lighttae" in name:
             report.line(
                 f"{path}: LightTAE, by its name: latents are taken as the Wan VAE makes them; --vae-kind taehv if not"
             )
             return True
-        if "taew2" in name or "taehv" in name:
+        if "taew2" in name:
             return False
     raise UserError(
         f"{path}: TAEHV or LightTAE: their tensors are alike and its name does not tell; expected --vae-kind taehv or "
         "--vae-kind lighttae"
     )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _check_name(path: Path, held: str) -> None:
+    """Raises UserError for a file that is named as another model's: HunyuanVideo's `taehv` has the tensors of Wan 2.1's."""
+    name = _plain(held)
+    if name.startswith(("tae", "lighttaeh")) and "taew2" not in name:
+        raise UserError(
+            f"{path}: by the name {held} HunyuanVideo's or another model's tiny autoencoder; expected taew2_1, taew2_2 or "
+            "lighttaew2_1, or --vae-kind taehv or --vae-kind lighttae to take it all the same"
+        )
 
 
 def _staged(state: State) -> bool:

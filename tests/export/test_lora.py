@@ -174,6 +174,38 @@ def test_an_adapter_as_peft_saves_it(tmp_path: Path, settings: dict) -> None:
         assert "adapter_config.json" in lines[0]
 
 
+@pytest.mark.parametrize("inside", ["model", "transformer.model"])
+def test_patterns_match_a_modules_whole_name(tmp_path: Path, inside: str) -> None:
+    """As peft matches them, of a model inside others: names from its beginning, and one that only looks like a beginning."""
+    base = random_transformer(TRANSFORMER)
+    before = {k: v.clone() for k, v in base.state_dict().items()}
+    whole: torch.nn.Module = base
+    for name in reversed(inside.split(".")):
+        outer = torch.nn.Module()
+        setattr(outer, name, whole)
+        whole = outer
+    linear = [n for n, m in whole.named_modules() if isinstance(m, torch.nn.Linear) and ".blocks." in n]
+    q = f"{inside}.blocks.0.self_attn.q"
+    settings = LoraConfig(
+        target_modules=linear,
+        r=4,
+        lora_alpha=8,
+        rank_pattern={f"^{inside}.blocks.1.ffn.0": 2, r"^blocks\..*": 3},
+        alpha_pattern={r"^blocks\.0\.self_attn\.q": 5, q: 3, "cross_attn.q": 2},
+    )
+    expected = adapter(whole, settings, tmp_path / "adapter")
+    expected = {k.removeprefix(f"{inside}."): v for k, v in expected.items()}
+    same(merge_loras(before, (Lora(tmp_path / "adapter"),)), expected)
+
+
+def test_patterns_of_a_trainer_with_a_prefix_of_its_own(tmp_path: Path) -> None:
+    """diffusers matched a transformer's own names, and wrote `transformer.` before them."""
+    file = write(tmp_path / "x.safetensors", "diffusers")
+    said = {"r": 2, "lora_alpha": 2, "alpha_pattern": {r"^blocks\..*": 6, "to_q": 1}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    same(merge_loras(state(), (Lora(file),)), by_hand(3.0))
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 def test_the_users_alpha_is_scaled_as_peft_scales_the_adapters_own(tmp_path: Path, rslora: bool) -> None:
     """--lora-alpha 7 is what peft makes of the same adapter with lora_alpha 7: rslora or not is not the alpha's to say."""

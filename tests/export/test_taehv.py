@@ -164,6 +164,21 @@ def test_a_folder_is_known_by_the_file_in_it(tmp_path: Path) -> None:
         assert len(lines) == light
 
 
+@pytest.mark.parametrize("name", ["taehv.pth", "TAEHV1_5.pth", "taecvx.pth", "taeltx_2.pth", "lighttaehy1_5.pth"])
+def test_another_models_tiny_autoencoder_is_not_taken_by_its_tensors(tmp_path: Path, name: str) -> None:
+    """HunyuanVideo's has those of Wan 2.1's, to the shape."""
+    torch.save(Taehv(TaehvConfig(encoder_widths=(8, 8, 8), decoder_widths=(16, 8, 8, 8))).state_dict(), tmp_path / name)
+    (tmp_path / "taew2_1").mkdir()
+    shutil.copy(tmp_path / name, tmp_path / "taew2_1")
+    for path in (tmp_path / name, tmp_path / "taew2_1"):
+        with pytest.raises(
+            UserError, match=rf"by the name {name} HunyuanVideo's or another .*; expected taew2_1"
+        ) as caught:
+            load_vae(path, single)
+        assert "\n" not in str(caught.value)
+        assert load_vae(path, single, "taehv")[2] == 16
+
+
 def test_a_tiny_autoencoder_of_either_kind(tmp_path: Path) -> None:
     torch.save(Taehv(TaehvConfig(encoder_widths=(6, 8, 8))).state_dict(), tmp_path / "tiny.pth")
     with pytest.raises(UserError, match="--vae-kind taehv or --vae-kind lighttae"):
