@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from . import store
 from .bundle import Bundle
-from .machine import find_gpu
 
 # The package itself, or one of those for a CUDA that it would install.
 PACKAGES = {
@@ -35,10 +33,7 @@ def installed_backends() -> dict[str, str]:
 
 def engines_of(bundle: Bundle) -> list[store.Stored]:
     """All compiled engines of the bundle, newest first, each with what keeps it from being used here."""
-    found = store.stored(bundle, installed_backends())
-    if (gpu := find_gpu()[0]) is None:
-        return found
-    return [replace(e, problem=e.problem or store.wrong_card(e.record, gpu.compute_capability)) for e in found]
+    return store.stored(bundle, installed_backends())
 
 
 def record(bundle: Bundle, engines: Sequence[store.Stored]) -> dict[str, Any]:

@@ -159,20 +159,27 @@ def write_bundle(
         write_manifest(part, manifest_of(parts, graphs, epsilon, tokenizer, part, chunks))
         if chunks:
             report.step(f"comparing with PyTorch over {chunks} chunks", 0, None)
-            errors = compare(Bundle.open(part), modules, chunks)
+            text = {}  # first, for the others may take hours
             if parts.text_encoder is not None:
-                errors["text"] = text_difference(Bundle.open(part), *next(iter(parts.prompts.items())))
+                text["text"] = text_difference(Bundle.open(part), *next(iter(parts.prompts.items())))
+                refuse_wrong(output, text, limits)
+            errors = compare(Bundle.open(part), modules, chunks) | text
             for line in differences(errors, chunks):
                 report.line(line)
-            wrong = [f"{k} differs by {v:.2g} (limit {limits[k]:.2g})" for k, v in errors.items() if not v <= limits[k]]
-            if wrong:
-                raise UserError(f"{output}: not written, the graphs do not agree with PyTorch: {'; '.join(wrong)}")
+            refuse_wrong(output, errors, limits)
             report.step("the reference's two chunks in PyTorch", 0, None)
             reference = write_reference(Bundle.open(part), modules.steps["step"], modules.prompt, parts.decoders)
             manifest = Bundle.open(part).manifest
             write_manifest(part, manifest.model_copy(update={"reference": describe(reference)}))
         size = sum(f.stat().st_size for f in part.iterdir())
     report.line(f"{output}: {size / 2**20:.1f} MiB")
+
+
+def refuse_wrong(output: Path, errors: dict[str, float], limits: dict[str, float]) -> None:
+    """Raises UserError."""
+    wrong = [f"{k} differs by {v:.2g} (limit {limits[k]:.2g})" for k, v in errors.items() if not v <= limits[k]]
+    if wrong:
+        raise UserError(f"{output}: not written, the graphs do not agree with PyTorch: {'; '.join(wrong)}")
 
 
 def modules_of(parts: Parts, probe: bool) -> GraphSet:

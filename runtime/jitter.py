@@ -65,9 +65,8 @@ def designed_jitter(
     sum lowest, until a sweep improves nothing. The same arguments give the same ε.
     """
     start = stratified_jitter(layers, heads, seed).ravel()
-    size = len(start) * max(
-        CHOICES, -(-GRID // len(start))
-    )  # whole cells to a part of the draw, which takes no cell twice
+    # Whole cells to a part of the draw, which takes no cell twice.
+    size = len(start) * max(CHOICES, -(-GRID // len(start)))
     grid = -1.0 + 2.0 * (np.arange(size) + 0.5) / size
     spectra = axis_frequencies(head_thetas(theta, sigma, grid), channels)
     share = np.stack([far_cosine(one, reach) for one in spectra]).astype(np.float32) / len(start)

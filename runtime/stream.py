@@ -173,10 +173,7 @@ class Stream:
             return True
         self._settle()
         self._index, self._position, self._begun = self._begun.index, self._begun.position, None
-        self._pending = (
-            self._pending[0],
-            "anew",
-        )  # the forgotten chunk is in the ring: no order behind this one may keep it
+        self._pending = (self._pending[0], "anew")  # the forgotten chunk is in the ring: no order may keep it
         return True
 
     def begin_anew(self, prompt: str) -> None:

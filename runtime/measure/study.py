@@ -114,7 +114,7 @@ def study_sinks(
     model was trained to reach. resume: keep the streams that `output` has already, and run those that it lacks. Raises
     UserError.
     """
-    # All that can be refused is refused first: the searches of the spectra take a minute, and the streams hours.
+    # All that can be refused is refused first: the searches of the spectra take minutes, and the streams hours.
     if frames < 3 * (chunk := bundle.manifest.geometry.chunk):
         raise UserError(f"--frames {frames}: expected three chunks at least, {3 * chunk} latent frames of this bundle")
     if not bundle.manifest.geometry.sink:

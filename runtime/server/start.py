@@ -74,13 +74,12 @@ def run(web: Any, bound: socket.socket, server: Server) -> None:
 
 
 def make_state_dir(folder: Path) -> None:
-    """Raises UserError where it cannot be made or written, but for a disk that is read-only as a whole: see `serve`."""
+    """Raises UserError where it cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"state_dir {folder}: {reason(error)}") from None
-    if not on_a_read_only_disk(folder):
-        check_writable(folder / "control.json")
+    check_writable(folder / "control.json")
 
 
 def on_a_read_only_disk(folder: Path) -> bool:
@@ -97,11 +96,13 @@ def serve(config: Config, tell: Callable[[str], None] = lambda line: None) -> No
     from .survival.lock import hold
     from .survival.logs import set_up
 
-    make_state_dir(config.state_dir)
+    reading = config.state_dir.is_dir() and on_a_read_only_disk(config.state_dir)
+    if not reading:
+        make_state_dir(config.state_dir)
     tail = set_up(config.logging, secrets_in(config))
     end_by_signal()
     allow_files()
-    if on_a_read_only_disk(config.state_dir):  # as a box comes up after a power cut: a picture is better than none
+    if reading:  # as a box comes up after a power cut: a picture is better than none
         log.warning("state_dir %s: its disk is read-only: nothing is kept, neither states nor orders", config.state_dir)
     with hold(config.state_dir):
         remove_parts(config.state_dir)

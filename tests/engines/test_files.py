@@ -136,7 +136,7 @@ for name in sys.argv[1:]:
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become somebody else")
 def test_what_another_user_holds_is_noticed_before_the_work() -> None:
     """Write-protected; in a folder like /tmp, where each renames their own only; and what may be replaced."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
         places = {kind: Path(name) / kind / "a.everframe" for kind in ("protected", "sticky", "mine", "shared")}
         modes = {
             "protected": (0o777, 0o555),
@@ -150,7 +150,10 @@ def test_what_another_user_holds_is_noticed_before_the_work() -> None:
             (place / "x").touch()
             for folder, mode in zip((place.parent, place), modes[kind], strict=True):
                 folder.chmod(mode)
-        os.chown(places["mine"], 65534, 65534)
+        try:
+            os.chown(places["mine"], 65534, 65534)
+        except OSError:
+            pytest.skip("this container has no other user")
         found = subprocess.run(
             [sys.executable, "-c", AS_NOBODY, *map(str, places.values())], capture_output=True, text=True
         )

@@ -20,7 +20,7 @@ const DELAY = 0.9; // seconds that all screens of a wall are behind the server
 const LEAP = 0.4; // seconds out of step at which it jumps instead of playing faster or slower
 const AWAY = 30000; // ms between tries to get a connection after all
 const LATE = 5000; // ms for an answer
-const BROKEN = 3; // errors of the video in a row, no frame shown between them, after which it is not tried any more
+const BROKEN = 30000; // ms of errors of the video, no frame shown between them, after which it is not tried any more
 const REFUSED = 3; // connections in a row that were never opened, after which the picture comes by other ways
 const FULL = 60000; // ms until WebRTC is tried again where the server had no place
 const Source = window.MediaSource || window.ManagedMediaSource;
@@ -46,7 +46,6 @@ export class Player {
     this.frames = 0; // frames that were put on the screen
     this.fps = 0;
     this.refused = 0;
-    this.errors = 0;
     this.ended = false; // the picture comes by HLS or Motion JPEG, which is the browser's own business
     this.countFrames();
     this.watchPlace();
@@ -152,9 +151,10 @@ export class Player {
   failed() {
     if (this.ended) return;
     const shown = this.shown();
-    if (shown !== this.atError) this.errors = 0;
+    const now = performance.now();
+    if (shown !== this.atError || document.visibilityState !== "visible") this.broken = now;
     this.atError = shown;
-    if (++this.errors < BROKEN) this.restart();
+    if (now - this.broken < BROKEN) this.restart();
     else this.say("this browser cannot decode the video");
   }
 
@@ -176,7 +176,8 @@ export class Player {
     this.sync = Boolean(view.sync);
     this.marks = [];
     this.keepStill(width, height);
-    this.tries = 0;
+    if (this.shown() !== this.atBegin) this.tries = 0; // else the waits between tries grow
+    this.atBegin = this.shown();
     this.telling = false;
     this.queue = [];
     this.source = this.buffer = null;
@@ -260,8 +261,10 @@ export class Player {
   say(why) {
     if (this.telling || this.ended) return; // that connection is not there yet
     Object.assign(this, { via: "mse", why });
-    if (this.said) this.end();
-    else Object.assign(this, { said: true, telling: true }).restart();
+    const again = this.said !== undefined && this.shown() - this.said < 100; // frames: it has not played in between
+    this.said = this.shown();
+    if (again) this.end();
+    else Object.assign(this, { telling: true }).restart();
   }
 
   // Some let nothing play that nobody has touched, as an iPhone that saves power; Motion JPEG is no video to them.

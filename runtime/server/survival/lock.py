@@ -24,7 +24,9 @@ def hold(folder: Path) -> BinaryIO:
     except OSError as error:
         if error.errno != errno.EROFS:
             raise UserError(f"{file}: {reason(error)}") from None
-        held = open(file, "rb") if file.exists() else io.BytesIO()  # noqa: SIM115 - of an earlier start, or none to lock
+        if not file.exists():  # nothing to lock, and nothing that two servers could write over
+            return io.BytesIO()
+        held = open(file, "rb")  # noqa: SIM115 - of an earlier start
     try:
         _lock(held)
     except (BlockingIOError, PermissionError):
