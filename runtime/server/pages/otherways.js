@@ -10,7 +10,7 @@ const ASK = 10000; // ms between questions for the screen's view, which also say
 const place = (path) => new URL(path, document.baseURI);
 
 // An answer that is none within LATE is given up: a connection to a server that has lost its power says nothing for minutes.
-async function asked(path) {
+export async function asked(path) {
   const stop = window.AbortController ? new AbortController() : null;
   const late = setTimeout(() => stop && stop.abort(), LATE);
   try {

@@ -7,7 +7,7 @@
 // Where a browser has no Media Source Extensions (an iPhone before iOS 17.1), or none that play the video, or where WebSockets do
 // not get through, the picture comes by other ways.
 
-import { otherWays } from "./otherways.js";
+import { asked, otherWays } from "./otherways.js";
 import { openDirect } from "./webrtc.js";
 
 const REPORT = 2000; // ms between reports
@@ -19,7 +19,6 @@ const STEP = 200; // ms between corrections of a screen that keeps in step with 
 const DELAY = 0.9; // seconds that all screens of a wall are behind the server
 const LEAP = 0.4; // seconds out of step at which it jumps instead of playing faster or slower
 const AWAY = 30000; // ms between tries to get a connection after all
-const LATE = 5000; // ms for an answer
 const BROKEN = 30000; // ms of errors of the video, no frame shown between them, after which it is not tried any more
 const REFUSED = 3; // connections in a row that were never opened, after which the picture comes by other ways
 const FULL = 60000; // ms until WebRTC is tried again where the server had no place
@@ -116,9 +115,7 @@ export class Player {
   // The server answers, but WebSockets do not get through: a proxy that does not pass them on. It tells the log.
   async lookElsewhere() {
     const { socket } = this;
-    const late = new Promise((resolve) => setTimeout(() => resolve(false), LATE));
-    const answer = fetch(place("ws/video"), { cache: "no-store" }).then(({ status }) => status === 426, () => false);
-    const alive = await Promise.race([answer, late]);
+    const alive = await asked("ws/video").then(() => false, (error) => error.message === "426");
     if (socket !== this.socket) return; // another connection is there by now
     if (!alive) {
       this.again();
@@ -264,7 +261,10 @@ export class Player {
     const again = this.said !== undefined && this.shown() - this.said < 100; // frames: it has not played in between
     this.said = this.shown();
     if (again) this.end();
-    else Object.assign(this, { telling: true }).restart();
+    else {
+      this.telling = true;
+      this.restart();
+    }
   }
 
   // Some let nothing play that nobody has touched, as an iPhone that saves power; Motion JPEG is no video to them.
