@@ -111,7 +111,7 @@ def merge_loras(state: State, loras: tuple[Lora, ...], report: Report = QUIET) -
     Raises UserError for a file that is no LoRA of this model, or of a kind that is not merged.
     """
     for lora in loras:
-        found = tensors(lora.path)
+        found = tensors(lora.path, report=report)
         state = merge_lora(state, found, lora, adapter_of(lora.path), report)
     return state
 

@@ -57,7 +57,7 @@ def add(
     nets = {}
     for kind, file in files.items():
         report.step(f"{kind}: reading {file.name}", 0, None)
-        nets[kind] = read_net(file, kind, geometry.height, geometry.width)
+        nets[kind] = read_net(file, kind, geometry.height, geometry.width, report)
     with changed(bundle, tuple(files), "none" if off else "all") as (part, graphs, provenance):
         for kind, (net, what) in nets.items():
             report.step(f"{kind}: writing {what}", 0, None)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..engines.errors import UserError
 from ..engines.files import reason
 from ..engines.post import TIMES
+from ..engines.progress import QUIET, Report
 from ..engines.text import first_line
 from .graphs import PORTABLE_OPSET
 from .names import State
@@ -36,13 +37,14 @@ WANTED = {
 }
 
 
-def read_net(file: Path, kind: Kind, height: int, width: int) -> tuple[Net, str]:
-    """The network of a file for images of this size, and what it is. Raises UserError naming what it found."""
+def read_net(file: Path, kind: Kind, height: int, width: int, report: Report = QUIET) -> tuple[Net, str]:
+    """The network of a file for images of this size, and what it is. `report` is told which of a file's several
+    dictionaries is taken. Raises UserError naming what it found."""
     if not file.exists():
         raise UserError(f"--{kind} {file}: no such file")
     if file.suffix.lower() == ".onnx":
         return from_onnx(_load_onnx(file), file, kind, height, width), f"ONNX {file.name}"
-    state = tensors(file)
+    state = tensors(file, report=report)
     if kind == "smooth":
         from .rife import find_ifnet
 

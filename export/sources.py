@@ -69,7 +69,8 @@ def read(
     `dictionary` picks one of several in a .pt file. Raises UserError naming the file and what was found.
     """
     path = place_of(path, part)
-    state = clean(part_of(tensors(path, dictionary, report), part), path)
+    flag = "--dictionary" if part == "transformer" else ""
+    state = clean(part_of(tensors(path, dictionary, report, flag), part), path)
     _check_header(path, part, state)
     return Source(
         descale(state, path, report, dtype), _config((path if path.is_dir() else path.parent) / "config.json")
@@ -94,8 +95,9 @@ def place_of(path: Path, part: Part) -> Path:
     return path
 
 
-def tensors(path: Path, dictionary: Dictionary = None, report: Report = QUIET) -> State:
-    """All tensors of a file or folder under the names that they have there. Raises UserError."""
+def tensors(path: Path, dictionary: Dictionary = None, report: Report = QUIET, flag: str = "") -> State:
+    """All tensors of a file or folder under the names that they have there. `report` is told which of several dictionaries
+    is taken, and the option that picks another, where this file has one. Raises UserError."""
     if path.is_dir():
         path = _file_in(path)
     elif not path.exists() and path.suffix in (*PICKLES, ".safetensors"):
@@ -104,7 +106,7 @@ def tensors(path: Path, dictionary: Dictionary = None, report: Report = QUIET) -
         raise UserError(f"{path}: no such file or folder")
     _check_kind(path)
     if path.suffix in PICKLES:
-        return _read_pickle(path, dictionary, report)
+        return _read_pickle(path, dictionary, report, flag)
     if dictionary and (isinstance(dictionary, str) or FLAT not in dictionary):
         raise UserError(f"{path}: holds no dictionaries, expected a .pt file for --dictionary {dictionary}")
     return _read_index(path) if path.suffix == ".json" else _read_safetensors(path)
@@ -201,7 +203,7 @@ def json_object(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_pickle(file: Path, dictionary: Dictionary, report: Report) -> State:
+def _read_pickle(file: Path, dictionary: Dictionary, report: Report, flag: str) -> State:
     """weights_only: a file that holds anything but tensors and plain containers is refused, not run."""
     try:
         with open(file, "rb") as f:
@@ -221,10 +223,10 @@ def _read_pickle(file: Path, dictionary: Dictionary, report: Report) -> State:
         raise UserError(f"{file}: not a whole PyTorch file: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, expected a dictionary of tensors")
-    return _chosen(content, file, dictionary, report)
+    return _chosen(content, file, dictionary, report, flag)
 
 
-def _chosen(content: dict[Any, Any], file: Path, dictionary: Dictionary, report: Report) -> State:
+def _chosen(content: dict[Any, Any], file: Path, dictionary: Dictionary, report: Report, flag: str) -> State:
     """The dictionary that is asked for, else the tensors themselves, else the first that is known by name."""
     choices = {k: v for k, v in content.items() if isinstance(v, dict) and _is_state(v)}
     wanted = (dictionary,) if isinstance(dictionary, str) else dictionary or (FLAT, *DICTIONARIES)
@@ -237,7 +239,7 @@ def _chosen(content: dict[Any, Any], file: Path, dictionary: Dictionary, report:
         raise UserError(f"{file}: found {found}; expected tensors or one of {', '.join(wanted)}")
     if dictionary is None and len(choices) > 1:
         held, rest = (" and ".join(choices), "the other") if len(choices) == 2 else (listed(choices), "another")
-        report.line(f"{file}: holds {held}: {taken} is taken; --dictionary picks {rest}")
+        report.line(f"{file}: holds {held}: {taken} is taken" + (f"; {flag} picks {rest}" if flag else ""))
     return choices[taken]
 
 

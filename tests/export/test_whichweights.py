@@ -11,6 +11,7 @@ from torch import Tensor
 
 from everframe.engines.errors import UserError
 from everframe.engines.progress import Report
+from everframe.export.lora import Lora, merge_loras
 from everframe.export.sources import read
 from everframe.export.wanexport import WanSource, generator_family
 
@@ -43,6 +44,18 @@ def test_which_of_several_is_taken_is_said_aloud(tmp_path: Path, names: tuple[st
     for i, name in enumerate(names):
         assert read(tmp_path / "x.pt", name, report=Report(line=lines.append)).state["x.weight"] == i
     assert lines == []
+
+
+def test_where_no_option_picks_another_none_is_advised(tmp_path: Path) -> None:
+    """--dictionary is the generator's: given for the sake of a VAE or a LoRA it would change that."""
+    of_all = {"encoder.x": torch.ones(1), "blocks.0.ffn.0.lora_A.weight": torch.ones(1, 4)}
+    file = tmp_path / "x.pt"
+    torch.save({"state_dict": of_all, "ema": {name: 2 * value for name, value in of_all.items()}}, file)
+    lines: list[str] = []
+    assert read(file, part="vae", report=Report(line=lines.append)).state["encoder.x"] == 2
+    with pytest.raises(UserError, match="no LoRA of this model"):
+        merge_loras({"blocks.1.ffn.0.weight": torch.ones(4, 4)}, (Lora(file),), Report(line=lines.append))
+    assert lines == [f"{file}: holds state_dict and ema: ema is taken"] * 2
 
 
 def test_a_checkpoint_of_our_own_as_a_generator(checkpoint: Path) -> None:
