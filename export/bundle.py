@@ -145,9 +145,7 @@ def write_bundle(
     modules = modules_of(parts, probe)
     limits = LIMITS[parts.precision]
     with new_folder(output, MANIFEST, replace=force) as part, torch.no_grad():
-        if parts.rope.jitter_design is not None:
-            report.step("searching the jitter's bases", 0, None)
-        epsilon = jitter_of(parts.rope, parts.transformer.config)
+        epsilon = jitter_of(parts.rope, parts.transformer.config, report)
         report.step("exporting graphs", 0, None)
         graphs = write_graphs(part, parts, modules)
         bank = save({p: t.half().contiguous() for p, t in (parts.prompts | parts.shot_prompts).items()})
@@ -359,7 +357,7 @@ def manifest_of(
     )
 
 
-def jitter_of(rope: RopeConfig, network: WanConfig) -> NDArray[np.float64]:
+def jitter_of(rope: RopeConfig, network: WanConfig, report: Report = QUIET) -> NDArray[np.float64]:
     """ε [heads], or [layers, heads]."""
     if rope.jitter_by == "head":
         return draw_jitter(network.heads, rope.jitter_seed)
@@ -367,7 +365,8 @@ def jitter_of(rope: RopeConfig, network: WanConfig) -> NDArray[np.float64]:
     if rope.jitter_design is None:
         return stratified_jitter(*shape, rope.jitter_seed)
     channels = split_head_dim(network.head_dim)[0]
-    return designed_jitter(network.theta, channels, rope.jitter_sigma, *shape, rope.jitter_design, rope.jitter_seed)
+    given = channels, rope.jitter_sigma, *shape, rope.jitter_design, rope.jitter_seed
+    return designed_jitter(network.theta, *given, report)
 
 
 def differences(errors: dict[str, float], chunks: int) -> list[str]:

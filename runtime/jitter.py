@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines.progress import QUIET, Report
 from .rope import axis_frequencies, head_thetas, mean_cosine
 
 NEAR = 30  # latent frames: below, every spectrum is still near its start, and no ε changes that
@@ -55,7 +56,7 @@ def highest_return(cosine: NDArray) -> NDArray:
 
 
 def designed_jitter(
-    theta: float, channels: int, sigma: float, layers: int, heads: int, reach: int, seed: int
+    theta: float, channels: int, sigma: float, layers: int, heads: int, reach: int, seed: int, report: Report = QUIET
 ) -> NDArray[np.float64]:
     """ε in [−1, 1], [layers, heads], no two the same, that make R(Δ), mean over all of them, small at strength sigma: its
     highest value for Δ from NEAR to reach, plus its highest return.
@@ -72,9 +73,10 @@ def designed_jitter(
     share = np.stack([far_cosine(one, reach) for one in spectra]).astype(np.float32) / len(start)
     draw = np.random.Generator(np.random.Philox(seed))
     chosen = ((start + 1.0) / 2.0 * size).astype(np.int64)
-    for _ in range(SWEEPS):
+    for sweep in range(SWEEPS):
         improved = False
-        for place in draw.permutation(len(chosen)):
+        for done, place in enumerate(draw.permutation(len(chosen))):
+            report.step(f"searching the jitter's bases, sweep {sweep + 1} of at most {SWEEPS}", done, len(chosen))
             others = np.delete(chosen, place)
             curves = share + share[others].sum(0)
             height = curves.max(1) + highest_return(curves)

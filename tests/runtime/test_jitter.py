@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from everframe.engines.progress import Report
 from everframe.runtime.jitter import (
     NEAR,
     designed_jitter,
@@ -65,6 +66,15 @@ def test_a_design_of_many_heads_has_something_to_choose_from() -> None:
     assert len(np.unique(made)) == 1080
     values, drawn = curve(made, 8, 40), curve(stratified_jitter(30, 36, 0), 8, 40)
     assert max(values) + comes_back(values) < 0.999 * (max(drawn) + comes_back(drawn))
+
+
+def test_a_search_tells_how_far_it_is() -> None:
+    """That of a large model takes minutes."""
+    told: list[tuple[str, int, int | None]] = []
+    designed_jitter(10000.0, 8, 0.8, 2, 4, 40, 0, Report(step=lambda *step: told.append(step)))
+    sweeps = list(dict.fromkeys(what for what, _, _ in told))
+    assert [what.split(", ")[1] for what in sweeps] == [f"sweep {n + 1} of at most 8" for n in range(len(sweeps))]
+    assert [step[1:] for step in told] == [(done, 8) for _ in sweeps for done in range(8)]
 
 
 @pytest.mark.parametrize(("layers", "heads", "channels"), [(4, 4, 24), (6, 12, 44)])
