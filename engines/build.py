@@ -9,9 +9,10 @@ from typing import Any
 
 from . import store
 from .bundle import Bundle
+from .errors import UserError
 from .machine import find_gpu
 from .progress import QUIET, Report
-from .trtbuild import BuildOptions, build_graph, check_options, options_record
+from .trtbuild import LENGTHS_SINCE, BuildOptions, build_graph, check_options, options_record, takes_lengths
 
 
 def build_engines(path: Path, options: BuildOptions, report: Report = QUIET, post: str | None = None) -> store.Stored:
@@ -22,6 +23,11 @@ def build_engines(path: Path, options: BuildOptions, report: Report = QUIET, pos
     """
     trt = check_options(options)
     bundle = Bundle.open(path).with_post(post)
+    if bundle.manifest.form == "in-place" and not takes_lengths(options.backend, trt.__version__):
+        raise UserError(
+            f"{path}: in-place form, which {options.backend} takes from {'.'.join(map(str, LENGTHS_SINCE))} on, and this is "
+            f"{trt.__version__}: export it with --form portable"
+        )
     names = store.compiled_graphs(bundle)
 
     def compiled() -> Iterator[tuple[str, bytes | memoryview, dict[str, Any]]]:

@@ -25,21 +25,45 @@ CPU_HINT = "--backend onnxruntime runs on the CPU"
 
 
 STAGED = 4 << 20  # bytes: what is larger is seldom written, and goes down through one piece that all share
-DRIVER = Path("/proc/driver/nvidia/version")
+DRIVER, MEMORY = Path("/proc/driver/nvidia/version"), Path("/proc/meminfo")
 NEEDED = {13: 580, 12: 525}  # the least driver of each CUDA
+
+
+def driver_release(file: Path = DRIVER) -> str | None:
+    """As in 580.65.06; None where the system does not say."""
+    found = re.search(r"\d{3}\.\d[\d.]*", file.read_text()) if file.is_file() else None
+    return found[0] if found else None
 
 
 def too_old(error: str, file: Path = DRIVER) -> str:
     """What to do about a driver that is older than the CUDA that was installed: it answers as if there were no card."""
-    if "InsufficientDriver" not in error or not file.is_file():
+    release = driver_release(file) if "InsufficientDriver" in error else None
+    if release is None:
         return ""
-    found = re.search(r"(\d{3})\.\d[\d.]*", file.read_text())
-    if found is None:
-        return ""
-    cuda = max((cuda for cuda, least in NEEDED.items() if int(found[1]) >= least), default=None)
-    told = f": the driver is {found[0]}, CUDA 13 needs {NEEDED[13]} or later"
-    older = f", or packages for CUDA {cuda} (cuda-python~=12.9 and tensorrt-rtx-cu12)" if cuda == 12 else ""
-    return f"{told}; install one{older}"
+    cuda = max((cuda for cuda, least in NEEDED.items() if int(release[:3]) >= least), default=None)
+    if cuda == 13:
+        return f": the driver is {release}, older than the installed cuda-python; install a newer one, or cuda-python~=13.0"
+    told = f": the driver is {release}, CUDA 13 needs {NEEDED[13]} or later"
+    packages = "cuda-python~=12.9, with tensorrt-rtx-cu12 or tensorrt-cu12"
+    return f"{told}; install one{f', or packages for CUDA 12 ({packages})' if cuda == 12 else ''}"
+
+
+def ask(api: Any, name: str, *args: Any) -> Any:
+    """A runtime function's result. Raises UserError with CUDA's own name of the error."""
+    code, *result = getattr(api, name)(*args)
+    if code != api.cudaError_t.cudaSuccess:
+        raise UserError(f"CUDA: {name}: {code.name}")
+    return result[0] if len(result) == 1 else tuple(result)
+
+
+def memory_of(api: Any, file: Path = MEMORY) -> tuple[int, int]:
+    """Bytes that are free, and all. A card without memory of its own (Jetson, GB10) has the system's, of which CUDA counts
+    as used what holds copies of files, which whoever asks for memory gets. Raises UserError."""
+    free, total = ask(api, "cudaMemGetInfo")
+    if ask(api, "cudaDeviceGetAttribute", api.cudaDeviceAttr.cudaDevAttrIntegrated, 0) and file.is_file():
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", file.read_text(), re.MULTILINE)
+        free = max(free, int(found[1]) << 10 if found else 0)
+    return int(free), int(total)
 
 
 def hidden() -> str:
@@ -90,10 +114,7 @@ class Cuda:
 
     def call(self, name: str, *args: Any) -> Any:
         """A runtime function's result. Raises UserError with CUDA's own name of the error."""
-        code, *result = getattr(self.api, name)(*args)
-        if code != self.api.cudaError_t.cudaSuccess:
-            raise UserError(f"CUDA: {name}: {code.name}")
-        return result[0] if len(result) == 1 else tuple(result)
+        return ask(self.api, name, *args)
 
     def malloc(self, size: int, what: str) -> int:
         with contextlib.suppress(UserError):
@@ -105,9 +126,14 @@ class Cuda:
             raise UserError(f"GPU memory: {size / 2**20:.0f} MiB asked for {what}, {self.memory_note()}") from None
 
     def memory_note(self) -> str:
-        free, total = self.call("cudaMemGetInfo")
+        free, total = memory_of(self.api)
         room = f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB free"
         return f"{room}: choose a smaller size or window, or INT8 (everframe plan)"
+
+    def name(self) -> str:
+        """The device's, as its maker calls it."""
+        found = self.call("cudaGetDeviceProperties", 0).name
+        return found.decode() if isinstance(found, bytes) else str(found)
 
     def capability(self) -> str:
         """Compute capability of the device, as sm_89."""
@@ -180,14 +206,16 @@ class CudaBuffer:
     buffer's copy but its next one. `fetch` goes to pinned memory too, which a recorded graph can copy to.
     """
 
-    def __init__(self, cuda: Cuda, shape: Sequence[int], dtype: str):
+    def __init__(self, cuda: Cuda, shape: Sequence[int], dtype: str, clear: bool = True):
+        """clear: filled with zeros, on the main stream."""
         if dtype == "bfloat16":
             import ml_dtypes  # noqa: F401 - makes the name known to NumPy
         self.cuda, self.shape, self.dtype = cuda, tuple(shape), np.dtype(dtype)
         self.bytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         self.address = cuda.malloc(self.bytes, f"a tensor {self.dtype} {list(self.shape)}")
         free_with(self, cuda, "cudaFree", self.address)
-        self.clear()
+        if clear:
+            self.clear()
         self._pinned: np.ndarray | None = None
         self._staging: np.ndarray | None = None
         self._number = 0  # of the last copy from there

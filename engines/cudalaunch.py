@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from .base import Launch
-from .cuda import Cuda, CudaBuffer, free_with
+from .cuda import Cuda, CudaBuffer, free_with, memory_of
 from .errors import UserError
 
 try:
@@ -35,7 +35,7 @@ class CudaDevice:
         self.workspaces: weakref.WeakSet[Workspace] = weakref.WeakSet()
 
     def free(self) -> int | None:
-        return int(self.cuda.call("cudaMemGetInfo")[0]) - sum(one.promised() for one in self.workspaces)
+        return memory_of(self.cuda.api)[0] - sum(one.promised() for one in self.workspaces)
 
     def zeros(self, shape: Sequence[int], dtype: str) -> CudaBuffer:
         return CudaBuffer(self.cuda, shape, dtype)
@@ -63,9 +63,10 @@ class Workspace:
         self.size = max(self.size, size)
 
     def take(self) -> CudaBuffer:
-        """The memory. Who took an earlier, smaller piece keeps it."""
+        """The memory, as it is: clearing it would be the main stream's work, and who takes it may run on the other already.
+        Who took an earlier, smaller piece keeps it."""
         if self._piece is None or self._piece.bytes < self.size:
-            self._piece = self.device.zeros((self.size,), "uint8")
+            self._piece = CudaBuffer(self.device.cuda, (self.size,), "uint8", clear=False)
         return self._piece
 
 

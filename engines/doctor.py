@@ -11,6 +11,7 @@ from typing import Any
 from .inspection import ORT_CPU, ORT_GPU, installed_backends
 from .machine import Gpu, find_cores, find_gpu, jetpack
 from .openvino import installed_devices
+from .trtbuild import takes_lengths
 
 PACKAGES = (
     "onnxruntime",
@@ -121,10 +122,8 @@ def advice(gpu: Gpu | None, tegra: str | None, packages: dict[str, str], planned
     if gpu is None:
         return "run the bundle as it is, with ONNX Runtime on the CPU"
     version = packages.get("tensorrt", "")
-    old = (
-        version.startswith(("8.", "10.")) or version == "11.0" or version.startswith("11.0.")
-    )  # lengths came with 11.1
-    form = "portable (this TensorRT has no in-place cache)" if old else "in-place"
+    lengths = not version or takes_lengths("tensorrt", version)
+    form = "in-place" if lengths else "portable (this TensorRT has no in-place cache)"
     major = int(gpu.compute_capability.removeprefix("sm_")) // 10
     half = "fp16 or bf16" if major >= 8 else "fp16"
     small = gpu.memory_mib < 9000 or tegra is not None

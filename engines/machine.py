@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cuda import too_old
+from .cuda import ask, driver_release, memory_of, too_old
 from .errors import UserError
 
 TEGRA = Path("/etc/nv_tegra_release")
@@ -159,12 +159,13 @@ def find_gpu() -> tuple[Gpu | None, str]:
         node = any(Path("/dev").glob("nvidia[0-9]*")) or TEGRA.exists()
         return None, "there is one, but cuda-python is not installed" if node else "none found"
     try:
-        code, count = runtime.cudaGetDeviceCount()
-        if code != runtime.cudaError_t.cudaSuccess or not count:
-            return None, f"none that CUDA can use ({code.name}{too_old(code.name)})"
-        properties = runtime.cudaGetDeviceProperties(0)[1]
-        free, total = runtime.cudaMemGetInfo()[1:]
-        driver, toolkit = runtime.cudaDriverGetVersion()[1], runtime.cudaRuntimeGetVersion()[1]
+        if not ask(runtime, "cudaGetDeviceCount"):
+            return None, "none that CUDA can use"
+        properties = ask(runtime, "cudaGetDeviceProperties", 0)
+        free, total = memory_of(runtime)
+        driver, toolkit = (ask(runtime, name) for name in ("cudaDriverGetVersion", "cudaRuntimeGetVersion"))
+    except UserError as error:  # among others a card that is full, or another process's alone
+        return None, f"none that CUDA can use ({error}{too_old(str(error))})"
     except RuntimeError as error:
         return None, f"none: {error}"
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
@@ -206,7 +207,8 @@ def nvml_card(nvml: Any, index: int | None = None) -> Any:
 def card_name() -> str:
     """The first GPU and its driver in words, or why there is none."""
     gpu, note = find_gpu()
-    return f"{gpu.name}, driver for CUDA {gpu.driver}" if gpu else note
+    release = driver_release() or jetpack() or ""
+    return f"{gpu.name}, driver {release} for CUDA {gpu.driver}".replace("  ", " ") if gpu else note
 
 
 def jetpack() -> str | None:

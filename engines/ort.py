@@ -15,10 +15,12 @@ from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer
 from .cudalaunch import CudaDevice
 from .errors import RunError, UserError
+from .files import cache_place
 from .host import HostBuffer, HostDevice, HostLaunch, share
 from .inspection import ORT_GPU
 from .machine import card_name, find_cores, processor_name, thread_count
 from .machine import usable_cores as usable_cores  # where it used to live
+from .store import FOLDER
 from .text import first_line
 
 PROVIDERS = {
@@ -178,7 +180,7 @@ class OrtBackend:
         if self.plugged:
             settings.add_provider_for_devices(self.plugged, {})
         try:
-            providers = None if self.plugged else [self.provider]
+            providers = None if self.plugged else self._providers(bundle)
             slower = SLOWER_ON_CPU if self.option == "cpu" else None
             session = ort.InferenceSession(file, settings, providers=providers, disabled_optimizers=slower)
         except Exception as error:  # onnxruntime raises many unrelated types
@@ -190,6 +192,16 @@ class OrtBackend:
                 f"version (everframe doctor); {OTHERWISE}"
             )
         return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
+
+    def _providers(self, bundle: Bundle) -> list[Any]:
+        """TensorRT's compiles for minutes, and keeps what it has compiled only where it is told to; what it does not take
+        would run on the CPU."""
+        if self.option != "tensorrt":
+            return [self.provider]
+        place = cache_place(bundle.path / FOLDER)
+        kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(place), "trt_timing_cache_enable": "1"}
+        place.mkdir(parents=True, exist_ok=True)
+        return [(self.provider, kept), PROVIDERS["cuda"]]
 
 
 def plugged_devices(provider: str) -> list[Any]:
@@ -207,7 +219,7 @@ def plugged_devices(provider: str) -> list[Any]:
     devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
     if not devices:
         raise UserError(f"provider 'nvtensorrtrtx': finds no GPU it can use; {OTHERWISE}")
-    return devices
+    return devices[:1]  # it takes one; ours, which CUDA counts as the first
 
 
 def _value(buffer: Buffer) -> ort.OrtValue:

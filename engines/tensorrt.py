@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 import weakref
 from collections import Counter
@@ -23,11 +24,11 @@ from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer
 from .cudalaunch import CudaDevice, Workspace, named
 from .errors import UserError
-from .files import cache_place
+from .files import cache_place, write_whole
 from .lower import lower, stored_low
 from .machine import card_name
 from .post import decodes
-from .trtbuild import first_error_logger, load_module
+from .trtbuild import first_error_logger, load_module, started
 
 HOST_CODE = "EVERFRAME_HOST_CODE"  # an environment variable: "allow" runs what engines of others carry
 LOW_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -59,6 +60,7 @@ class TrtEngine:
         # Then a pass waits for the host, which a recording forbids (NvInferRuntime.h on setWeightStreamingBudgetV2).
         self.streams_weights = streams(engine)
         self._cache: Any = None
+        self._known = False  # whether what was kept of it could be used
         self._config: Any = None
         self._ran = False
         errors.clear()  # of others, which are not this engine's reason
@@ -72,8 +74,10 @@ class TrtEngine:
 
     @property
     def cache_file(self) -> Path:
-        """What TensorRT-RTX compiled for this card, kept for the next start."""
-        return cache_place(self.file.with_suffix(".cache"))
+        """What TensorRT-RTX compiled for this card, kept for the next start; every kind of card that shares the folder has
+        its own."""
+        card = re.sub(r"\W+", "-", self.device.cuda.name()).strip("-")
+        return cache_place(self.file.with_suffix(f".{card}.cache"))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> TrtPass:
         check_bindings(self.graph, inputs, outputs, self.file)
@@ -94,13 +98,11 @@ class TrtEngine:
         serialized = self._cache.serialize()
         if serialized is None:  # the next start compiles again
             return
-        content = bytes(serialized)
-        part = self.cache_file.with_suffix(f".{os.getpid()}.part")
-        with contextlib.suppress(OSError):
-            self.cache_file.parent.mkdir(parents=True, exist_ok=True)
-            if not self.cache_file.is_file() or self.cache_file.stat().st_size != len(content):
-                part.write_bytes(content)
-                part.replace(self.cache_file)
+        content, file = bytes(serialized), self.cache_file
+        with contextlib.suppress(OSError, UserError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not self._known or file.stat().st_size != len(content):
+                write_whole(file, content)
 
     def _context(self) -> Any:
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -109,8 +111,8 @@ class TrtEngine:
             config.set_execution_context_allocation_strategy(strategy)
             if hasattr(config, "create_runtime_cache"):  # TensorRT-RTX alone
                 self._cache = config.create_runtime_cache()
-                if self.cache_file.is_file():
-                    self._cache.deserialize(self.cache_file.read_bytes())  # refused by itself when it is another card's
+                if self.cache_file.is_file():  # refused by itself when it is an older driver's, or damaged
+                    self._known = bool(self._cache.deserialize(self.cache_file.read_bytes()))
                 config.set_runtime_cache(self._cache)
             context = self.engine.create_execution_context(config)
         else:
@@ -171,7 +173,7 @@ class TrtBackend:
         self.device = CudaDevice(Cuda())
         self.errors = error_recorder(self.trt)
         self._log = first_error_logger(self.trt)
-        self._runtime = self.trt.Runtime(self._log)
+        self._runtime = started(self.trt, self.trt.Runtime, self._log)
         self._runtime.error_recorder = self.errors
         # Choosing hashes every engine, which are gigabytes. By what the bundle is, not where: another may take its place.
         self._chosen: dict[tuple[Path, str, tuple[str, ...]], store.Stored] = {}

@@ -20,9 +20,12 @@ import numpy as np
 from .bundle import Bundle
 from .errors import UserError
 from .machine import find_gpu
+from .text import first_line
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 PIP = {"tensorrt-rtx": "pip install 'everframe[rtx]'", "tensorrt": "pip install tensorrt (or the JetPack package)"}
+LENGTHS_SINCE = (11, 1)
+NO_CUDA = "CUDA initialization failure"
 MEMORY = {
     "Total Weights Memory": "weights_bytes",
     "Total Activation Memory": "activation_bytes",
@@ -137,7 +140,7 @@ def build_graph(
     quantised = sum(n.op_type in QUANTISED for n in model.graph.node)
     lower(model, options.precision)  # type: ignore[arg-type] - checked above
     log = first_error_logger(trt)
-    builder = trt.Builder(log)
+    builder = started(trt, trt.Builder, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     with tempfile.TemporaryDirectory() as scratch:  # the parser reads external weights beside the file it is given
@@ -213,6 +216,21 @@ def _config(trt: ModuleType, builder: Any, options: BuildOptions) -> Any:
     return config
 
 
+def started(trt: ModuleType, kind: Callable[[Any], Any], log: Any) -> Any:
+    """A builder or a runtime. Raises UserError where TensorRT cannot start CUDA, which its bindings call a TypeError."""
+    try:
+        return kind(log)
+    except TypeError as error:
+        why = _line(log.errors) or first_line(error)
+        raise UserError(f"{trt.__name__} {trt.__version__} cannot start: {why} (everframe doctor)") from None
+
+
+def takes_lengths(backend: str, version: str) -> bool:
+    """Whether its attention leaves out the ring's empty slots, as the in-place form needs."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    return backend != "tensorrt" or numbers >= LENGTHS_SINCE
+
+
 def first_error_logger(trt: ModuleType) -> Any:
     """Keeps TensorRT's errors and its memory figures, and prints nothing."""
 
@@ -223,7 +241,8 @@ def first_error_logger(trt: ModuleType) -> Any:
             self.memory: dict[str, int] = {}
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR and not self.errors:
+            telling = severity <= trt.ILogger.ERROR or NO_CUDA in message  # which is a warning only
+            if telling and not self.errors:
                 self.errors = message
             for words, key in MEMORY.items():
                 if message.startswith(words):

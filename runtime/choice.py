@@ -17,7 +17,7 @@ from ..engines.choose import DEFAULT, open_backend
 from ..engines.doctor import installed
 from ..engines.errors import RunError, UserError
 from ..engines.files import cache_place, keep_record, kept_records, record_key
-from ..engines.machine import find_gpu, processor_name, thread_count
+from ..engines.machine import card_name, find_gpu, processor_name, thread_count
 from ..engines.store import FOLDER, BuildRecord, stored, wrong_card
 from .stream import Stream
 
@@ -33,6 +33,10 @@ class Candidate:
 
     backend: str
     options: EngineOptions
+
+    @property
+    def on_card(self) -> bool:
+        return self.backend in COMPILED or self.options.provider != DEFAULT.provider
 
     def __str__(self) -> str:
         if self.backend == "openvino":
@@ -80,11 +84,17 @@ def open_engines(
     file = cache_place(bundle.path / FOLDER) / FILE
     key = _key(bundle, found)
     record: Any = kept_records(file).get(key)
-    if not complete(record, found):
+    # A CPU needs minutes for a chunk of what a card is for: it is tried where no card's works.
+    tries = [[one for one in found if one.on_card], [one for one in found if not one.on_card]]
+    tries = [these for these in tries if these]
+    if not complete(record, tries[0]):
         record = {}
-        for one in found:
-            record |= timed(bundle, one, verify)
-        if complete(record, found) and verify:  # what failed may work the next time
+        for these in tries:
+            for one in these:
+                record |= timed(bundle, one, verify)
+            if any(isinstance(record[str(one)], float) for one in these):
+                break
+        if complete(record, tries[0]) and verify:  # what failed may work the next time
             keep_record(file, key, record)
     assert isinstance(record, dict)
     best = fastest(found, record)
@@ -111,7 +121,7 @@ def complete(record: Any, found: list[Candidate]) -> bool:
 
 def fastest(found: list[Candidate], record: dict[str, float | str]) -> Candidate:
     """Raises UserError when none works."""
-    working = [(ms, i) for i, one in enumerate(found) if isinstance(ms := record[str(one)], float)]
+    working = [(ms, i) for i, one in enumerate(found) if isinstance(ms := record.get(str(one)), float)]
     if not working:
         raise UserError(f"--backend auto: none works here: {'; '.join(f'{k}: {v}' for k, v in record.items())}")
     return found[min(working)[1]]
@@ -144,7 +154,6 @@ def usable(bundle: Bundle, packages: dict[str, str], whole: bool) -> list[BuildR
 def _key(bundle: Bundle, found: list[Candidate]) -> str:
     """Of everything that could make another one the fastest."""
     packages = {name: version for name, version in installed().items() if name != "torch"}
-    gpu, _ = find_gpu()
     graphs = [graph.digest for _, graph in sorted(bundle.manifest.graphs.items())]
     what = [
         graphs,
@@ -154,7 +163,7 @@ def _key(bundle: Bundle, found: list[Candidate]) -> str:
         repr(found[0].options),
         thread_count(found[0].options.threads),
         processor_name(),
-        gpu and gpu.name,
+        card_name(),
         sorted(record.built for record in usable(bundle, packages, whole=False)),
     ]
     return record_key(what)

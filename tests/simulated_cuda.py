@@ -100,12 +100,14 @@ class SimulatedRuntime:
     )
 
     cudaDeviceAttr = SimpleNamespace(  # noqa: N815
-        cudaDevAttrComputeCapabilityMajor="major", cudaDevAttrComputeCapabilityMinor="minor"
+        cudaDevAttrComputeCapabilityMajor="major",
+        cudaDevAttrComputeCapabilityMinor="minor",
+        cudaDevAttrIntegrated="integrated",
     )
 
     def __init__(self, eager: bool = False, memory: int = 1 << 40, captures: bool = True):
         self.eager, self.free, self.captures = eager, memory, captures
-        self.total, self.capability = memory, (9, 0)
+        self.total, self.capability, self.integrated = memory, (9, 0), False
         self.streams: list[FakeStream] = []
         self.memory: dict[int, np.ndarray] = {}
         self.pinned: set[int] = set()
@@ -190,6 +192,8 @@ class SimulatedRuntime:
     cudaRuntimeGetVersion = cudaDriverGetVersion  # noqa: N815
 
     def cudaDeviceGetAttribute(self, attribute, device):  # noqa: N802
+        if attribute == "integrated":
+            return Code.cudaSuccess, int(self.integrated)
         return Code.cudaSuccess, self.capability[attribute == "minor"]
 
     def cudaGetDeviceCount(self):  # noqa: N802

@@ -21,13 +21,21 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from everframe.engines import store
+from everframe.engines import build, store
+from everframe.engines.build import build_engines
 from everframe.engines.bundle import Bundle
 from everframe.engines.errors import UserError
 from everframe.engines.inspection import installed_backends
 from everframe.engines.lower import lower
 from everframe.engines.tensorrt import error_recorder
-from everframe.engines.trtbuild import BuildOptions, build_graph, options_record
+from everframe.engines.trtbuild import (
+    BuildOptions,
+    build_graph,
+    first_error_logger,
+    options_record,
+    started,
+    takes_lengths,
+)
 from everframe.export.wanexport import export_wan
 from everframe.runtime import open_bundle
 
@@ -221,6 +229,39 @@ def test_an_attention_that_is_not_ours_is_an_error(bundle: Bundle, tmp_path: Pat
 
     with pytest.raises(UserError, match=r"Attention with scale 0.5"):
         build_graph(altered(bundle, tmp_path, scale), "step", BuildOptions(targets=("sm_89",)))
+
+
+@pytest.mark.parametrize(
+    ("said", "why"), [("CUDA initialization failure with error: 35", "error: 35"), ("", "nullptr")]
+)
+def test_tensorrt_that_cannot_start_is_one_line(said: str, why: str) -> None:
+    """Without a driver, or with an old one: a TypeError of its bindings, and the reason as a warning in the log."""
+    log = first_error_logger(trt)
+
+    def refuses(logger: object) -> None:
+        assert logger is log
+        log.log(trt.ILogger.WARNING, "something else")
+        log.log(trt.ILogger.WARNING, said)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(UserError, match=f"cannot start: .*{why}.*everframe doctor"):
+        started(trt, refuses, log)
+
+
+@pytest.mark.parametrize(
+    ("version", "takes"), [("10.16.2.10", False), ("11.0.1", False), ("11.1", True), ("11.4.1", True)]
+)
+def test_in_place_needs_a_tensorrt_that_takes_it(
+    bundle: Bundle, version: str, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert takes_lengths("tensorrt", version) == takes
+    assert takes_lengths("tensorrt-rtx", "1.7")
+    if not takes:
+        monkeypatch.setattr(build, "check_options", lambda options: SimpleNamespace(__version__=version))
+        with pytest.raises(
+            UserError, match=f"takes from 11.1 on, and this is {version}: export it with --form portable"
+        ):
+            build_engines(bundle.path, BuildOptions(backend="tensorrt"))
 
 
 def test_what_cannot_be_parsed_or_built_is_one_line(bundle: Bundle, tmp_path: Path) -> None:

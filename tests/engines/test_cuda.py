@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from everframe.engines.bundle import Bundle
-from everframe.engines.cuda import Cuda, CudaBuffer, too_old
+from everframe.engines.cuda import Cuda, CudaBuffer, memory_of, too_old
 from everframe.engines.cudalaunch import CudaDevice, CudaLaunch, Workspace
 from everframe.engines.errors import UserError
 from everframe.engines.tensorrt import TrtPass
@@ -162,6 +162,7 @@ def test_what_failed_first_is_why_nothing_is_recorded(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("driver", "words"),
     [
+        ("580.65.06", ["the driver is 580.65.06", "older than the installed cuda-python", "cuda-python~=13.0"]),
         ("550.54.14", ["the driver is 550.54.14", "CUDA 13 needs 580", "cuda-python~=12.9"]),
         ("470.256.02", ["the driver is 470.256.02", "CUDA 13 needs 580", "; install one"]),
     ],
@@ -175,6 +176,17 @@ def test_an_old_driver_is_named(tmp_path: Path, driver: str, words: list[str]) -
         assert word in told
     assert too_old("CUDA: cudaGetDeviceCount: cudaErrorNoDevice", file) == ""
     assert too_old("CUDA: cudaGetDeviceCount: cudaErrorInsufficientDriver", tmp_path / "none") == ""
+
+
+def test_memory_that_a_card_shares_with_the_system(tmp_path: Path) -> None:
+    """CUDA tells what nothing uses (MemFree); what holds copies of files is given to whoever asks."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 64000000 kB\nMemFree:  2000000 kB\nMemAvailable:   50000000 kB\nBuffers: 1 kB\n")
+    runtime = SimulatedRuntime(memory=2 << 30)
+    assert memory_of(runtime, meminfo) == (2 << 30, 2 << 30)  # a card with memory of its own
+    runtime.integrated = True
+    assert memory_of(runtime, meminfo) == (50_000_000 << 10, 2 << 30)
+    assert memory_of(runtime, tmp_path / "none") == (2 << 30, 2 << 30)
 
 
 def test_full_memory_is_asked_for_again_after_a_collection() -> None:
@@ -247,7 +259,8 @@ def test_passes_of_an_engine_share_its_context() -> None:
 
 
 def test_engines_that_take_turns_share_the_largest_ones_scratch_memory() -> None:
-    scratch = Workspace(device := CudaDevice(Cuda(SimulatedRuntime())))
+    runtime = SimulatedRuntime()
+    scratch = Workspace(device := CudaDevice(Cuda(runtime)))
     free = device.free()
     assert free is not None
     for size in (1000, 5000, 3000):
@@ -256,6 +269,7 @@ def test_engines_that_take_turns_share_the_largest_ones_scratch_memory() -> None
     piece = scratch.take()
     assert device.free() == free - 5000  # and now it is
     assert piece.bytes == 5000
+    assert "cudaMemsetAsync" not in runtime.log  # the main stream's, which a decoder on the other one does not wait for
     assert scratch.take() is piece
     scratch.reserve(8000)  # an engine that is loaded late
     later = scratch.take()

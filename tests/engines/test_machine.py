@@ -14,6 +14,8 @@ from everframe.engines import machine
 from everframe.engines.errors import UserError
 from everframe.engines.machine import Cores, cgroup_quota, thread_count
 
+from simulated_cuda import SimulatedRuntime
+
 V1 = Path("/sys/fs/cgroup/cpu")
 
 
@@ -114,3 +116,22 @@ def test_a_gpu_beyond_those_that_are_visible(monkeypatch: pytest.MonkeyPatch, se
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
     with pytest.raises(UserError, match=told):
         machine.choose_gpu(2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        ("cudaMemGetInfo", "cudaErrorMemoryAllocation"),
+        ("cudaGetDeviceProperties", "cudaErrorDevicesUnavailable"),
+        ("cudaGetDeviceCount", "cudaErrorNoDevice"),
+    ],
+)
+def test_a_card_that_cannot_be_asked(asked: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is full, or another process's alone: cuda-python answers with a code and None for every result."""
+    bindings = pytest.importorskip("cuda.bindings")
+    runtime = SimulatedRuntime()
+    failure = SimpleNamespace(name=code)
+    monkeypatch.setattr(bindings, "runtime", runtime, raising=False)
+    assert machine.find_gpu()[0] is not None
+    monkeypatch.setattr(type(runtime), asked, lambda self, *args: (failure, None, None))
+    assert machine.find_gpu() == (None, f"none that CUDA can use (CUDA: {asked}: {code})")

@@ -28,7 +28,7 @@ from everframe.engines.errors import UserError
 from everframe.engines.inspection import installed_backends
 from everframe.engines.machine import find_gpu
 from everframe.engines.tensorrt import TrtBackend
-from everframe.engines.trtbuild import BuildOptions, load_module
+from everframe.engines.trtbuild import BuildOptions, load_module, takes_lengths
 from everframe.runtime import open_bundle
 
 # A machine that has a card and cannot use it fails: skipped tests would pass for tests that were run.
@@ -54,8 +54,7 @@ class Card:
 
     @property
     def portable_only(self) -> bool:
-        numbers = tuple(int(part) for part in load_module(self.backend).__version__.split(".")[:2])
-        return self.backend == "tensorrt" and numbers < (11, 1)
+        return not takes_lengths(self.backend, load_module(self.backend).__version__)
 
     def open(self) -> TrtBackend:
         return TrtBackend(self.backend)

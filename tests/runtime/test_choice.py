@@ -146,6 +146,32 @@ def test_onnx_runtime_on_a_card_is_a_candidate(bundle: Bundle, monkeypatch: pyte
     assert [str(one) for one in asked].count("onnxruntime cuda") == 1
 
 
+def test_a_card_that_works_spares_the_cpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would need minutes for each chunk of a large model; where the card's fails, it is tried."""
+    found = [
+        choice.Candidate("onnxruntime", EngineOptions()),
+        choice.Candidate("onnxruntime", EngineOptions(provider="cuda")),
+    ]
+    asked: list[str] = []
+    works = True
+
+    def timed(bundle: Bundle, one: choice.Candidate, verify: bool) -> dict[str, float | str]:
+        asked.append(str(one))
+        return {str(one): 7.0 if works or not one.on_card else "out of memory"}
+
+    monkeypatch.setattr(choice, "candidates", lambda bundle, options: found)
+    monkeypatch.setattr(choice, "timed", timed)
+    monkeypatch.setattr(choice, "open_backend", lambda name, options: options.provider)
+    for _ in range(2):  # the second time it is kept
+        assert choice.open_engines(bundle, "auto", EngineOptions()) == "cuda"
+    assert asked == ["onnxruntime cuda"]
+    (bundle.path / "engines" / choice.FILE).unlink()
+    works = False
+    assert choice.open_engines(bundle, "auto", EngineOptions()) == "cpu"
+    assert asked[1:] == ["onnxruntime cuda", "onnxruntime"]
+    assert not (bundle.path / "engines" / choice.FILE).exists()
+
+
 def test_none_that_works(bundle: Bundle) -> None:
     found = choice.candidates(bundle, EngineOptions())
     with pytest.raises(UserError, match="none works here: onnxruntime: no"):
