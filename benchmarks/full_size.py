@@ -190,7 +190,8 @@ def main() -> None:
         stages = {"make": make_checkpoint, "export": export, "compare": compare_chunk, "build": build}
         (stages | {"calibrate": calibrate, "int8": build_int8})[name](args.work, *words)
         return
-    result: dict[str, Any] = {
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}  # other stages' figures stay
+    result |= {
         "date": time.strftime("%Y-%m-%d"),
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "torch": torch.__version__,

@@ -129,7 +129,8 @@ def main() -> None:
     if args.stage:
         make(args.work, int(args.layers)) if args.stage == "make" else stages[args.stage](args.work)
         return
-    result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "torch": torch.__version__}
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}  # other layers' figures stay
+    result |= {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "torch": torch.__version__}
     for layers in map(int, args.layers.split(",")):
         args.work.mkdir(parents=True, exist_ok=True)
         make_texts_and_decoder(args.work)

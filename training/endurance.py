@@ -62,7 +62,7 @@ def streamed(stream: Stream, seconds: int) -> list[Frames]:
         frames = stream.next_chunk().frames
         left = np.concatenate([left, frames]) if len(left) else frames
         while len(left) >= FPS and len(out) < seconds:
-            out.append(left[:4])
+            out.append(left[:4].copy())  # a view would keep all of it
             left = left[FPS:]
     return out
 

@@ -133,12 +133,14 @@ def layer_of(file: Path) -> Layer:
 
 def line_of_progress(update: Callable[[str], None]) -> Callable[[Progress], None]:
     """Time made, frames per second, real-time factor, chunk latency over the last chunks, as one line."""
-    marks: deque[tuple[float, int]] = deque([(time.perf_counter(), 0)], maxlen=21)
+    marks: deque[tuple[float, int]] = deque(
+        maxlen=21
+    )  # from the first chunk on: before it engines are loaded and proved
 
     def show(done: Progress) -> None:
         marks.append((time.perf_counter(), done.frames))
         (t0, n0), (t1, n1) = marks[0], marks[-1]
-        rate = (n1 - n0) / max(t1 - t0, 1e-9)
+        rate = (n1 - n0) / max(t1 - t0, 1e-9) if len(marks) > 1 else 0.0
         goal = "" if done.total is None else f" of {done.total / done.fps:.1f}"
         update(
             f"{done.frames / done.fps:7.1f}{goal} s · {rate:5.1f} fps · {rate / done.fps:4.2f}× real time · "

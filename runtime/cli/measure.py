@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -143,13 +144,16 @@ def show_ratios(words: list[str]) -> None:
 
 def run_browser(bundle: Path | None, stream: dict[str, Any], output: Path | None) -> None:
     from ..measure import screen as screens
+    from ..measure.bench import facts_of, machine
 
     if output is not None:
         check_file(output)
+    opened, here = open_bundle(bundle), machine()
     ways = ["mse", "webrtc"] if find_spec("aiortc") else ["mse"]
-    found = screens.order_to_screen(open_bundle(bundle).path, ways, CUTS, stream, say)
+    found = screens.order_to_screen(opened.path, ways, CUTS, stream, say)
     if output is not None:
-        write_whole(output, screens.record(found).encode())
+        of = {"bundle": facts_of(opened), "stream": stream, "machine": here, "date": time.strftime("%Y-%m-%d")}
+        write_whole(output, screens.record(found, of).encode())
     show_table(screens.COLUMNS, screens.summary(found), "from order to screen")
 
 
@@ -164,12 +168,12 @@ def run_sweep(
     from ..measure import bench as benches
     from ..measure import sweep as sweeps
 
-    def show(point: sweeps.Point, result: benches.Result) -> None:
+    def show(point: sweeps.Point, result: benches.Result, kept: bool) -> None:
         s = result.steady
         chunk = s.stages.get("interval", s.stages["chunk"])  # results of before have none
         words = " ".join(f"{k}={v}" for k, v in point.items())
         told = f"p50 {chunk.p50:7.1f} ms · p99 {chunk.p99:7.1f} ms · {s.real_time_factor:5.2f}× real time"
-        tell(f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB")
+        tell(f"{words:40} {told} · {result.memory['process_peak'] / 2**20:.0f} MiB{', kept' if kept else ''}")
 
     told = [(f"--{name}", value) for name, value in options.items() if value is not None]
     passed = [word for name, value in told for word in ([name] if value is True else [name, str(value)])]
@@ -321,6 +325,7 @@ def compare(
     Compared chunk by chunk and running freely; the exit code is 1 below the gate. The options of backends are the second's.
     """
     from ..measure import compare as comparing
+    from ..measure.bench import facts_of, machine
 
     if output is not None:
         check_file(output)
@@ -330,5 +335,6 @@ def compare(
     prompts = prompt or a.manifest.prompts[:2]
     found = comparing.compare(a, b, prompts, seed or [1000], chunks, minutes, (known, judged), say)
     if output is not None:
-        comparing.write_record(output, found)
+        of = [facts_of(one) | {"computed_by": str(by.computes(one))} for one, by in ((a, known), (b, judged))]
+        comparing.write_record(output, found, {"of": of, "machine": machine(), "date": time.strftime("%Y-%m-%d")})
     show_quality(found.summary())

@@ -227,9 +227,9 @@ def summary(found: Sequence[Taken]) -> list[list[str]]:
     return rows
 
 
-def record(found: Sequence[Taken]) -> str:
-    """As JSON."""
-    return json.dumps({"order_to_screen": [asdict(one) for one in found]}, indent=1) + "\n"
+def record(found: Sequence[Taken], of: dict[str, Any]) -> str:
+    """As JSON. of: what it was, where."""
+    return json.dumps(of | {"order_to_screen": [asdict(one) for one in found]}, indent=1) + "\n"
 
 
 COLUMNS = ("order to screen by", "cuts", "median s", "p99 s", "best s", "worst s", "chunk s", "ratio of medians")

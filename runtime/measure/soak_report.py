@@ -32,10 +32,14 @@ def write_report(folder: Path, result: Soak) -> list[Path]:
 
 def write_record(folder: Path, result: Soak) -> None:
     """Write soak.json alone, whole. Raises UserError."""
+    counted = [m.chunks for m in result.minutes if m.chunks is not None]  # of minutes of before nobody knows
+    whole = len(counted) == len(result.minutes) and "chunk_seconds" in result.settings
     record = {
         "settings": result.settings,
         "wall_seconds": result.wall_seconds,
-        "video_minutes": len(result.minutes),
+        "video_minutes": round(sum(counted) * result.settings["chunk_seconds"] / 60, 3)
+        if whole
+        else len(result.minutes),
         "problems": verdict(result.minutes),
         "minutes": [asdict(m) for m in result.minutes],
     }

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ...engines.errors import UserError
 from ...engines.files import keep_record, kept_records, reason
 from ..demo import DEMO_BUNDLE
 from ..server.survival.seen import digest_of
-from .bench import Result, read_result
+from .bench import Result, machine, read_result
 
 EXPORTED = ("window", "sink", "size", "steps")
 KEYS = ("threads", *EXPORTED, "precision")
@@ -46,11 +49,12 @@ def sweep(
     checkpoint: Path | None,
     folder: Path,
     chunks: int,
-    tell: Callable[[Point, Result], None],
+    tell: Callable[[Point, Result, bool], None],
     options: Sequence[str] = (),
 ) -> list[tuple[Point, Result]]:
     """Measure every point. Bundles and results stay in `folder`, and are not made again while what they are made of is the
-    same. options: of `everframe bench`, for every point. Raises UserError."""
+    same, and what they are made by. tell: of every point its result, and whether it was there already. options: of
+    `everframe bench`, for every point. Raises UserError."""
     if checkpoint is None and any(set(p) - {"threads"} for p in points):
         raise UserError(
             f"--sweep: {', '.join((*EXPORTED, 'precision'))} are baked into the graphs; name a --checkpoint"
@@ -68,13 +72,20 @@ def sweep(
         words = ["--chunks", str(chunks), *options]
         if "threads" in point:
             words += ["--threads", point["threads"]]
-        of = {"bundle": digest_of(DEMO_BUNDLE if made is None else made), "options": words}
-        if not _is_made(file, of):
+        of = {"bundle": digest_of(DEMO_BUNDLE if made is None else made), "options": words, "here": here()}
+        if not (kept := _is_made(file, of)):
             _everframe("bench", *([] if made is None else [str(made)]), *words, "-o", str(file))
             keep_record(folder / MADE, file.name, of)
         found.append((point, read_result(file)))
-        tell(*found[-1])
+        tell(*found[-1], kept)
     return found
+
+
+def here() -> dict[str, Any]:
+    """What else decides a figure: the processor, the card that CUDA sees first, and the versions of what computes."""
+    facts = machine()
+    told = {name: facts[name] for name in ("cpu", "cores_allowed", "cores_quota", "versions")}
+    return told | {"cards": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
 
 def digest_of_files(place: Path) -> str:
@@ -99,7 +110,7 @@ def _bundle(point: Point, checkpoint: Path | None, source: str, folder: Path) ->
     """source: the checkpoint's digest."""
     exported = {k: v for k, v in point.items() if k in EXPORTED}
     path = folder / f"{_name(exported) or 'plain'}.everframe"
-    if not _is_made(path, of := {"checkpoint": source}):
+    if not _is_made(path, of := {"checkpoint": source, "by": version("everframe")}):
         options = [word for k, v in exported.items() for word in (f"--{k}", v)]
         _everframe("export", str(checkpoint), *options, "--chunks", "0", "--force", "-o", str(path))
         keep_record(folder / MADE, path.name, of)

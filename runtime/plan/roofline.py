@@ -42,7 +42,19 @@ class Verdict:
 def chunk_seconds(request: Request, device: Device, factor: float) -> float:
     """Roofline time of a chunk: every pass and the decoder, one after the other."""
     once = pass_seconds(request, device, factor)
-    return request.passes * once + decode_flops(request) / (device.fp16 * 1e12 * factor)
+    return request.passes * once + decode_flops(request) / (half_or_less(request, device) * 1e12 * factor)
+
+
+def half_or_less(request: Request, device: Device) -> float:
+    """TFLOP/s of what no quantised form computes in eight bits: attention and the decoder."""
+    return min(device.fp16, peak(request, device))
+
+
+def peak(request: Request, device: Device) -> float:
+    """TFLOP/s of the linear layers in the request's precision; 0 where the card has none. float32 is taken as a quarter of
+    FP16: between a card's TF32 and its plain float32."""
+    known = {"fp32": device.fp16 / 4, "fp8": device.fp8 or 0, "int8": device.int8}
+    return known.get(request.precision, device.fp16)
 
 
 def pass_seconds(request: Request, device: Device, factor: float, work: Pass | None = None) -> float:
@@ -51,12 +63,11 @@ def pass_seconds(request: Request, device: Device, factor: float, work: Pass | N
     tokens = g.chunk_tokens if work is None else g.cache_tokens
     live = live_values(request.network, tokens, wide_of(request.precision))
     work = work or step_pass(request.network, g)
-    known = {"fp32": device.fp16 / 4, "fp8": device.fp8 or 0, "int8": device.int8}
-    fast = known.get(request.precision, device.fp16)
+    fast = peak(request, device)
     if not fast:
         return math.inf
-    attention = work.self_attention + work.cross_attention  # stays in FP16 in every quantised form
-    arithmetic = (work.linear / fast + attention / min(fast, device.fp16)) / 1e12 / factor
+    attention = work.self_attention + work.cross_attention
+    arithmetic = (work.linear / fast + attention / half_or_less(request, device)) / 1e12 / factor
     turned = parts.ring if request.following else 0  # its half, the keys, once more read and written, the sinks' turned
     read = step_weights(request) + parts.ring + turned + parts.prompt
     traffic = (read + 2 * request.network.layers * live) / 1e9

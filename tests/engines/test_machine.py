@@ -135,3 +135,16 @@ def test_a_card_that_cannot_be_asked(asked: str, code: str, monkeypatch: pytest.
     assert machine.find_gpu()[0] is not None
     monkeypatch.setattr(type(runtime), asked, lambda self, *args: (failure, None, None))
     assert machine.find_gpu() == (None, f"none that CUDA can use (CUDA: {asked}: {code})")
+
+
+def test_the_peak_is_this_process_s_own() -> None:
+    """getrusage's begins, in a process that a larger one started, with that one's."""
+    child = "from everframe.engines.machine import *; print(peak_memory() >= resident_memory(), peak_memory())"
+    parent = (
+        "import subprocess, sys; held = bytearray(600 << 20); held[::4096] = bytes(len(held[::4096]));"
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    more, peak = done.stdout.split()
+    assert more == "True"
+    assert int(peak) < 400 << 20

@@ -183,6 +183,20 @@ def test_commands(bundle_path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["threads=1", "threads=2"]
     assert len(list((tmp_path / "grid").glob("*.json"))) == 2
+    assert "kept" not in done.stdout
+    again = everframe("bench", "--sweep", bundle_path, "threads=1,2", "--chunks", 2, "-o", tmp_path / "grid")
+    assert again.stdout.splitlines() == [f"{line}, kept" for line in done.stdout.splitlines()]
+
+
+def test_a_sweep_s_results_are_of_one_card_and_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    before = sweeps.here()
+    assert sweeps.here() == before
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # as --gpu 1 sets it
+    assert sweeps.here() != before
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("everframe.runtime.measure.bench.version", lambda package: "99")
+    assert sweeps.here() != before
 
 
 @pytest.mark.slow

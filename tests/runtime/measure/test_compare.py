@@ -117,10 +117,15 @@ def test_the_gate() -> None:
         steps = LockStep("p", 0, psnr_values, [0.9] * len(psnr_values), [0.1] * len(psnr_values))
         first = {"colour": [100.0, 50.0, 150.0], "sharpness": 20.0, "motion": 2.0}
         free = FreeRun("p", 0, 10, first, first | {"sharpness": sharpness})
-        return Comparison([steps], [free]).summary()
+        return Comparison([good, steps], [free]).summary()
 
+    good = LockStep("q", 0, [BEST] * 3, [1.0] * 3, [0.0] * 3)  # what one prompt does well is no help to another
     assert run([36, 35, 40], 20.9)["passed"]
     assert not run([36, 30, 33], 20.0)["passed"]  # the mean is below 35 dB
+    assert not run([99] * 4 + [23] * 20, 20.0)["passed"]  # equal until the ring wraps: 35.7 dB in the mean of decibels
+    assert run([36, 30, 42], 20)["psnr_worst_run"] == pytest.approx(
+        -10 * np.log10(np.mean([10**-3.6, 1e-3, 10**-4.2])), abs=0.01
+    )
     assert not run([36, 35, 40], 21.1)["passed"]  # more than 5 % sharper
     assert run([36, 30, 42], 20)["psnr_least"] == 30
 

@@ -80,6 +80,15 @@ def test_each_bound_can_be_broken(change, words: str) -> None:
     assert words in problem
 
 
+def test_a_second_of_calm_at_the_end_is_no_drift() -> None:
+    whole = [replace(m, chunks=80) for m in STEADY[:2]]
+    calm = replace(STEADY[2], chunks=2, motion=1.0, sharpness=300.0)
+    assert verdict([*whole, calm]) == []
+    assert verdict([*whole, replace(calm, chunks=60)])
+    assert verdict([*STEADY[:2], replace(calm, chunks=None)])  # of a record of before
+    assert verdict([replace(calm, chunks=2)]) == []
+
+
 def test_memory_is_held_process_by_process() -> None:
     def run(*memory: int) -> list[str]:
         return verdict([replace(m, memory_bytes=memory[m.minute // 30], process=m.minute // 30) for m in STEADY])
@@ -158,6 +167,7 @@ def test_a_short_real_run(bundle: Bundle, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "report" / "soak.json").read_text())
     assert [m["minute"] for m in record["minutes"]] == [0, 1, 2]
     assert record["settings"]["start"] == 3 * 10**6
+    assert record["video_minutes"] == 2.5
     with Stream(bundle, seed=1, start=3 * 10**6) as stream:
         chunks = [stream.next_chunk() for _ in range(160)]
     frames = np.concatenate([chunk.frames for chunk in chunks[:80]])

@@ -34,6 +34,7 @@ from everframe.runtime.plan.operations import (
     MODELS,
     Request,
     decode_cost,
+    decode_flops,
     memory,
     prompt_parameters,
     recache_pass,
@@ -156,6 +157,34 @@ def test_the_5b() -> None:
         for word in judge(request, device).advice.split():
             if word[0].isdigit():
                 assert all(int(side) % 32 == 0 for side in word.split("x")), device.name
+
+
+@pytest.mark.parametrize(
+    ("model", "window", "card", "seconds", "end"),
+    [
+        ("wan2.1-1.3b", 12, "H100 SXM", 0.58, "highest"),  # LongLive
+        (
+            "wan2.1-1.3b",
+            12,
+            "H100 SXM",
+            0.71,
+            "lowest",
+        ),  # Causal Forcing: clips of 21 latent frames, of which it sees 12 in the mean
+        ("wan2.1-1.3b", 12, "RTX 4090", 1.2, "highest"),  # the same
+        ("wan2.1-1.3b", 21, "A100 80GB SXM", 1.0, "highest"),  # FlashDreams
+        ("wan2.1-1.3b", 21, "A100 80GB SXM", 1.3, "lowest"),
+        ("wan2.1-1.3b", 21, "GB200 (one GPU)", 0.25, "highest"),
+        ("wan2.2-5b", 32, "GB200 (one GPU)", 32 / 24.8, "lowest"),  # LongLive 2.0
+    ],
+)
+def test_a_class_s_share_is_what_others_published(model: str, window: int, card: str, seconds: float, end: str) -> None:
+    """By the planner's own count of operations."""
+    request = of_model(model, {"window": window}, 4, "fp16", False, "taehv")
+    work = step_pass(request.network, request.geometry)
+    operations = request.passes * work.total + decode_flops(request)
+    device = next(d for d in DEVICES if d.name == card)
+    found = operations / (device.fp16 * 1e12 * seconds)
+    assert getattr(CLASSES[device.kind], end) == pytest.approx(found, abs=0.011)
 
 
 def test_flops_of_an_exported_graph(bundle_path: Path) -> None:
