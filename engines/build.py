@@ -63,5 +63,5 @@ def built_for(options: BuildOptions) -> dict[str, Any]:
     """The options as they are recorded. Classic TensorRT builds for the card that it runs on, which stands for a target."""
     record = options_record(options)
     if options.backend == "tensorrt" and not options.hardware_compatible and (card := find_gpu()[0]):
-        record["targets"] = [card.compute_capability]
+        record |= {"targets": [card.compute_capability], "card": card.name}
     return record

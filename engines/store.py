@@ -128,11 +128,14 @@ def stored(bundle: Bundle, versions: Mapping[str, str], whole: bool = True) -> l
     return sorted(found, key=lambda s: s.record.made if s.record else "", reverse=True)
 
 
-def wrong_card(record: BuildRecord | None, capability: str) -> str | None:
-    """Why engines built for named cards do not run on one of that capability, as in "sm_89"."""
-    targets = record.options.get("targets") if record else None
-    if targets and capability not in targets:
+def wrong_card(record: BuildRecord | None, capability: str, card: str) -> str | None:
+    """Why engines do not run on a card of that name and capability, as in "sm_89": they are for others. Classic TensorRT's
+    are for the model that built them, unless they are hardware-compatible; records of before do not name it."""
+    options = record.options if record else {}
+    if (targets := options.get("targets")) and capability not in targets:
         return f"built for {', '.join(targets)}, this card is {capability}"
+    if (built_on := options.get("card")) and built_on != card:
+        return f"built on {built_on}, this card is {card}"
     return None
 
 

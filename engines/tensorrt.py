@@ -256,7 +256,9 @@ class TrtBackend:
         problems = []
         for found in mine:
             assert found.record is not None
-            problem = found.problem or store.wrong_card(found.record, self.device.cuda.capability())
+            problem = found.problem or store.wrong_card(
+                found.record, self.device.cuda.capability(), self.device.cuda.name()
+            )
             problem = problem or store.damage(found.folder, found.record)
             if problem is None:
                 return found

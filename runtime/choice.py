@@ -148,7 +148,7 @@ def usable(bundle: Bundle, packages: dict[str, str], whole: bool) -> list[BuildR
     byte of them is read to tell, which may be gigabytes; else what is damaged counts too."""
     gpu, _ = find_gpu()
     good = [e.record for e in stored(bundle, packages, whole) if e.record is not None and e.problem is None]
-    return [record for record in good if gpu is None or wrong_card(record, gpu.compute_capability) is None]
+    return [record for record in good if gpu is None or wrong_card(record, gpu.compute_capability, gpu.name) is None]
 
 
 def _key(bundle: Bundle, found: list[Candidate]) -> str:

@@ -298,8 +298,19 @@ def test_targets_are_stored_in_one_spelling(spelling: str) -> None:
     """That of the card, which they are compared with."""
     record = options_record(BuildOptions(targets=(spelling,)))
     assert record["targets"] == ["sm_89"]
-    assert store.wrong_card(SimpleNamespace(options=record), "sm_89") is None  # type: ignore[arg-type]
-    assert store.wrong_card(SimpleNamespace(options=record), "sm_86") == "built for sm_89, this card is sm_86"  # type: ignore[arg-type]
+    of: Any = SimpleNamespace(options=record)
+    assert store.wrong_card(of, "sm_89", "RTX 4090") is None
+    assert store.wrong_card(of, "sm_86", "RTX 3090") == "built for sm_89, this card is sm_86"
+
+
+def test_classic_engines_are_of_one_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="RTX 4090", compute_capability="sm_89")
+    monkeypatch.setattr(build, "find_gpu", lambda: (card, ""))
+    of: Any = SimpleNamespace(options=build.built_for(BuildOptions(backend="tensorrt")))
+    assert store.wrong_card(of, "sm_89", "RTX 4090") is None
+    assert store.wrong_card(of, "sm_89", "RTX 4080") == "built on RTX 4090, this card is RTX 4080"
+    of = SimpleNamespace(options=build.built_for(BuildOptions(backend="tensorrt", hardware_compatible=True)))
+    assert store.wrong_card(of, "sm_89", "RTX 4080") is None
 
 
 def test_tensorrt_s_own_side_finds_the_recorder_s_errors() -> None:
