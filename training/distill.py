@@ -30,7 +30,7 @@ from everframe.export.wan import Block, Wan
 
 from common import autocast, evaluate_with
 from latents import encode_pool, load_texts
-from rollout import CHUNKS, KV, SCHEDULE, Tables, commit, denoised, renoised, seen_by, sigmas_of
+from rollout import KV, SCHEDULE, Tables, commit, denoised, renoised, seen_by, sigmas_of
 from run import Ema, Run, compact_path, progress_of
 from team import Team
 from transformer import Batches, of_step, optimisers, preview, upright
@@ -86,24 +86,29 @@ def euler(
 
 
 def rollout_loss(
-    student: Wan, teacher: Teacher, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]]
+    student: Wan,
+    teacher: Teacher,
+    tables: Tables,
+    batch: tuple[Tensor, Tensor, list[list[int]]],
+    substeps: int = SUBSTEPS,
 ) -> Tensor:
-    """Mean squared distance to the teacher's flows over one rollout."""
+    """Mean squared distance to the teacher's flows over one rollout of the batch's chunks [B, n, C, F, 2h, 2w]. substeps: of
+    the teacher for one of the student."""
     truth, text, starts = batch
-    size, steps = len(truth), len(SCHEDULE.steps)
-    fine = sigmas_of(SUBSTEPS * steps)
+    size, chunks, steps = len(truth), truth.shape[1], len(SCHEDULE.steps)
+    fine = sigmas_of(substeps * steps)
     true_sinks = torch.rand(size, 1, 1, 1, 1, device=truth.device) < TRUE_SINKS
     mine: list[KV] = []
     teacher.kept = []
     total = truth.new_zeros(())
-    for c in range(CHUNKS):
+    for c in range(chunks):
         rope = tables(starts[c], [1] * size)
         context, teaching = student.context(text[:, c]), teacher.contexts(text[:, c])
         past = [mine[j] for j in seen_by(c)]
         early, late = (int(torch.randint(half, half + steps // 2, ())) for half in (0, steps // 2))
         x = torch.randn_like(truth[:, c])
         for i in range(steps):
-            path = fine[SUBSTEPS * i : SUBSTEPS * (i + 1) + 1]
+            path = fine[substeps * i : substeps * (i + 1) + 1]
             sigma, after = path[0], path[-1]
             with torch.set_grad_enabled(i in (early, late)):
                 x0 = denoised(student, x, sigma, rope, context, past)
@@ -111,10 +116,11 @@ def rollout_loss(
                 mean_flow = (x - euler(teacher, x, path, rope, teaching, c)) / (sigma - after)
                 total = total + ((x - x0) / sigma - mean_flow).square().mean()
             x = renoised(x, x0.detach(), sigma, after)
-        made = torch.where(true_sinks, truth[:, c], x) if c == 0 else x
-        mine.append(commit(student, made, rope, context, past))
-        teacher.commit(made, rope, teaching, c)
-    return total / (2 * CHUNKS)
+        if c + 1 < chunks:
+            made = torch.where(true_sinks, truth[:, c], x) if c == 0 else x
+            mine.append(commit(student, made, rope, context, past))
+            teacher.commit(made, rope, teaching, c)
+    return total / (2 * chunks)
 
 
 def main() -> None:

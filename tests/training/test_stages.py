@@ -56,6 +56,14 @@ stage(distill, 2, "--use", "6", "--portrait", "3")
 stage(transformer, 4, "--use", "6")
 stage(distill, 1, "--use", "6")  # of a newer teacher: its steps begin anew, its weights are those of the one before
 stage(decoder, 2, "--use", "6")
+import beginnings, refine
+refine.CHECK = 2
+wordings += [p for one in beginnings.listed(0.01) for p in one.wordings]
+save_file({{p: torch.randn(5, 384).half() for p in wordings}}, run.WORK / "texts.safetensors")
+for whom, steps in (("teacher", 12), ("student", 3)):
+    sizes = ["--workers", "1", "--instances", "6", "--share", "0.01", "--batch", "4"]
+    sys.argv = ["refine", whom, "--steps", str(steps), *sizes]
+    refine.main()
 sys.argv = ["assemble", "--target", str(folder / "demo")]
 assemble.main()
 sys.argv += ["--tuned"]
@@ -90,7 +98,7 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
     assert {k.split(".")[0] for k in plain if not plain[k].equal(tuned[k])} == {"decoder"}
     with safe_open(tmp_path / "runs" / "distill.checkpoint.safetensors", "pt") as f:
         about = f.metadata()
-    assert (about["step"], about["of"]) == ("1", "4")
+    assert (about["step"], about["of"]) == ("3", "12")
     held_out = [row["held_out"] for row in logged(tmp_path, "transformer") if "held_out" in row]
     assert held_out
     assert all(0 < loss < 10 for losses in held_out for loss in losses.values())
