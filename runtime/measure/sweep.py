@@ -76,8 +76,8 @@ def sweep(
         if not (kept := _is_made(file, of)):
             _everframe("bench", *([] if made is None else [str(made)]), *words, "-o", str(file))
             keep_record(folder / MADE, file.name, of)
-        found.append((point, read_result(file)))
-        tell(*found[-1], kept)
+        found.append((point, result := read_result(file)))
+        tell(point, result, kept)
     return found
 
 
