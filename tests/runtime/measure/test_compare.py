@@ -122,9 +122,8 @@ def test_the_gate() -> None:
     good = LockStep("q", 0, [BEST] * 3, [1.0] * 3, [0.0] * 3)  # what one prompt does well is no help to another
     assert run([36, 35, 40], 20.9)["passed"]
     assert not run([36, 30, 33], 20.0)["passed"]  # the mean is below 35 dB
-    assert not run([99.0] * 4 + [23.0] * 20, 20.0)[
-        "passed"
-    ]  # equal until the ring wraps: 35.7 dB in the mean of decibels
+    wrapped = [99.0] * 4 + [23.0] * 20  # equal until the ring wraps: 35.7 dB in the mean of decibels
+    assert not run(wrapped, 20.0)["passed"]
     assert run([36, 30, 42], 20)["psnr_worst_run"] == pytest.approx(
         -10 * np.log10(np.mean([10**-3.6, 1e-3, 10**-4.2])), abs=0.01
     )
