@@ -180,27 +180,32 @@ class OrtBackend:
         if self.plugged:
             settings.add_provider_for_devices(self.plugged, {})
         try:
-            providers = None if self.plugged else self._providers(bundle)
+            providers = None if self.plugged else self._providers(bundle, name)
             slower = SLOWER_ON_CPU if self.option == "cpu" else None
             session = ort.InferenceSession(file, settings, providers=providers, disabled_optimizers=slower)
         except Exception as error:  # onnxruntime raises many unrelated types
             raise UserError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}") from None
-        if self.option != "cpu" and session.get_providers()[:1] == [PROVIDERS["cpu"]]:
-            # It names its reason on the terminal at most, and would run on the CPU, through copies of everything.
+        took = session.get_providers()[:1]
+        if took != [PROVIDERS[self.option]] and (not self.plugged or took == [PROVIDERS["cpu"]]):
+            # It names its reason on the terminal at most, and would run elsewhere, through copies of everything.
+            where = {PROVIDERS["cpu"]: "the CPU", PROVIDERS["cuda"]: "CUDA"}[took[0]]
             raise UserError(
-                f"provider {self.option!r}: ONNX Runtime fell back to the CPU: its CUDA libraries are missing or of another "
-                f"version (everframe doctor); {OTHERWISE}"
+                f"provider {self.option!r}: ONNX Runtime fell back to {where}: its CUDA or TensorRT libraries are "
+                f"missing or of another version (everframe doctor); {OTHERWISE}"
             )
         return OrtEngine(session, bundle.manifest.graphs[name], self.device, file)
 
-    def _providers(self, bundle: Bundle) -> list[Any]:
-        """TensorRT's compiles for minutes, and keeps what it has compiled only where it is told to; what it does not take
-        would run on the CPU."""
+    def _providers(self, bundle: Bundle, name: str) -> list[Any]:
+        """TensorRT's compiles for minutes, and keeps what it has compiled only where it is told to: by the graph's name, so
+        that each content has a folder of its own. What it does not take would run on the CPU."""
         if self.option != "tensorrt":
             return [self.provider]
-        place = cache_place(bundle.path / FOLDER)
+        place = cache_place(bundle.path / FOLDER) / f".ort-{bundle.manifest.graphs[name].digest[:16]}"
         kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(place), "trt_timing_cache_enable": "1"}
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError:  # nothing can be written: every start compiles
+            kept = {}
         return [(self.provider, kept), PROVIDERS["cuda"]]
 
 

@@ -152,7 +152,12 @@ def run_browser(bundle: Path | None, stream: dict[str, Any], output: Path | None
     ways = ["mse", "webrtc"] if find_spec("aiortc") else ["mse"]
     found = screens.order_to_screen(opened.path, ways, CUTS, stream, say)
     if output is not None:
-        of = {"bundle": facts_of(opened), "stream": stream, "machine": here, "date": time.strftime("%Y-%m-%d")}
+        of = {
+            "bundle": facts_of(opened.with_post(stream.get("post"))),
+            "stream": stream,
+            "machine": here,
+            "date": time.strftime("%Y-%m-%d"),
+        }
         write_whole(output, screens.record(found, of).encode())
     show_table(screens.COLUMNS, screens.summary(found), "from order to screen")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...engines.errors import UserError
 from ...engines.files import keep_record, kept_records, reason
+from ...engines.machine import card_name
 from ..demo import DEMO_BUNDLE
 from ..server.survival.seen import digest_of
 from .bench import Result, machine, read_result
@@ -85,7 +86,7 @@ def here() -> dict[str, Any]:
     """What else decides a figure: the processor, the card that CUDA sees first, and the versions of what computes."""
     facts = machine()
     told = {name: facts[name] for name in ("cpu", "cores_allowed", "cores_quota", "versions")}
-    return told | {"cards": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    return told | {"cards": os.environ.get("CUDA_VISIBLE_DEVICES"), "card": card_name()}
 
 
 def digest_of_files(place: Path) -> str:

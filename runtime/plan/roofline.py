@@ -47,7 +47,7 @@ def chunk_seconds(request: Request, device: Device, factor: float) -> float:
 
 def half_or_less(request: Request, device: Device) -> float:
     """TFLOP/s of what no quantised form computes in eight bits: attention and the decoder."""
-    return min(device.fp16, peak(request, device))
+    return min(device.fp16, peak(request, device) or device.fp16)
 
 
 def peak(request: Request, device: Device) -> float:

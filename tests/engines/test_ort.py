@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from everframe.engines import store
 from everframe.engines.base import EngineOptions
 from everframe.engines.bundle import Bundle
 from everframe.engines.cuda import Cuda
@@ -117,6 +118,28 @@ def test_a_provider_that_falls_back_to_the_cpu_is_refused(bundle: Bundle) -> Non
     backend.option = "cuda"  # what was asked for; the sessions are the CPU's
     with pytest.raises(UserError, match="fell back to the CPU"):
         backend.load(bundle, "decode")
+
+
+def test_what_tensorrt_s_provider_keeps_is_of_one_graph(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names an engine by the graph's name and shapes: with other weights, as of another upscaler, it would be taken."""
+    bundle = Bundle.open(shutil.copytree(bundle_path, tmp_path / "b", ignore=shutil.ignore_patterns("engines")))
+    backend = OrtBackend(EngineOptions())
+    backend.option, backend.provider = "tensorrt", "TensorrtExecutionProvider"
+    (first, kept), then = backend._providers(bundle, "decode")
+    assert (first, then) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    place = Path(kept["trt_engine_cache_path"])
+    assert place.is_dir()
+    assert bundle.manifest.graphs["decode"].digest.startswith(place.name.removeprefix(".ort-"))
+    assert backend._providers(bundle, "step")[0][1]["trt_engine_cache_path"] != str(place)
+    assert store.stored(bundle, {}) == []  # no engines of ours
+
+    def full(self: Path, *args: object, **options: object) -> None:
+        raise OSError("Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    assert backend._providers(bundle, "decode") == [(first, {}), then]
 
 
 def test_tensorrt_providers_are_kept_from_the_in_place_form(bundle: Bundle) -> None:
