@@ -68,7 +68,7 @@ def test_the_in_place_form_is_refused_before_11(
 ) -> None:
     stand = StandIn(name)
     stand.install(monkeypatch)
-    with pytest.raises(UserError, match="takes from 11.1 on, and this is .*--form portable"):
+    with pytest.raises(UserError, match=r"takes from 11\.1 on, and this is .*--form portable"):
         build_engines(copied(stand, bundle_path, tmp_path), BuildOptions(backend="tensorrt"))
 
 
