@@ -56,6 +56,12 @@ def ask(api: Any, name: str, *args: Any) -> Any:
     return result[0] if len(result) == 1 else tuple(result)
 
 
+def device_name(properties: Any) -> str:
+    """As its maker calls it."""
+    name = properties.name
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
 def memory_of(api: Any, file: Path = MEMORY) -> tuple[int, int]:
     """Bytes that are free, and all. A card without memory of its own (Jetson, GB10) has the system's, of which CUDA counts
     as used what holds copies of files, which whoever asks for memory gets. Raises UserError."""
@@ -131,9 +137,7 @@ class Cuda:
         return f"{room}: choose a smaller size or window, or INT8 (everframe plan)"
 
     def name(self) -> str:
-        """The device's, as its maker calls it."""
-        found = self.call("cudaGetDeviceProperties", 0).name
-        return found.decode() if isinstance(found, bytes) else str(found)
+        return device_name(self.call("cudaGetDeviceProperties", 0))
 
     def capability(self) -> str:
         """Compute capability of the device, as sm_89."""

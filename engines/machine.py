@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cuda import ask, driver_release, memory_of, too_old
+from .cuda import ask, device_name, driver_release, memory_of, too_old
 from .errors import UserError
 
 TEGRA = Path("/etc/nv_tegra_release")
@@ -172,9 +172,8 @@ def find_gpu() -> tuple[Gpu | None, str]:
         return None, f"none that CUDA can use ({error}{too_old(str(error))})"
     except RuntimeError as error:
         return None, f"none: {error}"
-    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
     known = (f"{v // 1000}.{v % 1000 // 10}" for v in (driver, toolkit))
-    return Gpu(name, f"sm_{properties.major}{properties.minor}", total >> 20, free >> 20, *known), ""
+    return Gpu(device_name(properties), f"sm_{properties.major}{properties.minor}", total >> 20, free >> 20, *known), ""
 
 
 def choose_gpu(index: int | None) -> None:

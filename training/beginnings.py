@@ -7,13 +7,12 @@ encoded, a tenth of the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clips import size_of
+from clips import Instance, size_of
 from latents import encode_clip, fill
 from prompts import PROMPTS
 from rollout import CHUNK, COLUMNS, ROWS
@@ -22,7 +21,7 @@ from scenes import PLAIN, render
 from settings import AUTOENCODER
 from team import Team
 from weights import trained_autoencoder
-from wishes import Wish, draw, wordings
+from wishes import draw
 
 FIRST = 1000  # seed: those up to 1999 are no pool's and no judge's
 EACH = {"sea": 900, "reef": 700, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
@@ -40,29 +39,14 @@ ASKING = {"reef": 0.5}  # share of those that ask for something (wishes.py), of 
 ASKING_ELSE = 0.15
 
 
-@dataclass(frozen=True)
-class Beginning:
-    scene: str
-    variant: str
-    seed: int
-    wish: Wish
-
-    @property
-    def wordings(self) -> tuple[str, ...]:
-        """Those that training sees."""
-        if self.wish:
-            return wordings(self.scene, self.variant, self.wish)[:-1]
-        return PROMPTS[self.scene][self.variant]
-
-
-def beginning(scene: str, variant: str, seed: int) -> Beginning:
+def beginning(scene: str, variant: str, seed: int) -> Instance:
     scenes = list(PROMPTS)
     rng = np.random.default_rng([11, seed, scenes.index(scene), list(PROMPTS[scene]).index(variant)])
     asks = rng.random() < ASKING.get(scene, ASKING_ELSE)
-    return Beginning(scene, variant, seed, draw(scene, variant, rng) if asks else PLAIN)
+    return Instance(scene, variant, seed, 0, draw(scene, variant, rng) if asks else PLAIN)
 
 
-def listed(share: float = 1.0) -> list[Beginning]:
+def listed(share: float = 1.0) -> list[Instance]:
     """All, or a share of them; those of a smaller number are the first of a larger one's."""
     counts = {scene: max(1, round(share * n)) for scene, n in EACH.items()}
     return [

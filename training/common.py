@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from run import Ema
+from team import Team
 
 
 def evaluate_with(ema: Ema, model: nn.Module, work: Callable[[], None]) -> None:
@@ -23,6 +24,17 @@ def evaluate_with(ema: Ema, model: nn.Module, work: Callable[[], None]) -> None:
     finally:
         model.load_state_dict(kept)
         model.train()
+
+
+def update(loss: Tensor, model: nn.Module, optimisers: list[torch.optim.Optimizer], team: Team) -> None:
+    """A step down the team's mean gradient."""
+    for optimiser in optimisers:
+        optimiser.zero_grad()
+    loss.backward()
+    team.average(model)
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimiser in optimisers:
+        optimiser.step()
 
 
 class Muon(torch.optim.Optimizer):

@@ -24,11 +24,11 @@ import itertools
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everframe.export.wan import Block, Wan
 
-from common import autocast, evaluate_with
+from common import autocast, evaluate_with, update
 from latents import encode_pool, load_texts
 from rollout import KV, SCHEDULE, Tables, commit, denoised, renoised, seen_by, sigmas_of
 from run import Ema, Run, compact_path, progress_of
@@ -163,13 +163,7 @@ def main() -> None:
         with autocast(args.device):
             drawn, places = of_step(kinds, step)
             loss = rollout_loss(student, teacher, places, drawn.draw(args.batch))
-        muon.zero_grad()
-        adam.zero_grad()
-        loss.backward()
-        team.average(student)
-        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        muon.step()
-        adam.step()
+        update(loss, student, [muon, adam], team)
         ema.update(step)
         total += loss.detach()
         if step % 25 == 24:

@@ -21,12 +21,12 @@ import math
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from everframe.export.wan import Block, Wan
 
 from beginnings import SHARE, Beginnings
-from common import autocast, evaluate_with
+from common import autocast, evaluate_with, update
 from distill import Teacher, rollout_loss
 from latents import encode_pool, load_texts
 from rollout import CHUNKS, KV, Reader, Tables, seen_by
@@ -174,16 +174,6 @@ def alone(batch: tuple[Tensor, Tensor, list[str]]) -> tuple[Tensor, Tensor, list
     """First chunks as `rollout_loss` takes them."""
     truth, text, _ = batch
     return truth[:, None], text[:, None], [[0] * len(truth)]
-
-
-def update(loss: Tensor, model: Wan, optimisers: list[torch.optim.Optimizer], team: Team) -> None:
-    for optimiser in optimisers:
-        optimiser.zero_grad()
-    loss.backward()
-    team.average(model)
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimiser in optimisers:
-        optimiser.step()
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ from everframe.export.schedule import shifted_sigmas
 from everframe.export.wan import Block, Wan, unfold
 
 from clips import FAR, UPRIGHT, instance, trained, unseen
-from common import Muon, autocast, evaluate_with, save_sheet
+from common import Muon, autocast, evaluate_with, save_sheet, update
 from latents import encode_pool, first_wording, load_texts, render_short
 from prompts import PROMPTS
 from rollout import (
@@ -278,13 +278,7 @@ def main() -> None:
             if not args.short:  # every noisy chunk counts the same
                 first = beginning_loss(model, places, drawn.beginnings(BEGINNINGS * args.batch))
                 loss = (2 * CHUNKS * loss + BEGINNINGS * first) / (2 * CHUNKS + BEGINNINGS)
-        muon.zero_grad()
-        adam.zero_grad()
-        loss.backward()
-        team.average(model)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        muon.step()
-        adam.step()
+        update(loss, model, [muon, adam], team)
         ema.update(step)
         if not own:
             total, counted = total + loss.detach(), counted + 1
