@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .base import Buffer
-from .errors import UserError
+from .errors import CudaError, UserError
 
 CPU_HINT = "--backend onnxruntime runs on the CPU"
 
@@ -49,10 +49,10 @@ def too_old(error: str, file: Path = DRIVER) -> str:
 
 
 def ask(api: Any, name: str, *args: Any) -> Any:
-    """A runtime function's result. Raises UserError with CUDA's own name of the error."""
+    """A runtime function's result. Raises CudaError with CUDA's own name of the error."""
     code, *result = getattr(api, name)(*args)
     if code != api.cudaError_t.cudaSuccess:
-        raise UserError(f"CUDA: {name}: {code.name}")
+        raise CudaError(f"CUDA: {name}: {code.name}")
     return result[0] if len(result) == 1 else tuple(result)
 
 
@@ -64,7 +64,7 @@ def device_name(properties: Any) -> str:
 
 def memory_of(api: Any, file: Path = MEMORY) -> tuple[int, int]:
     """Bytes that are free, and all. A card without memory of its own (Jetson, GB10) has the system's, of which CUDA counts
-    as used what holds copies of files, which whoever asks for memory gets. Raises UserError."""
+    as used what holds copies of files, which whoever asks for memory gets. Raises CudaError."""
     free, total = ask(api, "cudaMemGetInfo")
     if ask(api, "cudaDeviceGetAttribute", api.cudaDeviceAttr.cudaDevAttrIntegrated, 0) and file.is_file():
         found = re.search(r"^MemAvailable:\s*(\d+) kB", file.read_text(), re.MULTILINE)
@@ -119,7 +119,7 @@ class Cuda:
         self._aside: tuple[Any, np.ndarray] | None = None  # stream and pinned memory of `carry_up`
 
     def call(self, name: str, *args: Any) -> Any:
-        """A runtime function's result. Raises UserError with CUDA's own name of the error."""
+        """A runtime function's result. Raises CudaError with CUDA's own name of the error."""
         return ask(self.api, name, *args)
 
     def malloc(self, size: int, what: str) -> int:
@@ -129,7 +129,7 @@ class Cuda:
         try:
             return int(self.call("cudaMalloc", size))
         except UserError:
-            raise UserError(f"GPU memory: {size / 2**20:.0f} MiB asked for {what}, {self.memory_note()}") from None
+            raise CudaError(f"GPU memory: {size / 2**20:.0f} MiB asked for {what}, {self.memory_note()}") from None
 
     def memory_note(self) -> str:
         free, total = memory_of(self.api)

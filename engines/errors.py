@@ -13,3 +13,8 @@ class UserError(Exception):
 class RunError(RuntimeError):
     """A pass that an engine could not run now, though it was loaded: a card may be full. Commands say it as they say a
     UserError; a server tries again, for nobody has to mend anything."""
+
+
+class CudaError(RunError, UserError):
+    """What CUDA, or the card behind it, did not do: while something is chosen or loaded a reason like any other against it,
+    in a stream that runs one to try again."""

@@ -23,7 +23,7 @@ from .base import Buffer, Computing, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer
 from .cudalaunch import CudaDevice, Workspace, named
-from .errors import UserError
+from .errors import RunError, UserError
 from .files import cache_place, write_whole
 from .lower import lower, stored_low
 from .machine import card_name
@@ -89,8 +89,8 @@ class TrtEngine:
                 raise ValueError(f"{self.file}: {name} is {owner} updated in place: both need the same buffer")
         return TrtPass(self, {**inputs, **outputs})
 
-    def fail(self, what: str) -> UserError:
-        return UserError(f"{self.file}: {what}: {self.errors.take() or 'TensorRT gave no reason'}")
+    def fail(self, what: str) -> RunError:
+        return RunError(f"{self.file}: {what}: {self.errors.take() or 'TensorRT gave no reason'}")
 
     def save_cache(self) -> None:
         """Write the cache of compiled kernels: beside the engine, or in the user's cache folder where the bundle cannot be

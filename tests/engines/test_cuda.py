@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 from everframe.engines.bundle import Bundle
 from everframe.engines.cuda import Cuda, CudaBuffer, memory_of, too_old
 from everframe.engines.cudalaunch import CudaDevice, CudaLaunch, Workspace
-from everframe.engines.errors import UserError
-from everframe.engines.tensorrt import TrtPass
+from everframe.engines.errors import RunError, UserError
+from everframe.engines.tensorrt import TrtEngine, TrtPass
 from everframe.runtime import Stream
 from everframe.runtime.state import load_state, save_state
 
@@ -237,13 +238,13 @@ def test_passes_of_an_engine_share_its_context() -> None:
             return len(self.calls) < 12
 
     class Engine:
-        file, bound, context, errors = Path("step.engine"), None, Context(), []
+        file, bound, context = Path("step.engine"), None, Context()
+        errors = SimpleNamespace(clear=lambda: None, take=lambda: "")
 
         def prepare(self) -> None:
             pass
 
-        def fail(self, what: str) -> UserError:
-            return UserError(f"{self.file}: {what}: no reason")
+        fail = TrtEngine.fail
 
     cuda = Cuda(SimulatedRuntime())
     buffers = [CudaBuffer(cuda, (1,), "float32") for _ in range(2)]
@@ -254,7 +255,7 @@ def test_passes_of_an_engine_share_its_context() -> None:
     a, b = (("x", buffer.address) for buffer in buffers)
     assert engine.context.calls == [a, ("run", 1), ("run", 1), b, ("run", 1), a, ("run", 1)]
     engine.context.calls += [()] * 9  # from its twelfth call on, the context fails
-    with pytest.raises(UserError, match=r"step.engine: could not run"):
+    with pytest.raises(RunError, match=r"step.engine: could not run: TensorRT gave no reason"):
         first(1)
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .notify import notify
 from .work import GRACE, bytes_read
-from .worker import Job, main, put_aside
+from .worker import NOT_NOW, REFUSED, Job, main, put_aside
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +94,9 @@ class Supervisor(threading.Thread):
                 log.exception("supervisor")
             finally:
                 self._kill()
-            if self._blamed and not (self._refused() and not self._up):
+            if self._blamed and not (self._ended_with(NOT_NOW) or (self._ended_with(REFUSED) and not self._up)):
                 self._barren += 1
-            if self._ending.is_set() or (not self._begun and self._refused() and self.hopeless(self.why)):
+            if self._ending.is_set() or (not self._begun and self._ended_with(REFUSED) and self.hopeless(self.why)):
                 break
             self.state = "restarting"
             self.restarts += 1
@@ -114,8 +114,8 @@ class Supervisor(threading.Thread):
             self.event("unusable", f"{job.state}: twice no chunk after resuming from it; starting anew")
             with contextlib.suppress(OSError):
                 put_aside(job.state)
-        # While paused none is expected, and one that refuses to begin, as it does with a disk that is away, says nothing
-        # of the state.
+        # While paused none is expected, and one that refuses to begin, as it does with a disk that is away, or whose engines
+        # cannot run, as on a full card, says nothing of the state.
         self._blamed, self._up = not job.paused, False
         self.why = ""
         self._lasted.clear()
@@ -181,9 +181,8 @@ class Supervisor(threading.Thread):
     def _died(self) -> None:
         self._end("died", self._obituary())
 
-    def _refused(self) -> bool:
-        """Whether the generator has ended with what a UserError ends with."""
-        return self.process is not None and self.process.exitcode == 2
+    def _ended_with(self, code: int) -> bool:
+        return self.process is not None and self.process.exitcode == code
 
     def _take(self, message: tuple[Any, ...], stopping: bool) -> str:
         """Do what one message asks for; its kind."""

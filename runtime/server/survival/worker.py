@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from ....engines.base import EngineOptions
 from ....engines.bundle import Bundle
-from ....engines.errors import UserError
+from ....engines.errors import RunError, UserError
 from ....engines.files import reason, remove_parts
 from ....engines.machine import choose_gpu, resident_memory
 from ....engines.post import POST
@@ -43,6 +43,7 @@ from .fader import Fader
 from .seen import Seen
 
 BAD = ".bad"  # suffix of a state that could not be used
+REFUSED, NOT_NOW = 2, 75  # exit codes: of commands whose user has something to mend; sysexits.h's EX_TEMPFAIL
 MOST_BAD = 3  # chunks in a row that may be not finite before the process gives up
 
 
@@ -59,15 +60,16 @@ class Job:
 
 
 def main(connection: Connection, job: Job) -> None:
-    """The process. What ends it is told over the pipe; exit code 2 where a person can mend it."""
+    """The process. What ends it is told over the pipe; exit code REFUSED where a person can mend it, NOT_NOW where an engine
+    could not run, as on a card that is full."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the web process says when to stop: systemd signals both at once
         signal.signal(number, signal.SIG_IGN)
     try:
         Generator(connection, job).run()
-    except UserError as error:
+    except (UserError, RunError) as error:
         with contextlib.suppress(OSError):
             connection.send(("event", "error", str(error)))
-        sys.exit(2)
+        sys.exit(NOT_NOW if isinstance(error, RunError) else REFUSED)
     except (BrokenPipeError, EOFError, ConnectionResetError):
         sys.exit(0)  # the web process is gone, and the state was saved if there was a stream
     except Exception as error:

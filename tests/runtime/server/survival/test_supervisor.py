@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from everframe.engines.errors import CudaError
 from everframe.runtime.server.config import StreamSettings
 from everframe.runtime.server.survival import supervisor as module
+from everframe.runtime.server.survival import worker
 from everframe.runtime.server.survival.supervisor import Supervisor
 from everframe.runtime.server.survival.worker import Job
 
@@ -23,6 +25,21 @@ from serving import wait_for
 def dies(connection: Connection, job: Job) -> None:
     connection.send(("ready", {}))
     os._exit(1)
+
+
+def fails(connection: Connection, job: Job) -> None:
+    """As a generator whose card is full at its first pass."""
+
+    class Full:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def run(self) -> None:
+            connection.send(("ready", {}))
+            raise CudaError("CUDA: cudaMalloc: cudaErrorMemoryAllocation")
+
+    worker.Generator = Full  # type: ignore[assignment, misc]
+    worker.main(connection, job)
 
 
 def refuses(connection: Connection, job: Job) -> None:
@@ -103,11 +120,14 @@ def test_a_generator_that_cannot_be_started_is_tried_again(tmp_path: Path) -> No
     assert not watch.is_alive()
 
 
-@pytest.mark.parametrize(("main", "paused", "kept"), [(dies, True, True), (dies, False, False), (refuses, False, True)])
+@pytest.mark.parametrize(
+    ("main", "paused", "kept"), [(dies, True, True), (dies, False, False), (refuses, False, True), (fails, False, True)]
+)
 def test_which_lives_speak_against_a_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[..., None], paused: bool, kept: bool
 ) -> None:
-    """Those that should have brought a chunk and did not: not while the stream is paused, nor before the state was read."""
+    """Those that should have brought a chunk and did not: not while the stream is paused, nor before the state was read,
+    nor where engines cannot run now."""
     monkeypatch.setattr(module, "main", main)
     monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(module, "LONGEST_WAIT", 0.01)
