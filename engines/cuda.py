@@ -129,7 +129,8 @@ class Cuda:
         try:
             return int(self.call("cudaMalloc", size))
         except UserError:
-            raise CudaError(f"GPU memory: {size / 2**20:.0f} MiB asked for {what}, {self.memory_note()}") from None
+            kind = CudaError if size <= memory_of(self.api)[1] else UserError  # what no card of this size ever holds
+            raise kind(f"GPU memory: {size / 2**20:.0f} MiB asked for {what}, {self.memory_note()}") from None
 
     def memory_note(self) -> str:
         free, total = memory_of(self.api)

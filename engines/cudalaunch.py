@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from .base import Launch
 from .cuda import Cuda, CudaBuffer, free_with, memory_of
-from .errors import UserError
+from .errors import RunError, UserError
 
 try:
     import nvtx  # type: ignore[import-not-found]
@@ -177,7 +177,7 @@ class CudaLaunch:
                 "cudaGraphUpload", ready, cuda.stream
             )  # what the card has no room for shows here, not in a launch
             self.graphs[variant] = ready
-        except UserError as error:
+        except (UserError, RunError) as error:
             self.why_not = str(error)
         finally:
             if collecting:

@@ -140,7 +140,8 @@ def test_events_and_graphs_are_destroyed(bundle: Bundle) -> None:
     assert runtime.log.count("cudaGraphDestroy") == runtime.log.count("cudaGraphExecDestroy") > 0
 
 
-def test_what_failed_first_is_why_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [UserError, RunError])
+def test_what_failed_first_is_why_nothing_is_recorded(kind: type[Exception]) -> None:
     runtime = SimulatedRuntime()
     cuda = Cuda(runtime)
     runs = []
@@ -148,7 +149,7 @@ def test_what_failed_first_is_why_nothing_is_recorded(monkeypatch: pytest.Monkey
     def fails(stream: object = None) -> None:
         runs.append(stream)
         if runtime.capturing is not None:
-            raise UserError("this layer allocates")
+            raise kind("this layer allocates")
 
     launch = CudaLaunch(cuda, [fails])
     for _ in range(3):

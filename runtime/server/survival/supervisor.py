@@ -28,7 +28,12 @@ from .worker import NOT_NOW, REFUSED, Job, main, put_aside
 log = logging.getLogger(__name__)
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a restart: doubled at every crash that comes soon
-SOON = 60.0  # a generator that lived longer than this is started again after FIRST_WAIT, whatever came before
+# Lives in a row without a chunk that put the state aside: two of them, or so many in which an engine could not run, which
+# is the card's fault more often than the state's.
+BARREN = 10
+SOON = (
+    60.0  # a generator that showed something and lived longer is started again after FIRST_WAIT, whatever came before
+)
 STOP, LONGEST_STOP = 30.0, 600.0  # seconds of silence, and in all, that a generator may take to save and to end
 RECENT = 20  # chunks whose slowest tells how slow the machine is: one stall must not disarm the watch for good
 
@@ -61,13 +66,14 @@ class Supervisor(threading.Thread):
         self.why = ""  # the last generator ended; empty while one runs
         self._begun = False  # some generator has been ready
         self._up = False  # this one has
+        self._showed = False  # it has brought a chunk
         self._blamed = False  # its state is suspected, should it end now
         self._orders: list[tuple[Any, ...]] = []
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._lasted: deque[float] = deque(maxlen=RECENT)  # seconds of this life's newest chunks
         self.slowest = 0.0  # of these; asked for by other threads too
-        self._barren = 0  # lives in a row that brought no chunk, though they should have
+        self._barren = 0  # how much lives that brought no chunk, though they should have, speak against the state
 
     def order(self, *message: Any) -> None:
         """Send an order to the generator, when there is one again. Any thread."""
@@ -94,13 +100,14 @@ class Supervisor(threading.Thread):
                 log.exception("supervisor")
             finally:
                 self._kill()
-            if self._blamed and not (self._ended_with(NOT_NOW) or (self._ended_with(REFUSED) and not self._up)):
-                self._barren += 1
+            if self._blamed and not (self._ended_with(REFUSED) and not self._up):
+                self._barren += 1 if self._ended_with(NOT_NOW) else BARREN // 2
             if self._ending.is_set() or (not self._begun and self._ended_with(REFUSED) and self.hopeless(self.why)):
                 break
             self.state = "restarting"
             self.restarts += 1
-            wait = FIRST_WAIT if time.monotonic() - began > SOON else min(2 * wait, LONGEST_WAIT)
+            lasted = self._showed and time.monotonic() - began > SOON
+            wait = FIRST_WAIT if lasted else min(2 * wait, LONGEST_WAIT)
             self.event("backoff", f"starting the generator again in {wait:.0f} s")
             self._ending.wait(wait)
         self.state = "stopped"
@@ -110,13 +117,13 @@ class Supervisor(threading.Thread):
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         job = self.job()
-        if self._barren >= 2 and job.state.exists():
-            self.event("unusable", f"{job.state}: twice no chunk after resuming from it; starting anew")
+        if self._barren >= BARREN and job.state.exists():
+            self.event("unusable", f"{job.state}: again and again no chunk after resuming from it; starting anew")
             with contextlib.suppress(OSError):
                 put_aside(job.state)
-        # While paused none is expected, and one that refuses to begin, as it does with a disk that is away, or whose engines
-        # cannot run, as on a full card, says nothing of the state.
-        self._blamed, self._up = not job.paused, False
+        # While paused none is expected, and one that refuses to begin, as it does with a disk that is away, says nothing
+        # of the state.
+        self._blamed, self._up, self._showed = not job.paused, False, False
         self.why = ""
         self._lasted.clear()
         self.slowest = 0.0
@@ -189,7 +196,7 @@ class Supervisor(threading.Thread):
         kind, *values = message
         if kind == "chunk":
             facts, frames = values
-            self._barren, self._blamed = 0, False
+            self._barren, self._blamed, self._showed = 0, False, True
             self.state, self.why = "running", ""
             self._lasted.append(facts["stages"]["total"])
             self.slowest = max(self._lasted)

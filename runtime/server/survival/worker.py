@@ -126,7 +126,7 @@ class Generator:
         if self.job.ordered and settings.prompt is not None:
             try:
                 stream.set_prompt(settings.prompt, "swap")
-            except UserError as error:
+            except (UserError, RunError) as error:
                 self.connection.send(("event", "refused", str(error)))
         return stream
 
@@ -174,7 +174,7 @@ class Generator:
         if change is not None:
             try:
                 self._change(change)
-            except UserError as error:
+            except (UserError, RunError) as error:
                 self.connection.send(("event", "refused", str(error)))
         chunk = self._make()
         if chunk is None:
@@ -230,7 +230,7 @@ class Generator:
                     return False
                 try:
                     self._obey(kind, *values)
-                except UserError as error:
+                except (UserError, RunError) as error:
                     self.connection.send(("event", "refused", str(error)))
             if not self.paused:
                 return True
@@ -327,6 +327,8 @@ class Generator:
             if facts.extra.get("seed", self.seed) != self.seed:
                 self.stream.set_seed(self.seed)
             return True
+        except RunError:  # the card's fault, not the state's
+            raise
         except (UserError, ValidationError) as error:
             self.director.follow(self.job.playlist)
             self.stream.set_seed(self.seed)

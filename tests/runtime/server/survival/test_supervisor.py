@@ -42,6 +42,11 @@ def fails(connection: Connection, job: Job) -> None:
     worker.main(connection, job)
 
 
+def cannot_load(connection: Connection, job: Job) -> None:
+    """As one whose card is full when it starts."""
+    sys.exit(worker.NOT_NOW)
+
+
 def refuses(connection: Connection, job: Job) -> None:
     """As one whose bundle lies on a disk that is away."""
     sys.exit(2)
@@ -139,6 +144,36 @@ def test_which_lives_speak_against_a_state(
     supervisor.stop()
     assert state.exists() == kept
     assert ("unusable" in events) != kept
+
+
+def test_a_state_under_which_engines_never_run_is_put_aside_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "main", fails)
+    monkeypatch.setattr(module, "BARREN", 3)
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.01)
+    state = tmp_path / "state"
+    state.write_text("good")
+    supervisor, events = watched(Job(StreamSettings(), state))
+    supervisor.start()
+    wait_for(lambda: "unusable" in events, 120)
+    supervisor.stop()
+    assert supervisor.restarts >= 3
+    assert state.with_name("state.bad").read_text() == "good"
+
+
+def test_a_card_that_is_full_at_the_first_start_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that somebody else's job has: where a person has something to mend, the server ends."""
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    for main, tried in ((cannot_load, True), (refuses, False)):
+        monkeypatch.setattr(module, "main", main)
+        supervisor, events = watched(Job(StreamSettings(), tmp_path / "state"))
+        supervisor.hopeless = lambda why: True
+        supervisor.start()
+        wait_for(lambda: supervisor.restarts > 1 or not supervisor.is_alive(), 60)  # noqa: B023
+        assert ("backoff" in events) == supervisor.is_alive() == tried
+        supervisor.stop()
 
 
 def test_one_slow_chunk_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

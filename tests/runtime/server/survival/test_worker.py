@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from everframe.engines.bundle import Bundle
-from everframe.engines.errors import UserError
+from everframe.engines.errors import CudaError, RunError, UserError
 from everframe.runtime import Stream
 from everframe.runtime import state as states
 from everframe.runtime import stream as streams
@@ -262,6 +262,42 @@ def test_a_state_whose_playlist_the_bank_lacks_begins_anew(bundle_path: Path, tm
     running = generator(pipe := Pipe(), fewer, state, prompt=PROMPTS[0])
     assert (running.resumed, running.stream.position, running.director.playlist) == (False, 0, None)
     assert "is not in the bundle's prompt bank" in dict(pipe.events)["unusable"]
+
+
+def test_a_card_that_fails_while_a_state_is_loaded_costs_no_state(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    with Stream(Bundle.open(bundle_path), prompt=PROMPTS[0]) as stream:
+        stream.next_chunk()
+        save_state(stream, state)
+    kept = state.read_bytes()
+
+    def fails(*_: object) -> None:
+        raise CudaError("CUDA: cudaHostAlloc: cudaErrorMemoryAllocation")
+
+    monkeypatch.setattr(worker, "load_state", fails)
+    with pytest.raises(RunError, match=r"cudaHostAlloc"):
+        generator(Pipe(), bundle_path, state, prompt=PROMPTS[0])
+    assert state.read_bytes() == kept
+    assert not list(tmp_path.glob("*.bad"))
+
+
+def test_an_order_at_which_an_engine_fails_is_refused(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Pipe(gone=2)
+    running = generator(pipe, bundle_path, tmp_path / "state", prompt=PROMPTS[0])
+
+    def fails(*_: object) -> None:
+        raise RunError("prompt.onnx: ONNX Runtime cannot run it: out of memory")
+
+    monkeypatch.setattr(running, "_change", fails)
+    pipe.orders.append(("prompt", Change(prompt=PROMPTS[1])))
+    with pytest.raises(BrokenPipeError):
+        running.run()
+    assert ("refused", "prompt.onnx: ONNX Runtime cannot run it: out of memory") in pipe.events
+    assert len(pipe.chunks) == 2
 
 
 def test_a_long_save_at_the_end_is_told(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
