@@ -1,30 +1,37 @@
-"""Beginnings of many more clips than the pool has, of the scenes that need them.
+"""Beginnings of many more clips than the pool has, of the scenes that need them, and seas whose sun stands in the middle.
 
 What is missing in a stream's first chunk is missing for good. Of a clip only its first twelve frames are rendered and
-encoded, a tenth of the work.
+encoded, a tenth of the work. Seas are chosen: one sun somewhere over the whole horizon is what this teacher didn't learn,
+one near the middle it can (a few good pictures in place of many, as arXiv 2309.15807 tunes with). Of some of these the
+later chunks are here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clips import Instance, size_of
-from latents import encode_clip, fill
+from clips import NEAR, SHOWN, WARM, Instance, frame_indices, size_of
+from latents import PER_CLIP, encode_clip, fill
 from prompts import PROMPTS
 from rollout import CHUNK, COLUMNS, ROWS
 from run import WORK, progress_of
-from scenes import PLAIN, render
+from scenes import PLAIN, canvas, render, sun_of
 from settings import AUTOENCODER
 from team import Team
+from transformer import Batches
 from weights import trained_autoencoder
 from wishes import draw
 
-FIRST = 1000  # seed: those up to 1999 are no pool's and no judge's
-EACH = {"sea": 900, "reef": 700, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
+FIRST = 1000  # seed: those up to 4999 are no pool's and no judge's
+MIDDLE = 0.15  # a chosen sea's sun is no further from the middle, in heights of the picture; of all, three in ten
+SEAS = 100  # of each variant whose later chunks are here too
+EACH = {"sea": 500, "reef": 700, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
 SHARE = {
     "sea": 0.50,
     "reef": 0.20,
@@ -39,23 +46,69 @@ ASKING = {"reef": 0.5}  # share of those that ask for something (wishes.py), of 
 ASKING_ELSE = 0.15
 
 
+def seeds(scene: str, variant: str, count: int) -> list[int]:
+    """The first so many that are taken."""
+    height, width = size_of()
+
+    def taken(seed: int) -> bool:
+        if scene != "sea":
+            return True
+        _, across, _ = sun_of(canvas(scene, variant, seed, height, width))
+        return abs(across - width / height / 2) < MIDDLE
+
+    return list(itertools.islice(filter(taken, itertools.count(FIRST)), count))
+
+
 def beginning(scene: str, variant: str, seed: int) -> Instance:
     scenes = list(PROMPTS)
     rng = np.random.default_rng([11, seed, scenes.index(scene), list(PROMPTS[scene]).index(variant)])
     asks = rng.random() < ASKING.get(scene, ASKING_ELSE)
-    return Instance(scene, variant, seed, 0, draw(scene, variant, rng) if asks else PLAIN)
+    wish = draw(scene, variant, rng) if asks else PLAIN
+    far = int(np.exp(rng.uniform(np.log(15), np.log(3e5)))) // 3 * 3
+    return Instance(scene, variant, seed, far, wish)
 
 
 def listed(share: float = 1.0) -> list[Instance]:
-    """All, or a share of them; those of a smaller number are the first of a larger one's."""
-    counts = {scene: max(1, round(share * n)) for scene, n in EACH.items()}
+    """All, or a share of them; of every variant those of a smaller number are the first of a larger one's."""
     return [
-        beginning(scene, variant, FIRST + i)
-        for i in range(max(counts.values()))
-        for scene, n in counts.items()
-        if i < n
+        beginning(scene, variant, seed)
+        for scene, n in EACH.items()
         for variant in PROMPTS[scene]
+        for seed in seeds(scene, variant, max(1, round(share * n)))
     ]
+
+
+def encoded(
+    name: str, shown: list[Instance], frames: Callable[[Instance], Tensor], per_clip: int, device: str, team: Team
+) -> np.ndarray:
+    """Latents [n, per_clip, C, 2h, 2w] of those frames of clips, encoded once for the autoencoder as it is. Where a clip's
+    frames do not follow each other, each run of them is encoded for itself."""
+    what = hashlib.sha256(f"{SHOWN} {shown}".encode()).hexdigest()[:8]
+    path = WORK / f"{name}-{what}-{progress_of('autoencoder')}.npy"
+    if not path.exists():
+        ae = trained_autoencoder().to(device)
+
+        def encode(rows: list[int]) -> Tensor:
+            made = []
+            for one in map(shown.__getitem__, rows):
+                at = frames(one)
+                clip = render(one.scene, one.variant, one.seed, at, *size_of(), one.wish).permute(0, 3, 1, 2)
+                runs = clip[None].to(device).split([NEAR, len(at) - NEAR] if len(at) > NEAR else len(at), 1)
+                near, *far = (encode_clip(ae, run)[0] for run in runs)
+                made.append(torch.cat([near, *(latents[WARM // 4 :] for latents in far)]))
+            return torch.stack(made)
+
+        shape = (len(shown), per_clip, AUTOENCODER.latent_channels, 2 * ROWS, 2 * COLUMNS)
+        fill(path, shape, team, 1 if device == "cpu" else 8, encode)
+    return np.load(path)
+
+
+def seas(texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0) -> Batches:
+    """Sequences of chosen seas, near and far."""
+    count = max(1, round(share * SEAS))
+    shown = [beginning("sea", variant, seed) for variant in PROMPTS["sea"] for seed in seeds("sea", variant, count)]
+    latents = encoded("seas", shown, lambda one: frame_indices(one.far), PER_CLIP, device, team)
+    return Batches(latents, texts, device, shown=shown)
 
 
 class Beginnings:
@@ -63,20 +116,8 @@ class Beginnings:
 
     def __init__(self, texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0):
         self.all, self.texts, self.device = listed(share), {k: v.to(device) for k, v in texts.items()}, device
-        path = WORK / f"beginnings-{len(self.all)}-{progress_of('autoencoder')}.npy"
-        shape = (len(self.all), CHUNK, AUTOENCODER.latent_channels, 2 * ROWS, 2 * COLUMNS)
-        if not path.exists():
-            ae = trained_autoencoder().to(device)
-
-            def encode(rows: list[int]) -> Tensor:
-                clips = [
-                    render(b.scene, b.variant, b.seed, torch.arange(4 * CHUNK), *size_of(), b.wish)
-                    for b in map(self.all.__getitem__, rows)
-                ]
-                return encode_clip(ae, torch.stack(clips).permute(0, 1, 4, 2, 3).to(device))
-
-            fill(path, shape, team, 1 if device == "cpu" else 8, encode)
-        self.latents = torch.from_numpy(np.load(path)).to(device)
+        latents = encoded("beginnings", self.all, lambda _: torch.arange(4 * CHUNK), CHUNK, device, team)
+        self.latents = torch.from_numpy(latents).to(device)
         self.rng = np.random.default_rng()
         scenes = [b.scene for b in self.all]
         self.chances = np.array([SHARE[scene] / scenes.count(scene) for scene in scenes])

@@ -140,7 +140,9 @@ def main() -> None:
             if mine:
                 print(f"{group}: {part} named in {sum(mine)} of {len(mine)}")
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        graphs = {} if bundle is None else bundle.manifest.graphs
+        record = {"graphs": {name: graph.digest for name, graph in graphs.items()}, "rows": rows}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

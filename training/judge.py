@@ -158,8 +158,10 @@ def main() -> None:
         print(f"{'yes' if goal.met else 'no ':3}  {goal.value:6.2f}  {goal.text}")
     print(f"{sum(g.met for g in reached)} of {len(reached)} goals")
     if args.json:
+        graphs = {} if bundle is None else bundle.manifest.graphs
         record = {
-            "judged": str(args.bundle or args.autoencoder or "renders"),
+            "judged": str(args.bundle or args.autoencoder or ("renders" if args.renders else "shipped")),
+            "graphs": {name: graph.digest for name, graph in graphs.items()},
             "seeds": args.seeds,
             "scenes": together,
             "goals": {g.text: [round(g.value, 3), g.met] for g in reached},

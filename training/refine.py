@@ -1,17 +1,20 @@
-"""Go on with teacher and student on the beginnings of the scenes that need it, and keep the rest of what they do.
+"""Go on with teacher and student on what some scenes need, and keep the rest of what they do.
 
-    python training/refine.py teacher --steps 4850 [--minutes 40] [--device cuda]
-    python training/refine.py student --steps 600 [--minutes 30]
+    python training/refine.py teacher --steps 6250 [--minutes 60] [--device cuda]
+    python training/refine.py student --steps 600 [--minutes 40]
 
-Half of the teacher's chunks are of the sea, whose sun or moon is a small thing in one place of many: the first chunks of
-far more clips than the pool has (beginnings.py), those of sea and reef drawn to the truth. All else, the beginnings of
-other scenes and every chunk with a past, is drawn to what the teacher did before (learning without forgetting, arXiv
-1606.09282): a target without the noise of flow matching, of which little is enough. In the sea the sky counts more, row by
-row and not by what is there, which would draw suns where none belong.
+Half of the teacher's beginnings are of the sea, whose sun or moon is a small thing in one place of many: the first chunks of
+far more clips than the pool has (beginnings.py), those of sea and reef drawn to the truth, and every fourth step is of
+seas' later chunks. All else, the beginnings of other scenes and every chunk of theirs with a past, is drawn to what the
+teacher did before (learning without forgetting, arXiv 1606.09282): a target without the noise of flow matching, of which
+little is enough. In the sea the sky counts more, row by row and not by what is there, which would draw suns where none
+belong.
 
-Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and its beginnings of sea and reef are
-distilled from that teacher; all else it does as it did before it was moved, in its four steps. What both did before is in
-training/work/NAME-before.safetensors; remove these before another scene is refined.
+Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and its seas are distilled from that
+teacher. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from the
+young teacher to the teacher at the same place (autoguidance, as in distill.py) as the scene and variant lack of detail
+and motion, a target that begins where the student is. What both did before is in training/work/NAME-before.safetensors;
+remove these before another scene is refined.
 """
 
 from __future__ import annotations
@@ -25,23 +28,51 @@ from torch import Tensor
 
 from everframe.export.wan import Block, Wan
 
-from beginnings import SHARE, Beginnings
+from beginnings import Beginnings, seas
 from common import autocast, evaluate_with, update
-from distill import Teacher, rollout_loss
+from distill import GUIDANCE, GUIDED_BELOW, Teacher, rollout_loss
 from latents import encode_pool, load_texts
-from rollout import CHUNKS, KV, Reader, Tables, seen_by
+from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, denoised, seen_by
 from run import WORK, Ema, Run, load_part, progress_of
 from team import Team
-from transformer import JITTERED, Batches, held_out_loss, noised, optimisers, random_timesteps
+from transformer import JITTERED, Batches, held_out_loss, noised, optimisers, preview, random_timesteps, sequence_loss
 from weights import trained_transformer
 
 PEAK = 6e-4
-REFINED = ("sea", "reef")  # scenes that learn; of the others the beginnings stay
-CHECK = 200  # steps between two looks at clips that are never drawn
+REFINED = ("sea", "reef")  # scenes whose beginnings the teacher learns; those of the others stay
+CHECK = 200  # steps between two looks at clips that are not drawn here; with fewer --instances than before it knew them
 EARLY, EARLY_FROM = 0.45, 700.0  # share of the beginnings at timesteps where the picture is laid out, and from which on
 SKY, ABOVE, BELOW = 8, 3.0, 0.5  # rows of a sea's latent above the horizon, and what these and the others count
-KEEP_EVERY, KEEP = 4, 4.0  # a step in so many is of chunks with a past, and how much it counts
-STAY = 3.0  # what the student's other beginnings, and its rollouts, count beside those that it learns
+KEEP = 4.0  # what chunks with a past count, which are to stay
+STAY = 3.0  # what the student's other scenes count beside the seas that it learns
+# How much further than it was the student is guided: more where its pictures are too faint or too still. (Below 0 they lose
+# far more detail than motion.)
+FURTHER = {
+    ("sea", "sunset"): 0.4,
+    ("sea", "noon"): 0.3,
+    ("sea", "moonlit"): 0.3,
+    ("hills", "morning"): 0.25,
+    ("hills", "midday"): 0.35,
+    ("hills", "autumn"): 0.35,
+    ("lava", "red"): 0.3,
+    ("lava", "blue"): 0.1,
+    ("lava", "green"): 0.0,
+    ("city", "night"): 0.15,
+    ("city", "neon"): 0.1,
+    ("city", "dusk"): 0.05,
+    ("snow", "night"): 0.5,
+    ("snow", "dusk"): 0.35,
+    ("snow", "day"): 0.45,
+    ("aurora", "green"): 0.1,
+    ("aurora", "violet"): 0.2,
+    ("aurora", "rose"): 0.4,
+    ("fire", "orange"): 1.0,
+    ("fire", "blue"): 0.9,
+    ("fire", "red"): 0.6,
+    ("reef", "turquoise"): 0.8,
+    ("reef", "deep"): 1.2,
+    ("reef", "lagoon"): 0.9,
+}
 
 
 def early_timesteps(n: int, device: str) -> Tensor:
@@ -49,6 +80,13 @@ def early_timesteps(n: int, device: str) -> Tensor:
     above = EARLY_FROM + (1000 - EARLY_FROM) * torch.rand(n, device=device)
     above = torch.where(torch.rand(n, device=device) < 0.15, 1000.0, above)
     return torch.where(torch.rand(n, device=device) < EARLY, above, random_timesteps(n, device))
+
+
+def sky_of(like: Tensor) -> Tensor:
+    """What the rows of a sea's latent [.., 2h, 2w] count."""
+    weight = torch.full((like.shape[-2], 1), BELOW, device=like.device)
+    weight[:SKY] = ABOVE
+    return weight
 
 
 def beginning_loss(model: Wan, before: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[str]]) -> Tensor:
@@ -68,7 +106,7 @@ def beginning_loss(model: Wan, before: Wan, tables: Tables, batch: tuple[Tensor,
         target[others] = kept.float()
     weight = torch.ones(size, 1, 1, truth.shape[3], 1, device=device)
     seas = [i for i, scene in enumerate(scenes) if scene == "sea"]
-    weight[seas, :, :, :SKY], weight[seas, :, :, SKY:] = ABOVE, BELOW
+    weight[seas] = sky_of(truth)
     return (weight * (flow - target).square()).mean()
 
 
@@ -111,7 +149,9 @@ def moved_student(before: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict
     return {k: v + (teacher[k] - before[k]).cpu() for k, v in load_part("distill", "model").items()}
 
 
-def refine_teacher(args: argparse.Namespace, team: Team, beginnings: Beginnings, batches: Batches) -> None:
+def refine_teacher(
+    args: argparse.Namespace, team: Team, beginnings: Beginnings, later: Batches, batches: Batches
+) -> None:
     before = as_it_was("transformer", team).to(args.device)
     model = trained_transformer("transformer").to(args.device)
     muon, adam = optimisers(model)
@@ -120,24 +160,47 @@ def refine_teacher(args: argparse.Namespace, team: Team, beginnings: Beginnings,
     run = Run("transformer", parts, {"model": ema}, args.steps, args.minutes, team)
     tables = Tables(args.device)
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=100):
-        keeps = step % KEEP_EVERY == KEEP_EVERY - 1
+        kind = ("beginnings", "seas", "beginnings", "kept")[step % 4]
         with autocast(args.device):
-            if keeps:
-                loss = KEEP * keeping_loss(model, before, tables, batches.draw(1))
+            if kind == "kept":
+                loss = KEEP * keeping_loss(model, before, tables, batches.draw(1, one_of(batches, but="sea")))
+            elif kind == "seas":
+                drawn = later.draw(1)
+                loss = sequence_loss(model, tables, drawn, False, sky_of(drawn[0])).mean()
             else:
                 loss = beginning_loss(model, before, tables, beginnings.draw(args.batch))
         update(loss, model, [muon, adam], team)
         ema.update(step)
-        if step % 50 in (48, 49):
-            run.log(**{"kept" if keeps else "beginnings": round(float(loss.detach()), 5)})
+        if step % 48 >= 45:
+            run.log(**{kind: round(float(loss.detach()), 5)})
         if step % CHECK == CHECK - 1 and team.first:
             evaluate_with(ema, model, lambda: run.log(held_out=held_out_loss(model, tables, batches)))
 
 
-def refine_student(args: argparse.Namespace, team: Team, beginnings: Beginnings, batches: Batches) -> None:
+class Further(Teacher):
+    """A student as it was, but guided further: moved on by `by` of the way from the young teacher to the teacher."""
+
+    def __init__(self, student: Wan, teacher: Wan, young: Wan):
+        super().__init__(student, teacher, young)
+        self.by = 0.0
+
+    @torch.no_grad()
+    def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
+        was, *two = (
+            denoised(model, x, sigma, rope, contexts[i], [self.kept[j][i] for j in seen_by(c)])
+            for i, model in enumerate(self.models[: 3 if sigma < GUIDED_BELOW and self.by else 1])
+        )
+        return was + self.by * (two[0] - two[1]) if two else was
+
+
+def refine_student(
+    args: argparse.Namespace, team: Team, beginnings: Beginnings, later: Batches, batches: Batches
+) -> None:
     of, tables = progress_of("transformer"), Tables(args.device)
-    new = Teacher(*(trained_transformer(name).to(args.device) for name in ("transformer", "young")))
-    old = Teacher(as_it_was("distill", team).to(args.device), guidance=0.0)
+    young = trained_transformer("young").to(args.device)
+    sea = Teacher(trained_transformer("transformer").to(args.device), young)
+    student_was, teacher_was = (as_it_was(name, team).to(args.device) for name in ("distill", "transformer"))
+    others = Further(student_was, teacher_was, young)
     student = trained_transformer("distill")
     if progress_of("distill", of) == 0:
         teacher = trained_transformer("transformer").state_dict()
@@ -145,29 +208,32 @@ def refine_student(args: argparse.Namespace, team: Team, beginnings: Beginnings,
     student.to(args.device)
     muon, adam = optimisers(student)
     ema = Ema(student, 0.99)
-    run = Run(
-        "distill",
-        {"model": student, "muon": muon, "adam": adam, "ema": ema},
-        {"model": ema},
-        args.steps,
-        args.minutes,
-        team,
-        of=of,
-    )
-    others = [scene for scene in SHARE if scene not in REFINED]
+    parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
+    run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=of)
     for step in run.count([(muon, args.peak / 2), (adam, args.peak / 2)], warmup=50):
-        kind = step % 3
+        kind = ("beginnings", "others", "seas", "others")[step % 4]
+        one = one_of(batches, but="sea") if kind == "others" else one_of(later)
         with autocast(args.device):
-            if kind == 0:
-                loss = rollout_loss(student, new, tables, alone(beginnings.draw(args.batch // 2, REFINED)))
-            elif kind == 1:
-                loss = STAY * rollout_loss(student, old, tables, alone(beginnings.draw(args.batch, others)), 1)
+            if kind == "others":
+                others.by = FURTHER[one]
+                loss = STAY * rollout_loss(student, others, tables, batches.draw(1, one), 1)
+            elif kind == "seas":
+                sea.guidance = GUIDANCE + FURTHER[one]
+                loss = rollout_loss(student, sea, tables, later.draw(1, one))
             else:
-                loss = STAY * rollout_loss(student, old, tables, batches.draw(1), 1)
+                sea.guidance = GUIDANCE
+                loss = rollout_loss(student, sea, tables, alone(beginnings.draw(args.batch // 2, ["sea"])))
         update(loss, student, [muon, adam], team)
         ema.update(step)
-        if step % 30 >= 27:
-            run.log(**{("new", "others", "rollouts")[kind]: round(float(loss.detach()), 5)})
+        if step % 32 >= 28:
+            run.log(**{kind: round(float(loss.detach()), 5)})
+    evaluate_with(ema, student, lambda: preview(run, student, tables, batches, len(SCHEDULE.steps)))
+
+
+def one_of(batches: Batches, but: str = "") -> tuple[str, str]:
+    """A scene and variant of what is drawn from, of each as likely."""
+    some = [pair for pair in batches.of if pair[0] != but]
+    return some[int(torch.randint(len(some), ()))]
 
 
 def alone(batch: tuple[Tensor, Tensor, list[str]]) -> tuple[Tensor, Tensor, list[list[int]]]:
@@ -192,10 +258,11 @@ def main() -> None:
     args = parser.parse_args()
     team, texts = Team(args.workers), load_texts()
     torch.manual_seed(0)
-    beginnings = Beginnings(texts, args.device, team, args.share)
+    beginnings, later = Beginnings(texts, args.device, team, args.share), seas(texts, args.device, team, args.share)
     batches = Batches(encode_pool(args.instances, args.instances, args.device, team), texts, args.device)
+    torch._dynamo.config.recompile_limit = 32  # sizes and sorts of calls are more than its eight
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
-    {"teacher": refine_teacher, "student": refine_student}[args.whom](args, team, beginnings, batches)
+    {"teacher": refine_teacher, "student": refine_student}[args.whom](args, team, beginnings, later, batches)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,13 @@ Painter = Callable[[Tensor], Tensor]  # times [T] in seconds -> [T, H, W, 3]
 # --- the scenes: each takes a canvas and a variant and returns a painter ---------------------------------------------
 
 
+def sun_of(c: Canvas) -> tuple[float, float, float]:
+    """The first that is drawn of a sea: its horizon, and where its sun or moon stands, across and down."""
+    horizon = c.uniform(0.40, 0.48)
+    across = c.across(0.35)
+    return horizon, across, horizon - c.uniform(0.10, 0.24)
+
+
 def sea(c: Canvas, variant: str, wish: Wish) -> Painter:
     top, low, water, deep, light = {
         "sunset": ("#3b2a6b", "#ff9a4a", "#c8643c", "#2a1a48", "#fff0b0"),
@@ -38,8 +45,7 @@ def sea(c: Canvas, variant: str, wish: Wish) -> Painter:
         own, dim = COLOURS[wish.colour], {"sunset": 0.7, "noon": 1.0, "moonlit": 0.3}[variant]
         top, low, water, deep = (shaded(own, dim * part) for part in (0.5, 1.2, 0.8, 0.25))
         light = shaded(own, 1.8)
-    horizon = c.uniform(0.40, 0.48)
-    sun_x, sun_y = c.across(0.35), horizon - c.uniform(0.10, 0.24)
+    horizon, sun_x, sun_y = sun_of(c)
     clouds, wave_a, wave_b = Texture(c.rng, 3.0), Texture(c.rng, 2.2), Texture(c.rng, 2.2)
     drift, speed, cover = c.uniform(0.04, 0.07), c.uniform(0.30, 0.42), c.uniform(0.1, 0.6) + CLOUDS[wish.weather]
 
@@ -360,10 +366,14 @@ SCENES: dict[str, Callable[[Canvas, str, Wish], Painter]] = {
 }
 
 
+def canvas(scene: str, variant: str, seed: int, height: int = 144, width: int = 256) -> Canvas:
+    rng = np.random.default_rng([list(SCENES).index(scene), list(PROMPTS[scene]).index(variant), seed])
+    return Canvas(height, width, rng)
+
+
 def painter(scene: str, variant: str, seed: int, height: int = 144, width: int = 256, wish: Wish = PLAIN) -> Painter:
     """The instance (scene, variant, seed) as a function of time."""
-    rng = np.random.default_rng([list(SCENES).index(scene), list(PROMPTS[scene]).index(variant), seed])
-    return SCENES[scene](Canvas(height, width, rng), variant, wish)
+    return SCENES[scene](canvas(scene, variant, seed, height, width), variant, wish)
 
 
 def render(

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from everframe.export.schedule import shifted_sigmas
 from everframe.export.wan import Block, Wan, unfold
 
-from clips import FAR, UPRIGHT, instance, trained, unseen
+from clips import FAR, UPRIGHT, Instance, instance, trained, unseen
 from common import Muon, autocast, evaluate_with, save_sheet, update
 from latents import encode_pool, first_wording, load_texts, render_short
 from prompts import PROMPTS
@@ -73,13 +73,24 @@ YOUNG = 200  # the step whose checkpoint guides the distillation, by being worse
 class Batches:
     """Draws sequences: latents [B, 5, C, F, 2h, 2w], text [B, 5, text_len, text_dim], chunk starts [5][B]."""
 
-    def __init__(self, latents: np.ndarray, texts: dict[str, Tensor], device: str, short: bool = False, first: int = 0):
-        """first: the instance that the first of the latents shows."""
+    def __init__(
+        self,
+        latents: np.ndarray,
+        texts: dict[str, Tensor],
+        device: str,
+        short: bool = False,
+        shown: Sequence[Instance] = (),
+    ):
+        """shown: what the latents show, which are then all trained on; else the pool's instances, from its first on."""
         self.latents, self.texts = torch.from_numpy(latents).to(device), {k: v.to(device) for k, v in texts.items()}
-        self.device, self.short, self.first = device, short, first
+        self.device, self.short = device, short
+        self.shown = shown or [instance(i, not short) for i in range(len(latents))]
         self.rng = np.random.default_rng()
-        self.unseen = [] if first else unseen(len(latents))  # clips that are never drawn: all from the beginning
-        self.trained = np.array(range(len(latents)) if first else trained(len(latents)))
+        self.unseen = [] if shown else unseen(len(latents))  # clips that are never drawn
+        self.trained = list(range(len(latents))) if shown else trained(len(latents))
+        self.of: dict[tuple[str, str], list[int]] = {}  # the clips of every scene and variant
+        for i in self.trained:
+            self.of.setdefault((self.shown[i].scene, self.shown[i].variant), []).append(i)
 
     def chunks(self, i: int, near: bool) -> Tensor:
         frames = self.latents[i].float()
@@ -87,7 +98,7 @@ class Batches:
         return picked.unflatten(0, (CHUNKS, CHUNK)).transpose(1, 2)  # (5, C, F, 2h, 2w)
 
     def prompt(self, i: int) -> Tensor:
-        return self.texts[str(self.rng.choice(instance(self.first + i, not self.short).wordings))]
+        return self.texts[str(self.rng.choice(self.shown[i].wordings))]
 
     def beginnings(self, size: int) -> tuple[Tensor, Tensor]:
         """Three neighbouring latent frames of as many clips [B, C, F, 2h, 2w], and their texts [B, text_len, text_dim]."""
@@ -106,16 +117,18 @@ class Batches:
         starts = [[CHUNK * c] * len(truth) for c in range(CHUNKS)]
         return truth, text[:, None].repeat(1, CHUNKS, 1, 1), starts
 
-    def draw(self, size: int) -> tuple[Tensor, Tensor, list[list[int]]]:
+    def draw(self, size: int, only: tuple[str, str] | None = None) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """Of one scene and variant, or of all."""
         latents, texts, starts = [], [], []
-        for i, other in self.rng.choice(self.trained, (size, 2)).tolist():
+        among = self.trained if only is None else self.of[only]
+        for i, other in self.rng.choice(among, (size, 2)).tolist():
             near = self.short or bool(self.rng.random() < 0.5)
             chunks, text = self.chunks(i, near), [self.prompt(i)] * CHUNKS
             if not self.short and self.rng.random() < 0.2:  # the prompt changes, and the picture with it
                 at = int(self.rng.integers(1, CHUNKS))
                 chunks = torch.cat([chunks[:at], self.chunks(other, bool(self.rng.random() < 0.5))[at:]])
                 text = [*text[:at], *[self.prompt(other)] * (CHUNKS - at)]
-            first = 3 if near else instance(self.first + i).far
+            first = 3 if near else self.shown[i].far
             latents.append(chunks)
             texts.append(torch.stack(text))
             starts.append([0, *(first + 3 * c for c in range(CHUNKS - 1))])
@@ -148,9 +161,13 @@ def beginning_loss(model: Wan, tables: Tables, batch: tuple[Tensor, Tensor]) -> 
 
 
 def sequence_loss(
-    model: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]], own_history: bool
+    model: Wan,
+    tables: Tables,
+    batch: tuple[Tensor, Tensor, list[list[int]]],
+    own_history: bool,
+    weight: Tensor | float = 1.0,
 ) -> Tensor:
-    """Of every chunk of the sequences [5]."""
+    """Of every chunk of the sequences [5]. weight: what of a chunk [C, F, 2h, 2w], broadcast, counts how much."""
     truth, text, starts = batch
     size, device = len(truth), str(truth.device)
     jitter = (torch.rand(size) < JITTERED).long().tolist() if tables.jittered else [0] * size
@@ -168,7 +185,7 @@ def sequence_loss(
             size:
         ].float()
         kept.append([(k[:size], v[:size]) for k, v in reader.own])
-        losses.append((flow - target).square().mean())
+        losses.append((weight * (flow - target).square()).mean())
     return torch.stack(losses)
 
 
@@ -208,7 +225,8 @@ def upright(clips: int, texts: dict[str, Tensor], device: str, team: Team) -> li
     if not clips:
         return []
     latents = encode_pool(clips, clips, device, team, portrait=True)
-    return [(Batches(latents, texts, device, first=UPRIGHT), Tables(device, size=(COLUMNS, ROWS)))]
+    shown = [instance(UPRIGHT + i) for i in range(clips)]
+    return [(Batches(latents, texts, device, shown=shown), Tables(device, size=(COLUMNS, ROWS)))]
 
 
 def of_step(kinds: Sequence[tuple[Batches, Tables]], step: int) -> tuple[Batches, Tables]:
