@@ -11,7 +11,7 @@ from ..runtime.cli import options
 from ..runtime.cli.console import reporting, show_table, tell, tell_json
 from ..runtime.demo import open_bundle
 from .base import EngineOptions
-from .errors import UserError
+from .errors import RunError, UserError
 
 app = typer.Typer()
 
@@ -99,7 +99,7 @@ def doctor(as_json: options.Json = False) -> None:
     chosen: list[str] = []
     try:
         open_engines(open_bundle(None), AUTO, EngineOptions(), chosen.append)
-    except UserError as error:
+    except (UserError, RunError) as error:
         chosen.append(str(error).removeprefix("--backend auto: "))
     if as_json:
         tell_json(doctors.as_record(found) | {"auto": chosen[0]})

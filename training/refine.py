@@ -196,6 +196,8 @@ class Further(Teacher):
 def refine_student(
     args: argparse.Namespace, team: Team, beginnings: Beginnings, later: Batches, batches: Batches
 ) -> None:
+    if not (WORK / "transformer-before.safetensors").exists():
+        raise SystemExit(f"{WORK}: no transformer-before.safetensors, what the teacher was before `refine.py teacher`")
     of, tables = progress_of("transformer"), Tables(args.device)
     young = trained_transformer("young").to(args.device)
     sea = Teacher(trained_transformer("transformer").to(args.device), young)

@@ -31,9 +31,7 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a restart: doubled at eve
 # Lives in a row without a chunk that put the state aside: two of them, or so many in which an engine could not run, which
 # is the card's fault more often than the state's.
 BARREN = 10
-SOON = (
-    60.0  # a generator that showed something and lived longer is started again after FIRST_WAIT, whatever came before
-)
+SOON = 60.0  # a generator that did what it should and lived longer is started again after FIRST_WAIT
 STOP, LONGEST_STOP = 30.0, 600.0  # seconds of silence, and in all, that a generator may take to save and to end
 RECENT = 20  # chunks whose slowest tells how slow the machine is: one stall must not disarm the watch for good
 
@@ -66,7 +64,6 @@ class Supervisor(threading.Thread):
         self.why = ""  # the last generator ended; empty while one runs
         self._begun = False  # some generator has been ready
         self._up = False  # this one has
-        self._showed = False  # it has brought a chunk
         self._blamed = False  # its state is suspected, should it end now
         self._orders: list[tuple[Any, ...]] = []
         self._lock = threading.Lock()
@@ -100,13 +97,14 @@ class Supervisor(threading.Thread):
                 log.exception("supervisor")
             finally:
                 self._kill()
-            if self._blamed and not (self._ended_with(REFUSED) and not self._up):
-                self._barren += 1 if self._ended_with(NOT_NOW) else BARREN // 2
+            unable = self._ended_with(NOT_NOW)
+            if self._blamed and (self._up or not (unable or self._ended_with(REFUSED))):
+                self._barren += 1 if unable else BARREN // 2
             if self._ending.is_set() or (not self._begun and self._ended_with(REFUSED) and self.hopeless(self.why)):
                 break
             self.state = "restarting"
             self.restarts += 1
-            lasted = self._showed and time.monotonic() - began > SOON
+            lasted = self._up and not self._blamed and time.monotonic() - began > SOON
             wait = FIRST_WAIT if lasted else min(2 * wait, LONGEST_WAIT)
             self.event("backoff", f"starting the generator again in {wait:.0f} s")
             self._ending.wait(wait)
@@ -121,9 +119,9 @@ class Supervisor(threading.Thread):
             self.event("unusable", f"{job.state}: again and again no chunk after resuming from it; starting anew")
             with contextlib.suppress(OSError):
                 put_aside(job.state)
-        # While paused none is expected, and one that refuses to begin, as it does with a disk that is away, says nothing
-        # of the state.
-        self._blamed, self._up, self._showed = not job.paused, False, False
+        # While paused none is expected, and one that cannot begin, as with a disk that is away or a card that is full, says
+        # nothing of the state.
+        self._blamed, self._up = not job.paused, False
         self.why = ""
         self._lasted.clear()
         self.slowest = 0.0
@@ -196,7 +194,7 @@ class Supervisor(threading.Thread):
         kind, *values = message
         if kind == "chunk":
             facts, frames = values
-            self._barren, self._blamed, self._showed = 0, False, True
+            self._barren, self._blamed = 0, False
             self.state, self.why = "running", ""
             self._lasted.append(facts["stages"]["total"])
             self.slowest = max(self._lasted)
@@ -227,7 +225,9 @@ class Supervisor(threading.Thread):
 
     def _obituary(self) -> str:
         assert self.process is not None
-        self.process.join(2)
+        self.process.join(
+            STOP
+        )  # a driver may take long to let go of a card, and the exit code tells whose fault it was
         code = self.process.exitcode
         return f"the generator ended with {'signal ' + str(-code) if code is not None and code < 0 else code}"
 

@@ -126,7 +126,14 @@ def test_a_generator_that_cannot_be_started_is_tried_again(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("main", "paused", "kept"), [(dies, True, True), (dies, False, False), (refuses, False, True), (fails, False, True)]
+    ("main", "paused", "kept"),
+    [
+        (dies, True, True),
+        (dies, False, False),
+        (refuses, False, True),
+        (fails, False, True),
+        (cannot_load, False, True),
+    ],
 )
 def test_which_lives_speak_against_a_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[..., None], paused: bool, kept: bool
