@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clips import NEAR, SHOWN, WARM, Instance, frame_indices, size_of
-from latents import PER_CLIP, encode_clip, fill
+from clips import SHOWN, Instance, drawn_far, frame_indices, size_of
+from latents import PER_CLIP, encode_near_and_far, fill
 from prompts import PROMPTS
 from rollout import CHUNK, COLUMNS, ROWS
 from run import WORK, progress_of
@@ -64,8 +64,7 @@ def beginning(scene: str, variant: str, seed: int) -> Instance:
     rng = np.random.default_rng([11, seed, scenes.index(scene), list(PROMPTS[scene]).index(variant)])
     asks = rng.random() < ASKING.get(scene, ASKING_ELSE)
     wish = draw(scene, variant, rng) if asks else PLAIN
-    far = int(np.exp(rng.uniform(np.log(15), np.log(3e5)))) // 3 * 3
-    return Instance(scene, variant, seed, far, wish)
+    return Instance(scene, variant, seed, drawn_far(rng), wish)
 
 
 def listed(share: float = 1.0) -> list[Instance]:
@@ -81,22 +80,18 @@ def listed(share: float = 1.0) -> list[Instance]:
 def encoded(
     name: str, shown: list[Instance], frames: Callable[[Instance], Tensor], per_clip: int, device: str, team: Team
 ) -> np.ndarray:
-    """Latents [n, per_clip, C, 2h, 2w] of those frames of clips, encoded once for the autoencoder as it is. Where a clip's
-    frames do not follow each other, each run of them is encoded for itself."""
+    """Latents [n, per_clip, C, 2h, 2w] of those frames of clips, encoded once for the autoencoder as it is."""
     what = hashlib.sha256(f"{SHOWN} {shown}".encode()).hexdigest()[:8]
     path = WORK / f"{name}-{what}-{progress_of('autoencoder')}.npy"
     if not path.exists():
         ae = trained_autoencoder().to(device)
 
         def encode(rows: list[int]) -> Tensor:
-            made = []
-            for one in map(shown.__getitem__, rows):
-                at = frames(one)
-                clip = render(one.scene, one.variant, one.seed, at, *size_of(), one.wish).permute(0, 3, 1, 2)
-                runs = clip[None].to(device).split([NEAR, len(at) - NEAR] if len(at) > NEAR else len(at), 1)
-                near, *far = (encode_clip(ae, run)[0] for run in runs)
-                made.append(torch.cat([near, *(latents[WARM // 4 :] for latents in far)]))
-            return torch.stack(made)
+            clips = [
+                render(one.scene, one.variant, one.seed, frames(one), *size_of(), one.wish)
+                for one in map(shown.__getitem__, rows)
+            ]
+            return encode_near_and_far(ae, torch.stack(clips).permute(0, 1, 4, 2, 3).to(device))
 
         shape = (len(shown), per_clip, AUTOENCODER.latent_channels, 2 * ROWS, 2 * COLUMNS)
         fill(path, shape, team, 1 if device == "cpu" else 8, encode)

@@ -50,12 +50,17 @@ class Instance:
         return PROMPTS[self.scene][self.variant]
 
 
+def drawn_far(rng: np.random.Generator) -> int:
+    """The first latent frame of a chunk, log-uniform up to 3e5."""
+    return int(np.exp(rng.uniform(np.log(15), np.log(3e5)))) // 3 * 3
+
+
 def instance(index: int, wishes: bool = True) -> Instance:
     """wishes: False as the networks of docs/study.md were trained."""
     pairs = [(scene, variant) for scene, variants in PROMPTS.items() for variant in variants]
     scene, variant = pairs[index % len(pairs)]
     rng = np.random.default_rng([7, index])
-    far = int(np.exp(rng.uniform(np.log(15), np.log(3e5)))) // 3 * 3
+    far = drawn_far(rng)
     asks = wishes and index // len(pairs) % 3 == 1  # of every variant
     wish = draw(scene, variant, rng) if asks else PLAIN
     return Instance(scene, variant, index // len(pairs), far, wish)

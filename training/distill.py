@@ -44,7 +44,9 @@ GUIDED_BELOW = 0.8  # and at which sigmas: above, where the picture is laid out,
 
 
 class Teacher:
-    """The teacher and its young self, each with its own keys and values of the student's chunks."""
+    """The first of the models, guided by the last two: moved on along the way from the last, which is worse, to the one
+    before it. These are the teacher and its young self (refine.py puts another before them), each with its own keys and
+    values of the student's chunks."""
 
     def __init__(self, *models: Wan, guidance: float = GUIDANCE):
         self.models, self.guidance = models, guidance
@@ -58,11 +60,12 @@ class Teacher:
 
     @torch.no_grad()
     def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
-        good, *young = (
+        guided = sigma < GUIDED_BELOW and self.guidance > 0
+        made = [
             denoised(model, x, sigma, rope, contexts[i], [self.kept[j][i] for j in seen_by(c)])
-            for i, model in enumerate(self.models[: 1 + (sigma < GUIDED_BELOW and self.guidance > 0)])
-        )
-        return good + self.guidance * (good - young[0]) if young else good
+            for i, model in enumerate(self.models if guided else self.models[:1])
+        ]
+        return made[0] + self.guidance * (made[-2] - made[-1]) if guided else made[0]
 
     @torch.no_grad()
     def commit(self, x0: Tensor, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from everframe.export.addprompts import add
 from everframe.runtime import open_bundle
+from everframe.runtime.measure.bench import facts_of
 
 from brushes import rgb
 from judge import FIRST_SEED, clips_of_stream, rendered_clips
@@ -140,8 +141,7 @@ def main() -> None:
             if mine:
                 print(f"{group}: {part} named in {sum(mine)} of {len(mine)}")
     if args.json:
-        graphs = {} if bundle is None else bundle.manifest.graphs
-        record = {"graphs": {name: graph.digest for name, graph in graphs.items()}, "rows": rows}
+        record = {"bundle": facts_of(bundle) if bundle else None, "rows": rows}
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

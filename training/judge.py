@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from everframe.engines.bundle import Bundle
 from everframe.export.taehv import Taehv
 from everframe.runtime import Stream, open_bundle
+from everframe.runtime.measure.bench import facts_of
 
 from marks import Row, by_scene, goals, measure, shares
 from measures import Frames
@@ -158,10 +159,9 @@ def main() -> None:
         print(f"{'yes' if goal.met else 'no ':3}  {goal.value:6.2f}  {goal.text}")
     print(f"{sum(g.met for g in reached)} of {len(reached)} goals")
     if args.json:
-        graphs = {} if bundle is None else bundle.manifest.graphs
         record = {
             "judged": str(args.bundle or args.autoencoder or ("renders" if args.renders else "shipped")),
-            "graphs": {name: graph.digest for name, graph in graphs.items()},
+            "bundle": facts_of(bundle) if bundle else None,
             "seeds": args.seeds,
             "scenes": together,
             "goals": {g.text: [round(g.value, 3), g.met] for g in reached},

@@ -54,8 +54,7 @@ def encode_pool(instances: int, use: int, device: str, team: Team, portrait: boo
 
         def encode(rows: list[int]) -> Tensor:
             frames = torch.from_numpy(pool[rows]).to(device).permute(0, 1, 4, 2, 3).float() / 255
-            near, far = (encode_clip(ae, clip) for clip in (frames[:, :NEAR], frames[:, NEAR:]))
-            return torch.cat([near, far[:, WARM // 4 :]], 1)
+            return encode_near_and_far(ae, frames)
 
         shape = (use, PER_CLIP, AUTOENCODER.latent_channels, pool.shape[2] // 8, pool.shape[3] // 8)
         fill(path, shape, team, 1 if device == "cpu" else 8, encode)
@@ -88,6 +87,13 @@ def encode_clip(ae: Taehv, clip: Tensor) -> Tensor:
             states = [state.float() for state in states]
             parts.append(latents.float())
     return torch.cat(parts, 1)
+
+
+def encode_near_and_far(ae: Taehv, frames: Tensor) -> Tensor:
+    """Latents of clips [B, T, 3, H, W] as clips.py lays them out, or of their beginnings: the far part, where there is one,
+    is encoded for itself, and its first frames only warm the memory."""
+    near, far = encode_clip(ae, frames[:, :NEAR]), frames[:, NEAR:]
+    return torch.cat([near, encode_clip(ae, far)[:, WARM // 4 :]], 1) if far.shape[1] else near
 
 
 def load_texts() -> dict[str, Tensor]:

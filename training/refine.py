@@ -30,9 +30,9 @@ from everframe.export.wan import Block, Wan
 
 from beginnings import Beginnings, seas
 from common import autocast, evaluate_with, update
-from distill import GUIDANCE, GUIDED_BELOW, Teacher, rollout_loss
+from distill import GUIDANCE, Teacher, rollout_loss
 from latents import encode_pool, load_texts
-from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, denoised, seen_by
+from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, seen_by
 from run import WORK, Ema, Run, load_part, progress_of
 from team import Team
 from transformer import JITTERED, Batches, held_out_loss, noised, optimisers, preview, random_timesteps, sequence_loss
@@ -146,7 +146,7 @@ def as_it_was(name: str, team: Team) -> Wan:
 
 def moved_student(before: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, Tensor]:
     """The student's weights, moved as its teacher's were."""
-    return {k: v + (teacher[k] - before[k]).cpu() for k, v in load_part("distill", "model").items()}
+    return {k: v + (teacher[k] - before[k]) for k, v in load_part("distill", "model").items()}
 
 
 def refine_teacher(
@@ -177,22 +177,6 @@ def refine_teacher(
             evaluate_with(ema, model, lambda: run.log(held_out=held_out_loss(model, tables, batches)))
 
 
-class Further(Teacher):
-    """A student as it was, but guided further: moved on by `by` of the way from the young teacher to the teacher."""
-
-    def __init__(self, student: Wan, teacher: Wan, young: Wan):
-        super().__init__(student, teacher, young)
-        self.by = 0.0
-
-    @torch.no_grad()
-    def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
-        was, *two = (
-            denoised(model, x, sigma, rope, contexts[i], [self.kept[j][i] for j in seen_by(c)])
-            for i, model in enumerate(self.models[: 3 if sigma < GUIDED_BELOW and self.by else 1])
-        )
-        return was + self.by * (two[0] - two[1]) if two else was
-
-
 def refine_student(
     args: argparse.Namespace, team: Team, beginnings: Beginnings, later: Batches, batches: Batches
 ) -> None:
@@ -200,13 +184,12 @@ def refine_student(
         raise SystemExit(f"{WORK}: no transformer-before.safetensors, what the teacher was before `refine.py teacher`")
     of, tables = progress_of("transformer"), Tables(args.device)
     young = trained_transformer("young").to(args.device)
-    sea = Teacher(trained_transformer("transformer").to(args.device), young)
-    student_was, teacher_was = (as_it_was(name, team).to(args.device) for name in ("distill", "transformer"))
-    others = Further(student_was, teacher_was, young)
-    student = trained_transformer("distill")
+    student_was, teacher_was = (as_it_was(name, team) for name in ("distill", "transformer"))
+    student, teacher = (trained_transformer(name) for name in ("distill", "transformer"))
     if progress_of("distill", of) == 0:
-        teacher = trained_transformer("transformer").state_dict()
-        student.load_state_dict(moved_student(as_it_was("transformer", team).state_dict(), teacher))
+        student.load_state_dict(moved_student(teacher_was.state_dict(), teacher.state_dict()))
+    sea = Teacher(teacher.to(args.device), young)
+    others = Teacher(student_was.to(args.device), teacher_was.to(args.device), young)
     student.to(args.device)
     muon, adam = optimisers(student)
     ema = Ema(student, 0.99)
@@ -217,7 +200,7 @@ def refine_student(
         one = one_of(batches, but="sea") if kind == "others" else one_of(later)
         with autocast(args.device):
             if kind == "others":
-                others.by = FURTHER[one]
+                others.guidance = FURTHER[one]
                 loss = STAY * rollout_loss(student, others, tables, batches.draw(1, one), 1)
             elif kind == "seas":
                 sea.guidance = GUIDANCE + FURTHER[one]

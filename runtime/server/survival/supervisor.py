@@ -225,9 +225,7 @@ class Supervisor(threading.Thread):
 
     def _obituary(self) -> str:
         assert self.process is not None
-        self.process.join(
-            STOP
-        )  # a driver may take long to let go of a card, and the exit code tells whose fault it was
+        self.process.join(STOP)  # a driver may take long to let go of a card, and the code tells whose fault it was
         code = self.process.exitcode
         return f"the generator ended with {'signal ' + str(-code) if code is not None and code < 0 else code}"
 

@@ -171,16 +171,21 @@ def test_a_state_under_which_engines_never_run_is_put_aside_in_the_end(
 
 
 def test_a_card_that_is_full_at_the_first_start_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that somebody else's job has: where a person has something to mend, the server ends."""
+    """As one that somebody else's job has: where a person has something to mend, the server ends. Neither speaks
+    against a state."""
     monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(module, "BARREN", 1)
+    state = tmp_path / "state"
+    state.write_text("good")
     for main, tried in ((cannot_load, True), (refuses, False)):
         monkeypatch.setattr(module, "main", main)
-        supervisor, events = watched(Job(StreamSettings(), tmp_path / "state"))
+        supervisor, events = watched(Job(StreamSettings(), state))
         supervisor.hopeless = lambda why: True
         supervisor.start()
         wait_for(lambda: supervisor.restarts > 1 or not supervisor.is_alive(), 60)  # noqa: B023
         assert ("backoff" in events) == supervisor.is_alive() == tried
         supervisor.stop()
+        assert state.exists()
 
 
 def test_one_slow_chunk_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
