@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brushes import Texture
 from clips import SHOWN, Instance, drawn_far, frame_indices, size_of
 from latents import PER_CLIP, encode_near_and_far, fill
 from prompts import PROMPTS
 from rollout import CHUNK, COLUMNS, ROWS
 from run import WORK, progress_of
-from scenes import PLAIN, canvas, render, sun_of
+from scenes import PLAIN, canvas, render, sun_of, wind_of
 from settings import AUTOENCODER
 from team import Team
 from transformer import Batches
@@ -30,11 +31,12 @@ from wishes import draw
 
 FIRST = 1000  # seed: those up to 4999 are no pool's and no judge's
 MIDDLE = 0.15  # a chosen sea's sun is no further from the middle, in heights of the picture; of all, three in ten
-SEAS = 100  # of each variant whose later chunks are here too
-EACH = {"sea": 500, "reef": 700, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
+OPEN = 0.35  # and the level above which its noise is a cloud no lower; of all, a half
+LATER = {"sea": 80, "hills": 40}  # of each variant whose later chunks are here too
+EACH = {"sea": 400, "reef": 700, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
 SHARE = {
-    "sea": 0.50,
-    "reef": 0.20,
+    "sea": 0.40,
+    "reef": 0.30,
     "snow": 0.07,
     "city": 0.07,
     "hills": 0.04,
@@ -53,8 +55,13 @@ def seeds(scene: str, variant: str, count: int) -> list[int]:
     def taken(seed: int) -> bool:
         if scene != "sea":
             return True
-        _, across, _ = sun_of(canvas(scene, variant, seed, height, width))
-        return abs(across - width / height / 2) < MIDDLE
+        of = canvas(scene, variant, seed, height, width)
+        _, across, _ = sun_of(of)
+        if abs(across - width / height / 2) >= MIDDLE:
+            return False
+        for _ in range(3):  # clouds and waves
+            Texture.drawn(of.rng)
+        return wind_of(of)[-1] >= OPEN
 
     return list(itertools.islice(filter(taken, itertools.count(FIRST)), count))
 
@@ -67,11 +74,11 @@ def beginning(scene: str, variant: str, seed: int) -> Instance:
     return Instance(scene, variant, seed, drawn_far(rng), wish)
 
 
-def listed(share: float = 1.0) -> list[Instance]:
-    """All, or a share of them; of every variant those of a smaller number are the first of a larger one's."""
+def listed(each: dict[str, int], share: float = 1.0) -> list[Instance]:
+    """So many of each variant, or a share of them; those of a smaller number are the first of a larger one's."""
     return [
         beginning(scene, variant, seed)
-        for scene, n in EACH.items()
+        for scene, n in each.items()
         for variant in PROMPTS[scene]
         for seed in seeds(scene, variant, max(1, round(share * n)))
     ]
@@ -98,11 +105,10 @@ def encoded(
     return np.load(path)
 
 
-def seas(texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0) -> Batches:
-    """Sequences of chosen seas, near and far."""
-    count = max(1, round(share * SEAS))
-    shown = [beginning("sea", variant, seed) for variant in PROMPTS["sea"] for seed in seeds("sea", variant, count)]
-    latents = encoded("seas", shown, lambda one: frame_indices(one.far), PER_CLIP, device, team)
+def later(texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0) -> Batches:
+    """Sequences of seas and hills, near and far."""
+    shown = listed(LATER, share)
+    latents = encoded("later", shown, lambda one: frame_indices(one.far), PER_CLIP, device, team)
     return Batches(latents, texts, device, shown=shown)
 
 
@@ -110,7 +116,7 @@ class Beginnings:
     """Latents [n, F, C, 2h, 2w] of first chunks, encoded once for the autoencoder as it is."""
 
     def __init__(self, texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0):
-        self.all, self.texts, self.device = listed(share), {k: v.to(device) for k, v in texts.items()}, device
+        self.all, self.texts, self.device = listed(EACH, share), {k: v.to(device) for k, v in texts.items()}, device
         latents = encoded("beginnings", self.all, lambda _: torch.arange(4 * CHUNK), CHUNK, device, team)
         self.latents = torch.from_numpy(latents).to(device)
         self.rng = np.random.default_rng()

@@ -48,14 +48,21 @@ class Canvas:
 class Texture:
     """Tileable fractal noise, zero mean and unit deviation, with a power spectrum that falls as 1/f^beta."""
 
-    def __init__(self, rng: np.random.Generator, beta: float = 3.0, size: int = 256, cut: float = 0.12):
+    def __init__(self, rng: np.random.Generator, beta: float = 3.0, cut: float = 0.12):
+        noise = self.drawn(rng)
+        size = len(noise)
         f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
         f[0, 0] = 1.0
         gain = f ** (-beta / 2) * np.exp(-((f / cut) ** 2))
         gain[0, 0] = 0.0
-        noise = np.fft.irfft2(gain * np.fft.rfft2(rng.standard_normal((size, size))), s=(size, size))
+        noise = np.fft.irfft2(gain * np.fft.rfft2(noise), s=(size, size))
         noise = (noise - noise.mean()) / noise.std()
         self.map = F.pad(torch.from_numpy(noise).float()[None, None], (0, 1, 0, 1), mode="circular")
+
+    @staticmethod
+    def drawn(rng: np.random.Generator, size: int = 256) -> np.ndarray:
+        """All that a texture takes from the random source."""
+        return rng.standard_normal((size, size))
 
     def __call__(self, u: Tensor, v: Tensor) -> Tensor:
         """Sample at u, v (broadcast to [T, H, W]; 1 = one tile, any size: the tile wraps)."""

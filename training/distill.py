@@ -30,7 +30,7 @@ from everframe.export.wan import Block, Wan
 
 from common import autocast, evaluate_with, update
 from latents import encode_pool, load_texts
-from rollout import KV, SCHEDULE, Tables, commit, denoised, renoised, seen_by, sigmas_of
+from rollout import KV, SCHEDULE, Lose, Tables, commit, denoised, nothing, renoised, seen_by, sigmas_of
 from run import Ema, Run, compact_path, progress_of
 from team import Team
 from transformer import Batches, of_step, optimisers, preview, upright
@@ -60,7 +60,7 @@ class Teacher:
 
     @torch.no_grad()
     def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
-        guided = sigma < GUIDED_BELOW and self.guidance > 0
+        guided = sigma < GUIDED_BELOW and self.guidance != 0
         made = [
             denoised(model, x, sigma, rope, contexts[i], [self.kept[j][i] for j in seen_by(c)])
             for i, model in enumerate(self.models if guided else self.models[:1])
@@ -94,13 +94,16 @@ def rollout_loss(
     tables: Tables,
     batch: tuple[Tensor, Tensor, list[list[int]]],
     substeps: int = SUBSTEPS,
+    true: float = TRUE_SINKS,
+    lose: Lose = nothing,
 ) -> Tensor:
     """Mean squared distance to the teacher's flows over one rollout of the batch's chunks [B, n, C, F, 2h, 2w]. substeps: of
-    the teacher for one of the student."""
+    the teacher for one of the student; true: share of the sequences with true sinks; lose: what of a chunk and its number
+    later ones see."""
     truth, text, starts = batch
     size, chunks, steps = len(truth), truth.shape[1], len(SCHEDULE.steps)
     fine = sigmas_of(substeps * steps)
-    true_sinks = torch.rand(size, 1, 1, 1, 1, device=truth.device) < TRUE_SINKS
+    true_sinks = torch.rand(size, 1, 1, 1, 1, device=truth.device) < true
     mine: list[KV] = []
     teacher.kept = []
     total = truth.new_zeros(())
@@ -120,7 +123,7 @@ def rollout_loss(
                 total = total + ((x - x0) / sigma - mean_flow).square().mean()
             x = renoised(x, x0.detach(), sigma, after)
         if c + 1 < chunks:
-            made = torch.where(true_sinks, truth[:, c], x) if c == 0 else x
+            made = lose(torch.where(true_sinks, truth[:, c], x) if c == 0 else x, c)
             mine.append(commit(student, made, rope, context, past))
             teacher.commit(made, rope, teaching, c)
     return total / (2 * chunks)

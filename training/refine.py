@@ -28,11 +28,12 @@ from torch import Tensor
 
 from everframe.export.wan import Block, Wan
 
-from beginnings import Beginnings, seas
+from astray import astray
+from beginnings import Beginnings, later
 from common import autocast, evaluate_with, update
-from distill import GUIDANCE, Teacher, rollout_loss
+from distill import GUIDANCE, TRUE_SINKS, Teacher, rollout_loss
 from latents import encode_pool, load_texts
-from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, seen_by
+from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, nothing, seen_by
 from run import WORK, Ema, Run, load_part, progress_of
 from team import Team
 from transformer import JITTERED, Batches, held_out_loss, noised, optimisers, preview, random_timesteps, sequence_loss
@@ -45,33 +46,33 @@ EARLY, EARLY_FROM = 0.45, 700.0  # share of the beginnings at timesteps where th
 SKY, ABOVE, BELOW = 8, 3.0, 0.5  # rows of a sea's latent above the horizon, and what these and the others count
 KEEP = 4.0  # what chunks with a past count, which are to stay
 STAY = 3.0  # what the student's other scenes count beside the seas that it learns
-# How much further than it was the student is guided: more where its pictures are too faint or too still. (Below 0 they lose
-# far more detail than motion.)
+# How much further than it was the student is guided, in what it does not learn: more where its pictures are too faint or
+# too still, less (which costs more detail than motion) where there is too much of both. What it learns: beyond GUIDANCE.
 FURTHER = {
-    ("sea", "sunset"): 0.4,
-    ("sea", "noon"): 0.3,
-    ("sea", "moonlit"): 0.3,
-    ("hills", "morning"): 0.25,
-    ("hills", "midday"): 0.35,
-    ("hills", "autumn"): 0.35,
-    ("lava", "red"): 0.3,
-    ("lava", "blue"): 0.1,
-    ("lava", "green"): 0.0,
-    ("city", "night"): 0.15,
-    ("city", "neon"): 0.1,
-    ("city", "dusk"): 0.05,
-    ("snow", "night"): 0.5,
-    ("snow", "dusk"): 0.35,
-    ("snow", "day"): 0.45,
-    ("aurora", "green"): 0.1,
-    ("aurora", "violet"): 0.2,
-    ("aurora", "rose"): 0.4,
-    ("fire", "orange"): 1.0,
-    ("fire", "blue"): 0.9,
-    ("fire", "red"): 0.6,
-    ("reef", "turquoise"): 0.8,
-    ("reef", "deep"): 1.2,
-    ("reef", "lagoon"): 0.9,
+    ("sea", "sunset"): 0.2,
+    ("sea", "noon"): 0.15,
+    ("sea", "moonlit"): 0.0,
+    ("hills", "morning"): 0.0,
+    ("hills", "midday"): 0.0,
+    ("hills", "autumn"): 0.0,
+    ("lava", "red"): 0.0,
+    ("lava", "blue"): -0.25,
+    ("lava", "green"): -0.15,
+    ("city", "night"): 0.0,
+    ("city", "neon"): -0.05,
+    ("city", "dusk"): -0.15,
+    ("snow", "night"): 0.2,
+    ("snow", "dusk"): 0.0,
+    ("snow", "day"): 0.0,
+    ("aurora", "green"): -0.1,
+    ("aurora", "violet"): -0.1,
+    ("aurora", "rose"): 0.0,
+    ("fire", "orange"): 0.1,
+    ("fire", "blue"): 0.4,
+    ("fire", "red"): 0.0,
+    ("reef", "turquoise"): 0.2,
+    ("reef", "deep"): 0.4,
+    ("reef", "lagoon"): 0.3,
 }
 
 
@@ -150,7 +151,7 @@ def moved_student(before: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict
 
 
 def refine_teacher(
-    args: argparse.Namespace, team: Team, beginnings: Beginnings, later: Batches, batches: Batches
+    args: argparse.Namespace, team: Team, beginnings: Beginnings, lost: Batches, batches: Batches
 ) -> None:
     before = as_it_was("transformer", team).to(args.device)
     model = trained_transformer("transformer").to(args.device)
@@ -160,13 +161,14 @@ def refine_teacher(
     run = Run("transformer", parts, {"model": ema}, args.steps, args.minutes, team)
     tables = Tables(args.device)
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=100):
-        kind = ("beginnings", "seas", "beginnings", "kept")[step % 4]
+        kind = ("beginnings", "astray", "beginnings", "kept")[step % 4]
         with autocast(args.device):
             if kind == "kept":
-                loss = KEEP * keeping_loss(model, before, tables, batches.draw(1, one_of(batches, but="sea")))
-            elif kind == "seas":
-                drawn = later.draw(1)
-                loss = sequence_loss(model, tables, drawn, False, sky_of(drawn[0])).mean()
+                loss = KEEP * keeping_loss(model, before, tables, batches.draw(1, one_of(batches, but=("sea",))))
+            elif kind == "astray":
+                drawn, lose, (scene, _) = astray(lost)
+                weight = sky_of(drawn[0]) if scene == "sea" else 1.0
+                loss = sequence_loss(model, tables, drawn, False, weight, lose).mean()
             else:
                 loss = beginning_loss(model, before, tables, beginnings.draw(args.batch))
         update(loss, model, [muon, adam], team)
@@ -178,7 +180,7 @@ def refine_teacher(
 
 
 def refine_student(
-    args: argparse.Namespace, team: Team, beginnings: Beginnings, later: Batches, batches: Batches
+    args: argparse.Namespace, team: Team, beginnings: Beginnings, lost: Batches, batches: Batches
 ) -> None:
     if not (WORK / "transformer-before.safetensors").exists():
         raise SystemExit(f"{WORK}: no transformer-before.safetensors, what the teacher was before `refine.py teacher`")
@@ -188,7 +190,7 @@ def refine_student(
     student, teacher = (trained_transformer(name) for name in ("distill", "transformer"))
     if progress_of("distill", of) == 0:
         student.load_state_dict(moved_student(teacher_was.state_dict(), teacher.state_dict()))
-    sea = Teacher(teacher.to(args.device), young)
+    own = Teacher(teacher.to(args.device), young)
     others = Teacher(student_was.to(args.device), teacher_was.to(args.device), young)
     student.to(args.device)
     muon, adam = optimisers(student)
@@ -196,18 +198,19 @@ def refine_student(
     parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
     run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=of)
     for step in run.count([(muon, args.peak / 2), (adam, args.peak / 2)], warmup=50):
-        kind = ("beginnings", "others", "seas", "others")[step % 4]
-        one = one_of(batches, but="sea") if kind == "others" else one_of(later)
+        kind = ("beginnings", "others", "astray", "others")[step % 4]
         with autocast(args.device):
             if kind == "others":
+                one = one_of(batches, but=("sea", "hills"))
                 others.guidance = FURTHER[one]
                 loss = STAY * rollout_loss(student, others, tables, batches.draw(1, one), 1)
-            elif kind == "seas":
-                sea.guidance = GUIDANCE + FURTHER[one]
-                loss = rollout_loss(student, sea, tables, later.draw(1, one))
+            elif kind == "astray":
+                drawn, lose, one = astray(lost)
+                own.guidance = GUIDANCE + FURTHER[one]
+                loss = rollout_loss(student, own, tables, drawn, true=TRUE_SINKS if lose is nothing else 1.0, lose=lose)
             else:
-                sea.guidance = GUIDANCE
-                loss = rollout_loss(student, sea, tables, alone(beginnings.draw(args.batch // 2, ["sea"])))
+                own.guidance = GUIDANCE
+                loss = rollout_loss(student, own, tables, alone(beginnings.draw(args.batch // 2, ["sea"])))
         update(loss, student, [muon, adam], team)
         ema.update(step)
         if step % 32 >= 28:
@@ -215,9 +218,9 @@ def refine_student(
     evaluate_with(ema, student, lambda: preview(run, student, tables, batches, len(SCHEDULE.steps)))
 
 
-def one_of(batches: Batches, but: str = "") -> tuple[str, str]:
-    """A scene and variant of what is drawn from, of each as likely."""
-    some = [pair for pair in batches.of if pair[0] != but]
+def one_of(batches: Batches, but: tuple[str, ...]) -> tuple[str, str]:
+    """A scene and variant of what is drawn from, of each of other scenes as likely."""
+    some = [pair for pair in batches.of if pair[0] not in but]
     return some[int(torch.randint(len(some), ()))]
 
 
@@ -243,11 +246,11 @@ def main() -> None:
     args = parser.parse_args()
     team, texts = Team(args.workers), load_texts()
     torch.manual_seed(0)
-    beginnings, later = Beginnings(texts, args.device, team, args.share), seas(texts, args.device, team, args.share)
+    beginnings, lost = Beginnings(texts, args.device, team, args.share), later(texts, args.device, team, args.share)
     batches = Batches(encode_pool(args.instances, args.instances, args.device, team), texts, args.device)
     torch._dynamo.config.recompile_limit = 32  # sizes and sorts of calls are more than its eight
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
-    {"teacher": refine_teacher, "student": refine_student}[args.whom](args, team, beginnings, later, batches)
+    {"teacher": refine_teacher, "student": refine_student}[args.whom](args, team, beginnings, lost, batches)
 
 
 if __name__ == "__main__":

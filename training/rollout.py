@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,11 @@ SCHEDULE = Schedule(steps=(1000, 750, 500, 250), shift=2.0)
 ETA = 0.05  # of the sampler: share of fresh noise between its steps; with more, what is small is drawn and thrown away again
 JITTER_SIGMA, JITTER_SEED = 0.8, 0
 KV = list[tuple[Tensor, Tensor]]  # per layer (k, v), each [B, H, N, D]
+Lose = Callable[[Tensor, int], Tensor]  # a chunk [.., 2h, 2w] and its number -> what later ones see of it
+
+
+def nothing(chunk: Tensor, _: int) -> Tensor:
+    return chunk
 
 
 class Tables:

@@ -35,6 +35,11 @@ def sun_of(c: Canvas) -> tuple[float, float, float]:
     return horizon, across, horizon - c.uniform(0.10, 0.24)
 
 
+def wind_of(c: Canvas) -> tuple[float, float, float]:
+    """The last: how fast its clouds drift and its waves run, and the level above which its noise is a cloud."""
+    return c.uniform(0.04, 0.07), c.uniform(0.30, 0.42), c.uniform(0.1, 0.6)
+
+
 def sea(c: Canvas, variant: str, wish: Wish) -> Painter:
     top, low, water, deep, light = {
         "sunset": ("#3b2a6b", "#ff9a4a", "#c8643c", "#2a1a48", "#fff0b0"),
@@ -47,7 +52,8 @@ def sea(c: Canvas, variant: str, wish: Wish) -> Painter:
         light = shaded(own, 1.8)
     horizon, sun_x, sun_y = sun_of(c)
     clouds, wave_a, wave_b = Texture(c.rng, 3.0), Texture(c.rng, 2.2), Texture(c.rng, 2.2)
-    drift, speed, cover = c.uniform(0.04, 0.07), c.uniform(0.30, 0.42), c.uniform(0.1, 0.6) + CLOUDS[wish.weather]
+    drift, speed, cover = wind_of(c)
+    cover += CLOUDS[wish.weather]
 
     def paint(t: Tensor) -> Tensor:
         s = seconds(t)

@@ -50,9 +50,11 @@ from rollout import (
     ROWS,
     SCHEDULE,
     SHORT,
+    Lose,
     Reader,
     Tables,
     generate,
+    nothing,
     redrawn,
     seen_by,
 )
@@ -166,8 +168,10 @@ def sequence_loss(
     batch: tuple[Tensor, Tensor, list[list[int]]],
     own_history: bool,
     weight: Tensor | float = 1.0,
+    lose: Lose = nothing,
 ) -> Tensor:
-    """Of every chunk of the sequences [5]. weight: what of a chunk [C, F, 2h, 2w], broadcast, counts how much."""
+    """Of every chunk of the sequences [5]. weight: what of a chunk [C, F, 2h, 2w], broadcast, counts how much; lose: what of
+    a chunk [B, C, F, 2h, 2w] and its number later ones see."""
     truth, text, starts = batch
     size, device = len(truth), str(truth.device)
     jitter = (torch.rand(size) < JITTERED).long().tolist() if tables.jittered else [0] * size
@@ -176,7 +180,8 @@ def sequence_loss(
     kept: list[KV] = []
     losses = []
     for c in range(CHUNKS):
-        clean = history[c] + 0.1 * torch.rand(size, 1, 1, 1, 1, device=device) * torch.randn_like(history[c])
+        seen = lose(history[c], c)
+        clean = seen + 0.1 * torch.rand(size, 1, 1, 1, 1, device=device) * torch.randn_like(seen)
         x, t, target = noised(truth[:, c].repeat(2, 1, 1, 1, 1))
         reader = Reader([kept[j] for j in seen_by(c)], copies=3)
         cos, sin = (table.repeat(3, 1, 1, 1) for table in ropes[c])

@@ -58,8 +58,8 @@ stage(distill, 1, "--use", "6")  # of a newer teacher: its steps begin anew, its
 stage(decoder, 2, "--use", "6")
 import beginnings, refine
 refine.CHECK = 2
-wordings += [p for one in beginnings.listed(0.01) for p in one.wordings]
-beginnings.SEAS = 100  # one of each variant in a hundredth
+for each in (beginnings.EACH, beginnings.LATER):
+    wordings += [p for one in beginnings.listed(each, 0.01) for p in one.wordings]
 save_file({{p: torch.randn(5, 384).half() for p in wordings}}, run.WORK / "texts.safetensors")
 for whom, steps in (("teacher", 12), ("student", 3)):
     sizes = ["--workers", "1", "--instances", "6", "--share", "0.01", "--batch", "4"]
