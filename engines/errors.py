@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(Exception):
     """Something the user can mend, said in one line: what is wrong, what was found, what was expected.
@@ -18,3 +20,13 @@ class RunError(RuntimeError):
 class CudaError(RunError, UserError):
     """What CUDA, or the card behind it, did not do: while something is chosen or loaded a reason like any other against it,
     in a stream that runs one to try again."""
+
+
+# As CUDA ("out of memory", cudaErrorMemoryAllocation), TensorRT ("OutOfMemory") and ONNX Runtime's arena say it.
+FULL = re.compile(r"out ?of ?memory|MemoryAllocation|failed to allocate memory", re.IGNORECASE)
+
+
+def load_error(reason: str) -> type[UserError]:
+    """The kind of error with which something could not be loaded onto a card, by the reason that its library gives: where
+    the card is only full now, nobody has to mend the file."""
+    return CudaError if FULL.search(reason) else UserError

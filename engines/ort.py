@@ -14,7 +14,7 @@ from .base import Buffer, Computing, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer
 from .cudalaunch import CudaDevice
-from .errors import RunError, UserError
+from .errors import RunError, UserError, load_error
 from .files import cache_place
 from .host import HostBuffer, HostDevice, HostLaunch, share
 from .inspection import ORT_GPU
@@ -184,7 +184,8 @@ class OrtBackend:
             slower = SLOWER_ON_CPU if self.option == "cpu" else None
             session = ort.InferenceSession(file, settings, providers=providers, disabled_optimizers=slower)
         except Exception as error:  # onnxruntime raises many unrelated types
-            raise UserError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}") from None
+            kind = UserError if self.option == "cpu" else load_error(str(error))
+            raise kind(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}") from None
         took = session.get_providers()[:1]
         if took != [PROVIDERS[self.option]] and (not self.plugged or took == [PROVIDERS["cpu"]]):
             # It names its reason on the terminal at most, and would run elsewhere, through copies of everything.

@@ -23,7 +23,7 @@ from .base import Buffer, Computing, Shared, check_bindings
 from .bundle import Bundle, Graph
 from .cuda import Cuda, CudaBuffer
 from .cudalaunch import CudaDevice, Workspace, named
-from .errors import RunError, UserError
+from .errors import RunError, UserError, load_error
 from .files import cache_place, write_whole
 from .lower import lower, stored_low
 from .machine import card_name
@@ -216,7 +216,7 @@ class TrtBackend:
             self._runtime.engine_host_code_allowed = False
         if engine is None:
             reason = self.errors.take() or self._log.errors or self._validity(content) or "no reason given"
-            raise UserError(f"{file}: {self.backend} {self.trt.__version__} cannot load it: {reason}")
+            raise load_error(reason)(f"{file}: {self.backend} {self.trt.__version__} cannot load it: {reason}")
         if record.options.get("strip_weights"):
             self._refit(engine, bundle, name, str(record.options["precision"]))
         workspace = self._decoding if decodes(name) else self._scratch

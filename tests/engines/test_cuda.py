@@ -13,7 +13,7 @@ import pytest
 from everframe.engines.bundle import Bundle
 from everframe.engines.cuda import Cuda, CudaBuffer, memory_of, too_old
 from everframe.engines.cudalaunch import CudaDevice, CudaLaunch, Workspace
-from everframe.engines.errors import RunError, UserError
+from everframe.engines.errors import RunError, UserError, load_error
 from everframe.engines.tensorrt import TrtEngine, TrtPass
 from everframe.runtime import Stream
 from everframe.runtime.state import load_state, save_state
@@ -323,3 +323,24 @@ def test_a_recorded_chunk_keeps_the_priorities(bundle: Bundle) -> None:
         graphs = [g for chain in stream._loop._chains.values() for g in chain.graphs.values()]  # type: ignore[attr-defined]
         assert graphs
         assert {graph.flags for graph in graphs} == {8}
+
+
+@pytest.mark.parametrize(
+    ("reason", "full"),
+    [  # lines of NVIDIA/TensorRT and microsoft/onnxruntime issues
+        ("[defaultAllocator.cpp::allocate::19] Error Code 1: Cuda Runtime (out of memory)", True),
+        ("[safeDeserialize.cpp::load::269] Error Code 2: OutOfMemory (no further information)", True),
+        (
+            "BFCArena::AllocateRawInternal(size_t, bool) Failed to allocate memory for requested buffer of size 839",
+            True,
+        ),
+        ("CUDA: cudaMalloc: cudaErrorMemoryAllocation", True),
+        ("[engine.cpp::readEngineFromArchive::1093] Error Code 2: Internal Error (magic tag mismatch)", False),
+        ("INVALID_ARGUMENT: Cannot deserialize with an empty memory buffer.", False),
+        ("no reason given", False),
+    ],
+)
+def test_a_file_that_a_full_card_cannot_load_needs_no_mending(reason: str, full: bool) -> None:
+    kind = load_error(reason)
+    assert issubclass(kind, UserError)  # said in one line wherever it is loaded
+    assert issubclass(kind, RunError) == full
