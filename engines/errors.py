@@ -22,11 +22,12 @@ class CudaError(RunError, UserError):
     in a stream that runs one to try again."""
 
 
-# As CUDA ("out of memory", cudaErrorMemoryAllocation), TensorRT ("OutOfMemory") and ONNX Runtime's arena say it.
-FULL = re.compile(r"out ?of ?memory|MemoryAllocation|failed to allocate memory", re.IGNORECASE)
+# As CUDA ("out of memory", cudaErrorMemoryAllocation), cuBLAS and cuDNN, TensorRT ("OutOfMemory") and ONNX Runtime's arena
+# say it.
+FULL = re.compile(r"out ?of ?memory|MemoryAllocation|ALLOC_FAILED|failed to allocate memory", re.IGNORECASE)
 
 
-def load_error(reason: str) -> type[UserError]:
-    """The kind of error with which something could not be loaded onto a card, by the reason that its library gives: where
-    the card is only full now, nobody has to mend the file."""
-    return CudaError if FULL.search(reason) else UserError
+def load_error(reason: str, size: int, card: int) -> type[UserError]:
+    """The kind of error with which so many bytes could not be loaded onto a card of so many, by the reason that its library
+    gives: where the card is only full now, nobody has to mend the file."""
+    return CudaError if FULL.search(reason) and size <= card else UserError

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from .base import Buffer, Computing, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
-from .cuda import Cuda, CudaBuffer
+from .cuda import Cuda, CudaBuffer, memory_of
 from .cudalaunch import CudaDevice
 from .errors import RunError, UserError, load_error
 from .files import cache_place
@@ -184,7 +184,11 @@ class OrtBackend:
             slower = SLOWER_ON_CPU if self.option == "cpu" else None
             session = ort.InferenceSession(file, settings, providers=providers, disabled_optimizers=slower)
         except Exception as error:  # onnxruntime raises many unrelated types
-            kind = UserError if self.option == "cpu" else load_error(str(error))
+            kind = UserError
+            if isinstance(self.device, GpuDevice):
+                graph = bundle.manifest.graphs[name]
+                size = sum(ref.bytes for ref in (graph.model, *graph.data))
+                kind = load_error(str(error), size, memory_of(self.device.cuda.api)[1])
             raise kind(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}") from None
         took = session.get_providers()[:1]
         if took != [PROVIDERS[self.option]] and (not self.plugged or took == [PROVIDERS["cpu"]]):

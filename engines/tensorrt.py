@@ -21,7 +21,7 @@ from typing import Any
 from . import store
 from .base import Buffer, Computing, Shared, check_bindings
 from .bundle import Bundle, Graph
-from .cuda import Cuda, CudaBuffer
+from .cuda import Cuda, CudaBuffer, memory_of
 from .cudalaunch import CudaDevice, Workspace, named
 from .errors import RunError, UserError, load_error
 from .files import cache_place, write_whole
@@ -204,6 +204,7 @@ class TrtBackend:
         assert record is not None
         file = found.folder / record.graphs[name].file.file
         self.errors.clear()
+        self._log.errors = ""  # another engine's
         content = file.read_bytes()
         hosts = bool(
             record.options.get("version_compatible")
@@ -216,7 +217,8 @@ class TrtBackend:
             self._runtime.engine_host_code_allowed = False
         if engine is None:
             reason = self.errors.take() or self._log.errors or self._validity(content) or "no reason given"
-            raise load_error(reason)(f"{file}: {self.backend} {self.trt.__version__} cannot load it: {reason}")
+            kind = load_error(reason, len(content), memory_of(self.device.cuda.api)[1])
+            raise kind(f"{file}: {self.backend} {self.trt.__version__} cannot load it: {reason}")
         if record.options.get("strip_weights"):
             self._refit(engine, bundle, name, str(record.options["precision"]))
         workspace = self._decoding if decodes(name) else self._scratch
@@ -281,7 +283,9 @@ class TrtBackend:
             lowered = Path(scratch) / file.name
             onnx.save(lower(onnx.load(file, load_external_data=False), precision), lowered)  # type: ignore[arg-type]
             if not parser.refit_from_file(str(lowered)) or not refitter.refit_cuda_engine():
-                raise UserError(f"{file}: its weights do not fit the stripped engine: {self._log.errors}")
+                size = sum(ref.bytes for ref in bundle.manifest.graphs[name].data)
+                kind = load_error(self._log.errors, size, memory_of(self.device.cuda.api)[1])
+                raise kind(f"{file}: its weights do not fit the stripped engine: {self._log.errors}")
 
 
 def check_host_code(file: Path, content: bytes) -> None:

@@ -34,7 +34,7 @@ def main() -> None:
         default="newest",
         help="the others are the study's variants",
     )
-    parser.add_argument("--tuned", action="store_true", help="with the decoder that decoder.py tuned")
+    parser.add_argument("--plain", action="store_true", help="with the decoder as it was before decoder.py tuned it")
     parser.add_argument("--target", type=Path, default=WORK / "demo")
     args = parser.parse_args()
     target: Path = args.target
@@ -45,9 +45,11 @@ def main() -> None:
         autoencoder = first_autoencoder()
         shutil.copyfile(WORK / f"{args.transformer}.safetensors", target / "transformer.safetensors")
     else:
-        autoencoder = trained_autoencoder(args.tuned)
+        autoencoder = trained_autoencoder(args.plain)
         student = progress_of("distill", of=progress_of("transformer"))
+        tuned = 0 if args.plain else progress_of("decoder", of=progress_of("autoencoder"))
         print(f"the student after {student} steps" if student else "the teacher: it has no student yet")
+        print(f"the decoder tuned in {tuned} steps" if tuned else "the decoder as it was trained with the encoder")
         state = unfold(load_part("distill" if student else "transformer", "model"), TRANSFORMER)
         save_file({k: v.half().contiguous() for k, v in state.items()}, target / "transformer.safetensors")
     weights = {k: v.half().contiguous() for k, v in autoencoder.state_dict().items()}

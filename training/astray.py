@@ -18,16 +18,17 @@ CELL = 8  # pixels of a latent's side
 REACH = 4  # cells around the sun's own that are covered: its halo is wide
 GROUND = 8  # row of cells from which on a hilly picture is ground, or the haze in front of it
 WHOLE = 0.35  # share of the sequences that lose nothing
+FADED = 0.5  # how much of its sun a sea loses at least
 
 
 def without_sun(chunk: Tensor, one: Instance, aside: int, glitter: bool = False, share: float = 1.0) -> Tensor:
-    """What is around a sea's sun [.., 2h, 2w] is covered, in whole or by a share, by what is beside it in the same rows, so
+    """What is around a sea's sun [.., 2h, 2w] is covered, by a share or wholly, by what is beside it in the same rows, so
     many cells to the right; with its glitter or not."""
     height, width = size_of()
     sun = sun_of(canvas(one.scene, one.variant, one.seed, height, width))
     horizon, across, down = (int(v * height / CELL) for v in sun)
     rows = slice(max(0, down - REACH), None if glitter else min(horizon, down + REACH + 1))
-    columns = torch.arange(across - REACH, across + REACH + 1)
+    columns = torch.arange(max(0, across - REACH), min(chunk.shape[-1], across + REACH + 1))
     beside = chunk[..., rows, :][..., (columns + aside) % chunk.shape[-1]]
     out = chunk.clone()
     out[..., rows, columns] = out[..., rows, columns].lerp(beside, share)
@@ -43,10 +44,11 @@ def astray(batches: Batches) -> tuple[tuple[Tensor, Tensor, list[list[int]]], Lo
     i = int(batches.rng.choice(batches.trained))
     one, near = batches.shown[i], bool(batches.rng.random() < 0.5)
     kind = one.scene, one.variant
-    truth, other = (batches.chunks(k, near) for k in (i, int(batches.rng.choice(batches.of[kind]))))
+    others = [k for k in batches.of[kind] if k != i]
+    truth, other = (batches.chunks(k, near) for k in (i, int(batches.rng.choice(others or [i]))))
     lost_from = int(batches.rng.integers(1, CHUNKS - 1))
     aside, glitter = (2 * REACH + 1) * int(batches.rng.choice((-1, 1))), bool(batches.rng.random() < 0.5)
-    share = float(batches.rng.uniform(0.5, 1.0))
+    share = float(batches.rng.uniform(FADED, 1.0))
 
     def lose(chunk: Tensor, c: int) -> Tensor:
         if c < lost_from:

@@ -4,7 +4,7 @@
 
 The encoder is frozen, so the transformer's latents stay valid whatever is done here. The losses: pixels, texture and
 motion as before, the discriminator's features, and its verdict. Half of the clips are as the student ends them; of
-those, pixels are compared without their finest octaves. `--tuned` of assemble.py and energy.py is with what this makes.
+those, pixels are compared without their finest octaves. What comes after takes the decoder that this makes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from run import Ema, Run, progress_of
 from team import Team
 from weights import trained_autoencoder
 
-STEPS, PEAK, DISCRIMINATOR_PEAK = 1_000, 3e-4, 6e-4
+STEPS, PEAK, DISCRIMINATOR_PEAK = 1_200, 3e-4, 6e-4
 LENGTH = 3  # latent frames of a piece; the first only warms the memory
 ADVERSARIAL, MATCHING = 0.03, 0.02
 CALM = 150  # steps in which the discriminator learns alone
@@ -79,7 +79,7 @@ def main() -> None:
     redone = student_latents(encoded, args.device, team)
     rendered, redrawn = (Pairs(kind, pool, args.device) for kind in (encoded, redone))
     torch.manual_seed(0)
-    ae: Taehv = trained_autoencoder().to(args.device)
+    ae: Taehv = trained_autoencoder(plain=True).to(args.device)
     decoder, judge = ae.decoder.train(), Discriminator().to(args.device)
     muon = FilterMuon([p for p in decoder.parameters() if p.ndim == 4], lr=PEAK)
     adam = torch.optim.AdamW([p for p in decoder.parameters() if p.ndim != 4], lr=PEAK, betas=(0.9, 0.99))

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--use", type=int, default=1600, help="of fewer, those held out have been trained on since")
     parser.add_argument("--guidance", type=float, nargs="*", default=[0.0, GUIDANCE])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tuned", action="store_true", help="with the decoder that decoder.py tuned")
+    parser.add_argument("--plain", action="store_true", help="with the decoder as it was before decoder.py tuned it")
     args = parser.parse_args()
     frames = slice(WARM, 4 * CHUNK * CHUNKS)
     device = args.device
@@ -67,7 +67,7 @@ def main() -> None:
     truth, texts, _ = batches.held_out()
     text, scenes = texts[:, 0], [instance(i).scene for i in batches.unseen]
     true = figures([pool[i][frames] for i in batches.unseen], scenes)
-    ae, tables = trained_autoencoder(args.tuned).to(device), Tables(device)
+    ae, tables = trained_autoencoder(args.plain).to(device), Tables(device)
 
     def show(name: str, make: Callable[[], Tensor]) -> None:
         torch.manual_seed(1)

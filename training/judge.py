@@ -123,7 +123,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--bundle", type=Path)
     what.add_argument("--renders", action="store_true", help="judge other renders, which must get full marks")
-    what.add_argument("--autoencoder", choices=("shipped", "trained", "tuned"), help="judge renders coded and decoded")
+    what.add_argument("--autoencoder", choices=("shipped", "trained", "plain"), help="judge renders coded and decoded")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--warm", type=int, default=4, help="chunks of a stream before it is judged")
     parser.add_argument("--scenes", nargs="*", default=list(PROMPTS))
@@ -134,7 +134,7 @@ def main() -> None:
     ae = None
     if args.autoencoder:
         shipped = args.autoencoder == "shipped"
-        ae = shipped_autoencoder() if shipped else trained_autoencoder(args.autoencoder == "tuned")
+        ae = shipped_autoencoder() if shipped else trained_autoencoder(args.autoencoder == "plain")
     rows: dict[tuple[str, str], Row] = {}
     scenes = variants = 0
     for scene, variant in (c for c in CLASSES if c[0] in args.scenes):

@@ -1,7 +1,7 @@
 """What an autoencoder makes of clips it has never seen, run chunk by chunk as a stream runs it, by scene.
 
 python training/reconstruct.py                 the autoencoder that ships, in training/demo
-python training/reconstruct.py --run [tuned]   that of training/runs, with the decoder that decoder.py tuned
+python training/reconstruct.py --run [plain]   that of training/runs, or as it was before decoder.py tuned its decoder
 
 Shares of the render's: energy in the two finest octaves, Laplacian variance, motion. Renders 24 clips of instances far
 beyond the training pool.
@@ -51,9 +51,9 @@ def compare(made: list[np.ndarray], true: list[np.ndarray]) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--run", nargs="?", const="trained", choices=("trained", "tuned"))
+    parser.add_argument("--run", nargs="?", const="trained", choices=("trained", "plain"))
     args = parser.parse_args()
-    ae = trained_autoencoder(args.run == "tuned") if args.run else shipped_autoencoder()
+    ae = trained_autoencoder(args.run == "plain") if args.run else shipped_autoencoder()
     made: dict[str, list[np.ndarray]] = {}
     true: dict[str, list[np.ndarray]] = {}
     for i in range(FIRST, FIRST + CLIPS):

@@ -1,18 +1,18 @@
 """Go on with teacher and student on what some scenes need, and keep the rest of what they do.
 
-    python training/refine.py teacher --steps 6250 [--minutes 60] [--device cuda]
-    python training/refine.py student --steps 600 [--minutes 40]
+    python training/refine.py teacher --steps 7250 [--minutes 60] [--device cuda]
+    python training/refine.py student --steps 1000 [--minutes 40]
 
-Half of the teacher's beginnings are of the sea, whose sun or moon is a small thing in one place of many: the first chunks of
-far more clips than the pool has (beginnings.py), those of sea and reef drawn to the truth, and every fourth step is of
-seas' later chunks. All else, the beginnings of other scenes and every chunk of theirs with a past, is drawn to what the
-teacher did before (learning without forgetting, arXiv 1606.09282): a target without the noise of flow matching, of which
-little is enough. In the sea the sky counts more, row by row and not by what is there, which would draw suns where none
-belong.
+Four tenths of the teacher's beginnings are of the sea, whose sun or moon is a small thing in one place of many, three of the
+reef: the first chunks of far more clips than the pool has (beginnings.py), drawn to the truth. Every fourth step is of seas
+and hills that have lost in the chunks before what their sinks still show (astray.py). All else, the beginnings of other
+scenes and every chunk of theirs with a past, is drawn to what the teacher did before (learning without forgetting, arXiv
+1606.09282): a target without the noise of flow matching, of which little is enough. In the sea the sky counts more, row by
+row and not by what is there, which would draw suns where none belong.
 
-Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and its seas are distilled from that
-teacher. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from the
-young teacher to the teacher at the same place (autoguidance, as in distill.py) as the scene and variant lack of detail
+Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and sea, hills and reef are distilled from
+that teacher. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from
+the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the scene and variant lack of detail
 and motion, a target that begins where the student is. What both did before is in training/work/NAME-before.safetensors;
 remove these before another scene is refined.
 """
@@ -40,39 +40,39 @@ from transformer import JITTERED, Batches, held_out_loss, noised, optimisers, pr
 from weights import trained_transformer
 
 PEAK = 6e-4
-REFINED = ("sea", "reef")  # scenes whose beginnings the teacher learns; those of the others stay
+REFINED = ("sea", "reef")  # scenes whose beginnings are learnt; those of the others stay
 CHECK = 200  # steps between two looks at clips that are not drawn here; with fewer --instances than before it knew them
 EARLY, EARLY_FROM = 0.45, 700.0  # share of the beginnings at timesteps where the picture is laid out, and from which on
 SKY, ABOVE, BELOW = 8, 3.0, 0.5  # rows of a sea's latent above the horizon, and what these and the others count
 KEEP = 4.0  # what chunks with a past count, which are to stay
-STAY = 3.0  # what the student's other scenes count beside the seas that it learns
-# How much further than it was the student is guided, in what it does not learn: more where its pictures are too faint or
-# too still, less (which costs more detail than motion) where there is too much of both. What it learns: beyond GUIDANCE.
+STAY = 3.0  # what the student's other scenes count beside those that it learns
+# How much further than it was the student is guided: more where its pictures are too faint or too still, less (which costs
+# more detail than motion) where there is too much of both. In sea, hills and reef, how much further than by GUIDANCE.
 FURTHER = {
-    ("sea", "sunset"): 0.2,
-    ("sea", "noon"): 0.15,
-    ("sea", "moonlit"): 0.0,
-    ("hills", "morning"): 0.0,
-    ("hills", "midday"): 0.0,
+    ("sea", "sunset"): -0.3,
+    ("sea", "noon"): -0.3,
+    ("sea", "moonlit"): -0.3,
+    ("hills", "morning"): -0.1,
+    ("hills", "midday"): -0.1,
     ("hills", "autumn"): 0.0,
     ("lava", "red"): 0.0,
-    ("lava", "blue"): -0.25,
-    ("lava", "green"): -0.15,
+    ("lava", "blue"): -0.4,
+    ("lava", "green"): -0.3,
     ("city", "night"): 0.0,
-    ("city", "neon"): -0.05,
-    ("city", "dusk"): -0.15,
+    ("city", "neon"): -0.1,
+    ("city", "dusk"): -0.3,
     ("snow", "night"): 0.2,
     ("snow", "dusk"): 0.0,
     ("snow", "day"): 0.0,
-    ("aurora", "green"): -0.1,
-    ("aurora", "violet"): -0.1,
+    ("aurora", "green"): -0.2,
+    ("aurora", "violet"): -0.2,
     ("aurora", "rose"): 0.0,
-    ("fire", "orange"): 0.1,
-    ("fire", "blue"): 0.4,
-    ("fire", "red"): 0.0,
-    ("reef", "turquoise"): 0.2,
-    ("reef", "deep"): 0.4,
-    ("reef", "lagoon"): 0.3,
+    ("fire", "orange"): -0.1,
+    ("fire", "blue"): 0.3,
+    ("fire", "red"): -0.2,
+    ("reef", "turquoise"): 0.5,
+    ("reef", "deep"): 0.7,
+    ("reef", "lagoon"): 0.6,
 }
 
 
@@ -202,15 +202,18 @@ def refine_student(
         with autocast(args.device):
             if kind == "others":
                 one = one_of(batches, but=("sea", "hills"))
-                others.guidance = FURTHER[one]
-                loss = STAY * rollout_loss(student, others, tables, batches.draw(1, one), 1)
+                others.guidance, own.guidance = FURTHER[one], GUIDANCE + FURTHER[one]
+                if one[0] in REFINED:
+                    loss = rollout_loss(student, own, tables, batches.draw(1, one))
+                else:
+                    loss = STAY * rollout_loss(student, others, tables, batches.draw(1, one), 1)
             elif kind == "astray":
                 drawn, lose, one = astray(lost)
                 own.guidance = GUIDANCE + FURTHER[one]
                 loss = rollout_loss(student, own, tables, drawn, true=TRUE_SINKS if lose is nothing else 1.0, lose=lose)
             else:
                 own.guidance = GUIDANCE
-                loss = rollout_loss(student, own, tables, alone(beginnings.draw(args.batch // 2, ["sea"])))
+                loss = rollout_loss(student, own, tables, alone(beginnings.draw(args.batch // 2, REFINED)))
         update(loss, student, [muon, adam], team)
         ema.update(step)
         if step % 32 >= 28:

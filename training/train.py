@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import texts
 
 import autoencoder
+import decoder
 import distill
 import transformer
 from clips import all_done
@@ -92,7 +93,7 @@ STEPS = {
     "autoencoder": autoencoder.STEPS,
     "transformer": transformer.STEPS,
     "distill": distill.STEPS,
-    "decoder": 0,  # tuned against a discriminator: no clear gain so far (docs/demo.md)
+    "decoder": decoder.STEPS,
 }
 
 

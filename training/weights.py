@@ -50,17 +50,15 @@ def fold_norm(ae: Taehv, mean: Tensor, var: Tensor) -> None:
         last.bias.copy_((last.bias - mean) * scale)  # type: ignore[operator, union-attr]
 
 
-def trained_autoencoder(tuned: bool = False) -> Taehv:
-    """The autoencoder of training/runs: as trained whole, or with the decoder that decoder.py tuned. Exits where there is
-    none."""
+def trained_autoencoder(plain: bool = False) -> Taehv:
+    """The autoencoder of training/runs, with the decoder that decoder.py tuned where there is one; plain: as it was trained
+    whole."""
     if not compact_path("autoencoder").exists():
         return shipped_autoencoder()
     state = load_part("autoencoder", "model")
     ae = Taehv(AUTOENCODER)
     ae.load_state_dict({k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")})
     fold_norm(ae, state["norm.running_mean"], state["norm.running_var"])
-    if tuned:
-        if not progress_of("decoder", of=progress_of("autoencoder")):
-            raise SystemExit("training/runs: this autoencoder has no tuned decoder; decoder.py makes one")
+    if not plain and progress_of("decoder", of=progress_of("autoencoder")):
         ae.decoder.load_state_dict(load_part("decoder", "decoder"))
     return ae.eval()

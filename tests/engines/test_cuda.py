@@ -335,12 +335,14 @@ def test_a_recorded_chunk_keeps_the_priorities(bundle: Bundle) -> None:
             True,
         ),
         ("CUDA: cudaMalloc: cudaErrorMemoryAllocation", True),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", True),
         ("[engine.cpp::readEngineFromArchive::1093] Error Code 2: Internal Error (magic tag mismatch)", False),
         ("INVALID_ARGUMENT: Cannot deserialize with an empty memory buffer.", False),
         ("no reason given", False),
     ],
 )
 def test_a_file_that_a_full_card_cannot_load_needs_no_mending(reason: str, full: bool) -> None:
-    kind = load_error(reason)
+    kind = load_error(reason, 4 << 30, 8 << 30)
     assert issubclass(kind, UserError)  # said in one line wherever it is loaded
     assert issubclass(kind, RunError) == full
+    assert load_error(reason, 9 << 30, 8 << 30) is UserError  # no such card ever holds it

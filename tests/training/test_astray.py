@@ -87,4 +87,4 @@ def test_sinks_are_never_lost_and_what_is_lost_stays_so() -> None:
         assert lost == sorted(lost)
         losses[scene].append(sum(lost))
     assert set(losses["sea"]) == {0, 2, 3, 4}
-    assert min(map(len, losses.values())) > 10
+    assert set(losses["hills"]) == {0, 2, 3, 4}

@@ -56,22 +56,25 @@ stage(distill, 2, "--use", "6", "--portrait", "3")
 stage(transformer, 4, "--use", "6")
 stage(distill, 1, "--use", "6")  # of a newer teacher: its steps begin anew, its weights are those of the one before
 stage(decoder, 2, "--use", "6")
-import beginnings, refine
+import astray, beginnings, refine
+clips.fill(24, 0, 1)  # one of every scene and variant: sea and hills, reef, and others
+wordings += [p for i in range(24) for p in clips.instance(i).wordings]
+astray.REACH, astray.GROUND = 1, 3  # of pictures so small
 refine.CHECK = 2
 for each in (beginnings.EACH, beginnings.LATER):
     wordings += [p for one in beginnings.listed(each, 0.01) for p in one.wordings]
 save_file({{p: torch.randn(5, 384).half() for p in wordings}}, run.WORK / "texts.safetensors")
 for whom, steps in (("teacher", 12), ("student", 3)):
-    sizes = ["--workers", "1", "--instances", "6", "--share", "0.01", "--batch", "4"]
+    sizes = ["--workers", "1", "--instances", "24", "--share", "0.01", "--batch", "4"]
     sys.argv = ["refine", whom, "--steps", str(steps), *sizes]
     refine.main()
 sys.argv = ["assemble", "--target", str(folder / "demo")]
 assemble.main()
-sys.argv += ["--tuned"]
-sys.argv[2] = str(folder / "tuned")
+sys.argv += ["--plain"]
+sys.argv[2] = str(folder / "plain")
 assemble.main()
 import energy
-sys.argv = ["energy", "--tuned", "--instances", "6", "--use", "6", "--guidance", "0", "1"]
+sys.argv = ["energy", "--instances", "6", "--use", "6", "--guidance", "0", "1"]
 energy.main()
 """
 
@@ -95,7 +98,7 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
         assert kept.stat().st_size < 10 * 2**20
     sheets = {f.stem for f in (tmp_path / "runs").glob("*.png")}
     assert sheets == {"autoencoder", "decoder", "transformer", "distill"}
-    plain, tuned = (load_file(tmp_path / name / "autoencoder.safetensors") for name in ("demo", "tuned"))
+    plain, tuned = (load_file(tmp_path / name / "autoencoder.safetensors") for name in ("plain", "demo"))
     assert {k.split(".")[0] for k in plain if not plain[k].equal(tuned[k])} == {"decoder"}
     with safe_open(tmp_path / "runs" / "distill.checkpoint.safetensors", "pt") as f:
         about = f.metadata()
