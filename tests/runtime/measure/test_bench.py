@@ -90,7 +90,8 @@ def test_the_result_adds_up(result: Result) -> None:
     assert parts >= s.stages["chunk"].mean * 0.5
     assert s.real_time_factor == pytest.approx(s.fps / 16)
     assert s.stages["interval"].mean == pytest.approx(1000 * 12 / s.fps)
-    assert s.stages["interval"].mean > 0.9 * (s.stages["chunk"].mean + s.stages["video encode"].mean)
+    # One after the other; medians, for a stall of the machine may be in one of them alone.
+    assert s.stages["interval"].p50 > 0.9 * (s.stages["chunk"].p50 + s.stages["video encode"].p50)
     assert len(result.chunk_ms) == s.chunks == 12
     assert np.median(result.chunk_ms) == pytest.approx(s.stages["chunk"].p50, abs=0.01)
     # Two layers, two heads of 32, twelve latent frames of eight tokens, keys and values, float32.

@@ -57,7 +57,7 @@ def saves_long(connection: Connection, job: Job) -> None:
     connection.send(("ready", {}))
     while connection.recv() != ("stop",):
         pass
-    for _ in range(20):
+    for _ in range(35):
         connection.send(("event", "alive", ""))
         time.sleep(0.1)
     job.state.write_text("saved")
@@ -205,7 +205,7 @@ def test_who_saves_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(module, "STOP", 1.0)
+    monkeypatch.setattr(module, "STOP", 2.0)
     monkeypatch.setattr(module, "notify", told.append)
     for main in (saves_long, says_nothing):
         monkeypatch.setattr(module, "main", main)
