@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .base import Buffer
-from .errors import CudaError, UserError
+from .errors import CudaError, UserError, load_error
 
 CPU_HINT = "--backend onnxruntime runs on the CPU"
 
@@ -131,6 +131,10 @@ class Cuda:
         except UserError:
             kind = CudaError if size <= memory_of(self.api)[1] else UserError  # what no card of this size ever holds
             raise kind(f"GPU memory: {size / 2**20:.0f} MiB asked for {what}, {self.memory_note()}") from None
+
+    def load_error(self, reason: str, size: int) -> type[UserError]:
+        """`errors.load_error` on this card."""
+        return load_error(reason, size, memory_of(self.api)[1])
 
     def memory_note(self) -> str:
         free, total = memory_of(self.api)

@@ -12,9 +12,9 @@ import onnxruntime as ort
 
 from .base import Buffer, Computing, EngineOptions, Shared, check_bindings
 from .bundle import Bundle, Graph
-from .cuda import Cuda, CudaBuffer, memory_of
+from .cuda import Cuda, CudaBuffer
 from .cudalaunch import CudaDevice
-from .errors import RunError, UserError, load_error
+from .errors import RunError, UserError
 from .files import cache_place
 from .host import HostBuffer, HostDevice, HostLaunch, share
 from .inspection import ORT_GPU
@@ -188,7 +188,7 @@ class OrtBackend:
             if isinstance(self.device, GpuDevice):
                 graph = bundle.manifest.graphs[name]
                 size = sum(ref.bytes for ref in (graph.model, *graph.data))
-                kind = load_error(str(error), size, memory_of(self.device.cuda.api)[1])
+                kind = self.device.cuda.load_error(str(error), size)
             raise kind(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}") from None
         took = session.get_providers()[:1]
         if took != [PROVIDERS[self.option]] and (not self.plugged or took == [PROVIDERS["cpu"]]):

@@ -21,9 +21,9 @@ from typing import Any
 from . import store
 from .base import Buffer, Computing, Shared, check_bindings
 from .bundle import Bundle, Graph
-from .cuda import Cuda, CudaBuffer, memory_of
+from .cuda import Cuda, CudaBuffer
 from .cudalaunch import CudaDevice, Workspace, named
-from .errors import RunError, UserError, load_error
+from .errors import RunError, UserError
 from .files import cache_place, write_whole
 from .lower import lower, stored_low
 from .machine import card_name
@@ -217,7 +217,7 @@ class TrtBackend:
             self._runtime.engine_host_code_allowed = False
         if engine is None:
             reason = self.errors.take() or self._log.errors or self._validity(content) or "no reason given"
-            kind = load_error(reason, len(content), memory_of(self.device.cuda.api)[1])
+            kind = self.device.cuda.load_error(reason, len(content))
             raise kind(f"{file}: {self.backend} {self.trt.__version__} cannot load it: {reason}")
         if record.options.get("strip_weights"):
             self._refit(engine, bundle, name, str(record.options["precision"]))
@@ -284,7 +284,7 @@ class TrtBackend:
             onnx.save(lower(onnx.load(file, load_external_data=False), precision), lowered)  # type: ignore[arg-type]
             if not parser.refit_from_file(str(lowered)) or not refitter.refit_cuda_engine():
                 size = sum(ref.bytes for ref in bundle.manifest.graphs[name].data)
-                kind = load_error(self._log.errors, size, memory_of(self.device.cuda.api)[1])
+                kind = self.device.cuda.load_error(self._log.errors, size)
                 raise kind(f"{file}: its weights do not fit the stripped engine: {self._log.errors}")
 
 

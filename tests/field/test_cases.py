@@ -134,9 +134,9 @@ def test_case(case: Case, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == sorted(case.makes)
     if case.shows:
         shown = np.asarray(Image.open(tmp_path / "out" / "000000.png")).astype(int)
-        # Through the demo's autoencoder, which knows its scenes' colours: white comes out as a light grey (docs/demo.md).
-        for (y, x), colour in case.shows.items():
-            assert np.abs(shown[y - 3 : y + 3, x - 3 : x + 3].mean((0, 1)) - colour).max() < 80, (y, x)
+        for (y, x), colour in case.shows.items():  # through the demo's autoencoder: near
+            near = 80 if max(colour) > 210 else 40  # it dulls what is flat and bright (docs/demo.md)
+            assert np.abs(shown[y - 3 : y + 3, x - 3 : x + 3].mean((0, 1)) - colour).max() < near, (y, x)
 
 
 @contextlib.contextmanager
