@@ -20,7 +20,7 @@ from brushes import Texture
 from clips import SHOWN, Instance, drawn_far, frame_indices, size_of
 from latents import PER_CLIP, encode_near_and_far, fill
 from prompts import PROMPTS
-from rollout import CHUNK, COLUMNS, ROWS
+from rollout import CHUNK
 from run import WORK, progress_of
 from scenes import PLAIN, canvas, render, sun_of, wind_of
 from settings import AUTOENCODER
@@ -35,8 +35,8 @@ OPEN = 0.35  # and the level above which its noise is a cloud no lower; of all, 
 LATER = {"sea": 80, "hills": 40}  # of each variant whose later chunks are here too
 EACH = {"sea": 400, "reef": 700, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
 SHARE = {
-    "sea": 0.40,
-    "reef": 0.30,
+    "sea": 0.35,
+    "reef": 0.35,
     "snow": 0.07,
     "city": 0.07,
     "hills": 0.04,
@@ -48,9 +48,9 @@ ASKING = {"reef": 0.5}  # share of those that ask for something (wishes.py), of 
 ASKING_ELSE = 0.15
 
 
-def seeds(scene: str, variant: str, count: int) -> list[int]:
+def seeds(scene: str, variant: str, count: int, portrait: bool = False) -> list[int]:
     """The first so many that are taken."""
-    height, width = size_of()
+    height, width = size_of(portrait)
 
     def taken(seed: int) -> bool:
         if scene != "sea":
@@ -74,20 +74,27 @@ def beginning(scene: str, variant: str, seed: int) -> Instance:
     return Instance(scene, variant, seed, drawn_far(rng), wish)
 
 
-def listed(each: dict[str, int], share: float = 1.0) -> list[Instance]:
+def listed(each: dict[str, int], share: float = 1.0, portrait: bool = False) -> list[Instance]:
     """So many of each variant, or a share of them; those of a smaller number are the first of a larger one's."""
     return [
         beginning(scene, variant, seed)
         for scene, n in each.items()
         for variant in PROMPTS[scene]
-        for seed in seeds(scene, variant, max(1, round(share * n)))
+        for seed in seeds(scene, variant, max(1, round(share * n)), portrait)
     ]
 
 
 def encoded(
-    name: str, shown: list[Instance], frames: Callable[[Instance], Tensor], per_clip: int, device: str, team: Team
+    name: str,
+    shown: list[Instance],
+    frames: Callable[[Instance], Tensor],
+    per_clip: int,
+    device: str,
+    team: Team,
+    portrait: bool = False,
 ) -> np.ndarray:
     """Latents [n, per_clip, C, 2h, 2w] of those frames of clips, encoded once for the autoencoder as it is."""
+    size, name = size_of(portrait), name + "-portrait" * portrait
     what = hashlib.sha256(f"{SHOWN} {shown}".encode()).hexdigest()[:8]
     path = WORK / f"{name}-{what}-{progress_of('autoencoder')}.npy"
     if not path.exists():
@@ -95,29 +102,30 @@ def encoded(
 
         def encode(rows: list[int]) -> Tensor:
             clips = [
-                render(one.scene, one.variant, one.seed, frames(one), *size_of(), one.wish)
+                render(one.scene, one.variant, one.seed, frames(one), *size, one.wish)
                 for one in map(shown.__getitem__, rows)
             ]
             return encode_near_and_far(ae, torch.stack(clips).permute(0, 1, 4, 2, 3).to(device))
 
-        shape = (len(shown), per_clip, AUTOENCODER.latent_channels, 2 * ROWS, 2 * COLUMNS)
+        shape = (len(shown), per_clip, AUTOENCODER.latent_channels, *(side // 8 for side in size))
         fill(path, shape, team, 1 if device == "cpu" else 8, encode)
     return np.load(path)
 
 
-def later(texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0) -> Batches:
+def later(texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0, portrait: bool = False) -> Batches:
     """Sequences of seas and hills, near and far."""
-    shown = listed(LATER, share)
-    latents = encoded("later", shown, lambda one: frame_indices(one.far), PER_CLIP, device, team)
+    shown = listed(LATER, share, portrait)
+    latents = encoded("later", shown, lambda one: frame_indices(one.far), PER_CLIP, device, team, portrait)
     return Batches(latents, texts, device, shown=shown)
 
 
 class Beginnings:
     """Latents [n, F, C, 2h, 2w] of first chunks, encoded once for the autoencoder as it is."""
 
-    def __init__(self, texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0):
-        self.all, self.texts, self.device = listed(EACH, share), {k: v.to(device) for k, v in texts.items()}, device
-        latents = encoded("beginnings", self.all, lambda _: torch.arange(4 * CHUNK), CHUNK, device, team)
+    def __init__(self, texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0, portrait: bool = False):
+        self.all, self.device = listed(EACH, share, portrait), device
+        self.texts = {k: v.to(device) for k, v in texts.items()}
+        latents = encoded("beginnings", self.all, lambda _: torch.arange(4 * CHUNK), CHUNK, device, team, portrait)
         self.latents = torch.from_numpy(latents).to(device)
         self.rng = np.random.default_rng()
         scenes = [b.scene for b in self.all]

@@ -4,7 +4,9 @@
 
 The encoder is frozen, so the transformer's latents stay valid whatever is done here. The losses: pixels, texture and
 motion as before, the discriminator's features, and its verdict. Half of the clips are as the student ends them; of
-those, pixels are compared without their finest octaves. What comes after takes the decoder that this makes.
+those, pixels are compared without their finest octaves. A third of the others has other colours, and cards of any colour
+over it, encoded as they are drawn: a decoder that saw these scenes alone drew a white wall as a grey one. What comes after
+takes the decoder that this makes.
 """
 
 from __future__ import annotations
@@ -23,24 +25,44 @@ from autoencoder import MOTION, TEXTURE, held_out_report
 from clips import NEAR, WARM, load_pool, trained
 from common import FilterMuon, autocast, evaluate_with
 from discriminator import Discriminator, adversarial_loss, discriminator_loss, matching_loss
-from latents import encode_pool, student_latents
+from latents import encode_clip, encode_pool, student_latents
 from losses import motion_loss, pixel_loss, texture_loss
 from run import Ema, Run, progress_of
 from team import Team
 from weights import trained_autoencoder
 
-STEPS, PEAK, DISCRIMINATOR_PEAK = 1_200, 3e-4, 6e-4
+STEPS, PEAK, DISCRIMINATOR_PEAK = 2_000, 3e-4, 6e-4
 LENGTH = 3  # latent frames of a piece; the first only warms the memory
 ADVERSARIAL, MATCHING = 0.03, 0.02
 CALM = 150  # steps in which the discriminator learns alone
+RECOLOURED, CARDS = 1 / 3, 3  # share of the clips as they were rendered; of these, how many cards there are at most
+
+
+def recoloured(clip: Tensor) -> Tensor:
+    """A clip [T, 3, H, W] in other colours, half of them inverted, half mirrored, and some flat cards before it."""
+    clip = clip[:, torch.randperm(3)]
+    if torch.rand(()) < 0.5:
+        clip = clip.flip(3)
+    if torch.rand(()) < 0.5:
+        clip = 1 - clip
+    size = torch.tensor(clip.shape[2:])
+    for _ in range(int(torch.randint(1, CARDS + 1, ()))):
+        high, wide = (size * (0.1 + 0.5 * torch.rand(2))).int().tolist()
+        y, x = (torch.rand(2) * (size - torch.tensor([high, wide]))).int().tolist()
+        colour = torch.where(
+            torch.rand(3) < 0.5, torch.randint(2, (3,)), torch.rand(3)
+        )  # white, black and pure ones too
+        clip[:, :, y : y + high, x : x + wide] = colour.to(clip).view(3, 1, 1)
+    return clip
 
 
 class Pairs:
     """Pieces of clips as latents, with the pixels that they stand for; of the near clips alone, where the latents have no
-    others. Whole pictures: in a crop, the decoder's padding stands where the picture goes on."""
+    others. Whole pictures: in a crop, the decoder's padding stands where the picture goes on. ae: encodes the share of them
+    that is recoloured; without it, none is."""
 
-    def __init__(self, latents: np.ndarray, pool: np.ndarray, device: str):
-        self.latents, self.pool, self.device = latents, pool, device
+    def __init__(self, latents: np.ndarray, pool: np.ndarray, device: str, ae: Taehv | None = None):
+        self.latents, self.pool, self.device, self.ae = latents, pool, device, ae
         near, far = NEAR // 4, latents.shape[1] - NEAR // 4
         self.firsts = [*range(near - LENGTH + 1), *range(near, near + far - LENGTH + 1)]
         self.trained = torch.tensor(trained(min(len(latents), len(pool))))
@@ -51,10 +73,18 @@ class Pairs:
         for i in self.trained[torch.randint(len(self.trained), (size,))].tolist():
             first = self.firsts[int(torch.randint(len(self.firsts), ()))]
             frame = 4 * first + (WARM if first >= NEAR // 4 else 0)  # the far clip's pixels have so many in front
-            made.append(torch.from_numpy(self.latents[i, first : first + LENGTH].astype(np.float32)))
-            kept.append(torch.from_numpy(self.pool[i, frame : frame + 4 * LENGTH].copy()))
-        frames = torch.stack(kept).to(self.device).permute(0, 1, 4, 2, 3).float() / 255
-        return torch.stack(made).to(self.device), frames
+            before = min(frame, WARM)  # frames that warm the encoder's memory
+            clip = torch.from_numpy(self.pool[i, frame - before : frame + 4 * LENGTH].copy()).to(self.device)
+            clip = clip.permute(0, 3, 1, 2).float() / 255
+            if self.ae is not None and torch.rand(()) < RECOLOURED:
+                clip = recoloured(clip)
+                made.append(encode_clip(self.ae, clip[None])[0, before // 4 :])
+            else:
+                made.append(
+                    torch.from_numpy(self.latents[i, first : first + LENGTH].astype(np.float32)).to(self.device)
+                )
+            kept.append(clip[before:])
+        return torch.stack(made), torch.stack(kept)
 
 
 def soft(frames: Tensor) -> Tensor:
@@ -77,9 +107,9 @@ def main() -> None:
     team = Team(args.workers)
     encoded = encode_pool(args.instances, args.use, args.device, team)
     redone = student_latents(encoded, args.device, team)
-    rendered, redrawn = (Pairs(kind, pool, args.device) for kind in (encoded, redone))
-    torch.manual_seed(0)
     ae: Taehv = trained_autoencoder(plain=True).to(args.device)
+    rendered, redrawn = Pairs(encoded, pool, args.device, ae), Pairs(redone, pool, args.device)
+    torch.manual_seed(0)
     decoder, judge = ae.decoder.train(), Discriminator().to(args.device)
     muon = FilterMuon([p for p in decoder.parameters() if p.ndim == 4], lr=PEAK)
     adam = torch.optim.AdamW([p for p in decoder.parameters() if p.ndim != 4], lr=PEAK, betas=(0.9, 0.99))

@@ -48,8 +48,8 @@ class Teacher:
     before it. These are the teacher and its young self (refine.py puts another before them), each with its own keys and
     values of the student's chunks."""
 
-    def __init__(self, *models: Wan, guidance: float = GUIDANCE):
-        self.models, self.guidance = models, guidance
+    def __init__(self, *models: Wan, guidance: float | Tensor = GUIDANCE):
+        self.models, self.guidance = models, guidance  # or one for each place of a chunk, broadcast
         for model in models:
             model.eval().requires_grad_(False)
         self.kept: list[list[KV]] = []
@@ -60,7 +60,7 @@ class Teacher:
 
     @torch.no_grad()
     def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
-        guided = sigma < GUIDED_BELOW and self.guidance != 0
+        guided = sigma < GUIDED_BELOW and bool(torch.as_tensor(self.guidance).any())
         made = [
             denoised(model, x, sigma, rope, contexts[i], [self.kept[j][i] for j in seen_by(c)])
             for i, model in enumerate(self.models if guided else self.models[:1])
@@ -96,10 +96,11 @@ def rollout_loss(
     substeps: int = SUBSTEPS,
     true: float = TRUE_SINKS,
     lose: Lose = nothing,
+    weight: Tensor | float = 1.0,
 ) -> Tensor:
     """Mean squared distance to the teacher's flows over one rollout of the batch's chunks [B, n, C, F, 2h, 2w]. substeps: of
     the teacher for one of the student; true: share of the sequences with true sinks; lose: what of a chunk and its number
-    later ones see."""
+    later ones see; weight: what of a chunk [B, C, F, 2h, 2w], broadcast, counts how much."""
     truth, text, starts = batch
     size, chunks, steps = len(truth), truth.shape[1], len(SCHEDULE.steps)
     fine = sigmas_of(substeps * steps)
@@ -120,7 +121,7 @@ def rollout_loss(
                 x0 = denoised(student, x, sigma, rope, context, past)
             if i in (early, late):
                 mean_flow = (x - euler(teacher, x, path, rope, teaching, c)) / (sigma - after)
-                total = total + ((x - x0) / sigma - mean_flow).square().mean()
+                total = total + (weight * ((x - x0) / sigma - mean_flow).square()).mean()
             x = renoised(x, x0.detach(), sigma, after)
         if c + 1 < chunks:
             made = lose(torch.where(true_sinks, truth[:, c], x) if c == 0 else x, c)

@@ -3,24 +3,26 @@
     python training/refine.py teacher --steps 7250 [--minutes 60] [--device cuda]
     python training/refine.py student --steps 1000 [--minutes 40]
 
-Four tenths of the teacher's beginnings are of the sea, whose sun or moon is a small thing in one place of many, three of the
-reef: the first chunks of far more clips than the pool has (beginnings.py), drawn to the truth. Every fourth step is of seas
-and hills that have lost in the chunks before what their sinks still show (astray.py). All else, the beginnings of other
+A third of the teacher's beginnings are of the sea, whose sun or moon is a small thing in one place of many, another of the
+reef: the first chunks of far more clips than the pool has (beginnings.py), drawn to the truth. Two of five steps are of seas
+and hills that have lost or spoilt in the chunks before what they should show (astray.py). All else, the beginnings of other
 scenes and every chunk of theirs with a past, is drawn to what the teacher did before (learning without forgetting, arXiv
 1606.09282): a target without the noise of flow matching, of which little is enough. In the sea the sky counts more, row by
-row and not by what is there, which would draw suns where none belong.
+row; its sun itself only where the past tells its place, for else that would draw suns where none belong.
 
 Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and sea, hills and reef are distilled from
 that teacher. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from
 the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the scene and variant lack of detail
-and motion, a target that begins where the student is. What both did before is in training/work/NAME-before.safetensors;
-remove these before another scene is refined.
+and motion, a target that begins where the student is. A third of the steps of both are of upright pictures. What both did
+before is in training/work/NAME-before.safetensors, and where upright pictures are to be as another one drew them, that is in
+NAME-upright.safetensors; remove these before another scene is refined.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,12 +30,14 @@ from torch import Tensor
 
 from everframe.export.wan import Block, Wan
 
-from astray import astray
+from astray import SKY, astray, sky_of
 from beginnings import Beginnings, later
+from clips import UPRIGHT, instance
 from common import autocast, evaluate_with, update
 from distill import GUIDANCE, TRUE_SINKS, Teacher, rollout_loss
 from latents import encode_pool, load_texts
-from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, nothing, seen_by
+from prompts import PROMPTS
+from rollout import CHUNKS, COLUMNS, KV, ROWS, SCHEDULE, Reader, Tables, nothing, seen_by
 from run import WORK, Ema, Run, load_part, progress_of
 from team import Team
 from transformer import JITTERED, Batches, held_out_loss, noised, optimisers, preview, random_timesteps, sequence_loss
@@ -43,9 +47,11 @@ PEAK = 6e-4
 REFINED = ("sea", "reef")  # scenes whose beginnings are learnt; those of the others stay
 CHECK = 200  # steps between two looks at clips that are not drawn here; with fewer --instances than before it knew them
 EARLY, EARLY_FROM = 0.45, 700.0  # share of the beginnings at timesteps where the picture is laid out, and from which on
-SKY, ABOVE, BELOW = 8, 3.0, 0.5  # rows of a sea's latent above the horizon, and what these and the others count
 KEEP = 4.0  # what chunks with a past count, which are to stay
 STAY = 3.0  # what the student's other scenes count beside those that it learns
+UPRIGHT_EVERY = 3  # rounds of steps, the last of which is of upright pictures
+REEF = 0.35  # share of the student's steps of other scenes that are of the reef
+SKY_GUIDANCE = 0.2  # of a sea's teacher above the horizon: with 0.9, as below, suns were bright and no discs
 # How much further than it was the student is guided: more where its pictures are too faint or too still, less (which costs
 # more detail than motion) where there is too much of both. In sea, hills and reef, how much further than by GUIDANCE.
 FURTHER = {
@@ -55,21 +61,12 @@ FURTHER = {
     ("hills", "morning"): -0.1,
     ("hills", "midday"): -0.1,
     ("hills", "autumn"): 0.0,
-    ("lava", "red"): 0.0,
-    ("lava", "blue"): -0.4,
-    ("lava", "green"): -0.3,
-    ("city", "night"): 0.0,
+    ("city", "night"): -0.1,
     ("city", "neon"): -0.1,
-    ("city", "dusk"): -0.3,
+    ("city", "dusk"): -0.1,
     ("snow", "night"): 0.2,
-    ("snow", "dusk"): 0.0,
-    ("snow", "day"): 0.0,
-    ("aurora", "green"): -0.2,
-    ("aurora", "violet"): -0.2,
-    ("aurora", "rose"): 0.0,
-    ("fire", "orange"): -0.1,
-    ("fire", "blue"): 0.3,
-    ("fire", "red"): -0.2,
+    ("snow", "dusk"): 0.2,
+    ("snow", "day"): 0.2,
     ("reef", "turquoise"): 0.5,
     ("reef", "deep"): 0.7,
     ("reef", "lagoon"): 0.6,
@@ -83,11 +80,16 @@ def early_timesteps(n: int, device: str) -> Tensor:
     return torch.where(torch.rand(n, device=device) < EARLY, above, random_timesteps(n, device))
 
 
-def sky_of(like: Tensor) -> Tensor:
-    """What the rows of a sea's latent [.., 2h, 2w] count."""
-    weight = torch.full((like.shape[-2], 1), BELOW, device=like.device)
-    weight[:SKY] = ABOVE
-    return weight
+def further(one: tuple[str, str]) -> float:
+    return FURTHER.get(one, 0.0)
+
+
+def guidance_of(one: tuple[str, str], like: Tensor) -> Tensor:
+    """How far the teacher is moved from its young self in the rows of a chunk [.., 2h, 2w]. [2h, 1]"""
+    guidance = torch.full((like.shape[-2], 1), GUIDANCE + further(one), device=like.device)
+    if one[0] == "sea":
+        guidance[: round(SKY * len(guidance))] = SKY_GUIDANCE
+    return guidance
 
 
 def beginning_loss(model: Wan, before: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[str]]) -> Tensor:
@@ -135,13 +137,45 @@ def keeping_loss(model: Wan, before: Wan, tables: Tables, batch: tuple[Tensor, T
     return torch.stack(losses).mean()
 
 
-def as_it_was(name: str, team: Team) -> Wan:
-    """The weights of a run before their first step here, kept in training/work for the sessions that follow."""
+@dataclass(frozen=True)
+class Place:
+    """Pictures of one geometry: what is drawn of them, and the positions in them."""
+
+    name: str  # "" or "upright"
+    tables: Tables
+    beginnings: Beginnings
+    lost: Batches
+    batches: Batches
+
+
+def places(args: argparse.Namespace, team: Team) -> list[Place]:
+    """Wide, and upright, of which there are less."""
+    made, texts = [], load_texts()
+    for portrait, share, whole in ((False, args.share, args.instances), (True, args.share / 4, args.portrait)):
+        beginnings = Beginnings(texts, args.device, team, share, portrait)
+        lost = later(texts, args.device, team, share, portrait)
+        latents = encode_pool(whole, whole, args.device, team, portrait)
+        shown = [instance(UPRIGHT + i) for i in range(whole)] if portrait else []
+        size = (COLUMNS, ROWS) if portrait else (ROWS, COLUMNS)
+        tables, batches = Tables(args.device, size=size), Batches(latents, texts, args.device, shown=shown)
+        made.append(Place("upright" * portrait, tables, beginnings, lost, batches))
+    return made
+
+
+def of_step(step: int, kinds: tuple[str, ...]) -> tuple[str, int]:
+    """What a step is of, and which of the places."""
+    return kinds[step % len(kinds)], int(step // len(kinds) % UPRIGHT_EVERY == UPRIGHT_EVERY - 1)
+
+
+def as_it_was(name: str, team: Team, place: Place) -> Wan:
+    """The weights of a run before their first step here, kept in training/work for the sessions that follow; or those that
+    are there for this place."""
     file, model = WORK / f"{name}-before.safetensors", trained_transformer(name)
     if team.first and not file.exists():
         save_file(model.state_dict(), file)
     team.wait()
-    model.load_state_dict(load_file(file))
+    own = WORK / f"{name}-{place.name}.safetensors"
+    model.load_state_dict(load_file(own if own.exists() else file))
     return model.eval().requires_grad_(False)
 
 
@@ -150,75 +184,79 @@ def moved_student(before: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict
     return {k: v + (teacher[k] - before[k]) for k, v in load_part("distill", "model").items()}
 
 
-def refine_teacher(
-    args: argparse.Namespace, team: Team, beginnings: Beginnings, lost: Batches, batches: Batches
-) -> None:
-    before = as_it_was("transformer", team).to(args.device)
+def refine_teacher(args: argparse.Namespace, team: Team, drawn: list[Place]) -> None:
+    befores = [as_it_was("transformer", team, place).to(args.device) for place in drawn]
     model = trained_transformer("transformer").to(args.device)
     muon, adam = optimisers(model)
     ema = Ema(model, 0.998)
     parts = {"model": model, "muon": muon, "adam": adam, "ema": ema}
     run = Run("transformer", parts, {"model": ema}, args.steps, args.minutes, team)
-    tables = Tables(args.device)
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=100):
-        kind = ("beginnings", "astray", "beginnings", "kept")[step % 4]
+        kind, at = of_step(step, ("beginnings", "astray", "beginnings", "astray", "kept"))
+        place, before = drawn[at], befores[at]
         with autocast(args.device):
             if kind == "kept":
-                loss = KEEP * keeping_loss(model, before, tables, batches.draw(1, one_of(batches, but=("sea",))))
+                some = place.batches.draw(1, one_of(place.batches, but=("sea",)))
+                loss = KEEP * keeping_loss(model, before, place.tables, some)
             elif kind == "astray":
-                drawn, lose, (scene, _) = astray(lost)
-                weight = sky_of(drawn[0]) if scene == "sea" else 1.0
-                loss = sequence_loss(model, tables, drawn, False, weight, lose).mean()
+                one = astray(place.lost)
+                loss = sequence_loss(model, place.tables, one.drawn, False, one.weight, one.lose).mean()
             else:
-                loss = beginning_loss(model, before, tables, beginnings.draw(args.batch))
+                loss = beginning_loss(model, before, place.tables, place.beginnings.draw(args.batch))
         update(loss, model, [muon, adam], team)
         ema.update(step)
-        if step % 48 >= 45:
-            run.log(**{kind: round(float(loss.detach()), 5)})
+        if step % 50 >= 45:
+            run.log(**{f"{place.name} {kind}".strip(): round(float(loss.detach()), 5)})
         if step % CHECK == CHECK - 1 and team.first:
-            evaluate_with(ema, model, lambda: run.log(held_out=held_out_loss(model, tables, batches)))
+            evaluate_with(ema, model, lambda: run.log(held_out=held_out_loss(model, drawn[0].tables, drawn[0].batches)))
 
 
-def refine_student(
-    args: argparse.Namespace, team: Team, beginnings: Beginnings, lost: Batches, batches: Batches
-) -> None:
+def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> None:
     if not (WORK / "transformer-before.safetensors").exists():
         raise SystemExit(f"{WORK}: no transformer-before.safetensors, what the teacher was before `refine.py teacher`")
-    of, tables = progress_of("transformer"), Tables(args.device)
+    of = progress_of("transformer")
     young = trained_transformer("young").to(args.device)
-    student_was, teacher_was = (as_it_was(name, team) for name in ("distill", "transformer"))
+    was = [[as_it_was(name, team, place).to(args.device) for name in ("distill", "transformer")] for place in drawn]
     student, teacher = (trained_transformer(name) for name in ("distill", "transformer"))
     if progress_of("distill", of) == 0:
-        student.load_state_dict(moved_student(teacher_was.state_dict(), teacher.state_dict()))
+        before = load_file(WORK / "transformer-before.safetensors")
+        student.load_state_dict(moved_student(before, teacher.state_dict()))
     own = Teacher(teacher.to(args.device), young)
-    others = Teacher(student_was.to(args.device), teacher_was.to(args.device), young)
+    others = [Teacher(*both, young) for both in was]
     student.to(args.device)
     muon, adam = optimisers(student)
     ema = Ema(student, 0.99)
     parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
     run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=of)
     for step in run.count([(muon, args.peak / 2), (adam, args.peak / 2)], warmup=50):
-        kind = ("beginnings", "others", "astray", "others")[step % 4]
+        kind, at = of_step(step, ("beginnings", "others", "astray", "others"))
+        place, tables = drawn[at], drawn[at].tables
         with autocast(args.device):
             if kind == "others":
-                one = one_of(batches, but=("sea", "hills"))
-                others.guidance, own.guidance = FURTHER[one], GUIDANCE + FURTHER[one]
+                one = one_of(place.batches, but=("sea", "hills"))
+                if torch.rand(()) < REEF:
+                    one = one_of(place.batches, but=tuple(scene for scene in PROMPTS if scene != "reef"))
+                some = place.batches.draw(1, one)
+                others[at].guidance, own.guidance = further(one), guidance_of(one, some[0])
                 if one[0] in REFINED:
-                    loss = rollout_loss(student, own, tables, batches.draw(1, one))
+                    loss = rollout_loss(student, own, tables, some)
                 else:
-                    loss = STAY * rollout_loss(student, others, tables, batches.draw(1, one), 1)
+                    loss = STAY * rollout_loss(student, others[at], tables, some, 1)
             elif kind == "astray":
-                drawn, lose, one = astray(lost)
-                own.guidance = GUIDANCE + FURTHER[one]
-                loss = rollout_loss(student, own, tables, drawn, true=TRUE_SINKS if lose is nothing else 1.0, lose=lose)
+                lost = astray(place.lost)
+                own.guidance, true = guidance_of(lost.kind, lost.weight), TRUE_SINKS if lost.lose is nothing else 1.0
+                loss = rollout_loss(student, own, tables, lost.drawn, true=true, lose=lost.lose, weight=lost.weight)
             else:
-                own.guidance = GUIDANCE
-                loss = rollout_loss(student, own, tables, alone(beginnings.draw(args.batch // 2, REFINED)))
+                some = place.beginnings.draw(args.batch // 2, REFINED)
+                each = [guidance_of((scene, next(iter(PROMPTS[scene]))), some[0]) for scene in some[2]]
+                own.guidance = torch.stack(each)[:, None, None]
+                loss = rollout_loss(student, own, tables, alone(some))
         update(loss, student, [muon, adam], team)
         ema.update(step)
         if step % 32 >= 28:
-            run.log(**{kind: round(float(loss.detach()), 5)})
-    evaluate_with(ema, student, lambda: preview(run, student, tables, batches, len(SCHEDULE.steps)))
+            run.log(**{f"{place.name} {kind}".strip(): round(float(loss.detach()), 5)})
+    wide = drawn[0]
+    evaluate_with(ema, student, lambda: preview(run, student, wide.tables, wide.batches, len(SCHEDULE.steps)))
 
 
 def one_of(batches: Batches, but: tuple[str, ...]) -> tuple[str, str]:
@@ -242,18 +280,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="of this session")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--instances", type=int, default=240, help="whole clips, which have to be rendered")
+    parser.add_argument("--portrait", type=int, default=72, help="whole clips that stand upright, likewise")
     parser.add_argument("--share", type=float, default=1.0, help="of the beginnings that could be rendered")
     parser.add_argument("--batch", type=int, default=16, help="beginnings a step of each worker")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peak", type=float, default=PEAK)
     args = parser.parse_args()
-    team, texts = Team(args.workers), load_texts()
+    team = Team(args.workers)
     torch.manual_seed(0)
-    beginnings, lost = Beginnings(texts, args.device, team, args.share), later(texts, args.device, team, args.share)
-    batches = Batches(encode_pool(args.instances, args.instances, args.device, team), texts, args.device)
+    drawn = places(args, team)
     torch._dynamo.config.recompile_limit = 32  # sizes and sorts of calls are more than its eight
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
-    {"teacher": refine_teacher, "student": refine_student}[args.whom](args, team, beginnings, lost, batches)
+    {"teacher": refine_teacher, "student": refine_student}[args.whom](args, team, drawn)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from wishes import COLOURS, Wish
 
 FPS = 16
 PLAIN = Wish()
+SUN = 0.055  # a sun's radius, in heights of the picture
 CLOUDS = {"": 0.0, "clear": 2.5, "cloudy": -1.3}  # added to the level above which the noise is a cloud
 Painter = Callable[[Tensor], Tensor]  # times [T] in seconds -> [T, H, W, 3]
 
@@ -58,9 +59,7 @@ def sea(c: Canvas, variant: str, wish: Wish) -> Painter:
     def paint(t: Tensor) -> Tensor:
         s = seconds(t)
         sun = torch.hypot(c.x - sun_x, c.y - sun_y)  # [1, H, W]
-        image = mix(
-            sky(c, top, low, horizon), rgb(light), (torch.exp(-sun * 5) * 0.6 + (sun < 0.055) * 0.9).clamp(0, 1)
-        )
+        image = mix(sky(c, top, low, horizon), rgb(light), (torch.exp(-sun * 5) * 0.6 + (sun < SUN) * 0.9).clamp(0, 1))
         cloud = ramp(cover, cover + 1.4, clouds(c.x * 0.28 + s * drift, c.y * 0.9 + s * 0.004))
         image = mix(image, rgb(low) * 0.55 + rgb(light) * 0.4, cloud * 0.75)
         depth = 1 / (c.y - horizon).clamp(min=0.012)  # perspective: far rows are compressed

@@ -57,15 +57,16 @@ stage(transformer, 4, "--use", "6")
 stage(distill, 1, "--use", "6")  # of a newer teacher: its steps begin anew, its weights are those of the one before
 stage(decoder, 2, "--use", "6")
 import astray, beginnings, refine
-clips.fill(24, 0, 1)  # one of every scene and variant: sea and hills, reef, and others
-wordings += [p for i in range(24) for p in clips.instance(i).wordings]
-astray.REACH, astray.GROUND = 1, 3  # of pictures so small
+for portrait in (False, True):  # one of every scene and variant: sea and hills, reef, and others
+    clips.fill(24, 0, 1, portrait)
+    wordings += [p for i in range(24) for p in clips.instance(i + 24 * portrait).wordings]
+    for each in (beginnings.EACH, beginnings.LATER):
+        wordings += [p for one in beginnings.listed(each, 0.01, portrait) for p in one.wordings]
+astray.REACH = 1  # of pictures so small
 refine.CHECK = 2
-for each in (beginnings.EACH, beginnings.LATER):
-    wordings += [p for one in beginnings.listed(each, 0.01) for p in one.wordings]
 save_file({{p: torch.randn(5, 384).half() for p in wordings}}, run.WORK / "texts.safetensors")
-for whom, steps in (("teacher", 12), ("student", 3)):
-    sizes = ["--workers", "1", "--instances", "24", "--share", "0.01", "--batch", "4"]
+for whom, steps in (("teacher", 15), ("student", 12)):  # to the end of the first upright round
+    sizes = ["--workers", "1", "--instances", "24", "--portrait", "24", "--share", "0.01", "--batch", "4"]
     sys.argv = ["refine", whom, "--steps", str(steps), *sizes]
     refine.main()
 sys.argv = ["assemble", "--target", str(folder / "demo")]
@@ -102,7 +103,7 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
     assert {k.split(".")[0] for k in plain if not plain[k].equal(tuned[k])} == {"decoder"}
     with safe_open(tmp_path / "runs" / "distill.checkpoint.safetensors", "pt") as f:
         about = f.metadata()
-    assert (about["step"], about["of"]) == ("3", "12")
+    assert (about["step"], about["of"]) == ("12", "15")
     held_out = [row["held_out"] for row in logged(tmp_path, "transformer") if "held_out" in row]
     assert held_out
     assert all(0 < loss < 10 for losses in held_out for loss in losses.values())
