@@ -120,6 +120,11 @@ class Clips:
         return torch.stack(out).permute(0, 1, 4, 2, 3).float() / 255
 
 
+def warm_and_cold(pixels: Tensor) -> Tensor:
+    """The mean of what `pixel_loss` says of every frame [B, T], the first of which had an empty memory."""
+    return torch.cat([COLD_WEIGHT * pixels[:, :COLD], pixels[:, COLD:]], 1).mean()
+
+
 def held_out_report(run: Run, ae: Taehv, pool: np.ndarray, device: str, length: int = 24, warm: int = 8) -> None:
     """Log what reconstruct.py says of the clips held out, and draw some of them."""
     made: dict[str, list[np.ndarray]] = {}
@@ -178,8 +183,7 @@ def main() -> None:
             latent, _ = model.encode(true)
             out, _ = model.ae.decode(latent + 0.06 * torch.randn_like(latent))
         out = out.float()
-        pixels = pixel_loss(out, true)
-        pixels = torch.cat([COLD_WEIGHT * pixels[:, :COLD], pixels[:, COLD:]], 1).mean()
+        pixels = warm_and_cold(pixel_loss(out, true))
         return pixels, texture_loss(out[:, COLD:], true[:, COLD:]), motion_loss(out[:, COLD:], true[:, COLD:])
 
     totals, counted = torch.zeros(3, device=args.device), 0

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from everframe.export.taehv import Taehv
 
-from autoencoder import MOTION, TEXTURE, held_out_report
+from autoencoder import COLD, MOTION, TEXTURE, held_out_report, warm_and_cold
 from clips import NEAR, WARM, load_pool, trained
 from common import FilterMuon, autocast, evaluate_with
 from discriminator import Discriminator, adversarial_loss, discriminator_loss, matching_loss
@@ -31,8 +31,8 @@ from run import Ema, Run, progress_of
 from team import Team
 from weights import trained_autoencoder
 
-STEPS, PEAK, DISCRIMINATOR_PEAK = 2_000, 3e-4, 6e-4
-LENGTH = 3  # latent frames of a piece; the first only warms the memory
+STEPS, PEAK, DISCRIMINATOR_PEAK = 2_400, 3e-4, 6e-4
+LENGTH = 3  # latent frames of a piece; of the first, only pixels are compared, and count less: its memory is empty
 ADVERSARIAL, MATCHING = 0.03, 0.02
 CALM = 150  # steps in which the discriminator learns alone
 RECOLOURED, CARDS = 1 / 3, 3  # share of the clips as they were rendered; of these, how many cards there are at most
@@ -128,7 +128,7 @@ def main() -> None:
     def decode(latents: Tensor) -> Tensor:
         with autocast(args.device):
             out, _ = ae.decode(latents)
-        return out.float()[:, 4:]
+        return out.float()
 
     def report() -> None:
         held_out_report(run, ae, pool, args.device)
@@ -137,8 +137,8 @@ def main() -> None:
     for step in run.count([(muon, PEAK), (adam, PEAK), (against, DISCRIMINATOR_PEAK)], warmup=50):
         pairs = redrawn if step % 2 else rendered
         latents, frames = pairs.draw(args.batch)
-        true = frames[:, 4:]
-        out = decode(latents + 0.03 * torch.randn_like(latents))
+        whole = decode(latents + 0.03 * torch.randn_like(latents))
+        out, true = whole[:, COLD:], frames[:, COLD:]
         calm = min(1.0, max(0.0, (step - CALM) / CALM))
 
         said = discriminator_loss(judge(true), judge(out.detach()))
@@ -150,8 +150,8 @@ def main() -> None:
         judge.requires_grad_(False)
         features = judge(out)
         verdict = adversarial_loss(features)
-        pixels = [soft(v) for v in (out, true)] if pairs is redrawn else [out, true]
-        parts = [pixel_loss(*pixels).mean(), TEXTURE * texture_loss(out, true), MOTION * motion_loss(out, true)]
+        shown = [soft(v) for v in (whole, frames)] if pairs is redrawn else [whole, frames]
+        parts = [warm_and_cold(pixel_loss(*shown)), TEXTURE * texture_loss(out, true), MOTION * motion_loss(out, true)]
         match = matching_loss(features, judge(true))
         loss = sum(parts, calm * (ADVERSARIAL * verdict + MATCHING * match))
         muon.zero_grad()
