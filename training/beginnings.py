@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brushes import Texture
 from clips import SHOWN, Instance, drawn_far, frame_indices, size_of
 from latents import PER_CLIP, encode_near_and_far, fill
 from prompts import PROMPTS
 from rollout import CHUNK
 from run import WORK, progress_of
-from scenes import PLAIN, canvas, render, sun_of, wind_of
+from scenes import PLAIN, canvas, cover_of, render, sun_of
 from settings import AUTOENCODER
 from team import Team
 from transformer import Batches
@@ -57,11 +56,7 @@ def seeds(scene: str, variant: str, count: int, portrait: bool = False) -> list[
             return True
         of = canvas(scene, variant, seed, height, width)
         _, across, _ = sun_of(of)
-        if abs(across - width / height / 2) >= MIDDLE:
-            return False
-        for _ in range(3):  # clouds and waves
-            Texture.drawn(of.rng)
-        return wind_of(of)[-1] >= OPEN
+        return abs(across - width / height / 2) < MIDDLE and cover_of(of) >= OPEN
 
     return list(itertools.islice(filter(taken, itertools.count(FIRST)), count))
 

@@ -229,7 +229,7 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
     parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
     run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=of)
     for step in run.count([(muon, args.peak / 2), (adam, args.peak / 2)], warmup=50):
-        kind, at = of_step(step, ("beginnings", "others", "astray", "others"))
+        kind, at = of_step(step, ("beginnings", "others", "astray"))
         place, tables = drawn[at], drawn[at].tables
         with autocast(args.device):
             if kind == "others":
@@ -253,7 +253,7 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
                 loss = rollout_loss(student, own, tables, alone(some))
         update(loss, student, [muon, adam], team)
         ema.update(step)
-        if step % 32 >= 28:
+        if step % 42 >= 39:
             run.log(**{f"{place.name} {kind}".strip(): round(float(loss.detach()), 5)})
     wide = drawn[0]
     evaluate_with(ema, student, lambda: preview(run, student, wide.tables, wide.batches, len(SCHEDULE.steps)))

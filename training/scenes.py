@@ -41,6 +41,13 @@ def wind_of(c: Canvas) -> tuple[float, float, float]:
     return c.uniform(0.04, 0.07), c.uniform(0.30, 0.42), c.uniform(0.1, 0.6)
 
 
+def cover_of(c: Canvas) -> float:
+    """That level, of a sea whose sun was drawn and that need not be painted."""
+    for _ in range(3):  # its textures, in between
+        Texture.drawn(c.rng)
+    return wind_of(c)[-1]
+
+
 def sea(c: Canvas, variant: str, wish: Wish) -> Painter:
     top, low, water, deep, light = {
         "sunset": ("#3b2a6b", "#ff9a4a", "#c8643c", "#2a1a48", "#fff0b0"),
