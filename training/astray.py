@@ -2,14 +2,16 @@
 
 A true past never teaches that: the chunks before agree with the sinks, and are nearer. So a sea loses its sun, and hills
 their ground to that of others, from some chunk on, in what later chunks see; what they should be is the truth. Or a sea's
-sun is faint, in pieces, or a little aside, from the first chunk on as often as later: what should follow is whole and round,
-for what a stream has drawn badly in its first chunk stays in its sinks.
+sun is faint, in pieces, or one of two or three, from the first chunk on as often as later, or in that alone: what should
+follow is the strongest of them, whole and round, for what a stream has drawn badly in its first chunk stays in its sinks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +27,11 @@ SKY = 4 / 9  # of a sea's height: above its horizon
 WHOLE = 0.3  # share of the sequences that lose nothing
 FADED = 0.5  # how much of its sun a sea loses at least
 SPOILT = 0.6  # share of the seas that lose something whose sun is spoilt, not covered
-FAINT, PIECES = (0.2, 1.2), 0.6  # how strong a spoilt sun is, and how far its cells' strengths are apart at most
+FAINT, PIECES = (0.3, 1.1), 0.6  # how strong a spoilt sun is, and how far its cells' strengths are apart at most
+AGAIN, WEAKER = 0.5, (0.3, 0.85)  # chance of another beside it, and how strong that is of its own strength
 ABOVE, BELOW, DISC = 2.0, 0.5, 8.0  # what a sea's sky, its water and its sun count
+
+Sun = tuple[tuple[int, int], Tensor]  # where one stands beside its place, rows and columns; how strong its cells are
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ def around(one: Instance, chunk: Tensor, reach: int) -> tuple[Tensor, Tensor]:
 
 
 def disc_reach(chunk: Tensor) -> int:
-    """Cells from a sun's own to the last that its disc may touch."""
-    return round(SUN * chunk.shape[-2] + 1)
+    """Cells from a sun's own to the last that is spoilt: one more than its disc may touch."""
+    return round(SUN * chunk.shape[-2] + 2)
 
 
 def sky_of(like: Tensor) -> Tensor:
@@ -79,15 +84,30 @@ def without_sun(chunk: Tensor, one: Instance, aside: int, glitter: bool = False,
     return out
 
 
-def with_spoilt_sun(chunk: Tensor, one: Instance, aside: int, by: tuple[int, int], strength: Tensor) -> Tensor:
-    """A sea's sun [.., C, F, 2h, 2w], moved by so many rows and columns, each cell as strong over the sky that is so many
-    cells beside it as given [C, 1, n, n]."""
+def with_spoilt_sun(chunk: Tensor, one: Instance, aside: int, suns: Sequence[Sun]) -> Tensor:
+    """In place of a sea's sun [.., C, F, 2h, 2w] some like it, each moved by so many rows and columns, its cells as strong
+    over the sky that is so many cells beside it as given [C, 1, n, n]."""
     rows, columns = around(one, chunk, disc_reach(chunk))
     beside = chunk[..., rows, (columns + aside) % chunk.shape[-1]]
-    moved = chunk.roll(by, (-2, -1))[..., rows, columns]
+    drawn = beside.clone()
+    for by, strength in suns:
+        moved = chunk.roll(by, (-2, -1))[..., rows, columns]
+        drawn += strength[..., : len(rows), : len(columns)].to(chunk) * (moved - beside)
     out = chunk.clone()
-    out[..., rows, columns] = beside + strength[..., : len(rows), : len(columns)] * (moved - beside)
+    out[..., rows, columns] = drawn
     return out
+
+
+def spoilt_suns(rng: np.random.Generator, channels: int, side: int) -> list[Sun]:
+    """Its own, a cell aside at most, and after it weaker ones."""
+    strength, suns, reach = float(rng.uniform(*FAINT)), [], 1
+    while True:
+        pieces = 1 + float(rng.uniform(0, PIECES)) * torch.randn(channels, 1, side, side)
+        by = int(rng.integers(-reach, reach + 1)), int(rng.integers(-reach, reach + 1))
+        suns.append((by, strength * pieces))
+        if rng.random() >= AGAIN:
+            return suns
+        strength, reach = strength * float(rng.uniform(*WEAKER)), 3
 
 
 def with_ground(chunk: Tensor, other: Tensor) -> Tensor:
@@ -105,18 +125,16 @@ def astray(batches: Batches) -> Astray:
     aside, glitter = (2 * REACH + 1) * int(rng.choice((-1, 1))), bool(rng.random() < 0.5)
     share, spoilt = float(rng.uniform(FADED, 1.0)), one.scene == "sea" and bool(rng.random() < SPOILT)
     lost_from = int(rng.integers(1, CHUNKS - 1))
-    if spoilt and rng.random() < 0.5:
-        lost_from = 0  # the sinks too
-    side = 2 * disc_reach(truth) + 1
-    pieces = 1 + float(rng.uniform(0, PIECES)) * torch.randn(truth.shape[1], 1, side, side)
-    strength = (float(rng.uniform(*FAINT)) * pieces).to(truth)
-    by = int(rng.integers(-1, 2)), int(rng.integers(-1, 2))
+    lost_to = CHUNKS
+    if spoilt and rng.random() < 0.6:  # the sinks too, or them alone
+        lost_from, lost_to = 0, 1 if rng.random() < 0.4 else CHUNKS
+    suns = spoilt_suns(rng, truth.shape[1], 2 * disc_reach(truth) + 1)
 
     def lose(chunk: Tensor, c: int) -> Tensor:
-        if c < lost_from:
+        if not lost_from <= c < lost_to:
             return chunk
         if spoilt:
-            return with_spoilt_sun(chunk, one, aside, by, strength)
+            return with_spoilt_sun(chunk, one, aside, suns)
         if one.scene == "sea":
             return without_sun(chunk, one, aside, glitter, share)
         return with_ground(chunk, other[None, c])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
-from astray import ABOVE, BELOW, CHUNKS, DISC, astray, with_ground, with_spoilt_sun, without_sun
+from astray import ABOVE, BELOW, CHUNKS, DISC, astray, spoilt_suns, with_ground, with_spoilt_sun, without_sun
 from beginnings import beginning, seeds
 from clips import NEAR, size_of
 from latents import PER_CLIP, encode_clip
@@ -65,25 +67,44 @@ def test_an_upright_sun_is_covered_too() -> None:
 
 
 def test_a_spoilt_sun_is_spoilt_where_its_disc_is_and_only_there() -> None:
+    whole = torch.ones(16, 1, 7, 7)
     for variant in ("sunset", "noon", "moonlit"):
         seed = seeds("sea", variant, 3)[2]
         one, chunk = beginning("sea", variant, seed), coded(variant, seed)
-        whole = torch.ones(16, 1, 5, 5)
-        assert with_spoilt_sun(chunk, one, 9, (0, 0), whole).sub(chunk).abs().max() < 1e-6
-        faint = disc(picture(with_spoilt_sun(chunk, one, 9, (0, 0), 0.1 * whole)))
-        assert faint is None or faint.area < 60
-        aside = disc(picture(with_spoilt_sun(chunk, one, 9, (0, 1), whole)))
         clean = disc(picture(chunk))
         assert clean is not None
+        assert with_spoilt_sun(chunk, one, 9, [((0, 0), whole)]).sub(chunk).abs().max() < 1e-5
+        aside = disc(picture(with_spoilt_sun(chunk, one, 9, [((0, 1), whole)])))
         if aside is not None:
-            assert 4 < aside.columns.mean() - clean.columns.mean() < 10  # pixels: a cell to the right
-        changed = (with_spoilt_sun(chunk, one, 9, (1, -1), 0.5 * whole) != chunk).any(0).any(0)
+            assert 4 < aside.columns.mean() - clean.columns.mean() < 12  # pixels: a cell to the right
+        y, x = int(clean.rows.mean()), int(clean.columns.mean())
+        faint = with_spoilt_sun(chunk, one, 9, [((0, 0), 0.1 * whole)])
+        there, before = (picture(c)[y - 2 : y + 3, x - 2 : x + 3].mean() for c in (faint, chunk))
+        assert there < before - 20  # grey levels
+        two = with_spoilt_sun(chunk, one, 9, [((0, 0), whole), ((0, 3), 0.8 * whole)])
+        there, before = (picture(c)[y - 2 : y + 3, x + 22 : x + 27].mean() for c in (two, chunk))
+        assert there > before + 8  # grey levels: another stands three cells to the right
+        changed = (two != chunk).any(0).any(0)
         rows, columns = (torch.nonzero(changed.any(i)).flatten() for i in (1, 0))
-        assert len(rows) <= 5
-        assert len(columns) <= 5
+        assert len(rows) <= 7
+        assert len(columns) <= 7
         _, across, down = sun_of(canvas("sea", variant, seed))
         assert rows.float().mean().sub(down * 18 - 0.5).abs() < 1
         assert columns.float().mean().sub(across * 18 - 0.5).abs() < 1
+
+
+def test_its_own_sun_is_the_strongest_and_the_nearest() -> None:
+    rng, counts = np.random.default_rng(2), []
+    torch.manual_seed(2)
+    for _ in range(200):
+        suns = spoilt_suns(rng, 16, 7)
+        strengths = [float(strength.mean()) for _, strength in suns]
+        assert suns[0][1].shape == (16, 1, 7, 7)
+        assert max(map(abs, suns[0][0])) <= 1
+        assert all(later < 1.1 * before for before, later in itertools.pairwise(strengths))
+        counts.append(len(suns))
+    assert {1, 2, 3} <= set(counts)
+    assert 80 < counts.count(1) < 120
 
 
 def test_ground_is_of_the_other_and_the_sky_is_not() -> None:
@@ -117,15 +138,15 @@ def test_what_is_lost_stays_so_and_sinks_are_at_most_spoilt() -> None:
         after = latents[row, 3:15] if starts[1][0] == 3 else latents[row, NEAR // 4 :]
         assert truth[0, 1:].transpose(1, 2).flatten(0, 1).equal(torch.from_numpy(after).float())
         lost = [int((it.lose(truth[:, c], c) != truth[:, c]).any(1).any(1).sum()) for c in range(CHUNKS)]
-        assert lost[0] <= 25  # cells: of sinks at most what is around the disc
+        assert lost[0] <= 49  # cells: of sinks at most what is around the disc
         there = [cells > 0 for cells in lost]
-        assert there == sorted(there)
+        assert there == sorted(there) or there == [True, False, False, False, False]
         losses[scene].append(sum(there))
         if scene == "hills":
             assert it.weight.unique().tolist() == [1]
             assert there[0] is False
         else:
             assert set(it.weight.unique().tolist()) <= {BELOW, ABOVE, DISC}
-            assert (it.weight == DISC).sum() <= 25
-    assert set(losses["sea"]) == {0, 2, 3, 4, 5}
+            assert (it.weight == DISC).sum() <= 49
+    assert set(losses["sea"]) == {0, 1, 2, 3, 4, 5}
     assert set(losses["hills"]) == {0, 2, 3, 4}
