@@ -37,7 +37,7 @@ Sun = tuple[tuple[int, int], Tensor]  # where one stands beside its place, rows 
 @dataclass(frozen=True)
 class Astray:
     """A sequence, as Batches.draw makes them; its scene and variant; what later chunks see of a chunk; and what counts how
-    much [2h, 2w] where what they see tells where the sun is."""
+    much [2h, 2w]."""
 
     drawn: tuple[Tensor, Tensor, list[list[int]]]
     kind: tuple[str, str]
@@ -86,16 +86,24 @@ def without_sun(chunk: Tensor, one: Instance, aside: int, glitter: bool = False,
 
 def with_spoilt_sun(chunk: Tensor, one: Instance, aside: int, suns: Sequence[Sun]) -> Tensor:
     """In place of a sea's sun [.., C, F, 2h, 2w] some like it, each moved by so many rows and columns, its cells as strong
-    over the sky that is so many cells beside it as given [C, 1, n, n]."""
+    over the sky that is so many cells beside it as given [C, 1, n, n]. What is moved is what it adds to that sky."""
     rows, columns = around(one, chunk, disc_reach(chunk))
     beside = chunk[..., rows, (columns + aside) % chunk.shape[-1]]
+    sun = chunk[..., rows, columns] - beside
     drawn = beside.clone()
-    for by, strength in suns:
-        moved = chunk.roll(by, (-2, -1))[..., rows, columns]
-        drawn += strength[..., : len(rows), : len(columns)].to(chunk) * (moved - beside)
+    for (down, right), strength in suns:
+        moved = torch.zeros_like(sun)
+        (to_rows, rows_of), (to_columns, columns_of) = shifted(len(rows), down), shifted(len(columns), right)
+        moved[..., to_rows, to_columns] = sun[..., rows_of, columns_of]
+        drawn += strength[..., : len(rows), : len(columns)].to(chunk) * moved
     out = chunk.clone()
     out[..., rows, columns] = drawn
     return out
+
+
+def shifted(n: int, by: int) -> tuple[slice, slice]:
+    """Of n places: where those go that stay inside when all are moved, and where they were."""
+    return slice(max(0, by), n + min(0, by)), slice(max(0, -by), n - max(0, by))
 
 
 def spoilt_suns(rng: np.random.Generator, channels: int, side: int) -> list[Sun]:
@@ -105,7 +113,7 @@ def spoilt_suns(rng: np.random.Generator, channels: int, side: int) -> list[Sun]
         pieces = 1 + float(rng.uniform(0, PIECES)) * torch.randn(channels, 1, side, side)
         by = int(rng.integers(-reach, reach + 1)), int(rng.integers(-reach, reach + 1))
         suns.append((by, strength * pieces))
-        if rng.random() >= AGAIN:
+        if len(suns) == 3 or rng.random() >= AGAIN:
             return suns
         strength, reach = strength * float(rng.uniform(*WEAKER)), 3
 

@@ -8,7 +8,8 @@ reef: the first chunks of far more clips than the pool has (beginnings.py), draw
 and hills that have lost or spoilt in the chunks before what they should show (astray.py). All else, the beginnings of other
 scenes and every chunk of theirs with a past, is drawn to what the teacher did before (learning without forgetting, arXiv
 1606.09282): a target without the noise of flow matching, of which little is enough. In the sea the sky counts more, row by
-row; its sun itself only where the past tells its place, for else that would draw suns where none belong.
+row; its sun itself in sequences whose past tells its place (their first chunk counts with them), for in beginnings that
+would draw suns where none belong.
 
 Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and sea, hills and reef are distilled from
 that teacher. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from
@@ -50,7 +51,7 @@ EARLY, EARLY_FROM = 0.45, 700.0  # share of the beginnings at timesteps where th
 KEEP = 4.0  # what chunks with a past count, which are to stay
 STAY = 3.0  # what the student's other scenes count beside those that it learns
 UPRIGHT_EVERY = 3  # rounds of steps, the last of which is of upright pictures
-REEF = 0.35  # share of the student's steps of other scenes that are of the reef
+REEF = 0.35  # chance that a step of the student's other scenes is of the reef, beside the reef's fair share of them
 SKY_GUIDANCE = 0.2  # of a sea's teacher above the horizon: with 0.9, as below, suns were bright and no discs
 # How much further than it was the student is guided: more where its pictures are too faint or too still, less (which costs
 # more detail than motion) where there is too much of both. In sea, hills and reef, how much further than by GUIDANCE.
@@ -286,6 +287,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peak", type=float, default=PEAK)
     args = parser.parse_args()
+    if min(args.instances, args.portrait) < 24:
+        parser.error("--instances, --portrait: fewer than 24 are not of every scene and variant")
     team = Team(args.workers)
     torch.manual_seed(0)
     drawn = places(args, team)

@@ -1,0 +1,38 @@
+"""Go only a part of the way: a run's averaged weights between those of an earlier checkpoint and its own.
+
+    python training/blend.py distill --before OLD.checkpoint.safetensors --share 0.3
+
+What both have learnt alike stays, what one has forgotten comes back in part (arXiv 2203.05482).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from run import compact_path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", help="of the run whose checkpoint in training/runs is replaced")
+    parser.add_argument("--before", type=Path, required=True)
+    parser.add_argument(
+        "--share", type=float, required=True, help="of the way from that one to the run's: 1 is the run's"
+    )
+    args = parser.parse_args()
+    path = compact_path(args.name)
+    with safe_open(path, "pt") as f:
+        about = f.metadata()
+    before, after = load_file(args.before), load_file(path)
+    blended = {k: before[k].float().lerp(v.float(), args.share).to(v.dtype).contiguous() for k, v in after.items()}
+    part = path.with_suffix(".part")
+    save_file(blended, part, about)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    main()
