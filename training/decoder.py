@@ -5,8 +5,8 @@
 The encoder is frozen, so the transformer's latents stay valid whatever is done here. The losses: pixels, texture and
 motion as before, the discriminator's features, and its verdict. Half of the clips are as the student ends them; of
 those, pixels are compared without their finest octaves. A third of the others has other colours, and cards of any colour
-over it, encoded as they are drawn: a decoder that saw these scenes alone drew a white wall as a grey one. What comes after
-takes the decoder that this makes.
+over it, encoded as they are drawn: a decoder that saw these scenes alone drew a flat red of 220 as 208. The first frame of
+a piece counts too, but less: like a stream's, it has an empty memory. What comes after takes the decoder that this makes.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ def recoloured(clip: Tensor) -> Tensor:
     for _ in range(int(torch.randint(1, CARDS + 1, ()))):
         high, wide = (size * (0.1 + 0.5 * torch.rand(2))).int().tolist()
         y, x = (torch.rand(2) * (size - torch.tensor([high, wide]))).int().tolist()
-        colour = torch.where(
-            torch.rand(3) < 0.5, torch.randint(2, (3,)), torch.rand(3)
-        )  # white, black and pure ones too
+        pure = torch.rand(3) < 0.5  # white and black among them
+        colour = torch.where(pure, torch.randint(2, (3,)), torch.rand(3))
         clip[:, :, y : y + high, x : x + wide] = colour.to(clip).view(3, 1, 1)
     return clip
 

@@ -33,15 +33,24 @@ from everframe.export.wan import Block, Wan
 
 from astray import SKY, astray, sky_of
 from beginnings import Beginnings, later
-from clips import UPRIGHT, instance
 from common import autocast, evaluate_with, update
 from distill import GUIDANCE, TRUE_SINKS, Teacher, rollout_loss
 from latents import encode_pool, load_texts
 from prompts import PROMPTS
-from rollout import CHUNKS, COLUMNS, KV, ROWS, SCHEDULE, Reader, Tables, nothing, seen_by
+from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, nothing, seen_by
 from run import WORK, Ema, Run, load_part, progress_of
 from team import Team
-from transformer import JITTERED, Batches, held_out_loss, noised, optimisers, preview, random_timesteps, sequence_loss
+from transformer import (
+    JITTERED,
+    Batches,
+    held_out_loss,
+    noised,
+    optimisers,
+    preview,
+    random_timesteps,
+    sequence_loss,
+    upright,
+)
 from weights import trained_transformer
 
 PEAK = 6e-4
@@ -151,14 +160,14 @@ class Place:
 
 def places(args: argparse.Namespace, team: Team) -> list[Place]:
     """Wide, and upright, of which there are less."""
-    made, texts = [], load_texts()
-    for portrait, share, whole in ((False, args.share, args.instances), (True, args.share / 4, args.portrait)):
+    texts = load_texts()
+    whole = encode_pool(args.instances, args.instances, args.device, team)
+    wide = Batches(whole, texts, args.device), Tables(args.device)
+    kinds = [wide, *upright(args.portrait, texts, args.device, team)]
+    made = []
+    for (batches, tables), share, portrait in zip(kinds, (args.share, args.share / 4), (False, True), strict=True):
         beginnings = Beginnings(texts, args.device, team, share, portrait)
         lost = later(texts, args.device, team, share, portrait)
-        latents = encode_pool(whole, whole, args.device, team, portrait)
-        shown = [instance(UPRIGHT + i) for i in range(whole)] if portrait else []
-        size = (COLUMNS, ROWS) if portrait else (ROWS, COLUMNS)
-        tables, batches = Tables(args.device, size=size), Batches(latents, texts, args.device, shown=shown)
         made.append(Place("upright" * portrait, tables, beginnings, lost, batches))
     return made
 
