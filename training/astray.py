@@ -18,9 +18,9 @@ from torch import Tensor
 from clips import Instance, size_of
 from rollout import CHUNKS, Lose, nothing
 from scenes import SUN, canvas, sun_of
+from settings import CELL
 from transformer import Batches
 
-CELL = 8  # pixels of a latent's side
 REACH = 4  # cells around the sun's own that are covered: its halo is wide
 GROUND = 4 / 9  # of the height, from which on a hilly picture is ground, or the haze in front of it
 SKY = 4 / 9  # of a sea's height: above its horizon

@@ -1,38 +1,45 @@
-"""Beginnings of many more clips than the pool has, of the scenes that need them, and seas whose sun stands in the middle.
+"""Beginnings of many more clips than the pool has, of the scenes that need them, chosen by what should be seen in them.
 
 What is missing in a stream's first chunk is missing for good. Of a clip only its first twelve frames are rendered and
-encoded, a tenth of the work. Seas are chosen: one sun somewhere over the whole horizon is what this teacher didn't learn,
-one near the middle it can (a few good pictures in place of many, as arXiv 2309.15807 tunes with). Of some of these the
-later chunks are here too.
+encoded, a tenth of the work. One sun somewhere over the whole horizon is what this teacher didn't learn, nor one anywhere
+near the middle (four of ten it drew in pieces or not at all); one in one place it can: a few good pictures in place of
+many, as arXiv 2309.15807 tunes with. So a sea's sun is a latent's cell from the middle at most, and of a reef's fish nearly
+all are in the picture, for of these a stream shows less than it learnt from. Of some seas and hills the later chunks are
+here too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from brushes import Canvas, Texture
 from clips import SHOWN, Instance, drawn_far, frame_indices, size_of
 from latents import PER_CLIP, encode_near_and_far, fill
 from prompts import PROMPTS
 from rollout import CHUNK
 from run import WORK, progress_of
-from scenes import PLAIN, canvas, cover_of, render, sun_of
-from settings import AUTOENCODER
+from scenes import FISH, PLAIN, SUN, along_reef, canvas, cover_of, life_of, render, sun_of
+from settings import AUTOENCODER, CELL
 from team import Team
 from transformer import Batches
 from weights import trained_autoencoder
 from wishes import draw
 
-FIRST = 1000  # seed: those up to 4999 are no pool's and no judge's
-MIDDLE = 0.15  # a chosen sea's sun is no further from the middle, in heights of the picture; of all, three in ten
+FIRST = 1000  # seed: those before are the pools', and these the judge's
+KEPT_FOR_OTHERS = range(5000, 10_000)
+LEVEL = 0.27  # of the height, counted from above: about there stands a chosen sea's sun
+ACROSS, DOWN = 1.0, 0.5  # cells of a latent that it is from there and from the middle, at most
 OPEN = 0.35  # and the level above which its noise is a cloud no lower; of all, a half
+SEEN = 6  # of seven fish, how many are in a chosen reef's first picture
 LATER = {"sea": 80, "hills": 40}  # of each variant whose later chunks are here too
-EACH = {"sea": 400, "reef": 700, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
+EACH = {"sea": 300, "reef": 500, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
 SHARE = {
     "sea": 0.35,
     "reef": 0.35,
@@ -47,18 +54,29 @@ ASKING = {"reef": 0.5}  # share of those that ask for something (wishes.py), of 
 ASKING_ELSE = 0.15
 
 
+def fish_of(c: Canvas) -> int:
+    """How many are in a reef's first picture, from nose to fin."""
+    for _ in range(2):  # its textures
+        Texture.drawn(c.rng)
+    _, _, (along, _, _, size, _) = life_of(c, FISH)
+    at = along_reef(c, along)
+    return int(((at > size) & (at < c.aspect - size)).sum())
+
+
 def seeds(scene: str, variant: str, count: int, portrait: bool = False) -> list[int]:
     """The first so many that are taken."""
     height, width = size_of(portrait)
 
     def taken(seed: int) -> bool:
-        if scene != "sea":
-            return True
         of = canvas(scene, variant, seed, height, width)
-        _, across, _ = sun_of(of)
-        return abs(across - width / height / 2) < MIDDLE and cover_of(of) >= OPEN
+        if scene == "sea":
+            _, across, down = sun_of(of)
+            aside, below = abs(across - of.aspect / 2) * height / CELL, abs(down - LEVEL) * height / CELL
+            return aside < ACROSS and below < DOWN and cover_of(of) >= OPEN
+        return scene != "reef" or portrait or fish_of(of) >= SEEN  # an upright one shows fewer
 
-    return list(itertools.islice(filter(taken, itertools.count(FIRST)), count))
+    free = (seed for seed in itertools.count(FIRST) if seed not in KEPT_FOR_OTHERS)
+    return list(itertools.islice(filter(taken, free), count))
 
 
 def beginning(scene: str, variant: str, seed: int) -> Instance:
@@ -67,6 +85,14 @@ def beginning(scene: str, variant: str, seed: int) -> Instance:
     asks = rng.random() < ASKING.get(scene, ASKING_ELSE)
     wish = draw(scene, variant, rng) if asks else PLAIN
     return Instance(scene, variant, seed, drawn_far(rng), wish)
+
+
+def sun_cells(like: Tensor) -> tuple[slice, slice]:
+    """The rows and columns of latents [.., 2h, 2w] where the chosen seas' suns are: the same of all."""
+    height, width = like.shape[-2:]
+    down, across = LEVEL * height, width / 2
+    high, wide = (SUN * height + reach for reach in (DOWN, ACROSS))
+    return slice(int(down - high), math.ceil(down + high)), slice(int(across - wide), math.ceil(across + wide))
 
 
 def listed(each: dict[str, int], share: float = 1.0, portrait: bool = False) -> list[Instance]:
@@ -102,7 +128,7 @@ def encoded(
             ]
             return encode_near_and_far(ae, torch.stack(clips).permute(0, 1, 4, 2, 3).to(device))
 
-        shape = (len(shown), per_clip, AUTOENCODER.latent_channels, *(side // 8 for side in size))
+        shape = (len(shown), per_clip, AUTOENCODER.latent_channels, *(side // CELL for side in size))
         fill(path, shape, team, 1 if device == "cpu" else 8, encode)
     return np.load(path)
 

@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from run import compact_path
+from run import compact_path, write_compact
 
 
 def main() -> None:
@@ -24,14 +24,11 @@ def main() -> None:
         "--share", type=float, required=True, help="of the way from that one to the run's: 1 is the run's"
     )
     args = parser.parse_args()
-    path = compact_path(args.name)
-    with safe_open(path, "pt") as f:
+    with safe_open(compact_path(args.name), "pt") as f:
         about = f.metadata()
-    before, after = load_file(args.before), load_file(path)
-    blended = {k: before[k].float().lerp(v.float(), args.share).to(v.dtype).contiguous() for k, v in after.items()}
-    part = path.with_suffix(".part")
-    save_file(blended, part, about)
-    part.replace(path)
+    before, after = load_file(args.before), load_file(compact_path(args.name))
+    blended = {k: before[k].float().lerp(v.float(), args.share) for k, v in after.items()}
+    write_compact(args.name, blended, about)
 
 
 if __name__ == "__main__":

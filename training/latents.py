@@ -17,7 +17,7 @@ from common import autocast
 from rollout import CHUNK, CHUNKS, Tables, redrawn
 from run import WORK, progress_of
 from scenes import render
-from settings import AUTOENCODER, TRANSFORMER
+from settings import AUTOENCODER, CELL, TRANSFORMER
 from team import Team
 from weights import first_autoencoder, trained_autoencoder, trained_transformer
 
@@ -56,7 +56,7 @@ def encode_pool(instances: int, use: int, device: str, team: Team, portrait: boo
             frames = torch.from_numpy(pool[rows]).to(device).permute(0, 1, 4, 2, 3).float() / 255
             return encode_near_and_far(ae, frames)
 
-        shape = (use, PER_CLIP, AUTOENCODER.latent_channels, pool.shape[2] // 8, pool.shape[3] // 8)
+        shape = (use, PER_CLIP, AUTOENCODER.latent_channels, pool.shape[2] // CELL, pool.shape[3] // CELL)
         fill(path, shape, team, 1 if device == "cpu" else 8, encode)
     return np.load(path, mmap_mode="c")
 

@@ -1,15 +1,15 @@
 """Go on with teacher and student on what some scenes need, and keep the rest of what they do.
 
-    python training/refine.py teacher --steps 7250 [--minutes 60] [--device cuda]
+    python training/refine.py teacher --steps 9750 [--minutes 60] [--device cuda]
     python training/refine.py student --steps 1000 [--minutes 40]
 
-A third of the teacher's beginnings are of the sea, whose sun or moon is a small thing in one place of many, another of the
+A third of the teacher's beginnings are of the sea, whose sun or moon is a small thing in a small place, another of the
 reef: the first chunks of far more clips than the pool has (beginnings.py), drawn to the truth. Two of five steps are of seas
 and hills that have lost or spoilt in the chunks before what they should show (astray.py). All else, the beginnings of other
 scenes and every chunk of theirs with a past, is drawn to what the teacher did before (learning without forgetting, arXiv
 1606.09282): a target without the noise of flow matching, of which little is enough. In the sea the sky counts more, row by
-row; its sun itself in sequences whose past tells its place (their first chunk counts with them), for in beginnings that
-would draw suns where none belong.
+row, and the most where all suns of its beginnings are; in sequences whose past tells its place, where a sun is (their first
+chunk counts with them). Beginnings whose own sun counts more than those of the others would draw suns where none belong.
 
 Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and sea, hills and reef are distilled from
 that teacher. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from
@@ -31,8 +31,8 @@ from torch import Tensor
 
 from everframe.export.wan import Block, Wan
 
-from astray import SKY, astray, sky_of
-from beginnings import Beginnings, later
+from astray import DISC, SKY, astray, sky_of
+from beginnings import Beginnings, later, sun_cells
 from common import autocast, evaluate_with, update
 from distill import GUIDANCE, TRUE_SINKS, Teacher, rollout_loss
 from latents import encode_pool, load_texts
@@ -60,7 +60,7 @@ EARLY, EARLY_FROM = 0.45, 700.0  # share of the beginnings at timesteps where th
 KEEP = 4.0  # what chunks with a past count, which are to stay
 STAY = 3.0  # what the student's other scenes count beside those that it learns
 UPRIGHT_EVERY = 3  # rounds of steps, the last of which is of upright pictures
-REEF = 0.35  # chance that a step of the student's other scenes is of the reef, beside the reef's fair share of them
+REEF = 0.2  # chance that a step of the student's other scenes is of the reef, beside the reef's fair share of them
 SKY_GUIDANCE = 0.2  # of a sea's teacher above the horizon: with 0.9, as below, suns were bright and no discs
 # How much further than it was the student is guided: more where its pictures are too faint or too still, less (which costs
 # more detail than motion) where there is too much of both. In sea, hills and reef, how much further than by GUIDANCE.
@@ -102,6 +102,16 @@ def guidance_of(one: tuple[str, str], like: Tensor) -> Tensor:
     return guidance
 
 
+def weight_of(truth: Tensor, scenes: list[str]) -> Tensor:
+    """What of beginnings [B, C, F, 2h, 2w] counts how much: of seas the sky more than the water, and where in it their suns
+    are the most. [B, 1, 1, 2h, 2w]"""
+    weight = torch.ones(len(truth), 1, 1, *truth.shape[3:], device=truth.device)
+    sea = sky_of(truth).repeat(1, truth.shape[-1])
+    sea[sun_cells(truth)] = DISC
+    weight[[scene == "sea" for scene in scenes]] = sea
+    return weight
+
+
 def beginning_loss(model: Wan, before: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[str]]) -> Tensor:
     """Of chunks without a past [B, C, F, 2h, 2w], each with its text and scene."""
     truth, text, scenes = batch
@@ -117,10 +127,7 @@ def beginning_loss(model: Wan, before: Wan, tables: Tables, batch: tuple[Tensor,
             rope = tables([0] * len(others), [jitter[i] for i in others])
             kept = before(x[others], before.time(t[others]), rope, before.context(text[others]), Reader([]))
         target[others] = kept.float()
-    weight = torch.ones(size, 1, 1, truth.shape[3], 1, device=device)
-    seas = [i for i, scene in enumerate(scenes) if scene == "sea"]
-    weight[seas] = sky_of(truth)
-    return (weight * (flow - target).square()).mean()
+    return (weight_of(truth, scenes) * (flow - target).square()).mean()
 
 
 def keeping_loss(model: Wan, before: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]]) -> Tensor:
@@ -239,7 +246,7 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
     parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
     run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=of)
     for step in run.count([(muon, args.peak / 2), (adam, args.peak / 2)], warmup=50):
-        kind, at = of_step(step, ("beginnings", "others", "astray"))
+        kind, at = of_step(step, ("beginnings", "others", "astray", "others"))
         place, tables = drawn[at], drawn[at].tables
         with autocast(args.device):
             if kind == "others":
@@ -260,7 +267,7 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
                 some = place.beginnings.draw(args.batch // 2, REFINED)
                 each = [guidance_of((scene, next(iter(PROMPTS[scene]))), some[0]) for scene in some[2]]
                 own.guidance = torch.stack(each)[:, None, None]
-                loss = rollout_loss(student, own, tables, alone(some))
+                loss = rollout_loss(student, own, tables, alone(some), weight=weight_of(some[0], some[2]))
         update(loss, student, [muon, adam], team)
         ema.update(step)
         if step % 42 >= 39:

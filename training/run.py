@@ -57,6 +57,14 @@ def compact_path(name: str) -> Path:
     return RUNS / f"{name}.checkpoint.safetensors"
 
 
+def write_compact(name: str, states: dict[str, Tensor], about: dict[str, str]) -> None:
+    """The compact checkpoint of a run, in place of the one that is there."""
+    small = {k: v.half() if v.is_floating_point() and v.numel() > SMALL else v for k, v in states.items()}
+    part = compact_path(name).with_suffix(".part")
+    save_file({k: v.detach().cpu().contiguous() for k, v in small.items()}, part, about)
+    part.replace(compact_path(name))
+
+
 def progress_of(name: str, of: int = 0) -> int:
     """Steps that the compact checkpoint of a run has behind it; 0 where there is none, or one made from another step of the
     stage before it than `of`."""
@@ -151,15 +159,9 @@ class Run:
         """Under another name: a checkpoint to keep for itself."""
         if not self.team.first:
             return
-        states = {
-            f"{name}.{k}": (v.half() if v.is_floating_point() and v.numel() > SMALL else v).detach().cpu().contiguous()
-            for name, part in self.kept.items()
-            for k, v in part.state_dict().items()
-        }
-        path = compact_path(name or self.name)
-        part = path.with_suffix(".part")
-        save_file(states, part, {"step": str(self.step), "spent": f"{self.elapsed:.0f}", "of": str(self.of)})
-        part.replace(path)
+        states = {f"{part}.{k}": v for part, kept in self.kept.items() for k, v in kept.state_dict().items()}
+        about = {"step": str(self.step), "spent": f"{self.elapsed:.0f}", "of": str(self.of)}
+        write_compact(name or self.name, states, about)
         self._compacted = time.monotonic()
 
     def rate(self, peak: float, warmup: int) -> float:

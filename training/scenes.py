@@ -23,6 +23,7 @@ from wishes import COLOURS, Wish
 FPS = 16
 PLAIN = Wish()
 SUN = 0.055  # a sun's radius, in heights of the picture
+FISH = 7  # of a reef that asks for no other number
 CLOUDS = {"": 0.0, "clear": 2.5, "cloudy": -1.3}  # added to the level above which the noise is a cloud
 Painter = Callable[[Tensor], Tensor]  # times [T] in seconds -> [T, H, W, 3]
 
@@ -299,6 +300,21 @@ def fire(c: Canvas, variant: str, wish: Wish) -> Painter:
     return paint
 
 
+def life_of(c: Canvas, fish: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Of a reef, behind its textures: its sand's line; bubbles' places, ages, speeds, phases; so many fish's ways so far,
+    depths, speeds, sizes, and 1 or -1: to the right or to the left."""
+    line = ridge(c, 0.85, 0.015)
+    air = [c.draw(*ends, 22) for ends in ((0, c.aspect), (0, 1), (0.18, 0.32), (0, 6))]
+    shoal = [c.draw(*ends, fish) for ends in ((0, 3), (0.18, 0.72), (0.12, 0.26), (0.045, 0.075))]
+    return line, air, [*shoal, torch.from_numpy(c.rng.integers(0, 2, fish) * 2.0 - 1)]
+
+
+def along_reef(c: Canvas, way: Tensor) -> Tensor:
+    """Where a fish is that has come so far: what leaves on one side comes back on the other."""
+    span = c.aspect + 0.5
+    return torch.remainder(way / span, 1) * span - 0.25
+
+
 def reef(c: Canvas, variant: str, wish: Wish) -> Painter:
     top, low, sand, tones = {
         "turquoise": ("#48d8e0", "#0a6a90", "#c8b888", ("#ff8c28", "#ffe050")),
@@ -308,16 +324,8 @@ def reef(c: Canvas, variant: str, wish: Wish) -> Painter:
     if wish.colour:
         tones = COLOURS[wish.colour], COLOURS[wish.colour]
     ray, caustic = Texture(c.rng, 2.6), Texture(c.rng, 2.4)
-    line = ridge(c, 0.85, 0.015)
-    bubbles, fish = 22, wish.count or 7
-    bx, bp, bv, bphase = (
-        c.draw(0, c.aspect, bubbles),
-        c.draw(0, 1, bubbles),
-        c.draw(0.18, 0.32, bubbles),
-        c.draw(0, 6, bubbles),
-    )
-    fx, fy, fv = c.draw(0, 3, fish), c.draw(0.18, 0.72, fish), c.draw(0.12, 0.26, fish)
-    size, fdir = c.draw(0.045, 0.075, fish), torch.from_numpy(c.rng.integers(0, 2, fish) * 2.0 - 1)
+    fish = wish.count or FISH
+    line, (bx, bp, bv, bphase), (fx, fy, fv, size, fdir) = life_of(c, fish)
     fcol = torch.stack([rgb(tones[i % 2]) for i in range(fish)])
     weeds = [(c.uniform(0, c.aspect), c.uniform(0.16, 0.34), c.uniform(0, 6.28)) for _ in range(9)]
     if wish.count:  # one above the other, so that none hides another
@@ -337,8 +345,7 @@ def reef(c: Canvas, variant: str, wish: Wish) -> Painter:
             sway = x + 0.05 * k * torch.sin(s.float() * 1.6 + phase + 3 * k)
             blade = ramp(1.0, 0.3, (c.x - sway).abs() / (0.016 * (1.15 - k) + 1e-4)) * ((k < 1.1) & (c.y < 0.9))
             image = mix(image, rgb(low) * 0.35 + rgb("#204a18") * 0.6, blade.expand(len(t), -1, -1))
-        span = c.aspect + 0.5
-        px = torch.remainder((fx + fdir * fv * s[:, :, 0]) / span, 1) * span - 0.25  # [T, fish]
+        px = along_reef(c, fx + fdir * fv * s[:, :, 0])  # [T, fish]
         facing = fdir.expand_as(px)
         if wish.count:  # to and fro, so that all are there at any time
             turn = fv / (0.25 * c.aspect) * s[:, :, 0] + 5 * fx
@@ -347,10 +354,8 @@ def reef(c: Canvas, variant: str, wish: Wish) -> Painter:
             facing = facing.sign() * facing.abs().clamp(min=0.2)  # seen from the front while it turns
         py = fy + 0.02 * torch.sin(s[:, :, 0] * 1.1 + fx * 5)
         for i in range(fish):
-            dx = (
-                (c.x - px[:, i, None, None].float()) / facing[:, i, None, None].float() / float(size[i])
-            )  # +1: the nose
-            dy = (c.y - py[:, i, None, None].float()) / float(size[i])
+            x, y, ahead = (at[:, i, None, None].float() for at in (px, py, facing))
+            dx, dy = (c.x - x) / ahead / float(size[i]), (c.y - y) / float(size[i])  # +1: the nose
             wag = 0.22 * torch.sin(s.float() * 9 + float(fx[i]) * 7) * (dx < -0.6) * (-0.6 - dx)
             body = (dx / 1.0) ** 2 + ((dy + wag) / 0.48) ** 2
             tail = (dx < -0.7) & (dx > -1.5) & ((dy + wag).abs() < (-0.62 - dx) * 0.62)
@@ -360,7 +365,7 @@ def reef(c: Canvas, variant: str, wish: Wish) -> Painter:
         rise = torch.remainder(bp + bv * s[:, :, 0], 1)
         x = bx + 0.02 * torch.sin(4 * rise * 6 + bphase)
         image = image.contiguous()
-        splat(image, x, 0.95 - rise, torch.full((bubbles,), 1.5), (rgb(top) * 0.4 + 0.35).expand(bubbles, 3))
+        splat(image, x, 0.95 - rise, torch.full((len(bx),), 1.5), (rgb(top) * 0.4 + 0.35).expand(len(bx), 3))
         return image
 
     return paint

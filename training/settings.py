@@ -15,4 +15,6 @@ FIRST_AUTOENCODER = replace(AUTOENCODER, encoder_widths=(32, 48, 48), decoder_wi
 # For the study of sink-collapse (docs/study.md): 96 heads in place of 16, so narrow that its weights stay below 10 MB.
 MANY_HEADED = replace(TRANSFORMER, dim=192, layers=12, heads=8, ffn_dim=192)
 
-__all__ = ["AUTOENCODER", "FIRST_AUTOENCODER", "MANY_HEADED", "TRANSFORMER"]
+CELL = 8  # pixels of a latent's side
+
+__all__ = ["AUTOENCODER", "CELL", "FIRST_AUTOENCODER", "MANY_HEADED", "TRANSFORMER"]

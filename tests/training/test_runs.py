@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import blend
 import pytest
 import torch
 from torch import nn
 
 import run as runs
-from run import Ema, Run, progress_of
+from run import Ema, Run, load_part, progress_of
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +93,16 @@ def test_rate_rises_stays_and_falls() -> None:
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rates[4:8] == pytest.approx([1.0] * 4)
     assert rates[8:] == pytest.approx([0.82, 0.42])  # (1 − 8/10)/0.25 + 0.02, then 9/10
+
+
+def test_a_blend_is_so_far_on_the_way(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(3)
+    file = folders / "runs" / "toy.checkpoint.safetensors"
+    before = file.rename(folders / "before.safetensors")
+    train(4)
+    monkeypatch.setattr("sys.argv", ["blend", "toy", "--before", str(before), "--share", "0.25"])
+    blend.main()
+    weights = load_part("toy", "model")["weight"]
+    assert (weights == 3 + 0.25 * (7 - 3)).all()
+    assert progress_of("toy") == 7  # it stays that run's
+    assert file.stat().st_size < 2.2 * 100 * 80
