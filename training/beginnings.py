@@ -3,9 +3,9 @@
 What is missing in a stream's first chunk is missing for good. Of a clip only its first twelve frames are rendered and
 encoded, a tenth of the work. One sun somewhere over the whole horizon is what this teacher didn't learn, nor one anywhere
 near the middle (four of ten it drew in pieces or not at all); one in one place it can: a few good pictures in place of
-many, as arXiv 2309.15807 tunes with. So a sea's sun is a latent's cell from the middle at most, and of a reef's fish nearly
-all are in the picture, for of these a stream shows less than it learnt from. Of some seas and hills the later chunks are
-here too.
+many, as arXiv 2309.15807 tunes with. So a sea's sun is where all are, by less than a latent's cell, and of a reef's fish
+nearly all are in the picture, for of these a stream shows less than it learnt from. Of some seas and hills the later
+chunks are here too.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from wishes import draw
 FIRST = 1000  # seed: those before are the pools', and these the judge's
 KEPT_FOR_OTHERS = range(5000, 10_000)
 LEVEL = 0.27  # of the height, counted from above: about there stands a chosen sea's sun
-ACROSS, DOWN = 1.0, 0.5  # cells of a latent that it is from there and from the middle, at most
+AWAY = 0.3  # of a latent's cell that it is from there and from the middle, at most
 OPEN = 0.35  # and the level above which its noise is a cloud no lower; of all, a half
 SEEN = 6  # of seven fish, how many are in a chosen reef's first picture
-LATER = {"sea": 80, "hills": 40}  # of each variant whose later chunks are here too
-EACH = {"sea": 300, "reef": 500, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
+LATER = {"sea": 60, "hills": 40}  # of each variant whose later chunks are here too
+EACH = {"sea": 200, "reef": 500, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
 SHARE = {
-    "sea": 0.35,
-    "reef": 0.35,
-    "snow": 0.07,
-    "city": 0.07,
-    "hills": 0.04,
-    "lava": 0.04,
-    "aurora": 0.04,
-    "fire": 0.04,
+    "sea": 0.42,
+    "reef": 0.32,
+    "snow": 0.06,
+    "city": 0.06,
+    "hills": 0.035,
+    "lava": 0.035,
+    "aurora": 0.035,
+    "fire": 0.035,
 }
 ASKING = {"reef": 0.5}  # share of those that ask for something (wishes.py), of counts above all; of the other scenes:
 ASKING_ELSE = 0.15
@@ -72,7 +72,7 @@ def seeds(scene: str, variant: str, count: int, portrait: bool = False) -> list[
         if scene == "sea":
             _, across, down = sun_of(of)
             aside, below = abs(across - of.aspect / 2) * height / CELL, abs(down - LEVEL) * height / CELL
-            return aside < ACROSS and below < DOWN and cover_of(of) >= OPEN
+            return max(aside, below) < AWAY and cover_of(of) >= OPEN
         return scene != "reef" or portrait or fish_of(of) >= SEEN  # an upright one shows fewer
 
     free = (seed for seed in itertools.count(FIRST) if seed not in KEPT_FOR_OTHERS)
@@ -91,8 +91,8 @@ def sun_cells(like: Tensor) -> tuple[slice, slice]:
     """The rows and columns of latents [.., 2h, 2w] where the chosen seas' suns are: the same of all."""
     height, width = like.shape[-2:]
     down, across = LEVEL * height, width / 2
-    high, wide = (SUN * height + reach for reach in (DOWN, ACROSS))
-    return slice(int(down - high), math.ceil(down + high)), slice(int(across - wide), math.ceil(across + wide))
+    reach = SUN * height + AWAY
+    return slice(int(down - reach), math.ceil(down + reach)), slice(int(across - reach), math.ceil(across + reach))
 
 
 def listed(each: dict[str, int], share: float = 1.0, portrait: bool = False) -> list[Instance]:

@@ -8,8 +8,8 @@ reef: the first chunks of far more clips than the pool has (beginnings.py), draw
 and hills that have lost or spoilt in the chunks before what they should show (astray.py). All else, the beginnings of other
 scenes and every chunk of theirs with a past, is drawn to what the teacher did before (learning without forgetting, arXiv
 1606.09282): a target without the noise of flow matching, of which little is enough. In the sea the sky counts more, row by
-row, and the most where all suns of its beginnings are; in sequences whose past tells its place, where a sun is (their first
-chunk counts with them). Beginnings whose own sun counts more than those of the others would draw suns where none belong.
+row, and the most where all suns of its beginnings are; in chunks whose past tells its place, their own sun. Without a past
+that would draw suns where none belong: of sequences astray the first chunk is not learnt.
 
 Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and sea, hills and reef are distilled from
 that teacher. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from
@@ -217,7 +217,7 @@ def refine_teacher(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
                 loss = KEEP * keeping_loss(model, before, place.tables, some)
             elif kind == "astray":
                 one = astray(place.lost)
-                loss = sequence_loss(model, place.tables, one.drawn, False, one.weight, one.lose).mean()
+                loss = sequence_loss(model, place.tables, one.drawn, False, one.weight, one.lose)[1:].mean()
             else:
                 loss = beginning_loss(model, before, place.tables, place.beginnings.draw(args.batch))
         update(loss, model, [muon, adam], team)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from beginnings import ACROSS, DOWN, EACH, FIRST, LATER, LEVEL, beginning, listed, seeds, sun_cells
+from beginnings import AWAY, EACH, FIRST, LATER, LEVEL, beginning, listed, seeds, sun_cells
 from clips import UPRIGHT, instance, size_of
 from prompts import PROMPTS
 from scenes import render
@@ -32,8 +32,8 @@ def test_the_suns_of_chosen_seas_stand_in_one_place(portrait: bool) -> None:
                 continue
             found += 1
             down, across = (every * at for at in (blob.rows, blob.columns))
-            assert abs(across.mean() + 0.5 - width / 2) < 8 * ACROSS + 2
-            assert abs(down.mean() + 0.5 - LEVEL * height) < 8 * DOWN + 2
+            assert abs(across.mean() + 0.5 - width / 2) < 8 * AWAY + 2
+            assert abs(down.mean() + 0.5 - LEVEL * height) < 8 * AWAY + 2
             assert set(down // 8) <= set(range(height // 8)[rows])
             assert set(across // 8) <= set(range(width // 8)[columns])
     assert found == 18  # clouds are few
