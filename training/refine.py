@@ -16,7 +16,8 @@ that teacher. In the other scenes it is drawn to what it did before it was moved
 the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the scene and variant lack of detail
 and motion, a target that begins where the student is. A third of the steps of both are of upright pictures. What both did
 before is in training/work/NAME-before.safetensors, and where upright pictures are to be as another one drew them, that is in
-NAME-upright.safetensors; remove these before another scene is refined.
+NAME-upright.safetensors; remove these before another scene is refined. Whose student it is, where not the one before's, is
+in transformer-taught.safetensors.
 """
 
 from __future__ import annotations
@@ -196,9 +197,9 @@ def as_it_was(name: str, team: Team, place: Place) -> Wan:
     return model.eval().requires_grad_(False)
 
 
-def moved_student(before: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The student's weights, moved as its teacher's were."""
-    return {k: v + (teacher[k] - before[k]) for k, v in load_part("distill", "model").items()}
+def moved_student(whose: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The student's weights, moved as its teacher's were since it learnt from them."""
+    return {k: v + (teacher[k] - whose[k]) for k, v in load_part("distill", "model").items()}
 
 
 def refine_teacher(args: argparse.Namespace, team: Team, drawn: list[Place]) -> None:
@@ -229,15 +230,16 @@ def refine_teacher(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
 
 
 def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> None:
-    if not (WORK / "transformer-before.safetensors").exists():
-        raise SystemExit(f"{WORK}: no transformer-before.safetensors, what the teacher was before `refine.py teacher`")
+    before, taught = (WORK / f"transformer-{which}.safetensors" for which in ("before", "taught"))
+    if not before.exists():
+        raise SystemExit(f"{before}: missing; it is what the teacher was before `refine.py teacher`")
     of = progress_of("transformer")
     young = trained_transformer("young").to(args.device)
     was = [[as_it_was(name, team, place).to(args.device) for name in ("distill", "transformer")] for place in drawn]
     student, teacher = (trained_transformer(name) for name in ("distill", "transformer"))
     if progress_of("distill", of) == 0:
-        before = load_file(WORK / "transformer-before.safetensors")
-        student.load_state_dict(moved_student(before, teacher.state_dict()))
+        whose = load_file(taught if taught.exists() else before)
+        student.load_state_dict(moved_student(whose, teacher.state_dict()))
     own = Teacher(teacher.to(args.device), young)
     others = [Teacher(*both, young) for both in was]
     student.to(args.device)
@@ -272,6 +274,8 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
         ema.update(step)
         if step % 42 >= 39:
             run.log(**{f"{place.name} {kind}".strip(): round(float(loss.detach()), 5)})
+    if team.first:
+        save_file(teacher.state_dict(), taught)
     wide = drawn[0]
     evaluate_with(ema, student, lambda: preview(run, student, wide.tables, wide.batches, len(SCHEDULE.steps)))
 
