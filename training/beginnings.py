@@ -32,8 +32,8 @@ from transformer import Batches
 from weights import trained_autoencoder
 from wishes import draw
 
-FIRST = 1000  # seed: those before are the pools', and these the judge's
-KEPT_FOR_OTHERS = range(5000, 10_000)
+FIRST = 1000  # seed: those before are the pools'
+JUDGES = range(5000, 10_000)  # seeds that judge.py and freetext.py use
 LEVEL = 0.27  # of the height, counted from above: about there stands a chosen sea's sun
 AWAY = 0.3  # of a latent's cell that it is from there and from the middle, at most
 OPEN = 0.35  # and the level above which its noise is a cloud no lower; of all, a half
@@ -55,7 +55,7 @@ ASKING_ELSE = 0.15
 
 
 def fish_of(c: Canvas) -> int:
-    """How many are in a reef's first picture, from nose to fin."""
+    """How many of a reef that asks for no count are in its first picture, all but a fin perhaps."""
     for _ in range(2):  # its textures
         Texture.drawn(c.rng)
     _, _, (along, _, _, size, _) = life_of(c, FISH)
@@ -75,7 +75,7 @@ def seeds(scene: str, variant: str, count: int, portrait: bool = False) -> list[
             return max(aside, below) < AWAY and cover_of(of) >= OPEN
         return scene != "reef" or portrait or fish_of(of) >= SEEN  # an upright one shows fewer
 
-    free = (seed for seed in itertools.count(FIRST) if seed not in KEPT_FOR_OTHERS)
+    free = (seed for seed in itertools.count(FIRST) if seed not in JUDGES)
     return list(itertools.islice(filter(taken, free), count))
 
 

@@ -3,21 +3,21 @@
     python training/refine.py teacher --steps 9750 [--minutes 60] [--device cuda]
     python training/refine.py student --steps 1000 [--minutes 40]
 
-A third of the teacher's beginnings are of the sea, whose sun or moon is a small thing in a small place, another of the
-reef: the first chunks of far more clips than the pool has (beginnings.py), drawn to the truth. Two of five steps are of seas
+Two of five of the teacher's beginnings are of the sea, whose sun or moon is a small thing, a third of the reef: the first
+chunks of far more clips than the pool has (beginnings.py), drawn to the truth. Two of five steps are of seas
 and hills that have lost or spoilt in the chunks before what they should show (astray.py). All else, the beginnings of other
 scenes and every chunk of theirs with a past, is drawn to what the teacher did before (learning without forgetting, arXiv
 1606.09282): a target without the noise of flow matching, of which little is enough. In the sea the sky counts more, row by
-row, and the most where all suns of its beginnings are; in chunks whose past tells its place, their own sun. Without a past
-that would draw suns where none belong: of sequences astray the first chunk is not learnt.
+row, and the most where all suns of its beginnings are; in chunks whose past tells its place, around their own sun. The first
+chunks of sequences astray teach the teacher nothing that beginnings don't.
 
 Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and sea, hills and reef are distilled from
 that teacher. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from
 the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the scene and variant lack of detail
 and motion, a target that begins where the student is. A third of the steps of both are of upright pictures. What both did
 before is in training/work/NAME-before.safetensors, and where upright pictures are to be as another one drew them, that is in
-NAME-upright.safetensors; remove these before another scene is refined. Whose student it is, where not the one before's, is
-in transformer-taught.safetensors.
+NAME-upright.safetensors; remove these before another scene is refined. What the teacher was when a student began is in
+transformer-STEP.safetensors: the next student is moved by what has come since.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,7 +41,7 @@ from distill import GUIDANCE, TRUE_SINKS, Teacher, rollout_loss
 from latents import encode_pool, load_texts
 from prompts import PROMPTS
 from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, nothing, seen_by
-from run import WORK, Ema, Run, load_part, progress_of
+from run import WORK, Ema, Run, compact_path, load_part, progress_of
 from team import Team
 from transformer import (
     JITTERED,
@@ -62,7 +64,7 @@ KEEP = 4.0  # what chunks with a past count, which are to stay
 STAY = 3.0  # what the student's other scenes count beside those that it learns
 UPRIGHT_EVERY = 3  # rounds of steps, the last of which is of upright pictures
 REEF = 0.2  # chance that a step of the student's other scenes is of the reef, beside the reef's fair share of them
-SKY_GUIDANCE = 0.2  # of a sea's teacher above the horizon: with 0.9, as below, suns were bright and no discs
+SKY_GUIDANCE = 0.2  # of a sea's teacher above the horizon: with 0.9 suns were bright and no discs
 # How much further than it was the student is guided: more where its pictures are too faint or too still, less (which costs
 # more detail than motion) where there is too much of both. In sea, hills and reef, how much further than by GUIDANCE.
 FURTHER = {
@@ -197,6 +199,22 @@ def as_it_was(name: str, team: Team, place: Place) -> Wan:
     return model.eval().requires_grad_(False)
 
 
+def taught_by(of: int) -> Path:
+    """What the teacher was at a step from which a student has begun."""
+    return WORK / f"transformer-{of}.safetensors"
+
+
+def whose_student() -> Path:
+    """What the teacher was from which the student has learnt: the one kept for its step, or what it was before all this.
+    SystemExit where neither is there."""
+    with safe_open(compact_path("distill"), "pt") as f:
+        of = int((f.metadata() or {}).get("of", 0))
+    found = [path for path in (taught_by(of), WORK / "transformer-before.safetensors") if path.exists()]
+    if not found:
+        raise SystemExit(f"{WORK}: no transformer-before.safetensors, what the teacher was before `refine.py teacher`")
+    return found[0]
+
+
 def moved_student(whose: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, Tensor]:
     """The student's weights, moved as its teacher's were since it learnt from them."""
     return {k: v + (teacher[k] - whose[k]) for k, v in load_part("distill", "model").items()}
@@ -230,16 +248,14 @@ def refine_teacher(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
 
 
 def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> None:
-    before, taught = (WORK / f"transformer-{which}.safetensors" for which in ("before", "taught"))
-    if not before.exists():
-        raise SystemExit(f"{before}: missing; it is what the teacher was before `refine.py teacher`")
     of = progress_of("transformer")
     young = trained_transformer("young").to(args.device)
     was = [[as_it_was(name, team, place).to(args.device) for name in ("distill", "transformer")] for place in drawn]
     student, teacher = (trained_transformer(name) for name in ("distill", "transformer"))
     if progress_of("distill", of) == 0:
-        whose = load_file(taught if taught.exists() else before)
-        student.load_state_dict(moved_student(whose, teacher.state_dict()))
+        student.load_state_dict(moved_student(load_file(whose_student()), teacher.state_dict()))
+    if team.first:
+        save_file(teacher.state_dict(), taught_by(of))
     own = Teacher(teacher.to(args.device), young)
     others = [Teacher(*both, young) for both in was]
     student.to(args.device)
@@ -272,10 +288,8 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
                 loss = rollout_loss(student, own, tables, alone(some), weight=weight_of(some[0], some[2]))
         update(loss, student, [muon, adam], team)
         ema.update(step)
-        if step % 42 >= 39:
+        if step % 41 >= 38:  # so that all kinds come up
             run.log(**{f"{place.name} {kind}".strip(): round(float(loss.detach()), 5)})
-    if team.first:
-        save_file(teacher.state_dict(), taught)
     wide = drawn[0]
     evaluate_with(ema, student, lambda: preview(run, student, wide.tables, wide.batches, len(SCHEDULE.steps)))
 

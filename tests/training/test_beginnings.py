@@ -8,7 +8,7 @@ import torch
 from beginnings import AWAY, EACH, FIRST, LATER, LEVEL, beginning, listed, seeds, sun_cells
 from clips import UPRIGHT, instance, size_of
 from prompts import PROMPTS
-from scenes import render
+from scenes import SUN, render
 
 from things import disc, fish
 
@@ -23,6 +23,8 @@ def test_the_suns_of_chosen_seas_stand_in_one_place(portrait: bool) -> None:
     """In the picture itself: no further from the middle and from one height than was said, two pixels more for measuring."""
     height, width = size_of(portrait)
     rows, columns = sun_cells(torch.zeros(height // 8, width // 8))
+    assert rows.stop - rows.start <= 2 * SUN * height / 8 + 3  # no more than the cells that a disc may touch
+    assert columns.stop - columns.start <= 2 * SUN * height / 8 + 3
     every = 2 if portrait else 1  # an upright one's are larger than what counts as a disc
     found = 0
     for variant in PROMPTS["sea"]:

@@ -10,9 +10,22 @@ import refine
 import torch
 from astray import ABOVE, BELOW, DISC
 from beginnings import sun_cells
-from refine import GUIDANCE, SKY_GUIDANCE, Place, as_it_was, further, guidance_of, of_step, weight_of
-from safetensors.torch import save_file
+from refine import (
+    GUIDANCE,
+    SKY_GUIDANCE,
+    Place,
+    as_it_was,
+    further,
+    guidance_of,
+    moved_student,
+    of_step,
+    taught_by,
+    weight_of,
+    whose_student,
+)
+from safetensors.torch import load_file, save_file
 
+import run
 from team import Team
 
 WIDE = torch.zeros(3, 16, 3, 18, 32)
@@ -54,3 +67,19 @@ def test_upright_pictures_are_held_to_their_own_weights_where_there_are_some(
     wide, upright = (as_it_was("distill", Team(), place).state_dict() for place in places)
     assert all(wide[k].equal(v) for k, v in first.state_dict().items())
     assert all(upright[k].equal(v) for k, v in other.items())
+
+
+def test_a_student_is_moved_by_what_its_own_teacher_has_moved_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refine, "WORK", tmp_path)
+    monkeypatch.setattr(run, "RUNS", tmp_path)
+    run.write_compact("distill", {"model.w": torch.tensor([5.0])}, {"step": "7", "of": "30"})
+    with pytest.raises(SystemExit, match="transformer-before"):
+        whose_student()
+    save_file({"w": torch.tensor([1.0])}, tmp_path / "transformer-before.safetensors")
+    save_file({"w": torch.tensor([2.0])}, tmp_path / "transformer-20.safetensors")  # another's
+    teacher = {"w": torch.tensor([10.0])}
+    assert moved_student(load_file(whose_student()), teacher) == {"w": torch.tensor([5.0 + (10 - 1)])}
+    save_file({"w": torch.tensor([4.0])}, taught_by(30))
+    assert moved_student(load_file(whose_student()), teacher) == {"w": torch.tensor([5.0 + (10 - 4)])}

@@ -1,4 +1,4 @@
-"""Every stage of the training, two steps each on six tiny clips: what each leaves is what the next one needs."""
+"""Every stage of the training, a few steps each on tiny clips: what each leaves is what the next one needs."""
 
 from __future__ import annotations
 
