@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import load_file
 
-from run import compact_path, write_compact
+from run import about_compact, compact_path, write_compact
 
 
 def main() -> None:
@@ -26,11 +25,9 @@ def main() -> None:
         "--share", type=float, required=True, help="of the way from that one to the run's: 1 is the run's, more beyond"
     )
     args = parser.parse_args()
-    with safe_open(compact_path(args.name), "pt") as f:
-        about = f.metadata()
     before, after = load_file(args.before), load_file(compact_path(args.name))
     blended = {k: before[k].float().lerp(v.float(), args.share) for k, v in after.items()}
-    write_compact(args.name, blended, about)
+    write_compact(args.name, blended, about_compact(args.name))
 
 
 if __name__ == "__main__":

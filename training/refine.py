@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -41,7 +40,7 @@ from distill import GUIDANCE, TRUE_SINKS, Teacher, rollout_loss
 from latents import encode_pool, load_texts
 from prompts import PROMPTS
 from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, nothing, seen_by
-from run import WORK, Ema, Run, compact_path, load_part, progress_of
+from run import WORK, Ema, Run, about_compact, load_part, progress_of
 from team import Team
 from transformer import (
     JITTERED,
@@ -207,8 +206,7 @@ def taught_by(of: int) -> Path:
 def whose_student() -> Path:
     """What the teacher was from which the student has learnt: the one kept for its step, or what it was before all this.
     SystemExit where neither is there."""
-    with safe_open(compact_path("distill"), "pt") as f:
-        of = int((f.metadata() or {}).get("of", 0))
+    of = int(about_compact("distill").get("of", 0))
     found = [path for path in (taught_by(of), WORK / "transformer-before.safetensors") if path.exists()]
     if not found:
         raise SystemExit(f"{WORK}: no transformer-before.safetensors, what the teacher was before `refine.py teacher`")

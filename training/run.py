@@ -65,13 +65,18 @@ def write_compact(name: str, states: dict[str, Tensor], about: dict[str, str]) -
     part.replace(compact_path(name))
 
 
+def about_compact(name: str) -> dict[str, str]:
+    """What a compact checkpoint says of itself: its step, the seconds spent, the step of the stage before it."""
+    with safe_open(compact_path(name), "pt") as f:
+        return f.metadata() or {}
+
+
 def progress_of(name: str, of: int = 0) -> int:
     """Steps that the compact checkpoint of a run has behind it; 0 where there is none, or one made from another step of the
     stage before it than `of`."""
     if not compact_path(name).exists():
         return 0
-    with safe_open(compact_path(name), "pt") as f:
-        about = f.metadata() or {}
+    about = about_compact(name)
     return int(about.get("step", 0)) if int(about.get("of", 0)) == of else 0
 
 
@@ -122,8 +127,7 @@ class Run:
             print(f"{self.name}: resumed at step {self.step} after {self.spent / 60:.1f} min", flush=True)
 
     def _resume_compact(self) -> None:
-        with safe_open(compact_path(self.name), "pt") as f:
-            about = f.metadata() or {}
+        about = about_compact(self.name)
         self.step, self.spent = int(about["step"]), float(about["spent"])
         self._fresh = self.step
         for name, keeper in self.kept.items():

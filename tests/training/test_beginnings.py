@@ -9,6 +9,7 @@ from beginnings import AWAY, EACH, FIRST, LATER, LEVEL, beginning, listed, seeds
 from clips import UPRIGHT, instance, size_of
 from prompts import PROMPTS
 from scenes import SUN, render
+from settings import CELL
 
 from things import disc, fish
 
@@ -22,9 +23,9 @@ def first_frame(scene: str, variant: str, seed: int, portrait: bool = False) -> 
 def test_the_suns_of_chosen_seas_stand_in_one_place(portrait: bool) -> None:
     """In the picture itself: no further from the middle and from one height than was said, two pixels more for measuring."""
     height, width = size_of(portrait)
-    rows, columns = sun_cells(torch.zeros(height // 8, width // 8))
-    assert rows.stop - rows.start <= 2 * SUN * height / 8 + 3  # no more than the cells that a disc may touch
-    assert columns.stop - columns.start <= 2 * SUN * height / 8 + 3
+    rows, columns = sun_cells(torch.zeros(height // CELL, width // CELL))
+    assert rows.stop - rows.start <= 2 * SUN * height / CELL + 3  # no more than the cells that a disc may touch
+    assert columns.stop - columns.start <= 2 * SUN * height / CELL + 3
     every = 2 if portrait else 1  # an upright one's are larger than what counts as a disc
     found = 0
     for variant in PROMPTS["sea"]:
@@ -34,10 +35,10 @@ def test_the_suns_of_chosen_seas_stand_in_one_place(portrait: bool) -> None:
                 continue
             found += 1
             down, across = (every * at for at in (blob.rows, blob.columns))
-            assert abs(across.mean() + 0.5 - width / 2) < 8 * AWAY + 2
-            assert abs(down.mean() + 0.5 - LEVEL * height) < 8 * AWAY + 2
-            assert set(down // 8) <= set(range(height // 8)[rows])
-            assert set(across // 8) <= set(range(width // 8)[columns])
+            assert abs(across.mean() + 0.5 - width / 2) < CELL * AWAY + 2
+            assert abs(down.mean() + 0.5 - LEVEL * height) < CELL * AWAY + 2
+            assert set(down // CELL) <= set(range(height // CELL)[rows])
+            assert set(across // CELL) <= set(range(width // CELL)[columns])
     assert found == 18  # clouds are few
 
 
