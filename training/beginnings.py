@@ -4,8 +4,8 @@ What is missing in a stream's first chunk is missing for good. Of a clip only it
 encoded, a tenth of the work. One sun somewhere over the whole horizon is what this teacher didn't learn, nor one anywhere
 near the middle (four of ten it drew in pieces or not at all); one in one place it can: a few good pictures in place of
 many, as arXiv 2309.15807 tunes with. So a sea's sun is where all are, by less than a latent's cell, and of a reef's fish
-nearly all are in the picture, for of these a stream shows less than it learnt from. Of some seas and hills the later
-chunks are here too.
+nearly all are in the picture, for of these a stream shows less than it learnt from. Of some seas
+and hills the later chunks are here too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from latents import PER_CLIP, encode_near_and_far, fill
 from prompts import PROMPTS
 from rollout import CHUNK
 from run import WORK, progress_of
-from scenes import FISH, PLAIN, SUN, along_reef, canvas, cover_of, life_of, render, sun_of
+from scenes import FISH, PLAIN, SUN, canvas, cover_of, fish_at, life_of, render, sun_of
 from settings import AUTOENCODER, CELL
 from team import Team
 from transformer import Batches
@@ -39,17 +40,9 @@ AWAY = 0.3  # of a latent's cell that it is from there and from the middle, at m
 OPEN = 0.35  # and the level above which its noise is a cloud no lower; of all, a half
 SEEN = 6  # of seven fish, how many are in a chosen reef's first picture
 LATER = {"sea": 60, "hills": 40}  # of each variant whose later chunks are here too
-EACH = {"sea": 200, "reef": 500, "snow": 250, "city": 200, "hills": 100, "lava": 100, "aurora": 100, "fire": 100}
-SHARE = {
-    "sea": 0.42,
-    "reef": 0.32,
-    "snow": 0.06,
-    "city": 0.06,
-    "hills": 0.035,
-    "lava": 0.035,
-    "aurora": 0.035,
-    "fire": 0.035,
-}
+EACH = {"sea": 200, "hills": 200, "reef": 500}  # beginnings of each variant of a scene that is learnt from them,
+KEPT = 50  # and of one that stays as it is
+LEARNT = 0.7  # share of what is drawn that is of the former
 ASKING = {"reef": 0.5}  # share of those that ask for something (wishes.py), of counts above all; of the other scenes:
 ASKING_ELSE = 0.15
 
@@ -58,8 +51,8 @@ def fish_of(c: Canvas) -> int:
     """How many of a reef that asks for no count are in its first picture, all but a fin perhaps."""
     for _ in range(2):  # its textures
         Texture.drawn(c.rng)
-    _, _, (along, _, _, size, _) = life_of(c, FISH)
-    at = along_reef(c, along)
+    way, depth, _, size, _ = life_of(c, FISH)[-1]
+    at, _ = fish_at(c, way, depth, torch.zeros(FISH), torch.zeros(1, 1))
     return int(((at > size) & (at < c.aspect - size)).sum())
 
 
@@ -133,28 +126,60 @@ def encoded(
     return np.load(path)
 
 
-def later(texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0, portrait: bool = False) -> Batches:
-    """Sequences of seas and hills, near and far."""
-    shown = listed(LATER, share, portrait)
+def later(
+    scenes: Sequence[str],
+    texts: dict[str, Tensor],
+    device: str,
+    team: Team,
+    share: float = 1.0,
+    portrait: bool = False,
+) -> Batches:
+    """Sequences of those scenes of LATER, near and far."""
+    shown = listed({scene: LATER[scene] for scene in scenes}, share, portrait)
     latents = encoded("later", shown, lambda one: frame_indices(one.far), PER_CLIP, device, team, portrait)
     return Batches(latents, texts, device, shown=shown)
 
 
-class Beginnings:
-    """Latents [n, F, C, 2h, 2w] of first chunks, encoded once for the autoencoder as it is."""
+@dataclass(frozen=True)
+class Drawn:
+    """Some first chunks."""
 
-    def __init__(self, texts: dict[str, Tensor], device: str, team: Team, share: float = 1.0, portrait: bool = False):
-        self.all, self.device = listed(EACH, share, portrait), device
+    chunks: Tensor  # [B, C, F, 2h, 2w]
+    text: Tensor  # [B, text_len, text_dim]
+    kinds: list[tuple[str, str]]  # scene and variant
+
+    @property
+    def scenes(self) -> list[str]:
+        return [scene for scene, _ in self.kinds]
+
+
+class Beginnings:
+    """First chunks of many clips, encoded once for the autoencoder as it is."""
+
+    def __init__(
+        self,
+        scenes: Sequence[str],
+        texts: dict[str, Tensor],
+        device: str,
+        team: Team,
+        share: float = 1.0,
+        portrait: bool = False,
+    ):
+        """scenes: those that are learnt from them."""
+        each = {scene: EACH[scene] if scene in scenes else KEPT for scene in PROMPTS}
+        self.all, self.device = listed(each, share, portrait), device
         self.texts = {k: v.to(device) for k, v in texts.items()}
         latents = encoded("beginnings", self.all, lambda _: torch.arange(4 * CHUNK), CHUNK, device, team, portrait)
-        self.latents = torch.from_numpy(latents).to(device)
+        self.latents = torch.from_numpy(latents).to(device)  # [n, F, C, 2h, 2w]
         self.rng = np.random.default_rng()
-        scenes = [b.scene for b in self.all]
-        self.chances = np.array([SHARE[scene] / scenes.count(scene) for scene in scenes])
+        of = [b.scene for b in self.all]
+        shares = (LEARNT / len(scenes), (1 - LEARNT) / (len(PROMPTS) - len(scenes)))
+        self.chances = np.array([shares[scene not in scenes] / of.count(scene) for scene in of])
 
-    def draw(self, size: int, scenes: Sequence[str] = tuple(SHARE)) -> tuple[Tensor, Tensor, list[str]]:
-        """Chunks [B, C, F, 2h, 2w], their texts [B, text_len, text_dim] and their scenes, which are of those."""
+    def draw(self, size: int, scenes: Sequence[str] = tuple(PROMPTS)) -> Drawn:
+        """Of these scenes."""
         chances = self.chances * [b.scene in scenes for b in self.all]
         rows = self.rng.choice(len(self.all), size, p=chances / chances.sum()).tolist()
-        text = [self.texts[str(self.rng.choice(self.all[i].wordings))] for i in rows]
-        return self.latents[rows].float().transpose(1, 2), torch.stack(text), [self.all[i].scene for i in rows]
+        text = torch.stack([self.texts[str(self.rng.choice(self.all[i].wordings))] for i in rows])
+        kinds = [(self.all[i].scene, self.all[i].variant) for i in rows]
+        return Drawn(self.latents[rows].float().transpose(1, 2), text, kinds)

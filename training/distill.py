@@ -30,8 +30,9 @@ from everframe.export.wan import Block, Wan
 
 from common import autocast, evaluate_with, update
 from latents import encode_pool, load_texts
-from rollout import KV, SCHEDULE, Lose, Tables, commit, denoised, nothing, renoised, seen_by, sigmas_of
+from rollout import CHUNK, KV, SCHEDULE, Lose, Tables, commit, denoised, nothing, renoised, seen_by, sigmas_of
 from run import Ema, Run, compact_path, progress_of
+from settings import TRANSFORMER
 from team import Team
 from transformer import Batches, of_step, optimisers, preview, upright
 from weights import trained_transformer
@@ -88,6 +89,26 @@ def euler(
     return x
 
 
+def guided(teacher: Teacher, tables: Tables, text: Tensor, chunks: int) -> Tensor:
+    """`rollout.generate` by the teacher, in as many steps as the student follows it."""
+    contexts, out = teacher.contexts(text), []
+    teacher.kept = []
+    shape = (len(text), TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
+    for c in range(chunks):
+        rope = tables([CHUNK * c] * len(text), [1] * len(text))
+        x = torch.randn(shape, device=text.device)
+        x = euler(teacher, x, sigmas_of(SUBSTEPS * len(SCHEDULE.steps)), rope, contexts, c)
+        teacher.commit(x, rope, contexts, c)
+        out.append(x)
+    return torch.cat(out, 2).transpose(1, 2)
+
+
+def standing_out(x0: Tensor) -> Tensor:
+    """Squared distance of the cells of a chunk [B, C, F, 2h, 2w] from the median of their row, mean over channels: of the
+    reef's fish 2 to 3, of the water 0.2. [B, 1, F, 2h, 2w]"""
+    return (x0 - x0.median(-1, keepdim=True).values).square().mean(1, keepdim=True)
+
+
 def rollout_loss(
     student: Wan,
     teacher: Teacher,
@@ -97,10 +118,12 @@ def rollout_loss(
     true: float = TRUE_SINKS,
     lose: Lose = nothing,
     weight: Tensor | float = 1.0,
+    things: float = 0.0,
 ) -> Tensor:
     """Mean squared distance to the teacher's flows over one rollout of the batch's chunks [B, n, C, F, 2h, 2w]. substeps: of
     the teacher for one of the student; true: share of the sequences with true sinks; lose: what of a chunk and its number
-    later ones see; weight: what of a chunk [B, C, F, 2h, 2w], broadcast, counts how much."""
+    later ones see; weight: what of a chunk [B, C, F, 2h, 2w], broadcast, counts how much; things: how much is added to that
+    where something stands out of its row by 1."""
     truth, text, starts = batch
     size, chunks, steps = len(truth), truth.shape[1], len(SCHEDULE.steps)
     fine = sigmas_of(substeps * steps)
@@ -121,7 +144,8 @@ def rollout_loss(
                 x0 = denoised(student, x, sigma, rope, context, past)
             if i in (early, late):
                 mean_flow = (x - euler(teacher, x, path, rope, teaching, c)) / (sigma - after)
-                total = total + (weight * ((x - x0) / sigma - mean_flow).square()).mean()
+                counts = weight + things * standing_out(x - sigma * mean_flow) if things else weight
+                total = total + (counts * ((x - x0) / sigma - mean_flow).square()).mean()
             x = renoised(x, x0.detach(), sigma, after)
         if c + 1 < chunks:
             made = lose(torch.where(true_sinks, truth[:, c], x) if c == 0 else x, c)

@@ -18,32 +18,17 @@ from torch import Tensor
 
 from clips import instance, load_pool
 from common import autocast
-from distill import GUIDANCE, SUBSTEPS, Teacher, euler
+from distill import GUIDANCE, Teacher, guided
 from latents import encode_pool, load_texts
 from measures import Frames, geometric, motion, octaves, total
 from reconstruct import to_bytes
-from rollout import CHUNK, SCHEDULE, Tables, generate, sigmas_of
-from settings import TRANSFORMER
+from rollout import CHUNK, Tables, generate
 from team import Team
 from transformer import Batches
 from weights import trained_autoencoder, trained_transformer
 
 CHUNKS, WARM = 4, 12  # of a stream; pixel frames at its beginning that are not looked at
 COLUMNS = ("finest", "next", "third", "motion")
-
-
-def guided(teacher: Teacher, tables: Tables, text: Tensor, steps: int) -> Tensor:
-    """`rollout.generate`, by the teacher."""
-    contexts, out = teacher.contexts(text), []
-    teacher.kept = []
-    for c in range(CHUNKS):
-        rope = tables([CHUNK * c] * len(text), [1] * len(text))
-        size = (len(text), TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
-        x = torch.randn(size, device=text.device)
-        x = euler(teacher, x, sigmas_of(steps), rope, contexts, c)
-        teacher.commit(x, rope, contexts, c)
-        out.append(x)
-    return torch.cat(out, 2).transpose(1, 2)
 
 
 def figures(clips: list[Frames], scenes: list[str]) -> np.ndarray:
@@ -83,7 +68,7 @@ def main() -> None:
     for guidance in args.guidance:
         both = (trained_transformer(name).to(device) for name in ("transformer", "young"))
         teacher = Teacher(*both, guidance=guidance)
-        show(f"teacher, {guidance:g}", lambda t=teacher: guided(t, tables, text, SUBSTEPS * len(SCHEDULE.steps)))
+        show(f"teacher, {guidance:g}", lambda t=teacher: guided(t, tables, text, CHUNKS))
     show("student", lambda: generate(trained_transformer("distill").to(device).eval(), tables, text, CHUNKS))
 
 

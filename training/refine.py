@@ -1,18 +1,19 @@
 """Go on with teacher and student on what some scenes need, and keep the rest of what they do.
 
-    python training/refine.py teacher --steps 9750 [--minutes 60] [--device cuda]
-    python training/refine.py student --steps 1000 [--minutes 40]
+    python training/refine.py teacher --steps 9750 [--scenes sea hills reef] [--minutes 60] [--device cuda]
+    python training/refine.py student --steps 1000 [--scenes sea hills reef] [--minutes 40]
 
-Two of five of the teacher's beginnings are of the sea, whose sun or moon is a small thing, a third of the reef: the first
-chunks of far more clips than the pool has (beginnings.py), drawn to the truth. Two of five steps are of seas
-and hills that have lost or spoilt in the chunks before what they should show (astray.py). All else, the beginnings of other
+Most of the teacher's beginnings are of the scenes that are to learn: the first chunks of far more clips than the pool has
+(beginnings.py), drawn to the truth. Where sea or hills are among them, two of five steps are of those that have lost or
+spoilt in the chunks before what they should show (astray.py). All else, the beginnings of other
 scenes and every chunk of theirs with a past, is drawn to what the teacher did before (learning without forgetting, arXiv
 1606.09282): a target without the noise of flow matching, of which little is enough. In the sea the sky counts more, row by
 row, and the most where all suns of its beginnings are; in chunks whose past tells its place, around their own sun. The first
 chunks of sequences astray teach the teacher nothing that beginnings don't.
 
-Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and sea, hills and reef are distilled from
-that teacher. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from
+Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and those scenes are distilled from
+that teacher; in the reef its fish count most, of which it drew as many in a stream's first chunk and forgot one of three in
+the next ones. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from
 the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the scene and variant lack of detail
 and motion, a target that begins where the student is. A third of the steps of both are of upright pictures. What both did
 before is in training/work/NAME-before.safetensors, and where upright pictures are to be as another one drew them, that is in
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from torch import Tensor
 from everframe.export.wan import Block, Wan
 
 from astray import DISC, SKY, astray, sky_of
-from beginnings import Beginnings, later, sun_cells
+from beginnings import EACH, LATER, Beginnings, Drawn, later, sun_cells
 from common import autocast, evaluate_with, update
 from distill import GUIDANCE, TRUE_SINKS, Teacher, rollout_loss
 from latents import encode_pool, load_texts
@@ -56,33 +58,28 @@ from transformer import (
 from weights import trained_transformer
 
 PEAK = 6e-4
-REFINED = ("sea", "reef")  # scenes whose beginnings are learnt; those of the others stay
 CHECK = 200  # steps between two looks at clips that are not drawn here; with fewer --instances than before it knew them
 EARLY, EARLY_FROM = 0.45, 700.0  # share of the beginnings at timesteps where the picture is laid out, and from which on
 KEEP = 4.0  # what chunks with a past count, which are to stay
 STAY = 3.0  # what the student's other scenes count beside those that it learns
 UPRIGHT_EVERY = 3  # rounds of steps, the last of which is of upright pictures
-REEF = 0.2  # chance that a step of the student's other scenes is of the reef, beside the reef's fair share of them
+FISH = 1.0  # what is added to the weight of the student's reefs where something stands out of its row by 1
 SKY_GUIDANCE = 0.2  # of a sea's teacher above the horizon: with 0.9 suns were bright and no discs
-# How much further than it was the student is guided: more where its pictures are too faint or too still, less (which costs
-# more detail than motion) where there is too much of both. In sea, hills and reef, how much further than by GUIDANCE.
-FURTHER = {
-    ("sea", "sunset"): -0.3,
-    ("sea", "noon"): -0.3,
-    ("sea", "moonlit"): -0.3,
-    ("hills", "morning"): -0.1,
-    ("hills", "midday"): -0.1,
-    ("hills", "autumn"): 0.0,
-    ("city", "night"): -0.1,
-    ("city", "neon"): -0.1,
-    ("city", "dusk"): -0.1,
-    ("snow", "night"): 0.2,
-    ("snow", "dusk"): 0.2,
-    ("snow", "day"): 0.2,
-    ("reef", "turquoise"): 0.5,
-    ("reef", "deep"): 0.7,
-    ("reef", "lagoon"): 0.6,
+# How far the teacher is moved from its young self for the student's scenes; in the sea below the horizon.
+GUIDED = {
+    ("sea", "sunset"): 0.6,
+    ("sea", "noon"): 0.6,
+    ("sea", "moonlit"): 0.6,
+    ("hills", "morning"): 0.8,
+    ("hills", "midday"): 0.8,
+    ("hills", "autumn"): 0.9,
+    ("reef", "turquoise"): 1.1,
+    ("reef", "deep"): 1.3,
+    ("reef", "lagoon"): 1.4,
 }
+# How much further than it was the student is guided in those that it keeps: more where its pictures are too faint or too
+# still, less (which costs more detail than motion) where there is too much of both.
+FURTHER = {"hills": 0.15, "lava": 0.15, "fire": 0.2, "snow": -0.1, "aurora": -0.05}
 
 
 def early_timesteps(n: int, device: str) -> Tensor:
@@ -92,13 +89,9 @@ def early_timesteps(n: int, device: str) -> Tensor:
     return torch.where(torch.rand(n, device=device) < EARLY, above, random_timesteps(n, device))
 
 
-def further(one: tuple[str, str]) -> float:
-    return FURTHER.get(one, 0.0)
-
-
 def guidance_of(one: tuple[str, str], like: Tensor) -> Tensor:
     """How far the teacher is moved from its young self in the rows of a chunk [.., 2h, 2w]. [2h, 1]"""
-    guidance = torch.full((like.shape[-2], 1), GUIDANCE + further(one), device=like.device)
+    guidance = torch.full((like.shape[-2], 1), GUIDED.get(one, GUIDANCE), device=like.device)
     if one[0] == "sea":
         guidance[: round(SKY * len(guidance))] = SKY_GUIDANCE
     return guidance
@@ -114,22 +107,24 @@ def weight_of(truth: Tensor, scenes: list[str]) -> Tensor:
     return weight
 
 
-def beginning_loss(model: Wan, before: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[str]]) -> Tensor:
-    """Of chunks without a past [B, C, F, 2h, 2w], each with its text and scene."""
-    truth, text, scenes = batch
+def beginning_loss(model: Wan, before: Wan, tables: Tables, some: Drawn, learnt: Sequence[str]) -> Tensor:
+    """Of chunks without a past, those of the scenes that are learnt to the truth."""
+    truth, text = some.chunks, some.text
     size, device = len(truth), str(truth.device)
     t, noise = early_timesteps(size, device), torch.randn_like(truth)
     sigma = (t / 1000).view(-1, 1, 1, 1, 1)
     x = (1 - sigma) * truth + sigma * noise
     jitter = (torch.rand(size) < JITTERED).long().tolist()
     flow = model(x, model.time(t), tables([0] * size, jitter), model.context(text), Reader([])).float()
-    target, others = noise - truth, [i for i, scene in enumerate(scenes) if scene not in REFINED]
+    target, others = noise - truth, [i for i, scene in enumerate(some.scenes) if scene not in learnt]
     if others:
         with torch.no_grad():
             rope = tables([0] * len(others), [jitter[i] for i in others])
             kept = before(x[others], before.time(t[others]), rope, before.context(text[others]), Reader([]))
         target[others] = kept.float()
-    return (weight_of(truth, scenes) * (flow - target).square()).mean()
+    weight = weight_of(truth, some.scenes)
+    weight[others] = 1.0
+    return (weight * (flow - target).square()).mean()
 
 
 def keeping_loss(model: Wan, before: Wan, tables: Tables, batch: tuple[Tensor, Tensor, list[list[int]]]) -> Tensor:
@@ -163,7 +158,7 @@ class Place:
     name: str  # "" or "upright"
     tables: Tables
     beginnings: Beginnings
-    lost: Batches
+    lost: Batches | None  # where no scene is learnt that has any
     batches: Batches
 
 
@@ -175,8 +170,9 @@ def places(args: argparse.Namespace, team: Team) -> list[Place]:
     kinds = [wide, *upright(args.portrait, texts, args.device, team)]
     made = []
     for (batches, tables), share, portrait in zip(kinds, (args.share, args.share / 4), (False, True), strict=True):
-        beginnings = Beginnings(texts, args.device, team, share, portrait)
-        lost = later(texts, args.device, team, share, portrait)
+        beginnings = Beginnings(args.scenes, texts, args.device, team, share, portrait)
+        goes_astray = [scene for scene in LATER if scene in args.scenes]
+        lost = later(goes_astray, texts, args.device, team, share, portrait) if goes_astray else None
         made.append(Place("upright" * portrait, tables, beginnings, lost, batches))
     return made
 
@@ -230,13 +226,14 @@ def refine_teacher(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
         place, before = drawn[at], befores[at]
         with autocast(args.device):
             if kind == "kept":
-                some = place.batches.draw(1, one_of(place.batches, but=("sea",)))
+                others = [scene for scene in PROMPTS if scene not in args.scenes or scene not in LATER]
+                some = place.batches.draw(1, one_of(place.batches, others))
                 loss = KEEP * keeping_loss(model, before, place.tables, some)
-            elif kind == "astray":
+            elif kind == "astray" and place.lost:
                 one = astray(place.lost)
                 loss = sequence_loss(model, place.tables, one.drawn, False, one.weight, one.lose)[1:].mean()
             else:
-                loss = beginning_loss(model, before, place.tables, place.beginnings.draw(args.batch))
+                loss = beginning_loss(model, before, place.tables, place.beginnings.draw(args.batch), args.scenes)
         update(loss, model, [muon, adam], team)
         ema.update(step)
         if step % 50 >= 45:
@@ -262,28 +259,26 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
     parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
     run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=of)
     for step in run.count([(muon, args.peak / 2), (adam, args.peak / 2)], warmup=50):
-        kind, at = of_step(step, ("beginnings", "others", "astray", "others"))
+        kind, at = of_step(step, ("learnt", "others", "learnt", "others", "beginnings", "others"))
         place, tables = drawn[at], drawn[at].tables
         with autocast(args.device):
             if kind == "others":
-                one = one_of(place.batches, but=("sea", "hills"))
-                if torch.rand(()) < REEF:
-                    one = one_of(place.batches, but=tuple(scene for scene in PROMPTS if scene != "reef"))
+                one = one_of(place.batches, [scene for scene in PROMPTS if scene not in args.scenes])
+                others[at].guidance = FURTHER.get(one[0], 0.0)
+                loss = STAY * rollout_loss(student, others[at], tables, place.batches.draw(1, one), 1)
+            elif kind == "learnt" and (one := one_of(place.batches, args.scenes))[0] not in LATER:
                 some = place.batches.draw(1, one)
-                others[at].guidance, own.guidance = further(one), guidance_of(one, some[0])
-                if one[0] in REFINED:
-                    loss = rollout_loss(student, own, tables, some)
-                else:
-                    loss = STAY * rollout_loss(student, others[at], tables, some, 1)
-            elif kind == "astray":
+                own.guidance = guidance_of(one, some[0])
+                loss = rollout_loss(student, own, tables, some, things=FISH)
+            elif kind == "learnt" and place.lost:
                 lost = astray(place.lost)
                 own.guidance, true = guidance_of(lost.kind, lost.weight), TRUE_SINKS if lost.lose is nothing else 1.0
                 loss = rollout_loss(student, own, tables, lost.drawn, true=true, lose=lost.lose, weight=lost.weight)
             else:
-                some = place.beginnings.draw(args.batch // 2, REFINED)
-                each = [guidance_of((scene, next(iter(PROMPTS[scene]))), some[0]) for scene in some[2]]
-                own.guidance = torch.stack(each)[:, None, None]
-                loss = rollout_loss(student, own, tables, alone(some), weight=weight_of(some[0], some[2]))
+                some = place.beginnings.draw(args.batch // 2, args.scenes)
+                own.guidance = torch.stack([guidance_of(one, some.chunks) for one in some.kinds])[:, None, None]
+                weight = weight_of(some.chunks, some.scenes)
+                loss = rollout_loss(student, own, tables, alone(some), weight=weight, things=FISH)
         update(loss, student, [muon, adam], team)
         ema.update(step)
         if step % 41 >= 38:  # so that all kinds come up
@@ -292,16 +287,15 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
     evaluate_with(ema, student, lambda: preview(run, student, wide.tables, wide.batches, len(SCHEDULE.steps)))
 
 
-def one_of(batches: Batches, but: tuple[str, ...]) -> tuple[str, str]:
-    """A scene and variant of what is drawn from, of each of other scenes as likely."""
-    some = [pair for pair in batches.of if pair[0] not in but]
+def one_of(batches: Batches, scenes: Sequence[str]) -> tuple[str, str]:
+    """A scene and variant of what is drawn from, each of those scenes' as likely."""
+    some = [pair for pair in batches.of if pair[0] in scenes]
     return some[int(torch.randint(len(some), ()))]
 
 
-def alone(batch: tuple[Tensor, Tensor, list[str]]) -> tuple[Tensor, Tensor, list[list[int]]]:
+def alone(some: Drawn) -> tuple[Tensor, Tensor, list[list[int]]]:
     """First chunks as `rollout_loss` takes them."""
-    truth, text, _ = batch
-    return truth[:, None], text[:, None], [[0] * len(truth)]
+    return some.chunks[:, None], some.text[:, None], [[0] * len(some.chunks)]
 
 
 def main() -> None:
@@ -310,6 +304,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, required=True, help="over all sessions; the teacher's before this are counted"
     )
+    parser.add_argument("--scenes", nargs="+", choices=EACH, default=list(EACH), help="that are to learn")
     parser.add_argument("--minutes", type=float, default=math.inf, help="of this session")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--instances", type=int, default=240, help="whole clips, which have to be rendered")

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import beginnings
 import numpy as np
 import pytest
 import torch
-from beginnings import AWAY, EACH, FIRST, LATER, LEVEL, beginning, listed, seeds, sun_cells
+from beginnings import (
+    AWAY,
+    EACH,
+    FIRST,
+    KEPT,
+    LATER,
+    LEARNT,
+    LEVEL,
+    Beginnings,
+    beginning,
+    listed,
+    seeds,
+    sun_cells,
+)
 from clips import UPRIGHT, instance, size_of
 from prompts import PROMPTS
 from scenes import SUN, render
 from settings import CELL
 
+from team import Team
 from things import disc, fish
 
 
@@ -49,6 +66,20 @@ def test_chosen_reefs_show_nearly_all_of_their_fish() -> None:
         many, few = ([len(fish(first_frame("reef", variant, seed))) for seed in which] for which in (chosen, some))
         assert np.mean(many) > np.mean(few) + 0.7  # of those that hide another, one is counted
         assert np.mean(many) > 5.2
+
+
+def test_what_is_drawn_is_mostly_of_what_is_to_be_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        beginnings, "encoded", lambda name, shown, *_: np.zeros((len(shown), 3, 16, 18, 32), np.float16)
+    )
+    words = {word: torch.zeros(32, 384) for b in listed(dict.fromkeys(PROMPTS, KEPT)) for word in b.wordings}
+    words |= {word: torch.zeros(32, 384) for b in listed({"reef": EACH["reef"]}) for word in b.wordings}
+    some = Beginnings(["reef"], words, "cpu", Team())
+    assert Counter(b.scene for b in some.all) == dict.fromkeys(PROMPTS, 3 * KEPT) | {"reef": 3 * EACH["reef"]}
+    drawn = some.draw(1000)
+    share = Counter(drawn.scenes)["reef"] / 1000
+    assert abs(share - LEARNT) < 0.06
+    assert set(some.draw(50, ["reef"]).scenes) == {"reef"}
 
 
 def test_seeds_are_no_pools_and_no_judges() -> None:

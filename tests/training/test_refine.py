@@ -9,13 +9,14 @@ import pytest
 import refine
 import torch
 from astray import ABOVE, BELOW, DISC
-from beginnings import sun_cells
+from beginnings import Drawn, sun_cells
+from distill import standing_out
 from refine import (
-    GUIDANCE,
+    GUIDED,
     SKY_GUIDANCE,
     Place,
     as_it_was,
-    further,
+    beginning_loss,
     guidance_of,
     moved_student,
     of_step,
@@ -23,7 +24,9 @@ from refine import (
     weight_of,
     whose_student,
 )
+from rollout import Tables
 from safetensors.torch import load_file, save_file
+from weights import trained_transformer
 
 import run
 from team import Team
@@ -34,9 +37,9 @@ WIDE = torch.zeros(3, 16, 3, 18, 32)
 def test_a_sea_is_guided_less_above_its_horizon() -> None:
     rows = guidance_of(("sea", "noon"), WIDE)[:, 0].tolist()
     assert rows[:8] == pytest.approx([SKY_GUIDANCE] * 8)
-    assert rows[8:] == pytest.approx([GUIDANCE + further(("sea", "noon"))] * 10)
+    assert rows[8:] == pytest.approx([GUIDED["sea", "noon"]] * 10)
     reef = guidance_of(("reef", "deep"), WIDE)[:, 0].tolist()
-    assert reef == pytest.approx([GUIDANCE + further(("reef", "deep"))] * 18)
+    assert reef == pytest.approx([GUIDED["reef", "deep"]] * 18)
 
 
 def test_where_the_suns_of_seas_are_counts_most_and_other_scenes_count_alike() -> None:
@@ -47,6 +50,33 @@ def test_where_the_suns_of_seas_are_counts_most_and_other_scenes_count_alike() -
     assert Counter(weight[1].flatten().tolist()).keys() == {ABOVE, BELOW, DISC}
     assert (weight[1][:8] >= ABOVE).all()
     assert (weight[1][8:] == BELOW).all()
+
+
+def test_a_beginning_that_is_kept_is_drawn_to_what_was_and_one_that_is_learnt_to_the_truth() -> None:
+    model, tables = trained_transformer("distill"), Tables("cpu")
+    text = torch.zeros(1, 32, 384)
+
+    def loss(scene: str, before: str, learnt: list[str]) -> float:
+        torch.manual_seed(0)
+        some = Drawn(torch.ones(1, 16, 3, 18, 32), text, [(scene, "deep")])
+        with torch.no_grad():
+            return float(beginning_loss(model, trained_transformer(before), tables, some, learnt))
+
+    assert loss("reef", "distill", ["sea"]) == 0
+    assert loss("reef", "young", ["sea"]) > 0
+    assert loss("reef", "young", ["reef"]) == loss("reef", "distill", ["reef"]) > 0
+
+
+def test_what_stands_out_of_its_row_counts_more() -> None:
+    """By as much as it does; rows that differ from each other don't."""
+    row = torch.arange(18.0).view(1, 1, 1, 18, 1).expand(2, 16, 3, 18, 32)
+    assert (standing_out(row) == 0).all()
+    one = row.clone()
+    one[0, :, 1, 4, 7] += 2.0
+    out = standing_out(one)
+    assert out.shape == (2, 1, 3, 18, 32)
+    assert out[0, 0, 1, 4, 7] == 4.0
+    assert out.sum() == 4.0
 
 
 def test_every_kind_of_step_is_upright_in_every_third_round() -> None:
