@@ -69,7 +69,7 @@ def test_a_beginning_that_is_kept_is_drawn_to_what_was_and_one_that_is_learnt_to
 
 def test_what_stands_out_of_its_row_counts_more() -> None:
     """By as much as it does; rows that differ from each other don't."""
-    row = torch.arange(18.0).view(1, 1, 1, 18, 1).expand(2, 16, 3, 18, 32)
+    row = torch.arange(18.0).view(1, 1, 1, 18, 1).repeat(2, 16, 3, 1, 32)
     assert (standing_out(row) == 0).all()
     one = row.clone()
     one[0, :, 1, 4, 7] += 2.0
