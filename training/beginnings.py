@@ -4,8 +4,8 @@ What is missing in a stream's first chunk is missing for good. Of a clip only it
 encoded, a tenth of the work. One sun somewhere over the whole horizon is what this teacher didn't learn, nor one anywhere
 near the middle (four of ten it drew in pieces or not at all); one in one place it can: a few good pictures in place of
 many, as arXiv 2309.15807 tunes with. So a sea's sun is where all are, by less than a latent's cell, and of a reef's fish
-nearly all are in the picture, for of these a stream shows less than it learnt from. Of some seas
-and hills the later chunks are here too.
+nearly all are in the picture, for of these a stream shows less than it learnt from. Of some seas and hills the later chunks
+are here too.
 """
 
 from __future__ import annotations
@@ -167,10 +167,14 @@ class Beginnings:
     ):
         """scenes: those that are learnt from them."""
         each = {scene: EACH[scene] if scene in scenes else KEPT for scene in PROMPTS}
-        self.all, self.device = listed(each, share, portrait), device
+        shown = {scene: listed({scene: n}, share, portrait) for scene, n in each.items()}
+        self.all = list(itertools.chain.from_iterable(shown.values()))
         self.texts = {k: v.to(device) for k, v in texts.items()}
-        latents = encoded("beginnings", self.all, lambda _: torch.arange(4 * CHUNK), CHUNK, device, team, portrait)
-        self.latents = torch.from_numpy(latents).to(device)  # [n, F, C, 2h, 2w]
+        latents = [
+            encoded(f"beginnings-{scene}", some, lambda _: torch.arange(4 * CHUNK), CHUNK, device, team, portrait)
+            for scene, some in shown.items()
+        ]
+        self.latents = torch.from_numpy(np.concatenate(latents)).to(device)  # [n, F, C, 2h, 2w]
         self.rng = np.random.default_rng()
         of = [b.scene for b in self.all]
         shares = (LEARNT / len(scenes), (1 - LEARNT) / (len(PROMPTS) - len(scenes)))

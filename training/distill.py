@@ -90,7 +90,8 @@ def euler(
 
 
 def guided(teacher: Teacher, tables: Tables, text: Tensor, chunks: int) -> Tensor:
-    """`rollout.generate` by the teacher, in as many steps as the student follows it."""
+    """`rollout.generate` by the teacher, in as many steps as the student follows it: for texts [B, text_len, text_dim]
+    latents [B, chunks·F, C, 2h, 2w]."""
     contexts, out = teacher.contexts(text), []
     teacher.kept = []
     shape = (len(text), TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
@@ -118,12 +119,12 @@ def rollout_loss(
     true: float = TRUE_SINKS,
     lose: Lose = nothing,
     weight: Tensor | float = 1.0,
-    things: float = 0.0,
+    things: Tensor | float = 0.0,
 ) -> Tensor:
     """Mean squared distance to the teacher's flows over one rollout of the batch's chunks [B, n, C, F, 2h, 2w]. substeps: of
     the teacher for one of the student; true: share of the sequences with true sinks; lose: what of a chunk and its number
     later ones see; weight: what of a chunk [B, C, F, 2h, 2w], broadcast, counts how much; things: how much is added to that
-    where something stands out of its row by 1."""
+    where something of what the teacher would end with stands out of its row by 1, likewise broadcast."""
     truth, text, starts = batch
     size, chunks, steps = len(truth), truth.shape[1], len(SCHEDULE.steps)
     fine = sigmas_of(substeps * steps)
@@ -144,7 +145,7 @@ def rollout_loss(
                 x0 = denoised(student, x, sigma, rope, context, past)
             if i in (early, late):
                 mean_flow = (x - euler(teacher, x, path, rope, teaching, c)) / (sigma - after)
-                counts = weight + things * standing_out(x - sigma * mean_flow) if things else weight
+                counts = weight + things * standing_out(x - sigma * mean_flow)
                 total = total + (counts * ((x - x0) / sigma - mean_flow).square()).mean()
             x = renoised(x, x0.detach(), sigma, after)
         if c + 1 < chunks:

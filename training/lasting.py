@@ -1,10 +1,11 @@
-"""How many of a scene's things a stream shows chunk by chunk, beside renders: who loses them, and when.
+"""How many fish, windows or trees a stream shows chunk by chunk, or in how many frames a sun that stands still, beside
+renders: who loses them, and when.
 
     python training/lasting.py reef --chunks 6
 
-Of every variant, in its first wording: renders that no training has seen, the teacher in 16 Euler steps, guided as the
-student's (refine.py), and the student in its four, in PyTorch. What a stream's first chunk shows says nothing of the next
-ones: the tenth demo's student drew as many fish there as its teacher, and had lost one of three a second later.
+Of every variant, in its first wording: renders that no training has seen, as they are drawn, the teacher in 16 Euler steps,
+guided as the student's (refine.py), and the student in its four, in PyTorch. What a stream's first chunk shows says nothing
+of the next ones: the tenth demo's student drew as many fish there as its teacher, and had lost a quarter a second later.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=8)
     args = parser.parse_args()
+    if min(args.chunks, args.seeds) < 1:
+        parser.error("--chunks, --seeds: at least 1 of each")
     texts, tables, ae = load_texts(), Tables("cpu"), trained_autoencoder()
     models = [trained_transformer(name).eval() for name in ("transformer", "young", "distill")]
 
@@ -53,7 +56,6 @@ def main() -> None:
     def pictures(latents: Tensor) -> list[Frames]:
         return [to_bytes(ae.decode(row[None])[0].clamp(0, 1)) for row in latents]
 
-    torch.manual_seed(1)
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     for variant, wordings in PROMPTS[args.scene].items():
         text = texts[wordings[0]].expand(args.seeds, -1, -1)
@@ -61,7 +63,9 @@ def main() -> None:
         teacher = Teacher(*models[:2], guidance=guidance)
         show(f"{variant}, renders", rendered_clips(args.scene, variant, seeds, length=FRAMES * args.chunks))
         with torch.no_grad():
+            torch.manual_seed(1)
             show("  teacher", pictures(guided(teacher, tables, text, args.chunks)))
+            torch.manual_seed(1)
             show("  student", pictures(generate(models[2], tables, text, args.chunks)))
 
 

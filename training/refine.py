@@ -5,19 +5,19 @@
 
 Most of the teacher's beginnings are of the scenes that are to learn: the first chunks of far more clips than the pool has
 (beginnings.py), drawn to the truth. Where sea or hills are among them, two of five steps are of those that have lost or
-spoilt in the chunks before what they should show (astray.py). All else, the beginnings of other
-scenes and every chunk of theirs with a past, is drawn to what the teacher did before (learning without forgetting, arXiv
-1606.09282): a target without the noise of flow matching, of which little is enough. In the sea the sky counts more, row by
-row, and the most where all suns of its beginnings are; in chunks whose past tells its place, around their own sun. The first
-chunks of sequences astray teach the teacher nothing that beginnings don't.
+spoilt in the chunks before what they should show (astray.py). All else, the beginnings of other scenes and the chunks with a
+past of theirs and of the reef, is drawn to what the teacher did before (learning without forgetting, arXiv 1606.09282): a
+target without the noise of flow matching, of which little is enough. In the sea the sky counts more, row by row, and the
+most where all suns of its beginnings are; in chunks whose past tells its place, around their own sun. The first chunks of
+sequences astray teach the teacher nothing that beginnings don't.
 
-Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and those scenes are distilled from
-that teacher; in the reef its fish count most, of which it drew as many in a stream's first chunk and forgot one of three in
-the next ones. In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the way from
-the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the scene and variant lack of detail
-and motion, a target that begins where the student is. A third of the steps of both are of upright pictures. What both did
-before is in training/work/NAME-before.safetensors, and where upright pictures are to be as another one drew them, that is in
-NAME-upright.safetensors; remove these before another scene is refined. What the teacher was when a student began is in
+Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and those scenes are distilled from that
+teacher; in the reef its fish count most, of which it drew enough in a stream's first chunk and forgot one of three in the
+next ones (lasting.py). In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the
+way from the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the variant lacks of detail and
+motion, a target that begins where the student is. A third of the steps of both are of upright pictures. What both did before
+is in training/work/NAME-before.safetensors, and where upright pictures are to be as another one drew them, that is in
+NAME-upright.safetensors; remove these before other scenes are refined. What the teacher was when a student began is in
 transformer-STEP.safetensors: the next student is moved by what has come since.
 """
 
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -37,6 +38,7 @@ from everframe.export.wan import Block, Wan
 
 from astray import DISC, SKY, astray, sky_of
 from beginnings import EACH, LATER, Beginnings, Drawn, later, sun_cells
+from clips import HELD_OUT
 from common import autocast, evaluate_with, update
 from distill import GUIDANCE, TRUE_SINKS, Teacher, rollout_loss
 from latents import encode_pool, load_texts
@@ -63,7 +65,7 @@ EARLY, EARLY_FROM = 0.45, 700.0  # share of the beginnings at timesteps where th
 KEEP = 4.0  # what chunks with a past count, which are to stay
 STAY = 3.0  # what the student's other scenes count beside those that it learns
 UPRIGHT_EVERY = 3  # rounds of steps, the last of which is of upright pictures
-FISH = 1.0  # what is added to the weight of the student's reefs where something stands out of its row by 1
+STANDING = {"reef": 1.0}  # what is added to a student's weight where something stands out of its row by 1
 SKY_GUIDANCE = 0.2  # of a sea's teacher above the horizon: with 0.9 suns were bright and no discs
 # How far the teacher is moved from its young self for the student's scenes; in the sea below the horizon.
 GUIDED = {
@@ -73,13 +75,30 @@ GUIDED = {
     ("hills", "morning"): 0.8,
     ("hills", "midday"): 0.8,
     ("hills", "autumn"): 0.9,
-    ("reef", "turquoise"): 1.1,
+    ("reef", "turquoise"): 1.3,
     ("reef", "deep"): 1.3,
-    ("reef", "lagoon"): 1.4,
+    ("reef", "lagoon"): 1.8,
 }
 # How much further than it was the student is guided in those that it keeps: more where its pictures are too faint or too
-# still, less (which costs more detail than motion) where there is too much of both.
-FURTHER = {"hills": 0.15, "lava": 0.15, "fire": 0.2, "snow": -0.1, "aurora": -0.05}
+# still, less (which costs more detail than motion) where there is too much of both. With none a student loses detail: of
+# the aurora's next octave by 0 it lost a seventh in 950 steps.
+FURTHER = {
+    ("hills", "morning"): 0.3,
+    ("hills", "midday"): 0.2,
+    ("hills", "autumn"): 0.4,
+    ("lava", "red"): 0.5,
+    ("lava", "blue"): 0.2,
+    ("lava", "green"): 0.35,
+    ("city", "night"): 0.1,
+    ("city", "neon"): 0.1,
+    ("snow", "dusk"): -0.3,
+    ("aurora", "green"): 0.3,
+    ("aurora", "violet"): 0.25,
+    ("aurora", "rose"): 0.35,
+    ("fire", "orange"): 0.5,
+    ("fire", "blue"): 0.3,
+    ("fire", "red"): 0.4,
+}
 
 
 def early_timesteps(n: int, device: str) -> Tensor:
@@ -182,13 +201,19 @@ def of_step(step: int, kinds: tuple[str, ...]) -> tuple[str, int]:
     return kinds[step % len(kinds)], int(step // len(kinds) % UPRIGHT_EVERY == UPRIGHT_EVERY - 1)
 
 
-def as_it_was(name: str, team: Team, place: Place) -> Wan:
-    """The weights of a run before their first step here, kept in training/work for the sessions that follow; or those that
-    are there for this place."""
-    file, model = WORK / f"{name}-before.safetensors", trained_transformer(name)
+def as_it_was(name: str, team: Team, place: Place, scenes: Sequence[str]) -> Wan:
+    """The weights of a run before these scenes' first step here, kept in training/work for the sessions that follow; or
+    those that are there for this place. SystemExit where they are of before other scenes', which they would take back."""
+    file, model, those = WORK / f"{name}-before.safetensors", trained_transformer(name), " ".join(scenes)
     if team.first and not file.exists():
-        save_file(model.state_dict(), file)
+        save_file(model.state_dict(), file, {"scenes": those})
     team.wait()
+    with safe_open(file, "pt") as kept:
+        found = (kept.metadata() or {}).get("scenes", those)
+    if found != those:
+        raise SystemExit(
+            f"{file}: what {name} was before {found} went on, not {those}; remove it, or give --scenes {found}"
+        )
     own = WORK / f"{name}-{place.name}.safetensors"
     model.load_state_dict(load_file(own if own.exists() else file))
     return model.eval().requires_grad_(False)
@@ -215,14 +240,17 @@ def moved_student(whose: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[
 
 
 def refine_teacher(args: argparse.Namespace, team: Team, drawn: list[Place]) -> None:
-    befores = [as_it_was("transformer", team, place).to(args.device) for place in drawn]
+    befores = [as_it_was("transformer", team, place, args.scenes).to(args.device) for place in drawn]
     model = trained_transformer("transformer").to(args.device)
     muon, adam = optimisers(model)
     ema = Ema(model, 0.998)
     parts = {"model": model, "muon": muon, "adam": adam, "ema": ema}
     run = Run("transformer", parts, {"model": ema}, args.steps, args.minutes, team)
+    kinds = ("beginnings", "astray", "beginnings", "astray", "kept")
+    if not drawn[0].lost:
+        kinds = ("beginnings", "beginnings", "kept")
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=100):
-        kind, at = of_step(step, ("beginnings", "astray", "beginnings", "astray", "kept"))
+        kind, at = of_step(step, kinds)
         place, before = drawn[at], befores[at]
         with autocast(args.device):
             if kind == "kept":
@@ -245,7 +273,10 @@ def refine_teacher(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
 def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> None:
     of = progress_of("transformer")
     young = trained_transformer("young").to(args.device)
-    was = [[as_it_was(name, team, place).to(args.device) for name in ("distill", "transformer")] for place in drawn]
+    was = [
+        [as_it_was(name, team, place, args.scenes).to(args.device) for name in ("distill", "transformer")]
+        for place in drawn
+    ]
     student, teacher = (trained_transformer(name) for name in ("distill", "transformer"))
     if progress_of("distill", of) == 0:
         student.load_state_dict(moved_student(load_file(whose_student()), teacher.state_dict()))
@@ -264,21 +295,27 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
         with autocast(args.device):
             if kind == "others":
                 one = one_of(place.batches, [scene for scene in PROMPTS if scene not in args.scenes])
-                others[at].guidance = FURTHER.get(one[0], 0.0)
+                others[at].guidance = FURTHER.get(one, 0.0)
                 loss = STAY * rollout_loss(student, others[at], tables, place.batches.draw(1, one), 1)
-            elif kind == "learnt" and (one := one_of(place.batches, args.scenes))[0] not in LATER:
-                some = place.batches.draw(1, one)
-                own.guidance = guidance_of(one, some[0])
-                loss = rollout_loss(student, own, tables, some, things=FISH)
-            elif kind == "learnt" and place.lost:
-                lost = astray(place.lost)
-                own.guidance, true = guidance_of(lost.kind, lost.weight), TRUE_SINKS if lost.lose is nothing else 1.0
-                loss = rollout_loss(student, own, tables, lost.drawn, true=true, lose=lost.lose, weight=lost.weight)
+            elif kind == "learnt":
+                one = one_of(place.batches, args.scenes)
+                if one[0] in LATER and place.lost:
+                    kind, lost = "astray", astray(place.lost)
+                    own.guidance, true = (
+                        guidance_of(lost.kind, lost.weight),
+                        TRUE_SINKS if lost.lose is nothing else 1.0,
+                    )
+                    loss = rollout_loss(student, own, tables, lost.drawn, true=true, lose=lost.lose, weight=lost.weight)
+                else:
+                    some = place.batches.draw(1, one)
+                    own.guidance = guidance_of(one, some[0])
+                    loss = rollout_loss(student, own, tables, some, things=STANDING.get(one[0], 0.0))
             else:
                 some = place.beginnings.draw(args.batch // 2, args.scenes)
-                own.guidance = torch.stack([guidance_of(one, some.chunks) for one in some.kinds])[:, None, None]
+                own.guidance = of_each([guidance_of(one, some.chunks) for one in some.kinds])
+                things = of_each([torch.full((1, 1), STANDING.get(scene, 0.0)) for scene in some.scenes])
                 weight = weight_of(some.chunks, some.scenes)
-                loss = rollout_loss(student, own, tables, alone(some), weight=weight, things=FISH)
+                loss = rollout_loss(student, own, tables, alone(some), weight=weight, things=things.to(args.device))
         update(loss, student, [muon, adam], team)
         ema.update(step)
         if step % 41 >= 38:  # so that all kinds come up
@@ -291,6 +328,11 @@ def one_of(batches: Batches, scenes: Sequence[str]) -> tuple[str, str]:
     """A scene and variant of what is drawn from, each of those scenes' as likely."""
     some = [pair for pair in batches.of if pair[0] in scenes]
     return some[int(torch.randint(len(some), ()))]
+
+
+def of_each(values: list[Tensor]) -> Tensor:
+    """For chunks [B, C, F, 2h, 2w] what has been given for each [2h, 1]. [B, 1, 1, 2h, 1]"""
+    return torch.stack(values)[:, None, None]
 
 
 def alone(some: Drawn) -> tuple[Tensor, Tensor, list[list[int]]]:
@@ -316,6 +358,9 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.instances, args.portrait) < 24:
         parser.error("--instances, --portrait: fewer than 24 are not of every scene and variant")
+    if args.instances <= HELD_OUT:
+        parser.error(f"--instances: {HELD_OUT} are held out, so that of {args.instances} none is left")
+    args.scenes = [scene for scene in EACH if scene in args.scenes]
     team = Team(args.workers)
     torch.manual_seed(0)
     drawn = places(args, team)

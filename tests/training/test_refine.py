@@ -10,7 +10,7 @@ import refine
 import torch
 from astray import ABOVE, BELOW, DISC
 from beginnings import Drawn, sun_cells
-from distill import standing_out
+from distill import Teacher, rollout_loss, standing_out
 from refine import (
     GUIDED,
     SKY_GUIDANCE,
@@ -56,15 +56,37 @@ def test_a_beginning_that_is_kept_is_drawn_to_what_was_and_one_that_is_learnt_to
     model, tables = trained_transformer("distill"), Tables("cpu")
     text = torch.zeros(1, 32, 384)
 
-    def loss(scene: str, before: str, learnt: list[str]) -> float:
+    def loss(scenes: list[str], before: str, learnt: list[str]) -> float:
         torch.manual_seed(0)
-        some = Drawn(torch.ones(1, 16, 3, 18, 32), text, [(scene, "deep")])
+        n = len(scenes)
+        some = Drawn(torch.ones(n, 16, 3, 18, 32), text.expand(n, -1, -1), [(scene, "deep") for scene in scenes])
         with torch.no_grad():
             return float(beginning_loss(model, trained_transformer(before), tables, some, learnt))
 
-    assert loss("reef", "distill", ["sea"]) == 0
-    assert loss("reef", "young", ["sea"]) > 0
-    assert loss("reef", "young", ["reef"]) == loss("reef", "distill", ["reef"]) > 0
+    assert loss(["reef"], "distill", ["sea"]) == 0
+    assert loss(["reef"], "young", ["sea"]) > 0
+    assert loss(["reef"], "young", ["reef"]) == loss(["reef"], "distill", ["reef"]) > 0
+    sea, fire = (loss(["sea", "fire"], "distill", [learnt]) for learnt in ("sea", "fire"))
+    assert sea > 0 < fire
+    assert loss(["sea", "fire"], "distill", ["sea", "fire"]) == pytest.approx(sea + fire)
+    assert loss(["sea", "fire"], "young", ["reef"]) == pytest.approx(loss(["city", "fire"], "young", ["reef"]))
+
+
+def test_in_a_rollout_what_stands_out_counts_more_where_it_is_said() -> None:
+    student, tables, text = trained_transformer("distill"), Tables("cpu"), torch.zeros(2, 1, 32, 384)
+
+    def loss(things: torch.Tensor | float) -> float:
+        torch.manual_seed(0)
+        teacher = Teacher(trained_transformer("transformer"), guidance=0.0)
+        with torch.no_grad():
+            some = torch.zeros(2, 1, 16, 3, 18, 32), text, [[0, 0]]
+            return float(rollout_loss(student, teacher, tables, some, substeps=1, things=things))
+
+    plain, both = loss(0.0), loss(1.0)
+    first, second = (loss(torch.tensor(of).view(2, 1, 1, 1, 1)) for of in ([1.0, 0.0], [0.0, 1.0]))
+    assert plain < first < both
+    assert plain < second < both
+    assert first + second == pytest.approx(plain + both, rel=1e-4)
 
 
 def test_what_stands_out_of_its_row_counts_more() -> None:
@@ -90,13 +112,22 @@ def test_upright_pictures_are_held_to_their_own_weights_where_there_are_some(
 ) -> None:
     monkeypatch.setattr(refine, "WORK", tmp_path)
     places = [Place(name, *[None] * 4) for name in ("", "upright")]  # type: ignore[arg-type]
-    first = as_it_was("distill", Team(), places[0])
+    first = as_it_was("distill", Team(), places[0], ["sea"])
     assert (tmp_path / "distill-before.safetensors").exists()
     other = {k: v + 1 for k, v in first.state_dict().items()}
     save_file(other, tmp_path / "distill-upright.safetensors")
-    wide, upright = (as_it_was("distill", Team(), place).state_dict() for place in places)
+    wide, upright = (as_it_was("distill", Team(), place, ["sea"]).state_dict() for place in places)
     assert all(wide[k].equal(v) for k, v in first.state_dict().items())
     assert all(upright[k].equal(v) for k, v in other.items())
+
+
+def test_what_was_before_other_scenes_went_on_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "WORK", tmp_path)
+    wide = Place("", *[None] * 4)  # type: ignore[arg-type]
+    as_it_was("distill", Team(), wide, ["sea", "reef"])
+    as_it_was("distill", Team(), wide, ["sea", "reef"])
+    with pytest.raises(SystemExit, match=r"distill-before.safetensors: .* before sea reef went on, not reef"):
+        as_it_was("distill", Team(), wide, ["reef"])
 
 
 def test_a_student_is_moved_by_what_its_own_teacher_has_moved_since(
