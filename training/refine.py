@@ -14,9 +14,9 @@ sequences astray teach the teacher nothing that beginnings don't.
 Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and those scenes are distilled from that
 teacher; in the reef its fish count most, of which it drew enough in a stream's first chunk and forgot one of three in the
 next ones (lasting.py). In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the
-way from the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the variant lacks of detail and
-motion, a target that begins where the student is. A third of the steps of both are of upright pictures. What both did before
-is in training/work/NAME-before.safetensors, and where upright pictures are to be as another one drew them, that is in
+way from the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the variant lacks of detail
+and motion, a target that begins where the student is. A third of the steps of both are of upright pictures. What both did
+before is in training/work/NAME-before.safetensors, and where upright pictures are to be as another one drew them, that is in
 NAME-upright.safetensors; remove these before other scenes are refined. What the teacher was when a student began is in
 transformer-STEP.safetensors: the next student is moved by what has come since.
 """
