@@ -26,7 +26,7 @@ from latents import PER_CLIP, encode_near_and_far, fill
 from prompts import PROMPTS
 from rollout import CHUNK
 from run import WORK, progress_of
-from scenes import FISH, PLAIN, SUN, canvas, cover_of, fish_at, life_of, render, sun_of
+from scenes import FISH, PLAIN, SUN, along_reef, canvas, cover_of, life_of, render, sun_of
 from settings import AUTOENCODER, CELL
 from team import Team
 from transformer import Batches
@@ -51,8 +51,8 @@ def fish_of(c: Canvas) -> int:
     """How many of a reef that asks for no count are in its first picture, all but a fin perhaps."""
     for _ in range(2):  # its textures
         Texture.drawn(c.rng)
-    way, depth, _, size, _ = life_of(c, FISH)[-1]
-    at, _ = fish_at(c, way, depth, torch.zeros(FISH), torch.zeros(1, 1))
+    _, _, (along, _, _, size, _) = life_of(c, FISH)
+    at = along_reef(c, along)
     return int(((at > size) & (at < c.aspect - size)).sum())
 
 

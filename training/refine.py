@@ -301,10 +301,8 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
                 one = one_of(place.batches, args.scenes)
                 if one[0] in LATER and place.lost:
                     kind, lost = "astray", astray(place.lost)
-                    own.guidance, true = (
-                        guidance_of(lost.kind, lost.weight),
-                        TRUE_SINKS if lost.lose is nothing else 1.0,
-                    )
+                    own.guidance = guidance_of(lost.kind, lost.weight)
+                    true = TRUE_SINKS if lost.lose is nothing else 1.0
                     loss = rollout_loss(student, own, tables, lost.drawn, true=true, lose=lost.lose, weight=lost.weight)
                 else:
                     some = place.batches.draw(1, one)

@@ -309,10 +309,10 @@ def life_of(c: Canvas, fish: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     return line, air, [*shoal, torch.from_numpy(c.rng.integers(0, 2, fish) * 2.0 - 1)]
 
 
-def fish_at(c: Canvas, way: Tensor, depth: Tensor, speed: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Where fish are after so many seconds [T, 1], across and down [T, fish]: beyond the right border comes the left."""
+def along_reef(c: Canvas, way: Tensor) -> Tensor:
+    """Where a fish is that has come so far: what leaves on one side comes back on the other."""
     span = c.aspect + 0.5
-    return torch.remainder((way + speed * s) / span, 1) * span - 0.25, depth + 0.02 * torch.sin(s * 1.1 + way * 5)
+    return torch.remainder(way / span, 1) * span - 0.25
 
 
 def reef(c: Canvas, variant: str, wish: Wish) -> Painter:
@@ -345,13 +345,14 @@ def reef(c: Canvas, variant: str, wish: Wish) -> Painter:
             sway = x + 0.05 * k * torch.sin(s.float() * 1.6 + phase + 3 * k)
             blade = ramp(1.0, 0.3, (c.x - sway).abs() / (0.016 * (1.15 - k) + 1e-4)) * ((k < 1.1) & (c.y < 0.9))
             image = mix(image, rgb(low) * 0.35 + rgb("#204a18") * 0.6, blade.expand(len(t), -1, -1))
-        px, py = fish_at(c, fx, fy, fdir * fv, s[:, :, 0])
+        px = along_reef(c, fx + fdir * fv * s[:, :, 0])  # [T, fish]
         facing = fdir.expand_as(px)
         if wish.count:  # to and fro, so that all are there at any time
             turn = fv / (0.25 * c.aspect) * s[:, :, 0] + 5 * fx
             px = c.aspect * (0.5 + 0.1 * (fx - 1.5) / 1.5 + 0.3 * torch.sin(turn))
             facing = torch.tanh(4 * torch.cos(turn))
             facing = facing.sign() * facing.abs().clamp(min=0.2)  # seen from the front while it turns
+        py = fy + 0.02 * torch.sin(s[:, :, 0] * 1.1 + fx * 5)
         for i in range(fish):
             x, y, ahead = (at[:, i, None, None].float() for at in (px, py, facing))
             dx, dy = (c.x - x) / ahead / float(size[i]), (c.y - y) / float(size[i])  # +1: the nose
