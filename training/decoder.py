@@ -6,7 +6,9 @@ The encoder is frozen, so the transformer's latents stay valid whatever is done 
 motion as before, the discriminator's features, and its verdict. Half of the clips are as the student ends them; of
 those, pixels are compared without their finest octaves. A third of the others has other colours, and cards of any colour
 over it, encoded as they are drawn: a decoder that saw these scenes alone drew a flat red of 220 as 208. The first frame of
-a piece counts too, but less: like a stream's, it has an empty memory. What comes after takes the decoder that this makes.
+a piece counts too, but less: like a stream's, it has an empty memory. Frame differences are compared coarsely: without that,
+three of a latent's four frames were nearly alike, and the next latent's began with a jump. What comes after takes the decoder
+that this makes.
 """
 
 from __future__ import annotations
@@ -26,14 +28,15 @@ from clips import NEAR, WARM, load_pool, trained
 from common import FilterMuon, autocast, evaluate_with
 from discriminator import Discriminator, adversarial_loss, discriminator_loss, matching_loss
 from latents import encode_clip, encode_pool, student_latents
-from losses import motion_loss, pixel_loss, texture_loss
+from losses import motion_loss, pixel_loss, steadiness_loss, texture_loss
 from run import Ema, Run, progress_of
 from team import Team
 from weights import trained_autoencoder
 
-STEPS, PEAK, DISCRIMINATOR_PEAK = 2_400, 3e-4, 6e-4
-LENGTH = 3  # latent frames of a piece; of the first, only pixels are compared, and count less: its memory is empty
+STEPS, PEAK, AGAINST = 2_400, 3e-4, 2.0  # the discriminator's rate, beside the decoder's
+LENGTH = 4  # latent frames of a piece; of the first, only pixels are compared, and count less: its memory is empty
 ADVERSARIAL, MATCHING = 0.03, 0.02
+STEADINESS = 0.05  # learnt with small steps alone (--peak 1e-4), while they fall
 CALM = 150  # steps in which the discriminator learns alone
 RECOLOURED, CARDS = 1 / 3, 3  # share of the clips as they were rendered; of these, how many cards there are at most
 
@@ -100,6 +103,7 @@ def main() -> None:
     parser.add_argument("--use", type=int, default=960)
     parser.add_argument("--batch", type=int, default=1, help="clips a step of each worker")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=PEAK)
     parser.add_argument("--report", type=int, default=500)
     args = parser.parse_args()
     pool = load_pool(args.instances)
@@ -110,10 +114,10 @@ def main() -> None:
     rendered, redrawn = Pairs(encoded, pool, args.device, ae), Pairs(redone, pool, args.device)
     torch.manual_seed(0)
     decoder, judge = ae.decoder.train(), Discriminator().to(args.device)
-    muon = FilterMuon([p for p in decoder.parameters() if p.ndim == 4], lr=PEAK)
-    adam = torch.optim.AdamW([p for p in decoder.parameters() if p.ndim != 4], lr=PEAK, betas=(0.9, 0.99))
-    against = torch.optim.AdamW(judge.parameters(), lr=DISCRIMINATOR_PEAK, betas=(0.5, 0.99), weight_decay=0.0)
-    ema = Ema(decoder, 0.998)
+    muon = FilterMuon([p for p in decoder.parameters() if p.ndim == 4], lr=args.peak)
+    adam = torch.optim.AdamW([p for p in decoder.parameters() if p.ndim != 4], lr=args.peak, betas=(0.9, 0.99))
+    against = torch.optim.AdamW(judge.parameters(), lr=AGAINST * args.peak, betas=(0.5, 0.99), weight_decay=0.0)
+    ema = Ema(decoder, 0.995)
     run = Run(
         "decoder",
         {"decoder": decoder, "judge": judge, "muon": muon, "adam": adam, "against": against, "ema": ema},
@@ -132,11 +136,11 @@ def main() -> None:
     def report() -> None:
         held_out_report(run, ae, pool, args.device)
 
-    totals = np.zeros(7)
-    for step in run.count([(muon, PEAK), (adam, PEAK), (against, DISCRIMINATOR_PEAK)], warmup=50):
+    totals = np.zeros(8)
+    for step in run.count([(muon, args.peak), (adam, args.peak), (against, AGAINST * args.peak)], warmup=50):
         pairs = redrawn if step % 2 else rendered
         latents, frames = pairs.draw(args.batch)
-        whole = decode(latents + 0.03 * torch.randn_like(latents))
+        whole = decode(latents)
         out, true = whole[:, COLD:], frames[:, COLD:]
         calm = min(1.0, max(0.0, (step - CALM) / CALM))
 
@@ -151,6 +155,7 @@ def main() -> None:
         verdict = adversarial_loss(features)
         shown = [soft(v) for v in (whole, frames)] if pairs is redrawn else [whole, frames]
         parts = [warm_and_cold(pixel_loss(*shown)), TEXTURE * texture_loss(out, true), MOTION * motion_loss(out, true)]
+        parts.append(STEADINESS * steadiness_loss(*(soft(v[:, COLD - 1 :]) for v in (whole, frames))))
         match = matching_loss(features, judge(true))
         loss = sum(parts, calm * (ADVERSARIAL * verdict + MATCHING * match))
         muon.zero_grad()
@@ -164,8 +169,8 @@ def main() -> None:
         ema.update(step)
         totals += [*(part.item() for part in parts), match.item(), verdict.item(), said.item(), 1]
         if step % 100 == 99:
-            names = ("loss", "texture", "moving", "matching", "verdict", "discriminator")
-            run.log(**dict(zip(names, (totals[:6] / totals[6]).round(4).tolist(), strict=True)))
+            names = ("loss", "texture", "moving", "steadiness", "matching", "verdict", "discriminator")
+            run.log(**dict(zip(names, (totals[:7] / totals[7]).round(4).tolist(), strict=True)))
             totals[:] = 0
         if step % args.report == args.report - 1 and team.first:
             evaluate_with(ema, decoder, report)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 LEVEL = 1 / 255
 BANDS, WINDOW = 3, 8  # octaves that are compared, and the side of the window whose energy is one number
+STEADY = 5  # octaves of frame differences that are compared as they are
 
 
 def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,3 +77,18 @@ def motion_loss(out: Tensor, true: Tensor) -> Tensor:
     """The same of the differences between neighbouring frames: what moves has to move as much."""
     a, b = (band_amplitudes((v[:, 1:] - v[:, :-1]).flatten(0, 1), 2) for v in (out, true))
     return relative(a, b, len(out))
+
+
+def steadiness_loss(out: Tensor, true: Tensor) -> Tensor:
+    """How far frame differences are off, in five octaves, over how much changes there: what stands still must not tremble,
+    what drifts must not halt and jump. `motion_loss` compares amounts in fine octaves, and let a decoder draw three of four
+    frames nearly alike and catch up where the next latent begins."""
+    error, step = (v[:, 1:] - v[:, :-1] for v in (out - true, true))
+    error, step = error.flatten(0, 1), step.flatten(0, 1)
+    total = out.new_zeros(())
+    for octave in range(STEADY):
+        if octave:
+            error, step = F.avg_pool2d(error, 2), F.avg_pool2d(step, 2)
+        there = F.avg_pool2d(step.abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+        total = total + (error.abs() / (there + LEVEL)).mean()
+    return total

@@ -12,6 +12,7 @@ from measures import (
     colour_distance,
     diversity,
     geometric,
+    judder,
     laplacian,
     motion,
     octaves,
@@ -39,6 +40,7 @@ class Figures:
     octaves: NDArray[np.float64]  # energy, finest first
     laplacian: float
     motion: float
+    judder: float
     tempo: NDArray[np.float64]  # energy of change, fastest octave first
     colours: NDArray[np.float64]  # quantiles [3, n]
     diversity: float
@@ -53,6 +55,7 @@ def measure(scene: str, clips: list[Frames]) -> Figures:
         octaves=np.mean([octaves(c) for c in clips], 0),
         laplacian=float(np.mean([laplacian(c) for c in clips])),
         motion=float(np.mean([motion(c) for c in clips])),
+        judder=float(np.mean([judder(c) for c in clips])),
         tempo=np.mean([tempo(c) for c in clips], 0),
         colours=np.mean([quantiles(c) for c in clips], 0),
         diversity=diversity([picture(c) for c in clips]),
@@ -69,6 +72,7 @@ def shares(made: Figures, true: Figures) -> dict[str, float]:
         "third": float(fine[2]),
         "Laplacian": made.laplacian / true.laplacian,
         "motion": made.motion / true.motion,
+        "judder": made.judder / true.judder,
         "fast": float(rate[0]),
         "slow": float(rate[2]),
         "colour": colour_distance(made.colours, true.colours),

@@ -48,6 +48,14 @@ def motion(frames: Frames) -> float:
     return float(np.abs(np.diff(luma(frames), axis=0)).mean())
 
 
+def judder(frames: Frames, every: int = 4) -> float:
+    """How much more luma changes where a latent frame's frames begin than between its own; 1: as much. The first frame is a
+    latent frame's first."""
+    change = np.abs(np.diff(luma(frames), axis=0)).mean((1, 2))
+    begins = np.arange(1, len(frames)) % every == 0
+    return float(change[begins].mean() / max(change[~begins].mean(), 1e-6))
+
+
 def laplacian(frames: Frames) -> float:
     """Variance of the 4-neighbour Laplacian of luma, mean over frames: what is sharp."""
     y = luma(frames)

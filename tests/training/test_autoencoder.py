@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from everframe.export.taehv import Taehv, TaehvConfig
 
-from losses import motion_loss, pixel_loss, texture_loss
+from losses import LEVEL, STEADY, motion_loss, pixel_loss, steadiness_loss, texture_loss
 from widen import initialise, widen
 
 NARROW = TaehvConfig(latent_channels=4, encoder_widths=(6, 8, 8), decoder_widths=(12, 8, 6, 6), depth=1, lead=0)
@@ -50,6 +50,7 @@ def test_no_loss_where_nothing_is_lost() -> None:
     true = clip()
     assert texture_loss(true, true) == 0
     assert motion_loss(true, true) == 0
+    assert steadiness_loss(true, true) == 0
     assert pixel_loss(true, true).shape == (2, 6)
     assert pixel_loss(true, true).sum() == 0
 
@@ -71,6 +72,21 @@ def test_a_still_has_lost_its_motion() -> None:
     still = true[:, :1].expand_as(true)
     assert motion_loss(still, true).item() == pytest.approx(2, abs=0.05)  # two octaves, all of each
     assert texture_loss(still, true) < 0.6
+
+
+def test_what_drifts_must_not_halt_and_jump() -> None:
+    """Pictures that brighten by two grey levels a frame, and the same drawn in jumps of four every second frame: every
+    difference is two levels off, in every octave."""
+    frames = torch.arange(9.0).view(1, 9, 1, 1, 1) * torch.ones(1, 1, 3, 64, 96)
+    drifting, jumping = 2 * LEVEL * frames, 4 * LEVEL * (frames / 2).floor()
+    assert steadiness_loss(jumping, drifting).item() == pytest.approx(STEADY * 2 / (2 + 1), rel=1e-3)
+
+
+def test_what_stands_still_must_not_tremble() -> None:
+    """The same tremble beside what moves by much is little."""
+    true = clip(0)
+    still, tremble = true[:, :1].expand_as(true), 0.02 * torch.randn(true.shape, generator=torch.Generator().manual_seed(1))
+    assert steadiness_loss(still + tremble, still) > 20 * steadiness_loss(true + tremble, true)
 
 
 def test_gaudy_is_not_grey() -> None:
