@@ -6,9 +6,9 @@ The encoder is frozen, so the transformer's latents stay valid whatever is done 
 motion as before, the discriminator's features, and its verdict. Half of the clips are as the student ends them; of
 those, pixels are compared without their finest octaves. A third of the others has other colours, and cards of any colour
 over it, encoded as they are drawn: a decoder that saw these scenes alone drew a flat red of 220 as 208. The first frame of
-a piece counts too, but less: like a stream's, it has an empty memory. Frame differences are compared coarsely: without that,
-three of a latent's four frames were nearly alike, and the next latent's began with a jump. What comes after takes the decoder
-that this makes.
+a piece counts too, but less: like a stream's, it has an empty memory. Frame differences are compared coarsely: without,
+three of a latent's four frames were nearly alike, and the next latent's began with a jump. What comes after takes the
+decoder that this makes.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ def test_what_drifts_must_not_halt_and_jump() -> None:
 def test_what_stands_still_must_not_tremble() -> None:
     """The same tremble beside what moves by much is little."""
     true = clip(0)
-    still, tremble = true[:, :1].expand_as(true), 0.02 * torch.randn(true.shape, generator=torch.Generator().manual_seed(1))
+    still = true[:, :1].expand_as(true)
+    tremble = 0.02 * torch.randn(true.shape, generator=torch.Generator().manual_seed(1))
     assert steadiness_loss(still + tremble, still) > 20 * steadiness_loss(true + tremble, true)
 
 
