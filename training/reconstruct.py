@@ -3,8 +3,8 @@
 python training/reconstruct.py                 the autoencoder that ships, in training/demo
 python training/reconstruct.py --run [plain]   that of training/runs, or as it was before decoder.py tuned its decoder
 
-Shares of the render's: energy in the two finest octaves, Laplacian variance, motion. Renders 24 clips of instances far
-beyond the training pool.
+Shares of the render's: energy in the two finest octaves, Laplacian variance, motion, judder. Renders 24 clips of instances
+far beyond the training pool.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from everframe.export.taehv import Taehv
 from everframe.runtime.measure.statistics import psnr, ssim
 
 from clips import HEIGHT, WIDTH, instance
-from measures import geometric, laplacian, motion, octaves, total
+from measures import geometric, judder, laplacian, motion, octaves, total
 from scenes import render
 from weights import shipped_autoencoder, trained_autoencoder
 
 FIRST, CLIPS, FRAMES, WARM, CHUNK = 5000, 24, 36, 12, 12
-COLUMNS = ("finest", "next", "Laplacian", "motion", "PSNR", "SSIM")
+COLUMNS = ("finest", "next", "Laplacian", "motion", "judder", "PSNR", "SSIM")
 
 
 def stream(ae: Taehv, frames: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
@@ -44,7 +44,7 @@ def to_bytes(frames: torch.Tensor) -> np.ndarray:
 
 def compare(made: list[np.ndarray], true: list[np.ndarray]) -> np.ndarray:
     """The columns' figures of one scene."""
-    sums = [total(lambda c: [*octaves(c, 2), laplacian(c), motion(c)], clips) for clips in (made, true)]
+    sums = [total(lambda c: [*octaves(c, 2), laplacian(c), motion(c), judder(c)], clips) for clips in (made, true)]
     pairs = list(zip(made, true, strict=True))
     return np.array([*(sums[0] / sums[1]), np.mean([psnr(*p) for p in pairs]), np.mean([ssim(*p) for p in pairs])])
 
