@@ -34,9 +34,9 @@ from team import Team
 from weights import trained_autoencoder
 
 STEPS, PEAK, AGAINST = 2_400, 3e-4, 2.0  # the discriminator's rate, beside the decoder's
-LENGTH = 4  # latent frames of a piece; of the first, only pixels are compared, and count less: its memory is empty
+LENGTH = 4  # latent frames of a piece; of the first, pixels alone are compared, and count less: its memory is empty
 ADVERSARIAL, MATCHING = 0.03, 0.02
-STEADINESS = 0.05  # learnt with small steps alone (--peak 1e-4), while they fall
+STEADINESS = 0.05  # by --peak 1e-4: steps of 3e-4 undo as much of it as they teach
 CALM = 150  # steps in which the discriminator learns alone
 RECOLOURED, CARDS = 1 / 3, 3  # share of the clips as they were rendered; of these, how many cards there are at most
 

@@ -88,7 +88,7 @@ def steadiness_loss(out: Tensor, true: Tensor) -> Tensor:
     total = out.new_zeros(())
     for octave in range(STEADY):
         if octave:
-            error, step = F.avg_pool2d(error, 2), F.avg_pool2d(step, 2)
+            error, step = (F.avg_pool2d(v, 2, ceil_mode=True) for v in (error, step))
         there = F.avg_pool2d(step.abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
         total = total + (error.abs() / (there + LEVEL)).mean()
     return total

@@ -61,12 +61,12 @@ def test_motion_of_a_picture_that_brightens() -> None:
     assert motion(grey(np.arange(5.0)[:, None, None] * 3 + np.zeros((1, H, W)))) == pytest.approx(3, rel=1e-3)
 
 
-@pytest.mark.parametrize(("within", "between"), [(2, 2), (2, 5), (2, 0), (0, 0)])
+@pytest.mark.parametrize(("within", "between"), [(2, 2), (2, 5), (5, 2), (0, 0)])
 def test_judder_of_a_picture_that_halts_and_jumps(within: int, between: int) -> None:
     steps = np.where(np.arange(24) % 4 == 0, between, within)
     steps[0] = 0
     found = judder(grey(np.cumsum(steps)[:, None, None] + np.zeros((1, H, W))))
-    assert found == pytest.approx(between / within if within else 0.0, rel=1e-3)
+    assert found == pytest.approx(between / within if within else 1.0, rel=0.01)
 
 
 @pytest.mark.parametrize(("frequency", "octave"), [(0.375, 0), (0.1875, 1), (0.09375, 2)])
