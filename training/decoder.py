@@ -7,7 +7,7 @@ motion as before, the discriminator's features, and its verdict. Half of the cli
 those, pixels are compared without their finest octaves. A third of the others has other colours, and cards of any colour
 over it, encoded as they are drawn: a decoder that saw these scenes alone drew a flat red of 220 as 208. The first frame of
 a piece counts too, but less: like a stream's, it has an empty memory. Frame differences are compared coarsely: without,
-three of a latent's four frames were nearly alike, and the next latent's began with a jump. What comes after takes the
+a latent's four frames changed too little, and the next latent's began with a jump. What comes after takes the
 decoder that this makes.
 """
 
@@ -33,7 +33,7 @@ from run import Ema, Run, progress_of
 from team import Team
 from weights import trained_autoencoder
 
-STEPS, PEAK, AGAINST = 2_400, 3e-4, 2.0  # the discriminator's rate, beside the decoder's
+STEPS, PEAK, AGAINST = 2_400, 3e-4, 2.0  # the last: the discriminator's rate over the decoder's
 LENGTH = 4  # latent frames of a piece; of the first, pixels alone are compared, and count less: its memory is empty
 ADVERSARIAL, MATCHING = 0.03, 0.02
 STEADINESS = 0.05  # by --peak 1e-4: steps of 3e-4 undo as much of it as they teach

@@ -81,8 +81,8 @@ def motion_loss(out: Tensor, true: Tensor) -> Tensor:
 
 def steadiness_loss(out: Tensor, true: Tensor) -> Tensor:
     """How far frame differences are off, in five octaves, over how much changes there: what stands still must not tremble,
-    what drifts must not halt and jump. `motion_loss` compares amounts in fine octaves, and let a decoder draw three of four
-    frames nearly alike and catch up where the next latent begins."""
+    what drifts must not halt and jump. `motion_loss` compares amounts in fine octaves, and let a decoder change too little
+    within a latent's four frames and catch up where the next latent begins."""
     error, step = (v[:, 1:] - v[:, :-1] for v in (out - true, true))
     error, step = error.flatten(0, 1), step.flatten(0, 1)
     total = out.new_zeros(())

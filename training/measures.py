@@ -1,4 +1,4 @@
-"""Measures of how much there is to see in a clip: energy by octave, fine structure, motion and its spectrum, colour.
+"""Measures of how much there is to see in a clip: energy by octave, fine structure, motion, its spectrum and its judder, colour.
 
 All take uint8 RGB frames [T, H, W, 3]. A ratio compares a clip with renders of the same prompt: 1 is as much, 0 nothing.
 """
@@ -48,11 +48,11 @@ def motion(frames: Frames) -> float:
     return float(np.abs(np.diff(luma(frames), axis=0)).mean())
 
 
-def judder(frames: Frames, every: int = 4) -> float:
+def judder(frames: Frames) -> float:
     """How much more luma changes where a latent frame's frames begin than between its own; 1: as much. The first frame is a
     latent frame's first."""
     change = np.abs(np.diff(luma(frames), axis=0)).mean((1, 2))
-    begins = np.arange(1, len(frames)) % every == 0
+    begins = np.arange(1, len(frames)) % 4 == 0
     return float((change[begins].mean() + 0.01) / (change[~begins].mean() + 0.01))  # a still: 1
 
 
