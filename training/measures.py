@@ -1,4 +1,4 @@
-"""Measures of how much there is to see in a clip: energy by octave, fine structure, motion, its spectrum and its judder, colour.
+"""Measures of how much there is to see in a clip: energy by octave, fine structure, motion, its spectrum and judder, colour.
 
 All take uint8 RGB frames [T, H, W, 3]. A ratio compares a clip with renders of the same prompt: 1 is as much, 0 nothing.
 """
