@@ -47,10 +47,11 @@ GUIDED_BELOW = 0.8  # and at which sigmas: above, where the picture is laid out,
 class Teacher:
     """The first of the models, guided by the last two: moved on along the way from the last, which is worse, to the one
     before it. These are the teacher and its young self (refine.py puts another before them), each with its own keys and
-    values of the student's chunks."""
+    values of the student's chunks. What differs between a chunk's latent frames may be moved by another measure."""
 
-    def __init__(self, *models: Wan, guidance: float | Tensor = GUIDANCE):
+    def __init__(self, *models: Wan, guidance: float | Tensor = GUIDANCE, moving: float | None = None):
         self.models, self.guidance = models, guidance  # or one for each place of a chunk, broadcast
+        self.moving = moving
         for model in models:
             model.eval().requires_grad_(False)
         self.kept: list[list[KV]] = []
@@ -61,12 +62,18 @@ class Teacher:
 
     @torch.no_grad()
     def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
-        guided = sigma < GUIDED_BELOW and bool(torch.as_tensor(self.guidance).any())
+        guided = sigma < GUIDED_BELOW and bool(self.moving or torch.as_tensor(self.guidance).any())
         made = [
             denoised(model, x, sigma, rope, contexts[i], [self.kept[j][i] for j in seen_by(c)])
             for i, model in enumerate(self.models if guided else self.models[:1])
         ]
-        return made[0] + self.guidance * (made[-2] - made[-1]) if guided else made[0]
+        if not guided:
+            return made[0]
+        ahead = made[-2] - made[-1]
+        if self.moving is None:
+            return made[0] + self.guidance * ahead
+        stands = ahead.mean(2, keepdim=True)
+        return made[0] + self.guidance * stands + self.moving * (ahead - stands)
 
     @torch.no_grad()
     def commit(self, x0: Tensor, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> None:

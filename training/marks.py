@@ -55,7 +55,7 @@ def measure(scene: str, clips: list[Frames]) -> Figures:
         octaves=np.mean([octaves(c) for c in clips], 0),
         laplacian=float(np.mean([laplacian(c) for c in clips])),
         motion=float(np.mean([motion(c) for c in clips])),
-        judder=float(np.mean([judder(c) for c in clips])),
+        judder=judder(clips),
         tempo=np.mean([tempo(c) for c in clips], 0),
         colours=np.mean([quantiles(c) for c in clips], 0),
         diversity=diversity([picture(c) for c in clips]),

@@ -48,12 +48,13 @@ def motion(frames: Frames) -> float:
     return float(np.abs(np.diff(luma(frames), axis=0)).mean())
 
 
-def judder(frames: Frames) -> float:
-    """How much more luma changes where a latent frame's frames begin than between its own; 1: as much. The first frame is a
-    latent frame's first."""
-    change = np.abs(np.diff(luma(frames), axis=0)).mean((1, 2))
-    begins = np.arange(1, len(frames)) % 4 == 0
-    return float((change[begins].mean() + 0.01) / (change[~begins].mean() + 0.01))  # a still: 1
+def judder(clips: list[Frames]) -> float:
+    """How much more luma changes where a latent frame's frames begin than between its own; 1: as much. A clip's first frame is
+    a latent frame's first."""
+    change = [np.abs(np.diff(luma(clip), axis=0)).mean((1, 2)) for clip in clips]
+    begins = [np.arange(1, len(clip)) % 4 == 0 for clip in clips]
+    jumps = [np.mean([c[b == which].mean() for c, b in zip(change, begins, strict=True)]) for which in (True, False)]
+    return float((jumps[0] + 0.01) / (jumps[1] + 0.01))  # a still: 1
 
 
 def laplacian(frames: Frames) -> float:

@@ -44,9 +44,10 @@ def to_bytes(frames: torch.Tensor) -> np.ndarray:
 
 def compare(made: list[np.ndarray], true: list[np.ndarray]) -> np.ndarray:
     """The columns' figures of one scene."""
-    sums = [total(lambda c: [*octaves(c, 2), laplacian(c), motion(c), judder(c)], clips) for clips in (made, true)]
+    sums = [total(lambda c: [*octaves(c, 2), laplacian(c), motion(c)], clips) for clips in (made, true)]
+    jumps = judder(made) / judder(true)
     pairs = list(zip(made, true, strict=True))
-    return np.array([*(sums[0] / sums[1]), np.mean([psnr(*p) for p in pairs]), np.mean([ssim(*p) for p in pairs])])
+    return np.array([*(sums[0] / sums[1]), jumps, np.mean([psnr(*p) for p in pairs]), np.mean([ssim(*p) for p in pairs])])
 
 
 def main() -> None:

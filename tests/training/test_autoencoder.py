@@ -90,6 +90,18 @@ def test_what_stands_still_must_not_tremble() -> None:
     assert steadiness_loss(still + tremble, still) > 20 * steadiness_loss(true + tremble, true)
 
 
+def test_the_wrong_way_is_worse_than_standstill_and_a_fine_tremble_counts_in_its_octave_alone() -> None:
+    true = clip(0)
+    wrong, still = true.flip(1), true[:, :1].expand_as(true)
+    assert steadiness_loss(wrong, true) > 1.3 * steadiness_loss(still, true)
+    flat = torch.full((1, 2, 3, 64, 96), 0.5)
+    board = (-1.0) ** (torch.arange(64)[:, None] + torch.arange(96))  # of mean 0 in every cell of two pixels by two
+    turned = torch.stack([board, -board])[None, :, None].expand(1, 2, 3, 64, 96)
+    one, many = (steadiness_loss(flat + LEVEL * by, flat).item() for by in (turned, torch.tensor([0.0, 2]).view(1, 2, 1, 1, 1)))
+    assert one == pytest.approx(2, rel=1e-3)
+    assert many == pytest.approx(2 * STEADY, rel=1e-3)
+
+
 def test_gaudy_is_not_grey() -> None:
     """The same energy in every channel of RGB, once together and once apart."""
     grey = clip()[:, :, :1].expand(-1, -1, 3, -1, -1)

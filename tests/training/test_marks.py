@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from marks import COUNTED, Row, goals
+from marks import COUNTED, Row, goals, measure, shares
 
 GOOD: Row = {"finest": 1.0, "next": 1.0, "motion": 1.0}
 REEF = {name: 1.0 for name, scene in COUNTED.items() if scene == "reef"}
@@ -46,3 +47,17 @@ def test_what_no_variant_has_is_missing() -> None:
         del row["fish size"]
     assert value(rows, "of 2 counts") == (1, False)
     assert value({("lava", "a"): GOOD}, "of 0 counts") == (0, True)
+
+
+def test_a_clip_with_half_the_contrast_has_a_quarter_of_the_energies_and_half_of_the_motion() -> None:
+    """Of a picture that turns up and down by turns, so that its colours' quantiles are half as far from grey too."""
+    rng = np.random.default_rng(0)
+    pictures = 60 * rng.integers(-1, 2, (2, 16, 72, 128, 3))
+    full, half = ([(128 + part // by).astype(np.uint8) for part in pictures] for by in (1, 2))
+    found = shares(measure("lava", half), measure("lava", full))
+    for energy in ("finest", "next", "third", "Laplacian", "fast", "slow"):
+        assert found[energy] == pytest.approx(1 / 4, rel=1e-3)
+    assert found["motion"] == pytest.approx(1 / 2, rel=1e-3)
+    assert found["diversity"] == pytest.approx(1 / 2, rel=1e-3)
+    assert found["judder"] == pytest.approx(1, rel=1e-3)
+    assert found["colour"] == pytest.approx(30 * 2 / 3, rel=0.1)  # two of three values are 30 levels off

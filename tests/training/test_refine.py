@@ -89,6 +89,27 @@ def test_in_a_rollout_what_stands_out_counts_more_where_it_is_said() -> None:
     assert first + second == pytest.approx(plain + both, rel=1e-4)
 
 
+def test_what_stands_and_what_moves_are_guided_apart() -> None:
+    """The mean over a chunk's latent frames as guided by the one, the differences from it as guided by the other."""
+    tables, text = Tables("cpu"), torch.zeros(1, 32, 384)
+    torch.manual_seed(0)
+    x = torch.randn(1, 16, 3, 18, 32)
+
+    def x0(guidance: float, moving: float | None = None) -> torch.Tensor:
+        both = (trained_transformer(name) for name in ("transformer", "young"))
+        teacher = Teacher(*both, guidance=guidance, moving=moving)
+        return teacher.x0(x, 0.5, tables([0], [1]), teacher.contexts(text), 0)
+
+    without, some, more = x0(0.0), x0(0.5), x0(2.0)
+    assert (some - without).abs().mean() > 0.01
+    assert torch.allclose(x0(0.5, 0.5), some, atol=1e-5)
+    for stands, moves, by in ((some, more, (0.5, 2.0)), (without, more, (0.0, 2.0)), (more, without, (2.0, 0.0))):
+        found = x0(*by)
+        assert torch.allclose(found.mean(2), stands.mean(2), atol=1e-5)
+        deviations = (v - v.mean(2, keepdim=True) for v in (found, moves))
+        assert torch.allclose(*deviations, atol=1e-5)
+
+
 def test_what_stands_out_of_its_row_counts_more() -> None:
     """By as much as it does; rows that differ from each other don't."""
     row = torch.arange(18.0).view(1, 1, 1, 18, 1).repeat(2, 16, 3, 1, 32)
