@@ -49,8 +49,8 @@ def motion(frames: Frames) -> float:
 
 
 def judder(clips: list[Frames]) -> float:
-    """How much more luma changes where a latent frame's frames begin than between its own; 1: as much. A clip's first frame is
-    a latent frame's first."""
+    """How much more luma changes where a latent frame's frames begin than between its own; 1: as much. A clip's first frame
+    is a latent frame's first."""
     change = [np.abs(np.diff(luma(clip), axis=0)).mean((1, 2)) for clip in clips]
     begins = [np.arange(1, len(clip)) % 4 == 0 for clip in clips]
     jumps = [np.mean([c[b == which].mean() for c, b in zip(change, begins, strict=True)]) for which in (True, False)]

@@ -47,7 +47,9 @@ def compare(made: list[np.ndarray], true: list[np.ndarray]) -> np.ndarray:
     sums = [total(lambda c: [*octaves(c, 2), laplacian(c), motion(c)], clips) for clips in (made, true)]
     jumps = judder(made) / judder(true)
     pairs = list(zip(made, true, strict=True))
-    return np.array([*(sums[0] / sums[1]), jumps, np.mean([psnr(*p) for p in pairs]), np.mean([ssim(*p) for p in pairs])])
+    return np.array(
+        [*(sums[0] / sums[1]), jumps, np.mean([psnr(*p) for p in pairs]), np.mean([ssim(*p) for p in pairs])]
+    )
 
 
 def main() -> None:

@@ -13,12 +13,13 @@ sequences astray teach the teacher nothing that beginnings don't.
 
 Then the student is moved as its teacher was (task arithmetic, arXiv 2212.04089), and those scenes are distilled from that
 teacher; in the reef its fish count most, of which it drew enough in a stream's first chunk and forgot one of three in the
-next ones (lasting.py). In the other scenes it is drawn to what it did before it was moved, guided further: by so much of the
-way from the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the variant lacks of detail,
-and in what differs between latent frames as it lacks of motion, a target that begins where the student is. A third of the steps of both are of upright pictures. What both did
-before is in training/work/NAME-before.safetensors, and where upright pictures are to be as another one drew them, that is in
-NAME-upright.safetensors; remove these before other scenes are refined. What the teacher was when a student began is in
-transformer-STEP.safetensors: the next student is moved by what has come since.
+next ones (lasting.py). In the other scenes it is drawn to what it did before it was moved, guided further: by so much of
+the way from the young teacher to the teacher at the same place (autoguidance, as in distill.py) as the variant lacks of
+detail, and in what differs between latent frames as it lacks of motion, a target that begins where the student is. A
+third of the steps of both are of upright pictures. What both did before is in training/work/NAME-before.safetensors, and
+where upright pictures are to be as another one drew them, that is in NAME-upright.safetensors; remove these before other
+scenes are refined. What the teacher was when a student began is in transformer-STEP.safetensors: the next student is
+moved by what has come since.
 """
 
 from __future__ import annotations
@@ -79,11 +80,11 @@ GUIDED = {
     ("reef", "deep"): 1.3,
     ("reef", "lagoon"): 1.8,
 }
-# How much further than it was the student is guided in those that it keeps: what stands, and what differs between a chunk's
-# latent frames. More of the first where its pictures are too faint, of the second where they are too still. Of the sea's next
-# octave 1 of the first gives 40 % and of its motion 7 %, 1 of the second 20 % and 11 %; of the hills' 20 and 8 %, 5 and 30 %;
-# of the aurora's 85 and 6 %, none and 22 %. With neither a student loses detail: of the aurora's next octave a seventh in 950
-# steps.
+# How much further than it was the student is guided in those that it keeps: what stands, and what differs between a
+# chunk's latent frames. More of the first where its pictures are too faint, of the second where they are too still. Of
+# the sea's next octave 1 of the first gives 40 % and of its motion 7 %, 1 of the second 20 % and 11 %; of the hills' 20
+# and 8 %, 5 and 30 %; of the aurora's 85 and 6 %, none and 22 %. With neither a student loses detail: of the aurora's
+# next octave a seventh in 950 steps.
 FURTHER = {
     ("sea", "sunset"): (-0.3, 1.6),
     ("sea", "noon"): (-0.2, 1.8),

@@ -97,7 +97,8 @@ def test_the_wrong_way_is_worse_than_standstill_and_a_fine_tremble_counts_in_its
     flat = torch.full((1, 2, 3, 64, 96), 0.5)
     board = (-1.0) ** (torch.arange(64)[:, None] + torch.arange(96))  # of mean 0 in every cell of two pixels by two
     turned = torch.stack([board, -board])[None, :, None].expand(1, 2, 3, 64, 96)
-    one, many = (steadiness_loss(flat + LEVEL * by, flat).item() for by in (turned, torch.tensor([0.0, 2]).view(1, 2, 1, 1, 1)))
+    brighter = torch.tensor([0.0, 2]).view(1, 2, 1, 1, 1)
+    one, many = (steadiness_loss(flat + LEVEL * by, flat).item() for by in (turned, brighter))
     assert one == pytest.approx(2, rel=1e-3)
     assert many == pytest.approx(2 * STEADY, rel=1e-3)
 
