@@ -103,8 +103,11 @@ def test_what_stands_and_what_moves_are_guided_apart() -> None:
     without, some, more = x0(0.0), x0(0.5), x0(2.0)
     assert (some - without).abs().mean() > 0.01
     assert torch.allclose(x0(0.5, 0.5), some, atol=1e-5)
-    for stands, moves, by in ((some, more, (0.5, 2.0)), (without, more, (0.0, 2.0)), (more, without, (2.0, 0.0))):
-        found = x0(*by)
+    for stands, moves, found in (
+        (some, more, x0(0.5, 2.0)),
+        (without, more, x0(0.0, 2.0)),
+        (more, without, x0(2.0, 0.0)),
+    ):
         assert torch.allclose(found.mean(2), stands.mean(2), atol=1e-5)
         deviations = (v - v.mean(2, keepdim=True) for v in (found, moves))
         assert torch.allclose(*deviations, atol=1e-5)
