@@ -109,8 +109,8 @@ def test_what_stands_and_what_moves_are_guided_apart() -> None:
         (more, without, x0(2.0, 0.0)),
     ):
         assert torch.allclose(found.mean(2), stands.mean(2), atol=1e-5)
-        deviations = (v - v.mean(2, keepdim=True) for v in (found, moves))
-        assert torch.allclose(*deviations, atol=1e-5)
+        mine, others = (v - v.mean(2, keepdim=True) for v in (found, moves))
+        assert torch.allclose(mine, others, atol=1e-5)
 
 
 def test_what_stands_out_of_its_row_counts_more() -> None:
