@@ -82,8 +82,8 @@ GUIDED = {
 }
 # How much further than it was the student is guided in those that it keeps: what stands, and what differs between a
 # chunk's latent frames. More of the first where its pictures are too faint, of the second where they are too still. Of
-# the sea's next octave 1 of the first gives 40 % and of its motion 7 %, 1 of the second 20 % and 11 %; of the hills' 20
-# and 8 %, 5 and 30 %; of the aurora's 85 and 6 %, none and 22 %. With neither a student loses detail: of the aurora's
+# the sea's next octave 1 of the first gives 41 % and of its motion 8 %, 1 of the second 21 % and 11 %; of the hills' 21
+# and 8 %, 5 and 30 %; of the aurora's 80 and 6 %, none and 22 %. With neither a student loses detail: of the aurora's
 # next octave a seventh in 950 steps.
 FURTHER = {
     ("sea", "sunset"): (-0.3, 1.6),
