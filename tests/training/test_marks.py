@@ -50,7 +50,7 @@ def test_what_no_variant_has_is_missing() -> None:
 
 
 def test_a_clip_with_half_the_contrast_has_a_quarter_of_the_energies_and_half_of_the_motion() -> None:
-    """Of a picture that turns up and down by turns, so that its colours' quantiles are half as far from grey too."""
+    """Of noise about grey, and so its colours are half as far from that too."""
     rng = np.random.default_rng(0)
     pictures = 60 * rng.integers(-1, 2, (2, 16, 72, 128, 3))
     full, half = ([(128 + part // by).astype(np.uint8) for part in pictures] for by in (1, 2))
