@@ -82,10 +82,12 @@ class Judge:
         return CLASSES[int(distance.argmin())]
 
 
-def clips_of_stream(bundle: Bundle, prompt: str, seeds: int, warm: int, length: int = LENGTH) -> list[Frames]:
+def clips_of_stream(
+    bundle: Bundle, prompt: str, seeds: int, warm: int, length: int = LENGTH, first: int = FIRST_SEED
+) -> list[Frames]:
     """So many frames of a running stream for every seed, after so many chunks."""
     clips = []
-    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+    for seed in range(first, first + seeds):
         with Stream(bundle, prompt=prompt, seed=seed) as stream:
             frames: list[Frames] = []
             while sum(map(len, frames)) < length + warm * bundle.manifest.geometry.chunk_frames:
@@ -124,11 +126,15 @@ def main() -> None:
     what.add_argument("--bundle", type=Path)
     what.add_argument("--renders", action="store_true", help="judge other renders, which must get full marks")
     what.add_argument("--autoencoder", choices=("shipped", "trained", "plain"), help="judge renders coded and decoded")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="streams of every prompt")
+    parser.add_argument("--against", type=int, default=TRUE, help="renders of every prompt that they are compared with")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="other streams, and other renders")
     parser.add_argument("--warm", type=int, default=4, help="chunks of a stream before it is judged")
     parser.add_argument("--scenes", nargs="*", default=list(PROMPTS))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if not all(1 <= n <= 100 for n in (args.seeds, args.against)):
+        parser.error("--seeds, --against: 1 to 100")
     judge = Judge()
     bundle = None if args.renders or args.autoencoder else open_bundle(args.bundle)
     ae = None
@@ -136,17 +142,17 @@ def main() -> None:
         shipped = args.autoencoder == "shipped"
         ae = shipped_autoencoder() if shipped else trained_autoencoder(args.autoencoder == "plain")
     rows: dict[tuple[str, str], Row] = {}
-    scenes = variants = 0
+    scenes, variants, first = 0, 0, args.first_seed
     for scene, variant in (c for c in CLASSES if c[0] in args.scenes):
         prompt = PROMPTS[scene][variant][0]
-        others = rendered_clips(scene, variant, range(FIRST_SEED + 100, FIRST_SEED + 100 + args.seeds))
+        others = rendered_clips(scene, variant, range(first + 100, first + 100 + args.seeds))
         clips = through(ae, others) if ae else others
         if bundle:
-            clips = clips_of_stream(bundle, prompt, args.seeds, args.warm)
+            clips = clips_of_stream(bundle, prompt, args.seeds, args.warm, first=first)
         taken = [judge.name(clip) for clip in clips]
         scenes += sum(t[0] == scene for t in taken) == len(taken)
         variants += sum(t == (scene, variant) for t in taken) == len(taken)
-        true = measure(scene, others if ae else rendered_clips(scene, variant, range(FIRST_SEED, FIRST_SEED + TRUE)))
+        true = measure(scene, others if ae else rendered_clips(scene, variant, range(first, first + args.against)))
         rows[scene, variant] = shares(measure(scene, clips), true)
         print(f"{prompt}: {', '.join('/'.join(t) for t in taken)}", flush=True)
     show({f"{s} {v}": row for (s, v), row in rows.items()})
@@ -163,6 +169,8 @@ def main() -> None:
             "judged": str(args.bundle or args.autoencoder or ("renders" if args.renders else "shipped")),
             "bundle": facts_of(bundle) if bundle else None,
             "seeds": args.seeds,
+            "first_seed": first,
+            "against": args.against,
             "scenes": together,
             "goals": {g.text: [round(g.value, 3), g.met] for g in reached},
         }
