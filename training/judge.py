@@ -1,6 +1,7 @@
 """Judge a stream by its pictures: how much there is to see, against renders of the same prompts, and what it shows.
 
     python training/judge.py [--bundle B]              three seeds of every prompt of the bank
+    python training/judge.py --seeds 8 --against 24    less by chance, ten minutes
     python training/judge.py --renders                 other renders in place of a stream: the judge's own examination
     python training/judge.py --autoencoder shipped     renders that an autoencoder has coded and decoded
 
@@ -128,7 +129,9 @@ def main() -> None:
     what.add_argument("--autoencoder", choices=("shipped", "trained", "plain"), help="judge renders coded and decoded")
     parser.add_argument("--seeds", type=int, default=3, help="streams of every prompt")
     parser.add_argument("--against", type=int, default=TRUE, help="renders of every prompt that they are compared with")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="other streams, and other renders")
+    parser.add_argument(
+        "--first-seed", type=int, default=FIRST_SEED, help="other streams and renders, from 5100 to 9800"
+    )
     parser.add_argument("--warm", type=int, default=4, help="chunks of a stream before it is judged")
     parser.add_argument("--scenes", nargs="*", default=list(PROMPTS))
     parser.add_argument("--json", type=Path)
@@ -142,7 +145,8 @@ def main() -> None:
         shipped = args.autoencoder == "shipped"
         ae = shipped_autoencoder() if shipped else trained_autoencoder(args.autoencoder == "plain")
     rows: dict[tuple[str, str], Row] = {}
-    scenes, variants, first = 0, 0, args.first_seed
+    first = args.first_seed
+    scenes = variants = 0
     for scene, variant in (c for c in CLASSES if c[0] in args.scenes):
         prompt = PROMPTS[scene][variant][0]
         others = rendered_clips(scene, variant, range(first + 100, first + 100 + args.seeds))

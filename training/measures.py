@@ -51,10 +51,14 @@ def motion(frames: Frames) -> float:
 def judder(clips: list[Frames]) -> float:
     """How much more luma changes where a latent frame's frames begin than between its own; 1: as much. A clip's first frame
     is a latent frame's first."""
-    change = [np.abs(np.diff(luma(clip), axis=0)).mean((1, 2)) for clip in clips]
-    begins = [np.arange(1, len(clip)) % 4 == 0 for clip in clips]
-    jumps = [np.mean([c[b == which].mean() for c, b in zip(change, begins, strict=True)]) for which in (True, False)]
-    return float((jumps[0] + 0.01) / (jumps[1] + 0.01))  # a still: 1
+
+    def changes(frames: Frames) -> tuple[float, float]:
+        change = np.abs(np.diff(luma(frames), axis=0)).mean((1, 2))
+        begins = np.arange(1, len(frames)) % 4 == 0
+        return change[begins].mean(), change[~begins].mean()
+
+    between, within = total(changes, clips) / len(clips) + 0.01  # a still: 1
+    return float(between / within)
 
 
 def laplacian(frames: Frames) -> float:
