@@ -49,9 +49,9 @@ class Teacher:
     before it. These are the teacher and its young self (refine.py puts another before them), each with its own keys and
     values of the student's chunks. What differs between a chunk's latent frames may be moved by another measure."""
 
-    def __init__(self, *models: Wan, guidance: float | Tensor = GUIDANCE, moving: float | None = None):
-        self.models, self.guidance = models, guidance  # or one for each place of a chunk, broadcast
-        self.moving = moving
+    def __init__(self, *models: Wan, guidance: float | Tensor = GUIDANCE, moving: float | Tensor | None = None):
+        self.models = models
+        self.guidance, self.moving = guidance, moving  # or one for each place of a chunk, broadcast
         for model in models:
             model.eval().requires_grad_(False)
         self.kept: list[list[KV]] = []
@@ -62,7 +62,8 @@ class Teacher:
 
     @torch.no_grad()
     def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
-        guided = sigma < GUIDED_BELOW and bool(self.moving or torch.as_tensor(self.guidance).any())
+        measures = (self.guidance, 0.0 if self.moving is None else self.moving)
+        guided = sigma < GUIDED_BELOW and any(torch.as_tensor(measure).any() for measure in measures)
         made = [
             denoised(model, x, sigma, rope, contexts[i], [self.kept[j][i] for j in seen_by(c)])
             for i, model in enumerate(self.models if guided else self.models[:1])

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from distill import Teacher, guided
+from guidance import guidance_of
 from judge import FIRST_SEED, rendered_clips
 from latents import load_texts
 from measures import Frames
 from prompts import PROMPTS
 from reconstruct import to_bytes
-from refine import guidance_of
 from rollout import CHUNK, Tables, generate
 from things import things_of
 from weights import trained_autoencoder, trained_transformer
@@ -59,8 +59,8 @@ def main() -> None:
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     for variant, wordings in PROMPTS[args.scene].items():
         text = texts[wordings[0]].expand(args.seeds, -1, -1)
-        guidance = guidance_of((args.scene, variant), torch.empty([2 * tokens for tokens in tables.size]))
-        teacher = Teacher(*models[:2], guidance=guidance)
+        stands, moves = guidance_of((args.scene, variant), torch.empty([2 * tokens for tokens in tables.size]))
+        teacher = Teacher(*models[:2], guidance=stands, moving=moves)
         show(f"{variant}, renders", rendered_clips(args.scene, variant, seeds, length=FRAMES * args.chunks))
         with torch.no_grad():
             torch.manual_seed(1)

@@ -37,11 +37,12 @@ from torch import Tensor
 
 from everframe.export.wan import Block, Wan
 
-from astray import DISC, SKY, astray, sky_of
+from astray import DISC, astray, sky_of
 from beginnings import EACH, LATER, Beginnings, Drawn, later, sun_cells
 from clips import HELD_OUT
 from common import autocast, evaluate_with, update
-from distill import GUIDANCE, TRUE_SINKS, Teacher, rollout_loss
+from distill import TRUE_SINKS, Teacher, rollout_loss
+from guidance import further_of, guidance_of
 from latents import encode_pool, load_texts
 from prompts import PROMPTS
 from rollout import CHUNKS, KV, SCHEDULE, Reader, Tables, nothing, seen_by
@@ -67,47 +68,6 @@ KEEP = 4.0  # what chunks with a past count, which are to stay
 STAY = 3.0  # what the student's other scenes count beside those that it learns
 UPRIGHT_EVERY = 3  # rounds of steps, the last of which is of upright pictures
 STANDING = {"reef": 1.0}  # what is added to a student's weight where something stands out of its row by 1
-SKY_GUIDANCE = 0.2  # of a sea's teacher above the horizon: with 0.9 suns were bright and no discs
-# How far the teacher is moved from its young self for the student's scenes; in the sea below the horizon.
-GUIDED = {
-    ("sea", "sunset"): 0.6,
-    ("sea", "noon"): 0.6,
-    ("sea", "moonlit"): 0.6,
-    ("hills", "morning"): 0.8,
-    ("hills", "midday"): 0.8,
-    ("hills", "autumn"): 0.9,
-    ("reef", "turquoise"): 1.3,
-    ("reef", "deep"): 1.3,
-    ("reef", "lagoon"): 1.8,
-}
-# How much further than it was the student is guided in those that it keeps: what stands, and what differs between a
-# chunk's latent frames. More of the first where its pictures are too faint, of the second where they are too still. Of
-# the sea's next octave 1 of the first gives 41 % and of its motion 8 %, 1 of the second 21 % and 11 %; of the hills' 21
-# and 8 %, 5 and 30 %; of the aurora's 80 and 6 %, none and 22 %. With neither a student loses detail: of the aurora's
-# next octave a seventh in 950 steps.
-FURTHER = {
-    ("sea", "sunset"): (-0.3, 1.6),
-    ("sea", "noon"): (-0.2, 1.8),
-    ("sea", "moonlit"): (-0.8, 1.5),
-    ("hills", "morning"): (0.7, -0.3),
-    ("hills", "midday"): (0.5, -0.4),
-    ("hills", "autumn"): (0.9, -0.3),
-    ("lava", "red"): (0.5, 0.4),
-    ("lava", "blue"): (0.6, 0.1),
-    ("lava", "green"): (0.9, -0.4),
-    ("city", "night"): (0.6, -0.4),
-    ("city", "neon"): (0.9, 0.0),
-    ("city", "dusk"): (1.2, -1.2),
-    ("snow", "night"): (0.5, -0.3),
-    ("snow", "dusk"): (0.9, -0.8),
-    ("snow", "day"): (0.7, -0.2),
-    ("aurora", "green"): (0.6, -0.1),
-    ("aurora", "violet"): (0.6, -0.6),
-    ("aurora", "rose"): (0.5, -0.4),
-    ("fire", "orange"): (1.0, 0.5),
-    ("fire", "blue"): (1.0, 0.5),
-    ("fire", "red"): (0.9, 0.1),
-}
 
 
 def early_timesteps(n: int, device: str) -> Tensor:
@@ -115,14 +75,6 @@ def early_timesteps(n: int, device: str) -> Tensor:
     above = EARLY_FROM + (1000 - EARLY_FROM) * torch.rand(n, device=device)
     above = torch.where(torch.rand(n, device=device) < 0.15, 1000.0, above)
     return torch.where(torch.rand(n, device=device) < EARLY, above, random_timesteps(n, device))
-
-
-def guidance_of(one: tuple[str, str], like: Tensor) -> Tensor:
-    """How far the teacher is moved from its young self in the rows of a chunk [.., 2h, 2w]. [2h, 1]"""
-    guidance = torch.full((like.shape[-2], 1), GUIDED.get(one, GUIDANCE), device=like.device)
-    if one[0] == "sea":
-        guidance[: round(SKY * len(guidance))] = SKY_GUIDANCE
-    return guidance
 
 
 def weight_of(truth: Tensor, scenes: list[str]) -> Tensor:
@@ -177,6 +129,14 @@ def keeping_loss(model: Wan, before: Wan, tables: Tables, batch: tuple[Tensor, T
         if c:
             losses.append((flows[0] - flows[1]).square().mean())
     return torch.stack(losses).mean()
+
+
+def kept_loss(
+    student: Wan, was: Teacher, tables: Tables, one: tuple[str, str], batch: tuple[Tensor, Tensor, list[list[int]]]
+) -> Tensor:
+    """Of sequences of a scene and variant that a student keeps: its distance from what it was, guided further."""
+    was.guidance, was.moving = further_of(one, batch[0])
+    return rollout_loss(student, was, tables, batch, 1, things=STANDING.get(one[0], 0.0))
 
 
 @dataclass(frozen=True)
@@ -304,22 +264,22 @@ def refine_student(args: argparse.Namespace, team: Team, drawn: list[Place]) -> 
         with autocast(args.device):
             if kind == "others":
                 one = one_of(place.batches, [scene for scene in PROMPTS if scene not in args.scenes])
-                others[at].guidance, others[at].moving = FURTHER.get(one, (0.0, 0.0))
-                loss = STAY * rollout_loss(student, others[at], tables, place.batches.draw(1, one), 1)
+                loss = STAY * kept_loss(student, others[at], tables, one, place.batches.draw(1, one))
             elif kind == "learnt":
                 one = one_of(place.batches, args.scenes)
                 if one[0] in LATER and place.lost:
                     kind, lost = "astray", astray(place.lost)
-                    own.guidance = guidance_of(lost.kind, lost.weight)
+                    own.guidance, own.moving = guidance_of(lost.kind, lost.weight)
                     true = TRUE_SINKS if lost.lose is nothing else 1.0
                     loss = rollout_loss(student, own, tables, lost.drawn, true=true, lose=lost.lose, weight=lost.weight)
                 else:
                     some = place.batches.draw(1, one)
-                    own.guidance = guidance_of(one, some[0])
+                    own.guidance, own.moving = guidance_of(one, some[0])
                     loss = rollout_loss(student, own, tables, some, things=STANDING.get(one[0], 0.0))
             else:
                 some = place.beginnings.draw(args.batch // 2, args.scenes)
-                own.guidance = of_each([guidance_of(one, some.chunks) for one in some.kinds])
+                pairs = [guidance_of(one, some.chunks) for one in some.kinds]
+                own.guidance, own.moving = (of_each(list(measure)) for measure in zip(*pairs, strict=True))
                 things = of_each([torch.full((1, 1), STANDING.get(scene, 0.0)) for scene in some.scenes])
                 weight = weight_of(some.chunks, some.scenes)
                 loss = rollout_loss(student, own, tables, alone(some), weight=weight, things=things.to(args.device))

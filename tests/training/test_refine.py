@@ -12,12 +12,9 @@ from astray import ABOVE, BELOW, DISC
 from beginnings import Drawn, sun_cells
 from distill import Teacher, rollout_loss, standing_out
 from refine import (
-    GUIDED,
-    SKY_GUIDANCE,
     Place,
     as_it_was,
     beginning_loss,
-    guidance_of,
     moved_student,
     of_step,
     taught_by,
@@ -32,14 +29,6 @@ import run
 from team import Team
 
 WIDE = torch.zeros(3, 16, 3, 18, 32)
-
-
-def test_a_sea_is_guided_less_above_its_horizon() -> None:
-    rows = guidance_of(("sea", "noon"), WIDE)[:, 0].tolist()
-    assert rows[:8] == pytest.approx([SKY_GUIDANCE] * 8)
-    assert rows[8:] == pytest.approx([GUIDED["sea", "noon"]] * 10)
-    reef = guidance_of(("reef", "deep"), WIDE)[:, 0].tolist()
-    assert reef == pytest.approx([GUIDED["reef", "deep"]] * 18)
 
 
 def test_where_the_suns_of_seas_are_counts_most_and_other_scenes_count_alike() -> None:
@@ -87,30 +76,6 @@ def test_in_a_rollout_what_stands_out_counts_more_where_it_is_said() -> None:
     assert plain < first < both
     assert plain < second < both
     assert first + second == pytest.approx(plain + both, rel=1e-4)
-
-
-def test_what_stands_and_what_moves_are_guided_apart() -> None:
-    """The mean over a chunk's latent frames as guided by the one, the differences from it as guided by the other."""
-    tables, text = Tables("cpu"), torch.zeros(1, 32, 384)
-    torch.manual_seed(0)
-    x = torch.randn(1, 16, 3, 18, 32)
-
-    def x0(guidance: float, moving: float | None = None) -> torch.Tensor:
-        both = (trained_transformer(name) for name in ("transformer", "young"))
-        teacher = Teacher(*both, guidance=guidance, moving=moving)
-        return teacher.x0(x, 0.5, tables([0], [1]), teacher.contexts(text), 0)
-
-    without, some, more = x0(0.0), x0(0.5), x0(2.0)
-    assert (some - without).abs().mean() > 0.01
-    assert torch.allclose(x0(0.5, 0.5), some, atol=1e-5)
-    for stands, moves, found in (
-        (some, more, x0(0.5, 2.0)),
-        (without, more, x0(0.0, 2.0)),
-        (more, without, x0(2.0, 0.0)),
-    ):
-        assert torch.allclose(found.mean(2), stands.mean(2), atol=1e-5)
-        mine, others = (v - v.mean(2, keepdim=True) for v in (found, moves))
-        assert torch.allclose(mine, others, atol=1e-5)
 
 
 def test_what_stands_out_of_its_row_counts_more() -> None:
