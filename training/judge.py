@@ -38,7 +38,8 @@ CLASSES = [(scene, variant) for scene, variants in PROMPTS.items() for variant i
 TILES = (5, 8)
 PART = 12  # frames from which a scene is named
 LENGTH, WARM = 48, 12  # frames of a judged clip; frames that warm an autoencoder's memory
-FIRST_SEED, TRUE = 9000, 8  # seeds that no training uses; renders per prompt that a stream is compared with
+FIRST_SEED, TRUE = 9000, 8  # of seeds that no training uses; renders per prompt that a stream is compared with
+UNSEEN = (5100, 9800)  # the first seed may be: after those of the judge's own examples, 200 before those of the pool
 
 
 def features(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="streams of every prompt")
     parser.add_argument("--against", type=int, default=TRUE, help="renders of every prompt that they are compared with")
     parser.add_argument(
-        "--first-seed", type=int, default=FIRST_SEED, help="other streams and renders, from 5100 to 9800"
+        "--first-seed", type=int, default=FIRST_SEED, help="other streams and renders, from {} to {}".format(*UNSEEN)
     )
     parser.add_argument("--warm", type=int, default=4, help="chunks of a stream before it is judged")
     parser.add_argument("--scenes", nargs="*", default=list(PROMPTS))
@@ -138,6 +139,10 @@ def main() -> None:
     args = parser.parse_args()
     if not all(1 <= n <= 100 for n in (args.seeds, args.against)):
         parser.error("--seeds, --against: 1 to 100")
+    if not UNSEEN[0] <= args.first_seed <= UNSEEN[1]:
+        parser.error(
+            f"--first-seed: {args.first_seed} found, {UNSEEN[0]} to {UNSEEN[1]} expected, which no training uses"
+        )
     judge = Judge()
     bundle = None if args.renders or args.autoencoder else open_bundle(args.bundle)
     ae = None
