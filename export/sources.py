@@ -146,7 +146,7 @@ def _check_kind(file: Path) -> None:
         raise UserError(f"{file}: GGUF, which is not read; expected safetensors or .pth in fp16, bf16, float32 or fp8")
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{file}: a Git LFS pointer in place of the file: git lfs pull")
-    if start.lstrip()[:9].lower() in (b"<!doctype", b"<html>"):
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise UserError(f"{file}: a web page in place of the file; download it again")
     if file.suffix not in (*PICKLES, ".safetensors") and not file.name.endswith(".safetensors.index.json"):
         raise UserError(f"{file}: expected a .pt, .pth or .safetensors file or a folder of safetensors files")

@@ -77,6 +77,12 @@ class FilterMuon(Muon):
         self.views = [nn.Parameter(p.data.view(len(p), -1)) for p in filters]  # the same memory
         super().__init__(self.views, lr=lr)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Of the filters: a backward pass adds to theirs, not to those of their views."""
+        for p in self.filters:
+            p.grad = None
+        super().zero_grad(set_to_none)
+
     def step(self, closure=None):
         for p, view in zip(self.filters, self.views, strict=True):
             view.grad = None if p.grad is None else p.grad.reshape(view.shape)

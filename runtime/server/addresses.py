@@ -82,14 +82,20 @@ def _plain(host: str) -> bool:
     return False
 
 
+def own_host(field: str, host: str) -> str:
+    """What is listened on, as the system takes it: without brackets. Raises UserError naming the field."""
+    bare = host.strip("[]")
+    if not bare:  # which would listen on every address
+        raise UserError(f"{field}: found nothing, expected an address such as 127.0.0.1, or 0.0.0.0 for every one")
+    if not _plain(bare):
+        raise UserError(f"{field}: found {host!r}, expected a name or a whole address such as 127.0.0.1")
+    return bare
+
+
 def listening(host: str, port: int) -> socket.socket:
     """A socket that is bound but does not listen yet. Raises UserError with the reason."""
     where = f"{in_url(host)}:{port}"
-    bare = host.strip("[]")
-    if not bare:  # which would listen on every address
-        raise UserError("server.host: found nothing, expected an address such as 127.0.0.1, or 0.0.0.0 for every one")
-    if not _plain(bare):
-        raise UserError(f"server.host: found {host!r}, expected a name or a whole address such as 127.0.0.1")
+    bare = own_host("server.host", host)
     one = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -19,7 +19,7 @@ from ..overlay.parts import Overlay
 from ..prompts import Transition
 from .addresses import host_name, origin
 from .discretion import redacted
-from .orders.playlist import Item, Playlist, Text
+from .orders.playlist import MOST_ITEMS, Item, Playlist, Text
 from .orders.timetable import Timetable
 from .pictures.push import FORMATS, PushSettings
 from .pictures.screens import View
@@ -104,7 +104,7 @@ class StreamSettings(Section):
     """What is generated."""
 
     bundle: Path | None = None  # default: the demo
-    prompt: str | None = None
+    prompt: Text | None = None
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     jitter: float | None = Field(default=None, ge=0, lt=1)
     rope: Literal["absolute", "relative"] | None = None  # default: the bundle's
@@ -144,6 +144,13 @@ class Video(Section):
     push_audio: Literal["none", "silence"] | Path = "none"
     push_kbits: int | None = Field(default=None, ge=50, le=100_000)  # a constant bit rate; default: constant quality
 
+    @field_validator("webrtc")
+    @classmethod
+    def _with_losses(cls, webrtc: int, others: ValidationInfo) -> int:
+        if webrtc and others.data.get("crf") == 0:
+            raise ValueError(f"{webrtc}: browsers take no lossless H.264 by WebRTC; expected 0, or a crf of 1 or more")
+        return webrtc
+
     @property
     def push_settings(self) -> PushSettings:
         sound = self.push_audio if isinstance(self.push_audio, Path) else None
@@ -152,7 +159,7 @@ class Video(Section):
 
 class PlaylistSection(Section):
     loop: bool = True
-    items: list[Item] = []
+    items: list[Item] = Field(default=[], max_length=MOST_ITEMS)
 
 
 class Osc(Section):

@@ -231,6 +231,8 @@ def test_what_only_looks_like_weights(tmp_path: Path) -> None:
         ("x.safetensors", b"GGUF\x03", "GGUF"),
         ("y.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         ("z.pt", b"<!DOCTYPE html><html>", "web page"),
+        ("y.pt", b"\r\n<html>\r\n<head><title>403 Forbidden</title></head>", "web page"),
+        ("x.safetensors", b"<HTML lang=en><body>", "web page"),
         ("empty.safetensors", b"", "not a whole safetensors file"),
         ("empty.pt", b"", "not a whole PyTorch file"),
     ):

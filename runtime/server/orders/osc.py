@@ -25,7 +25,7 @@ from ....engines.bundle import first_problem
 from ....engines.errors import UserError
 from ....engines.files import reason
 from ...noise import MAX_SEED
-from ..addresses import in_url
+from ..addresses import in_url, own_host
 from ..config import Osc
 from ..discretion import printable, shortened
 from ..guard import Rates
@@ -47,7 +47,7 @@ class Listener:
 
     def __init__(self, settings: Osc, control: Control, state: Callable[[], dict[str, Any]]):
         self._state, self._answers = state, Rates(ANSWERS)
-        bare = settings.host.strip("[]")
+        bare = own_host("osc.host", settings.host)
         self._control, self._ending = control, threading.Event()
         self._socket = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET, socket.SOCK_DGRAM)
         try:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...prompts import Transition
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
+MOST_ITEMS = 500  # of a playlist
 
 
 class Part(BaseModel):
@@ -38,7 +39,7 @@ class Item(Change):
 class Playlist(Part):
     """Prompts one after the other; without loop, the last one stays."""
 
-    items: list[Item] = Field(min_length=1, max_length=500)
+    items: list[Item] = Field(min_length=1, max_length=MOST_ITEMS)
     loop: bool = True
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from everframe.engines.errors import UserError
 from everframe.runtime.server.addresses import asked_name, host_name, is_loopback, listening, origin, page_of
+from everframe.runtime.server.config import Osc
+from everframe.runtime.server.orders.osc import Listener
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,13 @@ def test_names_that_no_browser_can_send_are_refused(entry: str) -> None:
 def test_addresses_that_are_not_written_out_are_not_listened_on(host: str) -> None:
     with pytest.raises(UserError, match=r"server\.host: found .*, expected a name or a whole address"):
         listening(host, 0)
+
+
+@pytest.mark.parametrize("host", ["", "[]", "127.1"])
+def test_osc_listens_where_it_is_told_alone(host: str) -> None:
+    """Nothing would be every address, of what knows no authentication."""
+    with pytest.raises(UserError, match=r"osc\.host: found "):
+        Listener(Osc(host=host, port=1), None, dict)  # type: ignore[arg-type]
 
 
 def test_loopback() -> None:

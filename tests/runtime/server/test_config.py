@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from everframe.engines.errors import UserError
 from everframe.runtime.server.config import (
     Config,
     Guest,
@@ -18,6 +19,7 @@ from everframe.runtime.server.config import (
     Server,
     StreamSettings,
     Video,
+    read_config,
 )
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "deploy" / "everframe.toml"
@@ -46,3 +48,24 @@ def test_every_key_is_told(name: str) -> None:
 
 def test_it_is_a_configuration() -> None:
     Config.model_validate(tomllib.loads(DOCUMENT.read_text()))
+
+
+ITEM = '[[playlist.items]]\nprompt = "a sea"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('[stream]\nprompt = ""\n', r"stream\.prompt"),
+        (f'[stream]\nprompt = "{"a" * 2001}"\n', r"stream\.prompt"),
+        (501 * ITEM, r"playlist\.items"),
+        ("[video]\ncrf = 0\nwebrtc = 2\n", r"video\.webrtc: .*lossless"),
+    ],
+)
+def test_what_could_not_be_served_is_told_by_its_field(tmp_path: Path, text: str, field: str) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"^{file}: {field}") as caught:
+        read_config(file)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
