@@ -38,13 +38,14 @@ from ...picture import read_picture
 from ...state import Saver, load_state, read_facts
 from ...stream import Stream
 from ..config import StreamSettings
+from ..discretion import shortened
 from ..orders.playlist import Change, Director, Playlist
 from .fader import Fader
 from .seen import Seen
 
 BAD = ".bad"  # suffix of a state that could not be used
 REFUSED, NOT_NOW = 2, 75  # exit codes: of commands whose user has something to mend; sysexits.h's EX_TEMPFAIL
-MOST_BAD = 3  # chunks in a row that may be not finite before the process gives up
+MOST_BAD = 3  # chunks that may be not finite before the stream gets further than they were
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,14 @@ class Generator:
         self.seed = settings.seed  # as it was ordered: the stream goes on with another one after numbers not finite
         self.whole = True  # what would be saved now can be gone on with: no chunk was left half made, or not finite
         remove_parts(job.state.parent, f"{job.state.name}.")
+        self.returns = 0  # from numbers not finite, since a state was saved
         self.resumed = self.job.state.exists() and self._load()
         self.saved_at = self._seconds()
         self.shown: Director | None = None  # where the playlist was with the last chunk that was finite
         self.good_prompt: str | None = None  # of chunks that were finite
-        self.bad = 0  # chunks in a row that were not
+        # The last chunk that was not, and how many were since the stream was further: those that are made again from a
+        # saved state, and are as good as they were, say nothing.
+        self.broke, self.bad = -1, 0
 
     def _stream(self, bundle: Bundle, settings: StreamSettings) -> Stream:
         """With what was ordered last; an order that turns out to be refused does not keep the generator from starting."""
@@ -195,31 +199,46 @@ class Generator:
         """The next chunk; None when it was not finite and the stream has gone back to what was good."""
         self.whole = False
         chunk = self.stream.next_chunk()
-        if np.isfinite(chunk.latent).all():
-            self.good_prompt, self.bad, self.whole = chunk.prompt, 0, True
-            if chunk.prompt == self.stream.prompt:  # else what it was ordered by has been replaced since
-                self.shown = copy.copy(self.director)
-            return chunk
-        self.bad += 1
+        if not np.isfinite(chunk.latent).all():
+            self._go_back(chunk)
+            self.whole = True
+            return None
+        self.good_prompt, self.whole = chunk.prompt, True
+        if chunk.index > self.broke:
+            self.bad = 0
+        if chunk.prompt == self.stream.prompt:  # else what it was ordered by has been replaced since
+            self.shown = copy.copy(self.director)
+        return chunk
+
+    def _go_back(self, chunk: Chunk) -> None:
+        """To the last good state, or where there is none, or it has led here again and again, to a new scene. Raises
+        UserError when nothing helps."""
+        self.bad, self.broke = self.bad + 1, max(self.broke, chunk.index)
         self.connection.send(("event", "nan", f"chunk {chunk.index} is not finite: back to the last good state"))
         if self.bad > MOST_BAD:
             raise UserError(f"{self.bad} chunks in a row are not finite")
-        if not (self.job.state.exists() and self._load()):
-            self.stream.begin_anew(self._prompt_to_try())
-        elif self.shown is not None and self.good_prompt is not None:
-            # Orders that have been shown since the state was saved are not what broke.
-            self.director = copy.copy(self.shown)
-            self.stream.set_prompt(self.good_prompt, "swap")
-        # The same noise would end in the same place.
-        self.stream.set_seed((self.stream.seed + 1) % 2**64)
+        ordered, director = self.stream.prompt, copy.copy(self.director)
+        innocent = chunk.prompt != ordered  # that chunk had been begun before the order came
+        prompt = ordered if innocent else self._prompt_to_try(ordered)
+        if self.bad == MOST_BAD or not (self.job.state.exists() and self._load()):
+            self.stream.begin_anew(prompt)
+        elif innocent or self.shown is not None:
+            # Orders that have been shown since the state was saved are not what broke. What a playlist orders is tried once
+            # more, for it may have been the noise; then its time passes without it.
+            self.stream.set_prompt(prompt, "swap")
+            once_more = self.shown if self.bad == 1 and not innocent else None
+            self.director = director if once_more is None else copy.copy(once_more)
+        if self.stream.prompt != ordered:
+            text = f"{shortened(ordered, 200)!r}: not finite; going on with {shortened(self.stream.prompt, 200)!r}"
+            self.connection.send(("event", "refused", text))
+        # The same noise would end in the same place, and so would that of the last time.
+        self.returns += 1
+        self.stream.set_seed((self.stream.seed + self.returns) % 2**64)
         self.saved_at = self._seconds()  # which is another time now
-        self.whole = True
-        return None
 
-    def _prompt_to_try(self) -> str:
+    def _prompt_to_try(self, ordered: str) -> str:
         """Where no chunk has been finite yet: what was ordered once more (it may have been the noise), then another."""
-        first = self.stream.prompt if self.bad == 1 else self.stream.bank.prompts[0]
-        return self.good_prompt or first
+        return self.good_prompt or (ordered if self.bad == 1 else self.stream.bank.prompts[0])
 
     def _orders(self) -> bool:
         """Do what the web process has asked for; while paused, wait for it. False: stop."""
@@ -307,6 +326,7 @@ class Generator:
         """Tell what became of the last one."""
         try:
             if self.saver.wait():
+                self.returns = 0
                 self.connection.send(("event", "saved", f"the stream stood still for {self.stood:.0f} ms"))
         except UserError as error:
             self.connection.send(("event", "unsaved", str(error)))
@@ -336,12 +356,13 @@ class Generator:
             return False
 
     def _give_up(self, why: str) -> None:
-        """Put an unusable state aside and start anew."""
-        self.connection.send(("event", "unusable", why))
+        """Put an unusable state aside and start anew. A disk that takes no changes keeps it, which is no harm: the next one
+        that can be saved takes its place."""
         try:
             put_aside(self.job.state)
         except OSError as error:
-            raise UserError(f"{self.job.state}: cannot be put aside: {reason(error)}") from None
+            why += f"; and it cannot be put aside: {reason(error)}"
+        self.connection.send(("event", "unusable", why))
 
 
 def put_aside(state: Path) -> None:

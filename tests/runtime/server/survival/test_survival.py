@@ -166,6 +166,32 @@ def test_numbers_that_are_not_finite_are_not_shown(poisoned: Path, tmp_path: Pat
     assert seed == 4  # other noise than that which ended there
 
 
+@pytest.mark.parametrize("save_seconds", [0.5, 600])
+def test_a_playlist_gets_past_what_is_never_finite(poisoned: Path, tmp_path: Path, save_seconds: float) -> None:
+    """Tried once more, in case it was the noise; then its time passes with the prompt before it, whatever was saved."""
+    state = tmp_path / "state.safetensors"
+    items = [Item(prompt=PROMPTS[n], seconds=3) for n in (0, 2, 1)]
+    with generator(job_of(poisoned, state, prompt=PROMPTS[0], save_seconds=0.5)) as (pipe, _):
+        while not state.exists():  # there is something to go back to
+            read(pipe)
+    job = job_of(poisoned, state, Playlist(items=items), prompt=PROMPTS[0], save_seconds=save_seconds)
+    with generator(job) as (pipe, _):
+        pipe.send(("playlist", job.playlist))
+        events, prompts = [], []
+        while prompts.count(PROMPTS[1]) < 3 and len(prompts) < 60:
+            kind, facts, frames = read(pipe)
+            if kind == "event":
+                events.append(facts[0])
+            elif kind == "chunk":
+                assert frames is not None
+                assert frames.std() > 1
+                prompts.append(facts["prompt"])
+    assert prompts.count(PROMPTS[1]) == 3
+    assert set(prompts) == {PROMPTS[0], PROMPTS[1]}
+    assert 1 <= events.count("nan") <= 3
+    assert events.count("refused") == events.count("nan")
+
+
 def test_a_killed_and_a_hung_generator_are_replaced(bundle_path: Path, tmp_path: Path) -> None:
     with serve(tmp_path, bundle_path, "[stream]\nstall_seconds = 3\nsave_seconds = 2\n") as site:
         wait_for(lambda: site.state_of()["position"] > 40, 60)  # farther than a stream comes until it is asked

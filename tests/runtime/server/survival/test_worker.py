@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections import deque
 from functools import partial
@@ -142,6 +144,16 @@ def test_a_chunk_that_is_not_finite_undoes_no_order_that_was_shown(
     running._obey("prompt", Change(prompt=PROMPTS[1], transition="swap"))
     for _ in range(3 * shown):
         running._advance()
+    next_one_broken(running, monkeypatch)
+    assert running._make() is None
+    for _ in range(3):
+        running._advance()
+    assert (running.director.playlist, running.stream.prompt) == (
+        (None, PROMPTS[1]) if shown else (playlist, PROMPTS[0])
+    )
+
+
+def next_one_broken(running: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     made = running.stream.next_chunk
 
     def broken() -> Any:
@@ -151,12 +163,62 @@ def test_a_chunk_that_is_not_finite_undoes_no_order_that_was_shown(
         return chunk
 
     monkeypatch.setattr(running.stream, "next_chunk", broken)
-    assert running._make() is None
-    for _ in range(3):
+
+
+def test_an_order_is_not_blamed_for_a_chunk_that_was_begun_before_it(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "Stream", partial(Stream, overlap=True))
+    state = tmp_path / "state"
+    pipe = Pipe()
+    running = generator(pipe, bundle_path, state, seed=3, prompt=PROMPTS[0])
+    running._advance()
+    pipe.orders.append(("stop",))
+    running.run()
+    running = generator(pipe := Pipe(), bundle_path, state, seed=3, prompt=PROMPTS[0])
+    running._advance()
+    running._obey("prompt", Change(prompt=PROMPTS[1], transition="swap"))
+    next_one_broken(running, monkeypatch)
+    for _ in range(4):
         running._advance()
-    assert (running.director.playlist, running.stream.prompt) == (
-        (None, PROMPTS[1]) if shown else (playlist, PROMPTS[0])
-    )
+    assert [kind for kind, _ in pipe.events] == ["nan"]
+    assert pipe.chunks[-1][0]["prompt"] == PROMPTS[1]
+
+
+def test_every_return_to_one_state_is_with_other_noise(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second and third break after the stream has got further than the one before."""
+    state, pipe = tmp_path / "state", Pipe()
+    running = generator(pipe, bundle_path, state, seed=3)
+    pipe.orders.append(("stop",))
+    running.run()
+    running = generator(pipe := Pipe(), bundle_path, state, seed=3)
+    seeds = [running.stream.seed]
+    for n in range(3):
+        for _ in range(2 * n + 1):
+            running._advance()
+        next_one_broken(running, monkeypatch)
+        running._advance()
+        seeds.append(running.stream.seed)
+    assert [kind for kind, _ in pipe.events] == ["nan"] * 3
+    assert len(set(seeds)) == 4
+
+
+def test_an_unusable_state_on_a_disk_that_takes_no_changes_keeps_no_picture_away(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(state: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(worker, "put_aside", read_only)
+    (tmp_path / "state").write_bytes(b"rubbish")
+    running = generator(pipe := Pipe(), bundle_path, tmp_path / "state")
+    running._advance()
+    assert [kind for kind, _ in pipe.events] == ["unusable"]
+    assert "cannot be put aside: Read-only file system" in pipe.events[0][1]
+    assert len(pipe.chunks) == 1
+    assert (tmp_path / "state").read_bytes() == b"rubbish"
 
 
 def test_leftovers_that_cannot_be_removed_are_left(bundle_path: Path, tmp_path: Path) -> None:
