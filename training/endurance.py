@@ -23,7 +23,8 @@ from measures import Frames, motion, picture
 from prompts import PROMPTS
 from scenes import FPS, render
 
-MOMENT = 5  # frames of a second whose motion is measured: one of four differences is across latent frames, as in a stream
+# Frames of a second whose motion is measured: one of their four differences is across latent frames, as in a stream.
+MOMENT = 5
 APART = 10  # seconds between pictures that are compared, and the shortest loop that is looked for
 STILL = 0.25  # of the median motion: less is standing still
 
