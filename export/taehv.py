@@ -36,11 +36,10 @@ class TaehvConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers of which no autoencoder is made, whichever file said them."""
-        named = {name: getattr(self, name) for name in ("latent_channels", "depth", "patch")}
-        named |= {
-            f"{name}_widths": width for name in ("encoder", "decoder") for width in getattr(self, f"{name}_widths")
-        }
-        for name, value in named.items():
+        named = [(name, getattr(self, name)) for name in ("latent_channels", "depth", "patch")]
+        for name in ("encoder_widths", "decoder_widths"):
+            named += [(name, width) for width in getattr(self, name)]
+        for name, value in named:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} {value!r}: expected a whole number above 0")
         if self.lead not in range(TIME):

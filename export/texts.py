@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..engines.bundle import Shots
@@ -95,7 +96,7 @@ class Umt5:
             else:
                 settings = UMT5Config(**umt5_numbers(state or {}, weights))
             self.model = whole_encoder(weights) if state is None else made_encoder(settings, state, weights)
-        except (UserError, ImportError):
+        except (UserError, ImportError, MemoryError):
             raise
         except Exception as error:  # of the libraries beneath transformers, which have exceptions of their own
             raise UserError(f"{path}: not a UMT5 encoder with its tokenizer: {first_line(error)}") from None
@@ -136,10 +137,12 @@ def whole_encoder(folder: Path) -> Any:
     own account of that is read. Raises UserError, and OSError, ValueError of transformers."""
     from transformers import UMT5EncoderModel
 
-    for file in folder.glob("*.safetensors"):
-        check_kind(file)
     try:
         loaded: Any = UMT5EncoderModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    except SafetensorError:
+        for file in sorted(folder.glob("*.safetensors")):
+            check_kind(file)
+        raise
     except RuntimeError as error:  # shapes that are not those of config.json
         raise UserError(f"{folder}: does not fit its config.json: {first_line(error)}") from None
     model, told = loaded

@@ -59,7 +59,7 @@ FURTHER: dict[tuple[str, str], Pair] = {
 
 
 def rows_of(one: tuple[str, str], like: Tensor, pair: Pair, sky: Pair) -> tuple[Tensor, Tensor]:
-    """A pair in the rows of a chunk [.., 2h, 2w], of a sea below its horizon alone. Each [2h, 1]"""
+    """A pair in the rows of a chunk [.., 2h, 2w]; above a sea's horizon `sky`. Each [2h, 1]"""
     stands, moves = (torch.full((like.shape[-2], 1), measure, device=like.device) for measure in pair)
     if one[0] == "sea":
         above = round(SKY * len(stands))

@@ -144,13 +144,6 @@ class Video(Section):
     push_audio: Literal["none", "silence"] | Path = "none"
     push_kbits: int | None = Field(default=None, ge=50, le=100_000)  # a constant bit rate; default: constant quality
 
-    @field_validator("webrtc")
-    @classmethod
-    def _with_losses(cls, webrtc: int, others: ValidationInfo) -> int:
-        if webrtc and others.data.get("crf") == 0:
-            raise ValueError(f"{webrtc}: browsers take no lossless H.264 by WebRTC; expected 0, or a crf of 1 or more")
-        return webrtc
-
     @property
     def push_settings(self) -> PushSettings:
         sound = self.push_audio if isinstance(self.push_audio, Path) else None

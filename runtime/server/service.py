@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engines.bundle import Bundle
+from ...engines.errors import UserError
 from ...engines.machine import resident_memory
 from ..anchor import require_encoder
 from ..choice import check_engines
@@ -76,6 +77,8 @@ class Service:
         if notice:
             log.warning(notice)
         video = config.video
+        if encoder == "libx264" and video.webrtc and not video.crf:
+            raise UserError("video.crf: found 0, which is lossless; expected 1 or more beside video.webrtc")
         self.channel = Channel(
             g.width,
             g.height,

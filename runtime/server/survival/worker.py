@@ -40,12 +40,12 @@ from ...stream import Stream
 from ..config import StreamSettings
 from ..discretion import shortened
 from ..orders.playlist import Change, Director, Playlist
+from .blame import Blame
 from .fader import Fader
 from .seen import Seen
 
 BAD = ".bad"  # suffix of a state that could not be used
 REFUSED, NOT_NOW = 2, 75  # exit codes: of commands whose user has something to mend; sysexits.h's EX_TEMPFAIL
-MOST_BAD = 3  # chunks that may be not finite before the stream gets further than they were
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,7 @@ class Generator:
         self.returns = 0  # from numbers not finite, since a state was saved
         self.resumed = self.job.state.exists() and self._load()
         self.saved_at = self._seconds()
-        self.shown: Director | None = None  # where the playlist was with the last chunk that was finite
-        self.good_prompt: str | None = None  # of chunks that were finite
-        # The last chunk that was not, and how many were since the stream was further: those that are made again from a
-        # saved state, and are as good as they were, say nothing.
-        self.broke, self.bad = -1, 0
+        self.blame = Blame()
 
     def _stream(self, bundle: Bundle, settings: StreamSettings) -> Stream:
         """With what was ordered last; an order that turns out to be refused does not keep the generator from starting."""
@@ -199,35 +195,26 @@ class Generator:
         """The next chunk; None when it was not finite and the stream has gone back to what was good."""
         self.whole = False
         chunk = self.stream.next_chunk()
-        if not np.isfinite(chunk.latent).all():
-            self._go_back(chunk)
+        if np.isfinite(chunk.latent).all():
+            self.blame.finite(chunk, self.stream.prompt, self.director)
             self.whole = True
-            return None
-        self.good_prompt, self.whole = chunk.prompt, True
-        if chunk.index > self.broke:
-            self.bad = 0
-        if chunk.prompt == self.stream.prompt:  # else what it was ordered by has been replaced since
-            self.shown = copy.copy(self.director)
-        return chunk
+            return chunk
+        self._go_back(chunk)
+        self.whole = True
+        return None
 
     def _go_back(self, chunk: Chunk) -> None:
-        """To the last good state, or where there is none, or it has led here again and again, to a new scene. Raises
-        UserError when nothing helps."""
-        self.bad, self.broke = self.bad + 1, max(self.broke, chunk.index)
+        """To the last good state, or where there is none, or it has led here again, to a new scene. Raises UserError when
+        nothing helps."""
         self.connection.send(("event", "nan", f"chunk {chunk.index} is not finite: back to the last good state"))
-        if self.bad > MOST_BAD:
-            raise UserError(f"{self.bad} chunks in a row are not finite")
-        ordered, director = self.stream.prompt, copy.copy(self.director)
-        innocent = chunk.prompt != ordered  # that chunk had been begun before the order came
-        prompt = ordered if innocent else self._prompt_to_try(ordered)
-        if self.bad == MOST_BAD or not (self.job.state.exists() and self._load()):
+        ordered = self.stream.prompt
+        plan = self.blame.not_finite(chunk, ordered, copy.copy(self.director))
+        prompt = plan.prompt or self.stream.bank.prompts[0]
+        if plan.anew or not (self.job.state.exists() and self._load()):
             self.stream.begin_anew(prompt)
-        elif innocent or self.shown is not None:
-            # Orders that have been shown since the state was saved are not what broke. What a playlist orders is tried once
-            # more, for it may have been the noise; then its time passes without it.
+        elif plan.director is not None:
             self.stream.set_prompt(prompt, "swap")
-            once_more = self.shown if self.bad == 1 and not innocent else None
-            self.director = director if once_more is None else copy.copy(once_more)
+        self.director = plan.director or self.director
         if self.stream.prompt != ordered:
             text = f"{shortened(ordered, 200)!r}: not finite; going on with {shortened(self.stream.prompt, 200)!r}"
             self.connection.send(("event", "refused", text))
@@ -235,10 +222,6 @@ class Generator:
         self.returns += 1
         self.stream.set_seed((self.stream.seed + self.returns) % 2**64)
         self.saved_at = self._seconds()  # which is another time now
-
-    def _prompt_to_try(self, ordered: str) -> str:
-        """Where no chunk has been finite yet: what was ordered once more (it may have been the noise), then another."""
-        return self.good_prompt or (ordered if self.bad == 1 else self.stream.bank.prompts[0])
 
     def _orders(self) -> bool:
         """Do what the web process has asked for; while paused, wait for it. False: stop."""
@@ -293,6 +276,8 @@ class Generator:
         self.stream.bank.find(prompt)
 
     def _change(self, change: Change) -> None:
+        if self.blame.refused(change.prompt):
+            raise UserError(f"{shortened(change.prompt, 200)!r}: again and again nothing of it was finite; not shown")
         self._encode(change.prompt)
         self.stream.set_prompt(change.prompt, change.transition)
         if change.transition == "cut":

@@ -59,7 +59,6 @@ ITEM = '[[playlist.items]]\nprompt = "a sea"\n'
         ('[stream]\nprompt = ""\n', r"stream\.prompt"),
         (f'[stream]\nprompt = "{"a" * 2001}"\n', r"stream\.prompt"),
         (501 * ITEM, r"playlist\.items"),
-        ("[video]\ncrf = 0\nwebrtc = 2\n", r"video\.webrtc: .*lossless"),
     ],
 )
 def test_what_could_not_be_served_is_told_by_its_field(tmp_path: Path, text: str, field: str) -> None:

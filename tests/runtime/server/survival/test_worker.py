@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,47 +18,13 @@ from everframe.engines.errors import CudaError, RunError, UserError
 from everframe.runtime import Stream
 from everframe.runtime import state as states
 from everframe.runtime import stream as streams
-from everframe.runtime.server.config import StreamSettings
 from everframe.runtime.server.orders.playlist import Change, Item, Playlist
 from everframe.runtime.server.survival import worker
-from everframe.runtime.server.survival.worker import Generator, Job
+from everframe.runtime.server.survival.worker import Generator
 from everframe.runtime.state import read_facts, save_state
 
 from helpers import PROMPTS, with_prompts
-
-
-class Pipe:
-    """Hears what is told it, and is gone after so many chunks where `gone` says so."""
-
-    def __init__(self, gone: int | None = None) -> None:
-        self.orders: deque[tuple[Any, ...]] = deque()
-        self.events: list[tuple[str, str]] = []
-        self.chunks: list[tuple[dict[str, Any], np.ndarray]] = []
-        self.gone = gone
-
-    def send(self, message: tuple[Any, ...]) -> None:
-        kind, *values = message
-        if kind == "event":
-            self.events.append((values[0], values[1]))
-        elif kind == "chunk":
-            if len(self.chunks) == self.gone:
-                raise BrokenPipeError
-            self.chunks.append((values[0], np.empty(0, np.uint8)))
-
-    def send_bytes(self, data: memoryview) -> None:
-        facts, _ = self.chunks[-1]
-        self.chunks[-1] = facts, np.frombuffer(bytes(data), np.uint8).reshape(facts["frames"])
-
-    def poll(self, seconds: float) -> bool:
-        return bool(self.orders)
-
-    def recv(self) -> tuple[Any, ...]:
-        return self.orders.popleft()
-
-
-def generator(pipe: Pipe, bundle: Path, state: Path, **settings: Any) -> Generator:
-    fixed = {"bundle": bundle, "threads": 1, "verify": False, "save_seconds": 0}
-    return Generator(pipe, Job(StreamSettings(**fixed | settings), state))  # type: ignore[arg-type]
+from piped import Pipe, generator
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -124,85 +89,9 @@ def test_what_broke_is_not_saved(bundle_path: Path, tmp_path: Path, monkeypatch:
         return chunk
 
     monkeypatch.setattr(running.stream, "next_chunk", broken)
-    with pytest.raises(UserError, match="4 chunks in a row are not finite"):
+    with pytest.raises(UserError, match="4 chunks are not finite, and none after them"):
         running.run()
     assert state.read_bytes() == good
-
-
-@pytest.mark.parametrize("shown", [True, False])
-def test_a_chunk_that_is_not_finite_undoes_no_order_that_was_shown(
-    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: bool
-) -> None:
-    """One that no chunk was shown of may be what broke."""
-    state = tmp_path / "state"
-    playlist = Playlist(items=[Item(prompt=PROMPTS[0])])
-    pipe = Pipe()
-    running = generator(pipe, bundle_path, state, seed=3)
-    pipe.orders += [("playlist", playlist), ("stop",)]
-    running.run()
-    running = generator(Pipe(), bundle_path, state, seed=3)
-    running._obey("prompt", Change(prompt=PROMPTS[1], transition="swap"))
-    for _ in range(3 * shown):
-        running._advance()
-    next_one_broken(running, monkeypatch)
-    assert running._make() is None
-    for _ in range(3):
-        running._advance()
-    assert (running.director.playlist, running.stream.prompt) == (
-        (None, PROMPTS[1]) if shown else (playlist, PROMPTS[0])
-    )
-
-
-def next_one_broken(running: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = running.stream.next_chunk
-
-    def broken() -> Any:
-        monkeypatch.setattr(running.stream, "next_chunk", made)
-        chunk = made()
-        chunk.latent[:] = np.nan
-        return chunk
-
-    monkeypatch.setattr(running.stream, "next_chunk", broken)
-
-
-def test_an_order_is_not_blamed_for_a_chunk_that_was_begun_before_it(
-    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "Stream", partial(Stream, overlap=True))
-    state = tmp_path / "state"
-    pipe = Pipe()
-    running = generator(pipe, bundle_path, state, seed=3, prompt=PROMPTS[0])
-    running._advance()
-    pipe.orders.append(("stop",))
-    running.run()
-    running = generator(pipe := Pipe(), bundle_path, state, seed=3, prompt=PROMPTS[0])
-    running._advance()
-    running._obey("prompt", Change(prompt=PROMPTS[1], transition="swap"))
-    next_one_broken(running, monkeypatch)
-    for _ in range(4):
-        running._advance()
-    assert [kind for kind, _ in pipe.events] == ["nan"]
-    assert pipe.chunks[-1][0]["prompt"] == PROMPTS[1]
-
-
-def test_every_return_to_one_state_is_with_other_noise(
-    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second and third break after the stream has got further than the one before."""
-    state, pipe = tmp_path / "state", Pipe()
-    running = generator(pipe, bundle_path, state, seed=3)
-    pipe.orders.append(("stop",))
-    running.run()
-    running = generator(pipe := Pipe(), bundle_path, state, seed=3)
-    seeds = [running.stream.seed]
-    for n in range(3):
-        for _ in range(2 * n + 1):
-            running._advance()
-        next_one_broken(running, monkeypatch)
-        running._advance()
-        seeds.append(running.stream.seed)
-    assert [kind for kind, _ in pipe.events] == ["nan"] * 3
-    assert len(set(seeds)) == 4
 
 
 def test_an_unusable_state_on_a_disk_that_takes_no_changes_keeps_no_picture_away(
