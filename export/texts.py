@@ -120,7 +120,7 @@ def encoder_places(path: Path) -> tuple[Path, Path]:
         if not words.is_dir():
             raise UserError(f"{weights}: expected the tokenizer's folder google/umt5-xxl beside it")
     if not any((words / name).is_file() for name in VOCABULARIES):  # transformers makes one up, of no words
-        raise UserError(f"{words}: a tokenizer without its vocabulary, expected {' or '.join(VOCABULARIES)} in it")
+        raise UserError(f"{words}: not a UMT5 encoder's tokenizer: expected {' or '.join(VOCABULARIES)} in it")
     return weights, words
 
 

@@ -471,7 +471,7 @@ def test_a_tokenizer_without_its_vocabulary(wan_home: Path, tmp_path: Path) -> N
     """As it is where only the small files were copied: transformers would know no word, and every prompt be the same."""
     text = Path(shutil.copytree(wan_home / "text", tmp_path / "text"))
     (text / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer: a tokenizer without its vocabulary, expected tokenizer\.json or"):
+    with pytest.raises(UserError, match=r"tokenizer: not a UMT5 encoder's tokenizer: expected tokenizer\.json or"):
         Umt5(text)
 
 
