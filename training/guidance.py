@@ -13,8 +13,9 @@ Pair = tuple[float, float]  # what stands, what moves
 
 # A sea's above its horizon: with 0.9 suns were bright and no discs.
 SKY_GUIDANCE = (0.2, 0.2)
-# Of the scenes that the student learns; in the sea below the horizon. Of the noon sea's next octave 1 of what moves there
-# gives a third and of its motion a fifth, and of both there is less to see than in renders by as much.
+# Of the scenes that the student learns; in the sea below the horizon. Of its teacher's noon 1 of what moves there gives 32 %
+# of the next octave and 19 % of the motion, of which a student gets a part: of a moonlit sea guided by 0.2 and 2.2 the
+# teacher had 2.4 times the renders' next octave, the student of the pair below 1.2.
 GUIDED: dict[tuple[str, str], Pair] = {
     ("sea", "sunset"): (0.2, 2.0),
     ("sea", "noon"): (-0.2, 2.5),
