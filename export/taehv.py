@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sizes import check_sizes
+
 TIME = 4  # pixel frames per latent frame
 SPACE = 8  # pixels per latent pixel, along each side, times `patch`
 
@@ -39,9 +41,7 @@ class TaehvConfig:
         named = [(name, getattr(self, name)) for name in ("latent_channels", "depth", "patch")]
         for name in ("encoder_widths", "decoder_widths"):
             named += [(name, width) for width in getattr(self, name)]
-        for name, value in named:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} {value!r}: expected a whole number above 0")
+        check_sizes(named)
         if self.lead not in range(TIME):
             raise ValueError(f"lead {self.lead!r}: expected 0 to {TIME - 1} pixel frames")
 

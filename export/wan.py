@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..runtime.rope import axis_frequencies, split_head_dim
 from .lazy import Lazy, changed
+from .sizes import check_sizes
 
 Attention3 = Callable[[Tensor, Tensor, Tensor], Tensor]  # (q, k, v) -> [B, H, N, D]
 Rotate = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, cos, sin), see rotate
@@ -50,10 +51,7 @@ class WanConfig:
     def __post_init__(self) -> None:
         """Raises ValueError for numbers of which no transformer is made, whichever file said them."""
         whole = ("dim", "ffn_dim", "heads", "layers", "latent_channels", "text_dim", "text_len", "freq_dim")
-        for name in whole:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} {value!r}: expected a whole number above 0")
+        check_sizes((name, getattr(self, name)) for name in whole)
         for name, value in (("eps", self.eps), ("theta", self.theta)):
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
                 raise ValueError(f"{name} {value!r}: expected a number above 0")
