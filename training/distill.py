@@ -128,11 +128,13 @@ def rollout_loss(
     lose: Lose = nothing,
     weight: Tensor | float = 1.0,
     things: Tensor | float = 0.0,
+    asked: Tensor | None = None,
 ) -> Tensor:
     """Mean squared distance to the teacher's flows over one rollout of the batch's chunks [B, n, C, F, 2h, 2w]. substeps: of
     the teacher for one of the student; true: share of the sequences with true sinks; lose: what of a chunk and its number
     later ones see; weight: what of a chunk [B, C, F, 2h, 2w], broadcast, counts how much; things: how much is added to that
-    where something of what the teacher would end with stands out of its row by 1, likewise broadcast."""
+    where something of what the teacher would end with stands out of its row by 1, likewise broadcast;
+    asked: what the teacher is told where it isn't the batch's text."""
     truth, text, starts = batch
     size, chunks, steps = len(truth), truth.shape[1], len(SCHEDULE.steps)
     fine = sigmas_of(substeps * steps)
@@ -142,7 +144,7 @@ def rollout_loss(
     total = truth.new_zeros(())
     for c in range(chunks):
         rope = tables(starts[c], [1] * size)
-        context, teaching = student.context(text[:, c]), teacher.contexts(text[:, c])
+        context, teaching = student.context(text[:, c]), teacher.contexts((text if asked is None else asked)[:, c])
         past = [mine[j] for j in seen_by(c)]
         early, late = (int(torch.randint(half, half + steps // 2, ())) for half in (0, steps // 2))
         x = torch.randn_like(truth[:, c])

@@ -3,12 +3,14 @@
     python training/freetext.py [--bundle out/new.everframe] [--renders] [--json FILE]
 
 What is asked is named from pictures alone: of the renders of all the values that it could have had (other seeds), those
-nearest to the stream's frames by their histogram of colours, and for counts by how many things there are to count.
+nearest to the stream's frames by their histogram of colours, and for counts by how many things there are to count; in
+any variant where the words leave that open.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import tempfile
@@ -26,6 +28,7 @@ from everframe.runtime.measure.bench import facts_of
 from brushes import rgb
 from judge import FIRST_SEED, clips_of_stream, rendered_clips
 from measures import Frames
+from prompts import PROMPTS
 from things import blobs, tree_tips
 from wishes import COLOURS, COUNTED, UNTRAINED_COLOURS, UNTRAINED_COUNTS, WEATHER, Wish, wordings
 
@@ -47,10 +50,21 @@ NEW = (
     *((scene, variant, Wish(colour)) for scene, variant, colour in sorted(UNTRAINED_COLOURS)),
     *((scene, "red" if scene == "lava" else "lagoon", Wish(c, n)) for scene, c, n in sorted(UNTRAINED_COUNTS)),
 )
+FOREIGN = (  # each with words for its colour or its things that are in no text of the training
+    ("sea", "moonlit", Wish("violet"), "a lilac bay at midnight"),
+    ("hills", "midday", Wish("red"), "scarlet heavens high over lush countryside in July"),
+    ("lava", "red", Wish("turquoise", 3), "three aquamarine spheres inside a lava bottle"),
+    ("city", "night", Wish("orange"), "a midnight town whose houses shine in tangerine"),
+    ("snow", "day", Wish(count=3, weather="heavy"), "a blizzard around three larches before nightfall"),
+    ("aurora", "green", Wish("red"), "scarlet aurora australis, Antarctica"),
+    ("fire", "orange", Wish("violet"), "a lilac inferno"),
+    ("reef", "deep", Wish("yellow", 3), "a trio of lemon coloured fish at the bottom of the sea"),
+)
 ASKED = {
     "as trained": [(*what, wordings(*what)[0]) for what in KNOWN],
     "other words": [(*what, wordings(*what)[-1]) for what in KNOWN],
     "other combinations": [(*what, wordings(*what)[0]) for what in NEW],
+    "untrained words": FOREIGN,
 }
 
 
@@ -101,11 +115,11 @@ def expected(part: str, scene: str, variant: str, wish: Wish) -> NDArray[np.floa
     return np.mean([look(part, scene, wish, c) for c in rendered_clips(scene, variant, seeds, wish, FRAMES)], 0)
 
 
-def name(part: str, scene: str, variant: str, wish: Wish, clips: list[Frames]) -> str:
-    """The value of that part whose renders the clips are nearest to."""
+def name(part: str, scene: str, variants: list[str], wish: Wish, clips: list[Frames]) -> str:
+    """The value of that part whose renders the clips are nearest to, in whichever of these variants."""
     made = np.mean([look(part, scene, wish, clip) for clip in clips], 0)
-    others = questions(scene, wish)[part]
-    nearest = min(others, key=lambda other: float(np.linalg.norm(made - expected(part, scene, variant, other))))
+    others = itertools.product(variants, questions(scene, wish)[part])
+    _, nearest = min(others, key=lambda one: float(np.linalg.norm(made - expected(part, scene, *one))))
     return str(getattr(nearest, part))
 
 
@@ -131,15 +145,21 @@ def main() -> None:
                     clips = clips_of_stream(bundle, prompt, args.seeds, WARM, FRAMES)
                 else:
                     clips = rendered_clips(scene, variant, others, wish, FRAMES)
+                own = wordings(scene, variant, wish)
+                said = prompt if prompt in own else own[0]
+                meant = [other for other in PROMPTS[scene] if said in wordings(scene, other, wish)]
                 for part in questions(scene, wish):
-                    asked_for, named = str(getattr(wish, part)), name(part, scene, variant, wish, clips)
+                    asked_for, named = str(getattr(wish, part)), name(part, scene, meant, wish, clips)
                     rows.append({"group": group, "prompt": prompt, "part": part, "asked": asked_for, "named": named})
                     print(f"{group:20}{prompt}: {part} {asked_for}, named {named}", flush=True)
     for group in ASKED:
         for part in ("colour", "count", "weather"):
-            mine = [row["asked"] == row["named"] for row in rows if (row["group"], row["part"]) == (group, part)]
+            mine = [row for row in rows if (row["group"], row["part"]) == (group, part)]
+            right = sum(row["asked"] == row["named"] for row in mine)
             if mine:
-                print(f"{group}: {part} named in {sum(mine)} of {len(mine)}")
+                print(f"{group}: {part} named in {right} of {len(mine)}", end="\n" if part != "count" else ", ")
+            if mine and part == "count":
+                print(f"within one in {sum(abs(int(row['asked']) - int(row['named'])) <= 1 for row in mine)}")
     if args.json:
         record = {"bundle": facts_of(bundle) if bundle else None, "rows": rows}
         args.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,125 @@
+"""Teach the student other words: what is asked for in many more wordings is drawn as it draws the wordings it knows.
+
+    python training/reword.py --steps 4700 [--minutes 30]
+
+From the same noise and the same past the student, told a phrase of phrases.py, is drawn to where it went before this,
+told one of the wordings that it has learnt (wishes.py, prompts.py). Nothing is rendered for that, its pictures stay what
+they are, and only what reads the text learns: the text's embedding and the attention to it. A fourth of what it is told are
+the wordings it knows, which are to stay. What it did before is in training/work/distill-worded.safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from everframe.export.texts import MiniLm
+from everframe.export.wan import Block, Wan
+
+from clips import drawn_far
+from common import autocast, update
+from distill import Teacher, rollout_loss
+from phrases import phrase
+from prompts import PROMPTS
+from rollout import CHUNK, CHUNKS, COLUMNS, ROWS, Tables
+from run import Ema, Run, about_compact
+from settings import TRANSFORMER
+from team import Team
+from transformer import optimisers
+from weights import trained_transformer
+from wishes import Wish, every, wordings
+
+PEAK = 2e-4
+ASKS = 0.8  # share of the prompts that ask for something beyond scene and variant
+KNOWN = 0.25  # share of those told in a wording that the student knows
+SAID_BY_COLOUR = ("aurora", "fire")  # scenes whose variants are colours, which phrases have of a wish alone
+
+
+def prompts(rng: np.random.Generator) -> tuple[str, str]:
+    """What the student is told, and a wording it knows of the same."""
+    scene = str(rng.choice(list(PROMPTS)))
+    variant = str(rng.choice(list(PROMPTS[scene])))
+    asks = every(scene, variant)
+    wish = asks[int(rng.integers(len(asks)))] if rng.random() < ASKS else Wish()
+    known = str(rng.choice(wordings(scene, variant, wish)[:-1] if wish else PROMPTS[scene][variant]))
+    same = rng.random() < KNOWN or (not wish and scene in SAID_BY_COLOUR)
+    return (known if same else phrase(scene, variant, wish, rng)), known
+
+
+def reads_text(name: str) -> bool:
+    """Whether a weight of the transformer is of what reads the text."""
+    return name.startswith("text_embedding") or ".cross_attn." in name
+
+
+class Encoder:
+    """Prompts as the bundle's bank has them."""
+
+    def __init__(self) -> None:
+        self.model = MiniLm()
+
+    def __call__(self, said: list[str], device: str) -> Tensor:
+        """[B, text_len, text_dim]"""
+        made = (self.model.encode(one, TRANSFORMER.text_len).half().float() for one in said)
+        rows = [nn.functional.pad(row, (0, 0, 0, TRANSFORMER.text_len - len(row))) for row in made]
+        return torch.stack(rows).to(device)
+
+
+def reworded_loss(
+    student: Wan, was: Teacher, tables: Tables, encode: Encoder, rng: np.random.Generator, size: int, chunks: int
+) -> Tensor:
+    """Of so many streams of so many chunks, near or far."""
+    told, known = zip(*(prompts(rng) for _ in range(size)), strict=True)
+    texts = (encode(list(said), tables.device)[:, None].repeat(1, chunks, 1, 1) for said in (told, known))
+    first = [CHUNK if rng.random() < 0.5 else drawn_far(rng) for _ in range(size)]
+    starts = [[0] * size, *([at + CHUNK * c for at in first] for c in range(chunks - 1))]
+    shape = (size, chunks, TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
+    text, asked = texts
+    nothing_true = torch.zeros(shape, device=tables.device)
+    return rollout_loss(student, was, tables, (nothing_true, text, starts), 1, true=0.0, asked=asked)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, required=True, help="the student's, over all sessions")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of this session")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=12, help="first chunks a step of each worker; of streams a sixth")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=PEAK)
+    args = parser.parse_args()
+    team = Team(args.workers)
+    torch.manual_seed(0)
+    rng = np.random.default_rng()
+    Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
+    torch._dynamo.config.recompile_limit = 32
+    was = Teacher(trained_transformer("before").to(args.device), guidance=0.0)
+    student = trained_transformer("distill").to(args.device)
+    for name, weight in student.named_parameters():
+        weight.requires_grad_(reads_text(name))
+    muon, adam = optimisers(student)
+    ema = Ema(student, 0.99)
+    parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
+    of = int(about_compact("distill").get("of", 0))
+    run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=of)
+    places = [Tables(args.device), Tables(args.device, size=(COLUMNS, ROWS))]
+    encode, told = Encoder(), defaultdict[str, list[float]](list)
+    for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
+        tables, streams = places[step % 6 >= 4], step % 3 == 2
+        size, chunks = (max(1, args.batch // 6), CHUNKS) if streams else (args.batch, 1)
+        with autocast(args.device):
+            loss = reworded_loss(student, was, tables, encode, rng, size, chunks)
+        update(loss, student, [muon, adam], team)
+        ema.update(step)
+        told["streams" if streams else "first chunks"].append(float(loss.detach()))
+        if step % 24 == 23:
+            run.log(**{kind: round(sum(some) / len(some), 5) for kind, some in told.items()})
+            told.clear()
+
+
+if __name__ == "__main__":
+    main()
