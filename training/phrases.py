@@ -116,8 +116,8 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "{land} {time} [below|under] a {sky} {colour} sky",
         "[the|a] {sky} {colour} sky [over|above] {land} {time}",
         "{land} [and|with] a {colour} sky {above} {time}",
-        "[a countryside|a landscape|a valley|fields|meadows] with {land} {time}, the sky is {colour} {above}",
-        "{time} the sky [over|above] {land} [is|turns|glows] {colour} {above}",
+        "[a landscape|a valley|fields|meadows] with {land} {time}, the sky is {colour} {above}",
+        "the sky [over|above] {land} {time} [is|turns|glows] {colour} {above}",
         "{colour} sky, {land}, {time} {above}",
     ),
     "lava": (
@@ -127,7 +127,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "lava lamp, {colour}, {count:blob:blobs}",
         "{count:drop:drops} [floating|rising] in a {colour} lava lamp",
         "{count:ball:balls} of [glowing|hot] {colour} wax [|rising and falling]",
-        "[retro|old|glowing] {colour} lamp with {count:sphere:spheres} [|rising and falling]",
+        "[retro|old|glowing] {colour} lamp with {count:globe:globes} [|rising and falling]",
         "{count:{colour} blob:{colour} blobs} [floating|drifting|rising] [|slowly|in the dark|in a lamp]",
     ),
     "city": (
@@ -173,9 +173,9 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "reef": (
         "{count:{colour} fish:{colour} fish} {where}",
         "{count:{colour} fish:{colour} fish} [swim|swimming|swim around|gliding] {where}",
-        "[a school of|there are|I want to see|look at] {count:{colour} fish:{colour} fish} {where}",
+        "[there are|look at|with|nothing but] {count:{colour} fish:{colour} fish} {where}",
         "[the|a wonderful|an] underwater [world|scene|video] {where}: {count:{colour} fish:{colour} fish}",
-        "{where} [swim|live|are] {count:{colour} fish:{colour} fish}",
+        "[swimming|living] {where}: {count:{colour} fish:{colour} fish}",
         "{count:[small|pretty|tropical] {colour} fish:[small|pretty|tropical] {colour} fish} [and|with] bubbles {where}",
         "{count:fish, {colour},:fish, {colour},} {where}",
     ),
@@ -194,4 +194,5 @@ def phrase(scene: str, variant: str, wish: Wish, rng: np.random.Generator) -> st
     text = f"{SPEAK_OF} {text} {MANNER}".format(**said)
     while CHOICE.search(text):
         text = CHOICE.sub(lambda m: str(rng.choice(m[1].split("|"))), text)
-    return re.sub(r" ?,(?: ?,)* ?", ", ", joined(text)).strip(" ,")
+    text = re.sub(r"\ba (?=[aeio](?!ne\b))", "an ", joined(text))
+    return re.sub(r" ?,(?: ?,)* ?", ", ", text).strip(" ,")

@@ -3,9 +3,11 @@
     python training/reword.py --steps 4700 [--minutes 30]
 
 From the same noise and the same past the student, told a phrase of phrases.py, is drawn to where it went before this,
-told one of the wordings that it has learnt (wishes.py, prompts.py). Nothing is rendered for that, its pictures stay what
-they are, and only what reads the text learns: the text's embedding and the attention to it. A fourth of what it is told are
-the wordings it knows, which are to stay. What it did before is in training/work/distill-worded.safetensors.
+told one of the wordings that it has learnt (wishes.py, prompts.py), in its first chunk or over a stream. Nothing is
+rendered for that, its pictures stay what they are, and only what reads the text learns: the text's embedding and the
+attention to it. Two of five of what it is told are the wordings it knows, which are to stay. What it did before is in
+training/work/distill-worded.safetensors, which has to be kept until it has learnt; remove that where another student is
+to learn other words.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections import defaultdict
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from everframe.export.texts import MiniLm
@@ -27,7 +30,7 @@ from distill import Teacher, rollout_loss
 from phrases import phrase
 from prompts import PROMPTS
 from rollout import CHUNK, CHUNKS, COLUMNS, ROWS, Tables
-from run import Ema, Run, about_compact
+from run import WORK, Ema, Run, about_compact
 from settings import TRANSFORMER
 from team import Team
 from transformer import optimisers
@@ -35,9 +38,13 @@ from weights import trained_transformer
 from wishes import Wish, every, wordings
 
 PEAK = 2e-4
-ASKS = 0.8  # share of the prompts that ask for something beyond scene and variant
-KNOWN = 0.25  # share of those told in a wording that the student knows
-SAID_BY_COLOUR = ("aurora", "fire")  # scenes whose variants are colours, which phrases have of a wish alone
+SWITCHED = 0.2  # share of the streams whose prompt changes
+ASKS = 0.6  # share of the prompts that ask for something beyond scene and variant
+UPRIGHT_EVERY = 3  # rounds of steps, the last of which is of upright pictures
+KNOWN = 0.4  # share of those told in a wording that it knows: by 0.25, and fewer plain ones, the bank's pictures lost
+WELL_KNOWN = 2  # of the wordings, for the teacher had seen no others for its first 3,600 steps
+LESS_KNOWN = 0.1  # share of the rest, which are told like phrases
+SAID_BY_COLOUR = ("aurora", "fire", "lava")  # scenes whose variants are colours, which phrases have of a wish alone
 
 
 def prompts(rng: np.random.Generator) -> tuple[str, str]:
@@ -46,9 +53,13 @@ def prompts(rng: np.random.Generator) -> tuple[str, str]:
     variant = str(rng.choice(list(PROMPTS[scene])))
     asks = every(scene, variant)
     wish = asks[int(rng.integers(len(asks)))] if rng.random() < ASKS else Wish()
-    known = str(rng.choice(wordings(scene, variant, wish)[:-1] if wish else PROMPTS[scene][variant]))
-    same = rng.random() < KNOWN or (not wish and scene in SAID_BY_COLOUR)
-    return (known if same else phrase(scene, variant, wish, rng)), known
+    ways = wordings(scene, variant, wish)[:-1] if wish else PROMPTS[scene][variant]
+    known = str(rng.choice(ways[:WELL_KNOWN]))
+    if rng.random() < KNOWN or (not wish and scene in SAID_BY_COLOUR):
+        return known, known
+    if rng.random() < LESS_KNOWN:
+        return str(rng.choice(ways[WELL_KNOWN:])), known
+    return phrase(scene, variant, wish, rng), known
 
 
 def reads_text(name: str) -> bool:
@@ -64,23 +75,43 @@ class Encoder:
 
     def __call__(self, said: list[str], device: str) -> Tensor:
         """[B, text_len, text_dim]"""
-        made = (self.model.encode(one, TRANSFORMER.text_len).half().float() for one in said)
+        with torch.autocast("cpu", enabled=False):
+            made = [self.model.encode(one, TRANSFORMER.text_len).half().float() for one in said]
         rows = [nn.functional.pad(row, (0, 0, 0, TRANSFORMER.text_len - len(row))) for row in made]
         return torch.stack(rows).to(device)
+
+
+def both(size: int, tables: Tables, encode: Encoder, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """What the student is told, and what it was told of the same, each [B, text_len, text_dim]."""
+    told, known = zip(*(prompts(rng) for _ in range(size)), strict=True)
+    return encode(list(told), tables.device), encode(list(known), tables.device)
 
 
 def reworded_loss(
     student: Wan, was: Teacher, tables: Tables, encode: Encoder, rng: np.random.Generator, size: int, chunks: int
 ) -> Tensor:
-    """Of so many streams of so many chunks, near or far."""
-    told, known = zip(*(prompts(rng) for _ in range(size)), strict=True)
-    texts = (encode(list(said), tables.device)[:, None].repeat(1, chunks, 1, 1) for said in (told, known))
+    """Of so many streams of so many chunks, near or far, of which some are told something else on the way."""
+    told = [both(size, tables, encode, rng)] * chunks
+    if chunks > 1 and rng.random() < SWITCHED:
+        at = int(rng.integers(1, chunks))
+        told = [*told[:at], *[both(size, tables, encode, rng)] * (chunks - at)]
+    text, asked = (torch.stack(list(texts), 1) for texts in zip(*told, strict=True))
     first = [CHUNK if rng.random() < 0.5 else drawn_far(rng) for _ in range(size)]
-    starts = [[0] * size, *([at + CHUNK * c for at in first] for c in range(chunks - 1))]
+    starts = [[0] * size, *([frame + CHUNK * c for frame in first] for c in range(chunks - 1))]
     shape = (size, chunks, TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
-    text, asked = texts
     nothing_true = torch.zeros(shape, device=tables.device)
     return rollout_loss(student, was, tables, (nothing_true, text, starts), 1, true=0.0, asked=asked)
+
+
+def as_it_was(team: Team) -> Wan:
+    """The student before its first step here, kept for the sessions that follow."""
+    file, model = WORK / "distill-worded.safetensors", trained_transformer("distill")
+    if team.first and not file.exists():
+        save_file(model.state_dict(), file)
+        (WORK / "distill.pt").unlink(missing_ok=True)  # it begins with these weights, the averaged ones
+    team.wait()
+    model.load_state_dict(load_file(file))
+    return model
 
 
 def main() -> None:
@@ -97,7 +128,7 @@ def main() -> None:
     rng = np.random.default_rng()
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
     torch._dynamo.config.recompile_limit = 32
-    was = Teacher(trained_transformer("before").to(args.device), guidance=0.0)
+    was = Teacher(as_it_was(team).to(args.device), guidance=0.0)
     student = trained_transformer("distill").to(args.device)
     for name, weight in student.named_parameters():
         weight.requires_grad_(reads_text(name))
@@ -109,7 +140,7 @@ def main() -> None:
     places = [Tables(args.device), Tables(args.device, size=(COLUMNS, ROWS))]
     encode, told = Encoder(), defaultdict[str, list[float]](list)
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
-        tables, streams = places[step % 6 >= 4], step % 3 == 2
+        tables, streams = places[step // 3 % UPRIGHT_EVERY == UPRIGHT_EVERY - 1], step % 3 == 2
         size, chunks = (max(1, args.batch // 6), CHUNKS) if streams else (args.batch, 1)
         with autocast(args.device):
             loss = reworded_loss(student, was, tables, encode, rng, size, chunks)

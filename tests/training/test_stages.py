@@ -75,6 +75,10 @@ for was in run.WORK.glob("*-before.safetensors"):
 for whom, steps in (("teacher", 25), ("student", 18)):  # one scene, of which nothing is astray
     sys.argv = ["refine", whom, "--scenes", "reef", "--steps", str(steps), *sizes]
     refine.main()
+import reword
+reword.COLUMNS, reword.ROWS = 4, 3
+sys.argv = ["reword", "--steps", "42", "--workers", "1", "--batch", "6"]
+reword.main()
 sys.argv = ["assemble", "--target", str(folder / "demo")]
 assemble.main()
 sys.argv += ["--plain"]
@@ -114,7 +118,15 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
     assert {k.split(".")[0] for k in plain if not plain[k].equal(tuned[k])} == {"decoder"}
     with safe_open(tmp_path / "runs" / "distill.checkpoint.safetensors", "pt") as f:
         about = f.metadata()
-    assert (about["step"], about["of"]) == ("18", "25")
+    assert (about["step"], about["of"]) == ("42", "25")
+    told = [row for row in logged(tmp_path, "distill") if "streams" in row]
+    assert all(row["first chunks"] > 0 and row["streams"] > 0 for row in told)
+    assert told
+    was = load_file(tmp_path / "work" / "distill-worded.safetensors")
+    worded = load_file(tmp_path / "runs" / "distill.checkpoint.safetensors")
+    learnt = {k for k, v in was.items() if not worded[f"model.{k}"].float().equal(v)}
+    assert learnt
+    assert all("cross_attn" in k or "text_embedding" in k for k in learnt)  # its pictures stay what they are
     held_out = [row["held_out"] for row in logged(tmp_path, "transformer") if "held_out" in row]
     assert held_out
     assert all(0 < loss < 10 for losses in held_out for loss in losses.values())
