@@ -99,7 +99,12 @@ def encode_near_and_far(ae: Taehv, frames: Tensor) -> Tensor:
 def load_texts() -> dict[str, Tensor]:
     """Every wording's token embeddings, padded [text_len, text_dim]."""
     texts = load_file(WORK / "texts.safetensors")
-    return {k: nn.functional.pad(v.float(), (0, 0, 0, TRANSFORMER.text_len - len(v))) for k, v in texts.items()}
+    return {k: padded(v) for k, v in texts.items()}
+
+
+def padded(tokens: Tensor) -> Tensor:
+    """A prompt's token embeddings [tokens, text_dim], with zeros behind them [text_len, text_dim]."""
+    return nn.functional.pad(tokens.float(), (0, 0, 0, TRANSFORMER.text_len - len(tokens)))
 
 
 def first_wording(texts: dict[str, Tensor], i: int) -> Tensor:

@@ -4,10 +4,10 @@
 
 From the same noise and the same past the student, told a phrase of phrases.py, is drawn to where it went before this,
 told one of the wordings that it has learnt (wishes.py, prompts.py), in its first chunk or over a stream. Nothing is
-rendered for that, its pictures stay what they are, and only what reads the text learns: the text's embedding and the
-attention to it. Two of five of what it is told are the wordings it knows, which are to stay. What it did before is in
-training/work/distill-worded.safetensors, which has to be kept until it has learnt; remove that where another student is
-to learn other words.
+rendered for that, and only what reads the text learns: the text's embedding and the attention to it. At least two of five
+of what it is told are the wordings it knows, whose pictures are to stay (docs/demo.md: with fewer they did not). What it
+did before is in training/work/distill-worded.safetensors, which has to be kept until it has learnt; remove that where
+another student is to learn other words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from everframe.export.texts import MiniLm
 from everframe.export.wan import Block, Wan
@@ -27,8 +27,10 @@ from everframe.export.wan import Block, Wan
 from clips import drawn_far
 from common import autocast, update
 from distill import Teacher, rollout_loss
+from latents import padded
 from phrases import phrase
 from prompts import PROMPTS
+from refine import of_step
 from rollout import CHUNK, CHUNKS, COLUMNS, ROWS, Tables
 from run import WORK, Ema, Run, about_compact
 from settings import TRANSFORMER
@@ -40,7 +42,6 @@ from wishes import Wish, every, wordings
 PEAK = 2e-4
 SWITCHED = 0.2  # share of the streams whose prompt changes
 ASKS = 0.6  # share of the prompts that ask for something beyond scene and variant
-UPRIGHT_EVERY = 3  # rounds of steps, the last of which is of upright pictures
 KNOWN = 0.4  # share of those told in a wording that it knows: by 0.25, and fewer plain ones, the bank's pictures lost
 WELL_KNOWN = 2  # of the wordings, for the teacher had seen no others for its first 3,600 steps
 LESS_KNOWN = 0.1  # share of the rest, which are told like phrases
@@ -76,9 +77,8 @@ class Encoder:
     def __call__(self, said: list[str], device: str) -> Tensor:
         """[B, text_len, text_dim]"""
         with torch.autocast("cpu", enabled=False):
-            made = [self.model.encode(one, TRANSFORMER.text_len).half().float() for one in said]
-        rows = [nn.functional.pad(row, (0, 0, 0, TRANSFORMER.text_len - len(row))) for row in made]
-        return torch.stack(rows).to(device)
+            made = [padded(self.model.encode(one, TRANSFORMER.text_len).half()) for one in said]
+        return torch.stack(made).to(device)
 
 
 def both(size: int, tables: Tables, encode: Encoder, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -140,15 +140,15 @@ def main() -> None:
     places = [Tables(args.device), Tables(args.device, size=(COLUMNS, ROWS))]
     encode, told = Encoder(), defaultdict[str, list[float]](list)
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
-        tables, streams = places[step // 3 % UPRIGHT_EVERY == UPRIGHT_EVERY - 1], step % 3 == 2
-        size, chunks = (max(1, args.batch // 6), CHUNKS) if streams else (args.batch, 1)
+        kind, at = of_step(step, ("first chunks", "first chunks", "streams"))
+        size, chunks = (max(1, args.batch // 6), CHUNKS) if kind == "streams" else (args.batch, 1)
         with autocast(args.device):
-            loss = reworded_loss(student, was, tables, encode, rng, size, chunks)
+            loss = reworded_loss(student, was, places[at], encode, rng, size, chunks)
         update(loss, student, [muon, adam], team)
         ema.update(step)
-        told["streams" if streams else "first chunks"].append(float(loss.detach()))
+        told[kind].append(float(loss.detach()))
         if step % 24 == 23:
-            run.log(**{kind: round(sum(some) / len(some), 5) for kind, some in told.items()})
+            run.log(**{name: round(sum(some) / len(some), 5) for name, some in told.items()})
             told.clear()
 
 

@@ -126,7 +126,7 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
     worded = load_file(tmp_path / "runs" / "distill.checkpoint.safetensors")
     learnt = {k for k, v in was.items() if not worded[f"model.{k}"].float().equal(v)}
     assert learnt
-    assert all("cross_attn" in k or "text_embedding" in k for k in learnt)  # its pictures stay what they are
+    assert all("cross_attn" in k or "text_embedding" in k for k in learnt)  # nothing that draws
     held_out = [row["held_out"] for row in logged(tmp_path, "transformer") if "held_out" in row]
     assert held_out
     assert all(0 < loss < 10 for losses in held_out for loss in losses.values())
