@@ -5,7 +5,7 @@
 From the same noise and the same past the student, told a phrase of phrases.py, is drawn to where it went before this,
 told one of the wordings that it has learnt (wishes.py, prompts.py), in its first chunk or over a stream. Nothing is
 rendered for that, and only what reads the text learns: the text's embedding and the attention to it. At least two of five
-of what it is told are the wordings it knows, whose pictures are to stay (docs/demo.md: with fewer they did not). What it
+of what it is told are the wordings it knows, whose pictures are to stay (docs/demo_training.md: with fewer they did not). What it
 did before is in training/work/distill-worded.safetensors, which has to be kept until it has learnt; remove that where
 another student is to learn other words.
 """
