@@ -5,9 +5,9 @@
 From the same noise and the same past the student, told a phrase of phrases.py, is drawn to where it went before this,
 told one of the wordings that it has learnt (wishes.py, prompts.py), in its first chunk or over a stream. Nothing is
 rendered for that, and only what reads the text learns: the text's embedding and the attention to it. At least two of five
-of what it is told are the wordings it knows, whose pictures are to stay (docs/demo_training.md: with fewer they did not). What it
-did before is in training/work/distill-worded.safetensors, which has to be kept until it has learnt; remove that where
-another student is to learn other words.
+of what it is told are the wordings it knows, whose pictures are to stay (docs/demo_training.md: with fewer they did not).
+What it did before is in training/work/distill-worded.safetensors, which has to be kept until it has learnt; remove that
+where another student is to learn other words.
 """
 
 from __future__ import annotations
@@ -88,9 +88,17 @@ def both(size: int, tables: Tables, encode: Encoder, rng: np.random.Generator) -
 
 
 def reworded_loss(
-    student: Wan, was: Teacher, tables: Tables, encode: Encoder, rng: np.random.Generator, size: int, chunks: int
+    student: Wan,
+    was: Teacher,
+    tables: Tables,
+    encode: Encoder,
+    rng: np.random.Generator,
+    size: int,
+    chunks: int,
+    same: bool = False,
 ) -> Tensor:
-    """Of so many streams of so many chunks, near or far, of which some are told something else on the way."""
+    """Of so many streams of so many chunks, near or far, of which some are told something else on the way. same: what it was
+    is told the same."""
     told = [both(size, tables, encode, rng)] * chunks
     if chunks > 1 and rng.random() < SWITCHED:
         at = int(rng.integers(1, chunks))
@@ -100,12 +108,12 @@ def reworded_loss(
     starts = [[0] * size, *([frame + CHUNK * c for frame in first] for c in range(chunks - 1))]
     shape = (size, chunks, TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
     nothing_true = torch.zeros(shape, device=tables.device)
-    return rollout_loss(student, was, tables, (nothing_true, text, starts), 1, true=0.0, asked=asked)
+    return rollout_loss(student, was, tables, (nothing_true, text, starts), 1, true=0.0, asked=None if same else asked)
 
 
-def as_it_was(team: Team) -> Wan:
-    """The student before its first step here, kept for the sessions that follow."""
-    file, model = WORK / "distill-worded.safetensors", trained_transformer("distill")
+def as_it_was(team: Team, learns: str) -> Wan:
+    """The student before its first step of learning that, kept for the sessions that follow."""
+    file, model = WORK / f"distill-{learns}.safetensors", trained_transformer("distill")
     if team.first and not file.exists():
         save_file(model.state_dict(), file)
         (WORK / "distill.pt").unlink(missing_ok=True)  # it begins with these weights, the averaged ones
@@ -128,7 +136,7 @@ def main() -> None:
     rng = np.random.default_rng()
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
     torch._dynamo.config.recompile_limit = 32
-    was = Teacher(as_it_was(team).to(args.device), guidance=0.0)
+    was = Teacher(as_it_was(team, "worded").to(args.device), guidance=0.0)
     student = trained_transformer("distill").to(args.device)
     for name, weight in student.named_parameters():
         weight.requires_grad_(reads_text(name))

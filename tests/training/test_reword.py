@@ -36,10 +36,10 @@ def test_what_it_was_stays_and_it_begins_with_the_averaged_weights(
     monkeypatch.setattr(reword, "WORK", tmp_path)
     begun = tmp_path / "distill.pt"
     begun.write_bytes(b"weights of the last refinement that are not averaged")
-    first = reword.as_it_was(Team(1))
+    first = reword.as_it_was(Team(1), "worded")
     assert not begun.exists()
     begun.write_bytes(b"its own")
-    again = reword.as_it_was(Team(1))
+    again = reword.as_it_was(Team(1), "worded")
     assert begun.exists()
     assert all(v.equal(again.state_dict()[k]) for k, v in first.state_dict().items())
 

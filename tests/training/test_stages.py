@@ -79,6 +79,10 @@ import reword
 reword.COLUMNS, reword.ROWS = 4, 3
 sys.argv = ["reword", "--steps", "42", "--workers", "1", "--batch", "6"]
 reword.main()
+import settle
+settle.COLUMNS, settle.ROWS = 4, 3
+sys.argv = ["settle", "--steps", "66", "--workers", "1", "--batch", "6"]
+settle.main()
 sys.argv = ["assemble", "--target", str(folder / "demo")]
 assemble.main()
 sys.argv += ["--plain"]
@@ -118,13 +122,13 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
     assert {k.split(".")[0] for k in plain if not plain[k].equal(tuned[k])} == {"decoder"}
     with safe_open(tmp_path / "runs" / "distill.checkpoint.safetensors", "pt") as f:
         about = f.metadata()
-    assert (about["step"], about["of"]) == ("42", "25")
+    assert (about["step"], about["of"]) == ("66", "25")
     told = [row for row in logged(tmp_path, "distill") if "streams" in row]
     assert all(row["first chunks"] > 0 and row["streams"] > 0 for row in told)
-    assert told
+    assert ["suns" in row for row in told] == [False, True]
     was = load_file(tmp_path / "work" / "distill-worded.safetensors")
-    worded = load_file(tmp_path / "runs" / "distill.checkpoint.safetensors")
-    learnt = {k for k, v in was.items() if not worded[f"model.{k}"].float().equal(v)}
+    worded = load_file(tmp_path / "work" / "distill-settled.safetensors")
+    learnt = {k for k, v in was.items() if not worded[k].equal(v)}
     assert learnt
     assert all("cross_attn" in k or "text_embedding" in k for k in learnt)  # nothing that draws
     held_out = [row["held_out"] for row in logged(tmp_path, "transformer") if "held_out" in row]

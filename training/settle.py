@@ -1,0 +1,151 @@
+"""Settle the sun: whatever the noise of its first chunk, a sea's sun or moon is drawn in its one place, whole.
+
+    python training/settle.py --steps 7100 [--minutes 25]
+
+At σ = 1 noise says nothing of the picture, but the student reads a sun's place from it, for its teacher had seen suns
+anywhere once: of one seed in five the sun was two blobs, faint or torn, with the same noise in all three variants, and a
+stream keeps what its first chunk has drawn. So there every step, from every noise, is drawn to the sun of one render of that
+variant and wish, which fades out around it; all else of a sea's first chunk, the other scenes and all streams to what the
+student did before. That is in training/work/distill-settled.safetensors, which has to be kept until it has learnt; remove
+it to settle another student.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from everframe.export.wan import Block, Wan
+
+from astray import SKY
+from beginnings import LEVEL, encoded, seeds
+from clips import Instance, drawn_far, size_of
+from common import autocast, update
+from distill import Teacher, rollout_loss
+from phrases import phrase
+from prompts import PROMPTS
+from refine import of_step
+from reword import Encoder, as_it_was, reworded_loss
+from rollout import CHUNK, CHUNKS, COLUMNS, KV, ROWS, Tables
+from run import Ema, Run, about_compact
+from scenes import canvas, cover_of
+from team import Team
+from transformer import optimisers
+from weights import trained_transformer
+from wishes import Wish, every
+
+PEAK = 3e-4
+REACH = 2.2  # cells of 8 pixels; the sun counts in full up to so many from its middle, and a tenth at twice as many
+COUNTS = 5.0  # what its place counts beside the rest
+OF = 40  # seas, of which the one with the fewest clouds is taken
+PLAIN = 0.5  # share of the seas, of which nothing is asked
+TOLD = 0.5  # share of them that is told in a wording that training had, not in one of phrases.py
+
+
+def around_sun(height: int, width: int) -> Tensor:
+    """How much the cells of a sea belong to its sun: 1 where it is, fading out around it, 0 below the horizon. [2h, 2w]"""
+    down, across = torch.arange(height) + 0.5 - LEVEL * height, torch.arange(width) + 0.5 - width / 2
+    near = (1.5 * torch.exp(-(down[:, None].square() + across.square()) / (2 * REACH**2))).clamp(max=1)
+    near[round(SKY * height) :] = 0
+    return near
+
+
+def open_sky(variant: str, portrait: bool) -> int:
+    """The seed of the chosen sea (beginnings.py) that has the fewest clouds."""
+    some, size = seeds("sea", variant, OF, portrait), size_of(portrait)
+    return max(some, key=lambda seed: cover_of(canvas("sea", variant, seed, *size)))
+
+
+class Settled(Teacher):
+    """What the student was, but that a first chunk has these suns."""
+
+    def __init__(self, was: Wan, suns: Tensor, near: Tensor):
+        """suns: [B, C, F, 2h, 2w]; near: how much of them there, [2h, 2w]"""
+        super().__init__(was, guidance=0.0)
+        self.suns, self.near = suns, near
+
+    @torch.no_grad()
+    def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
+        made = super().x0(x, sigma, rope, contexts, c)
+        return made.lerp(self.suns, self.near) if c == 0 else made
+
+
+class Suns:
+    """First chunks of seas, a render for each variant and wish without clouds."""
+
+    def __init__(self, tables: Tables, team: Team, portrait: bool):
+        self.tables = tables
+        self.all = [
+            Instance("sea", variant, seed, 0, wish)
+            for variant in PROMPTS["sea"]
+            for seed in [open_sky(variant, portrait)]
+            for wish in [Wish(), *every("sea", variant)]
+            if wish.weather != "cloudy"
+        ]
+        latents = encoded("suns", self.all, lambda _: torch.arange(4 * CHUNK), CHUNK, tables.device, team, portrait)
+        self.latents = torch.from_numpy(latents).to(tables.device).float().transpose(1, 2)  # [n, C, F, 2h, 2w]
+        self.near = around_sun(*self.latents.shape[3:]).to(tables.device)
+        plain = [i for i, one in enumerate(self.all) if not one.wish]
+        self.chances = np.full(len(self.all), (1 - PLAIN) / (len(self.all) - len(plain)))
+        self.chances[plain] = PLAIN / len(plain)
+
+    def loss(self, student: Wan, was: Wan, encode: Encoder, size: int, rng: np.random.Generator) -> Tensor:
+        rows = rng.choice(len(self.all), size, p=self.chances).tolist()
+        said = [
+            str(rng.choice(one.wordings)) if rng.random() < TOLD else phrase("sea", one.variant, one.wish, rng)
+            for one in map(self.all.__getitem__, rows)
+        ]
+        suns, text = self.latents[rows], encode(said, self.tables.device)[:, None]
+        starts = [[0 if rng.random() < 0.5 else drawn_far(rng) for _ in rows]]
+        batch, teacher = (torch.zeros_like(suns)[:, None], text, starts), Settled(was, suns, self.near)
+        weight = 1 + (COUNTS - 1) * self.near
+        return rollout_loss(student, teacher, self.tables, batch, 1, true=0.0, weight=weight)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, required=True, help="the student's, over all sessions")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of this session")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=12, help="first chunks a step of each worker; of streams a sixth")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=PEAK)
+    args = parser.parse_args()
+    team = Team(args.workers)
+    torch.manual_seed(0)
+    rng = np.random.default_rng()
+    places = [Tables(args.device), Tables(args.device, size=(COLUMNS, ROWS))]
+    suns = [Suns(tables, team, portrait) for tables, portrait in zip(places, (False, True), strict=True)]
+    Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
+    torch._dynamo.config.recompile_limit = 32
+    was = as_it_was(team, "settled").to(args.device)
+    student, kept = trained_transformer("distill").to(args.device), Teacher(was, guidance=0.0)
+    muon, adam = optimisers(student)
+    ema = Ema(student, 0.99)
+    parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
+    of = int(about_compact("distill").get("of", 0))
+    run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=of)
+    encode, told = Encoder(), defaultdict[str, list[float]](list)
+    for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
+        kind, at = of_step(step, ("suns", "first chunks", "suns", "streams"))
+        with autocast(args.device):
+            if kind == "suns":
+                loss = suns[at].loss(student, was, encode, args.batch, rng)
+            else:
+                size, chunks = (max(1, args.batch // 6), CHUNKS) if kind == "streams" else (args.batch, 1)
+                loss = reworded_loss(student, kept, places[at], encode, rng, size, chunks, same=True)
+        update(loss, student, [muon, adam], team)
+        ema.update(step)
+        told[kind].append(float(loss.detach()))
+        if step % 24 == 23:
+            run.log(**{name: round(sum(some) / len(some), 5) for name, some in told.items()})
+            told.clear()
+
+
+if __name__ == "__main__":
+    main()
