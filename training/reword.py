@@ -81,10 +81,11 @@ class Encoder:
         return torch.stack(made).to(device)
 
 
-def both(size: int, tables: Tables, encode: Encoder, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def both(size: int, tables: Tables, encode: Encoder, rng: np.random.Generator, same: bool) -> tuple[Tensor, Tensor]:
     """What the student is told, and what it was told of the same, each [B, text_len, text_dim]."""
     told, known = zip(*(prompts(rng) for _ in range(size)), strict=True)
-    return encode(list(told), tables.device), encode(list(known), tables.device)
+    text = encode(list(told), tables.device)
+    return text, text if same else encode(list(known), tables.device)
 
 
 def reworded_loss(
@@ -99,16 +100,16 @@ def reworded_loss(
 ) -> Tensor:
     """Of so many streams of so many chunks, near or far, of which some are told something else on the way. same: what it was
     is told the same."""
-    told = [both(size, tables, encode, rng)] * chunks
+    told = [both(size, tables, encode, rng, same)] * chunks
     if chunks > 1 and rng.random() < SWITCHED:
         at = int(rng.integers(1, chunks))
-        told = [*told[:at], *[both(size, tables, encode, rng)] * (chunks - at)]
+        told = [*told[:at], *[both(size, tables, encode, rng, same)] * (chunks - at)]
     text, asked = (torch.stack(list(texts), 1) for texts in zip(*told, strict=True))
     first = [CHUNK if rng.random() < 0.5 else drawn_far(rng) for _ in range(size)]
     starts = [[0] * size, *([frame + CHUNK * c for frame in first] for c in range(chunks - 1))]
     shape = (size, chunks, TRANSFORMER.latent_channels, CHUNK, *(2 * tokens for tokens in tables.size))
     nothing_true = torch.zeros(shape, device=tables.device)
-    return rollout_loss(student, was, tables, (nothing_true, text, starts), 1, true=0.0, asked=None if same else asked)
+    return rollout_loss(student, was, tables, (nothing_true, text, starts), 1, true=0.0, asked=asked)
 
 
 def as_it_was(team: Team, learns: str) -> Wan:

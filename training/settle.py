@@ -3,11 +3,12 @@
     python training/settle.py --steps 7100 [--minutes 25]
 
 At σ = 1 noise says nothing of the picture, but the student reads a sun's place from it, for its teacher had seen suns
-anywhere once: of one seed in five the sun was two blobs, faint or torn, with the same noise in all three variants, and a
-stream keeps what its first chunk has drawn. So there every step, from every noise, is drawn to the sun of one render of that
-variant and wish, which fades out around it; all else of a sea's first chunk, the other scenes and all streams to what the
-student did before. That is in training/work/distill-settled.safetensors, which has to be kept until it has learnt; remove
-it to settle another student.
+anywhere once: of one seed in five the sun was two blobs, faint or torn, mostly so in all three variants, and a stream keeps
+what its first chunk has drawn. So there every step, from every noise, is drawn to the sun of one render of that variant and
+wish, which fades out around it; all else of a sea's first chunk, the other scenes and all streams to what the student did
+before (one in eight of these is a sea with the sun that it had, little beside the half of the steps that is of suns). What
+it did is in training/work/distill-settled.safetensors, which has to be kept until it has learnt; remove it to settle
+another student.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ from weights import trained_transformer
 from wishes import Wish, every
 
 PEAK = 3e-4
-REACH = 2.2  # cells of 8 pixels; the sun counts in full up to so many from its middle, and a tenth at twice as many
+REACH = (
+    2.2  # cells of 8 pixels; the sun counts in full up to nine tenths of it from its middle, a fifth at twice as many
+)
 COUNTS = 5.0  # what its place counts beside the rest
 OF = 40  # seas, of which the one with the fewest clouds is taken
 PLAIN = 0.5  # share of the seas, of which nothing is asked
-TOLD = 0.5  # share of them that is told in a wording that training had, not in one of phrases.py
+TOLD = 0.5  # share of all that is told in a wording that training had, not in one of phrases.py
 
 
 def around_sun(height: int, width: int) -> Tensor:
@@ -61,8 +64,18 @@ def open_sky(variant: str, portrait: bool) -> int:
     return max(some, key=lambda seed: cover_of(canvas("sea", variant, seed, *size)))
 
 
+def clear_seas(portrait: bool) -> list[Instance]:
+    """One for each variant and wish without clouds."""
+    return [
+        Instance("sea", variant, seed, 0, wish)
+        for variant, seed in {variant: open_sky(variant, portrait) for variant in PROMPTS["sea"]}.items()
+        for wish in [Wish(), *every("sea", variant)]
+        if wish.weather != "cloudy"
+    ]
+
+
 class Settled(Teacher):
-    """What the student was, but that a first chunk has these suns."""
+    """What the student was, but with these suns, in first chunks: what follows keeps the sun that it sees."""
 
     def __init__(self, was: Wan, suns: Tensor, near: Tensor):
         """suns: [B, C, F, 2h, 2w]; near: how much of them there, [2h, 2w]"""
@@ -71,22 +84,14 @@ class Settled(Teacher):
 
     @torch.no_grad()
     def x0(self, x: Tensor, sigma: float, rope: tuple[Tensor, Tensor], contexts: list[KV], c: int) -> Tensor:
-        made = super().x0(x, sigma, rope, contexts, c)
-        return made.lerp(self.suns, self.near) if c == 0 else made
+        return super().x0(x, sigma, rope, contexts, c).lerp(self.suns, self.near)
 
 
 class Suns:
-    """First chunks of seas, a render for each variant and wish without clouds."""
+    """First chunks of `clear_seas`, rendered."""
 
     def __init__(self, tables: Tables, team: Team, portrait: bool):
-        self.tables = tables
-        self.all = [
-            Instance("sea", variant, seed, 0, wish)
-            for variant in PROMPTS["sea"]
-            for seed in [open_sky(variant, portrait)]
-            for wish in [Wish(), *every("sea", variant)]
-            if wish.weather != "cloudy"
-        ]
+        self.tables, self.all = tables, clear_seas(portrait)
         latents = encoded("suns", self.all, lambda _: torch.arange(4 * CHUNK), CHUNK, tables.device, team, portrait)
         self.latents = torch.from_numpy(latents).to(tables.device).float().transpose(1, 2)  # [n, C, F, 2h, 2w]
         self.near = around_sun(*self.latents.shape[3:]).to(tables.device)
@@ -101,6 +106,7 @@ class Suns:
             for one in map(self.all.__getitem__, rows)
         ]
         suns, text = self.latents[rows], encode(said, self.tables.device)[:, None]
+        # A stream may begin far on, and the keys and values of later chunks are rotated as far.
         starts = [[0 if rng.random() < 0.5 else drawn_far(rng) for _ in rows]]
         batch, teacher = (torch.zeros_like(suns)[:, None], text, starts), Settled(was, suns, self.near)
         weight = 1 + (COUNTS - 1) * self.near

@@ -11,7 +11,7 @@ from distill import Teacher
 from rollout import Tables
 from scenes import render
 from weights import trained_transformer
-from wishes import Wish
+from wishes import COLOURS, UNTRAINED_COLOURS, Wish
 
 from things import disc
 
@@ -32,7 +32,7 @@ def test_the_suns_place_is_where_a_render_has_it(variant: str, portrait: bool) -
     assert near[torch.from_numpy(rows > height * 4 / 9)].max() == 0  # the water
 
 
-def test_a_first_chunk_has_that_sun_and_all_else_is_as_it_was() -> None:
+def test_there_it_has_that_sun_and_all_else_is_as_it_was() -> None:
     was, tables = trained_transformer("distill"), Tables("cpu")
     text, x, suns = torch.randn(2, 32, 384), torch.randn(2, 16, 3, 18, 32), torch.randn(2, 16, 3, 18, 32)
     near = settle.around_sun(18, 32)
@@ -41,7 +41,14 @@ def test_a_first_chunk_has_that_sun_and_all_else_is_as_it_was() -> None:
     first, made = (one.x0(x, 0.9, rope, told, 0) for one in (plain, settled))
     assert made[..., near == 1].equal(suns[..., near == 1])
     assert made[..., near == 0].equal(first[..., near == 0])
-    for one in (plain, settled):
-        one.commit(x, rope, told, 0)
-    later = tables([3, 3], [1, 1])
-    assert settled.x0(x, 0.9, later, told, 1).equal(plain.x0(x, 0.9, later, told, 1))
+
+
+def test_a_sea_of_every_colour_that_training_may_see_and_no_cloud() -> None:
+    seas = settle.clear_seas(False)
+    for variant in ("sunset", "noon", "moonlit"):
+        wishes = [one.wish for one in seas if one.variant == variant]
+        held_out = {colour for scene, v, colour in UNTRAINED_COLOURS if (scene, v) == ("sea", variant)}
+        assert {wish.colour for wish in wishes} == {"", *COLOURS} - held_out
+        assert {wish.weather for wish in wishes} == {"", "clear"}
+        assert len(wishes) == len(set(wishes))
+        assert Wish() in wishes

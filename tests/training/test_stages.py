@@ -126,6 +126,7 @@ def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
     told = [row for row in logged(tmp_path, "distill") if "streams" in row]
     assert all(row["first chunks"] > 0 and row["streams"] > 0 for row in told)
     assert ["suns" in row for row in told] == [False, True]
+    assert told[-1]["suns"] > 0
     was = load_file(tmp_path / "work" / "distill-worded.safetensors")
     worded = load_file(tmp_path / "work" / "distill-settled.safetensors")
     learnt = {k for k, v in was.items() if not worded[k].equal(v)}
