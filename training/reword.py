@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -123,42 +124,63 @@ def as_it_was(team: Team, learns: str) -> Wan:
     return model
 
 
-def main() -> None:
+def arguments(peak: float) -> argparse.Namespace:
+    """Of this script and settle.py."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, required=True, help="the student's, over all sessions")
     parser.add_argument("--minutes", type=float, default=math.inf, help="of this session")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=12, help="first chunks a step of each worker; of streams a sixth")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--peak", type=float, default=PEAK)
-    args = parser.parse_args()
-    team = Team(args.workers)
-    torch.manual_seed(0)
-    rng = np.random.default_rng()
+    parser.add_argument("--peak", type=float, default=peak)
+    return parser.parse_args()
+
+
+def size_and_chunks(kind: str, batch: int) -> tuple[int, int]:
+    """Of a step: how many streams, of how many chunks."""
+    return (max(1, batch // 6), CHUNKS) if kind == "streams" else (batch, 1)
+
+
+def learn(
+    args: argparse.Namespace, team: Team, student: Wan, kinds: tuple[str, ...], loss_of: Callable[[str, int], Tensor]
+) -> None:
+    """Go on with what of the student requires a gradient. loss_of: of a step of that kind, of wide (0) or upright (1)
+    pictures."""
     Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
     torch._dynamo.config.recompile_limit = 32
-    was = Teacher(as_it_was(team, "worded").to(args.device), guidance=0.0)
-    student = trained_transformer("distill").to(args.device)
-    for name, weight in student.named_parameters():
-        weight.requires_grad_(reads_text(name))
     muon, adam = optimisers(student)
     ema = Ema(student, 0.99)
     parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
     of = int(about_compact("distill").get("of", 0))
     run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=of)
-    places = [Tables(args.device), Tables(args.device, size=(COLUMNS, ROWS))]
-    encode, told = Encoder(), defaultdict[str, list[float]](list)
+    told = defaultdict[str, list[float]](list)
     for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
-        kind, at = of_step(step, ("first chunks", "first chunks", "streams"))
-        size, chunks = (max(1, args.batch // 6), CHUNKS) if kind == "streams" else (args.batch, 1)
+        kind, at = of_step(step, kinds)
         with autocast(args.device):
-            loss = reworded_loss(student, was, places[at], encode, rng, size, chunks)
+            loss = loss_of(kind, at)
         update(loss, student, [muon, adam], team)
         ema.update(step)
         told[kind].append(float(loss.detach()))
         if step % 24 == 23:
             run.log(**{name: round(sum(some) / len(some), 5) for name, some in told.items()})
             told.clear()
+
+
+def main() -> None:
+    args = arguments(PEAK)
+    team = Team(args.workers)
+    torch.manual_seed(0)
+    rng = np.random.default_rng()
+    was = Teacher(as_it_was(team, "worded").to(args.device), guidance=0.0)
+    student, encode = trained_transformer("distill").to(args.device), Encoder()
+    for name, weight in student.named_parameters():
+        weight.requires_grad_(reads_text(name))
+    places = [Tables(args.device), Tables(args.device, size=(COLUMNS, ROWS))]
+
+    def loss_of(kind: str, at: int) -> Tensor:
+        return reworded_loss(student, was, places[at], encode, rng, *size_and_chunks(kind, args.batch))
+
+    learn(args, team, student, ("first chunks", "first chunks", "streams"), loss_of)
 
 
 if __name__ == "__main__":

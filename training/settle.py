@@ -13,37 +13,27 @@ another student.
 
 from __future__ import annotations
 
-import argparse
-import math
-from collections import defaultdict
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from everframe.export.wan import Block, Wan
+from everframe.export.wan import Wan
 
 from astray import SKY
 from beginnings import LEVEL, encoded, seeds
 from clips import Instance, drawn_far, size_of
-from common import autocast, update
 from distill import Teacher, rollout_loss
 from phrases import phrase
 from prompts import PROMPTS
-from refine import of_step
-from reword import Encoder, as_it_was, reworded_loss
-from rollout import CHUNK, CHUNKS, COLUMNS, KV, ROWS, Tables
-from run import Ema, Run, about_compact
+from reword import Encoder, arguments, as_it_was, learn, reworded_loss, size_and_chunks
+from rollout import CHUNK, COLUMNS, KV, ROWS, Tables
 from scenes import canvas, cover_of
 from team import Team
-from transformer import optimisers
 from weights import trained_transformer
 from wishes import Wish, every
 
 PEAK = 3e-4
-REACH = (
-    2.2  # cells of 8 pixels; the sun counts in full up to nine tenths of it from its middle, a fifth at twice as many
-)
+REACH = 2.2  # cells of 8 pixels; the sun counts in full to nine tenths of it from its middle, a fifth at twice as far
 COUNTS = 5.0  # what its place counts beside the rest
 OF = 40  # seas, of which the one with the fewest clouds is taken
 PLAIN = 0.5  # share of the seas, of which nothing is asked
@@ -114,43 +104,21 @@ class Suns:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, required=True, help="the student's, over all sessions")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="of this session")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=12, help="first chunks a step of each worker; of streams a sixth")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--peak", type=float, default=PEAK)
-    args = parser.parse_args()
+    args = arguments(PEAK)
     team = Team(args.workers)
     torch.manual_seed(0)
     rng = np.random.default_rng()
     places = [Tables(args.device), Tables(args.device, size=(COLUMNS, ROWS))]
     suns = [Suns(tables, team, portrait) for tables, portrait in zip(places, (False, True), strict=True)]
-    Block.project, Block.finish = torch.compile(Block.project), torch.compile(Block.finish)  # type: ignore[method-assign]
-    torch._dynamo.config.recompile_limit = 32
     was = as_it_was(team, "settled").to(args.device)
-    student, kept = trained_transformer("distill").to(args.device), Teacher(was, guidance=0.0)
-    muon, adam = optimisers(student)
-    ema = Ema(student, 0.99)
-    parts = {"model": student, "muon": muon, "adam": adam, "ema": ema}
-    of = int(about_compact("distill").get("of", 0))
-    run = Run("distill", parts, {"model": ema}, args.steps, args.minutes, team, of=of)
-    encode, told = Encoder(), defaultdict[str, list[float]](list)
-    for step in run.count([(muon, args.peak), (adam, args.peak)], warmup=50):
-        kind, at = of_step(step, ("suns", "first chunks", "suns", "streams"))
-        with autocast(args.device):
-            if kind == "suns":
-                loss = suns[at].loss(student, was, encode, args.batch, rng)
-            else:
-                size, chunks = (max(1, args.batch // 6), CHUNKS) if kind == "streams" else (args.batch, 1)
-                loss = reworded_loss(student, kept, places[at], encode, rng, size, chunks, same=True)
-        update(loss, student, [muon, adam], team)
-        ema.update(step)
-        told[kind].append(float(loss.detach()))
-        if step % 24 == 23:
-            run.log(**{name: round(sum(some) / len(some), 5) for name, some in told.items()})
-            told.clear()
+    kept, student, encode = Teacher(was, guidance=0.0), trained_transformer("distill").to(args.device), Encoder()
+
+    def loss_of(kind: str, at: int) -> Tensor:
+        if kind == "suns":
+            return suns[at].loss(student, was, encode, args.batch, rng)
+        return reworded_loss(student, kept, places[at], encode, rng, *size_and_chunks(kind, args.batch), same=True)
+
+    learn(args, team, student, ("suns", "first chunks", "suns", "streams"), loss_of)
 
 
 if __name__ == "__main__":

