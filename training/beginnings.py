@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from brushes import Canvas, Texture
-from clips import SHOWN, Instance, drawn_far, frame_indices, size_of
+from clips import JUDGES, SHOWN, Instance, drawn_far, frame_indices, size_of
 from latents import PER_CLIP, encode_near_and_far, fill
 from prompts import PROMPTS
 from rollout import CHUNK
@@ -34,7 +34,6 @@ from weights import trained_autoencoder
 from wishes import draw
 
 FIRST = 1000  # seed: those before are the pools'
-JUDGES = range(5000, 10_000)  # seeds that judge.py and freetext.py use
 LEVEL = 0.27  # of the height, counted from above: about there stands a chosen sea's sun
 AWAY = 0.3  # of a latent's cell that it is from there and from the middle, at most
 OPEN = 0.35  # and the level above which its noise is a cloud no lower; of all, a half

@@ -60,11 +60,34 @@ FOREIGN = (  # each with words for its colour or its things that are in no text 
     ("fire", "orange", Wish("violet"), "a lilac inferno"),
     ("reef", "deep", Wish("yellow", 3), "a trio of lemon coloured fish at the bottom of the sea"),
 )
+FOREIGN_COLOURS = (  # words for colours that are in no text of the training, in wordings that it has
+    ("lava", "red", Wish("red"), "a carmine lava lamp with blobs"),
+    ("lava", "blue", Wish("green"), "a viridian lava lamp with blobs"),
+    ("lava", "green", Wish("blue"), "ultramarine lamp and slow bubbles"),
+    ("aurora", "green", Wish("yellow"), "saffron northern lights over dark mountains"),
+    ("aurora", "rose", Wish("blue"), "ultramarine northern lights over dark mountains"),
+    ("aurora", "violet", Wish("pink"), "bubblegum northern lights over dark mountains"),
+    ("fire", "orange", Wish("green"), "viridian flames and sparks"),
+    ("fire", "red", Wish("blue"), "cerulean flames and sparks"),
+    ("fire", "blue", Wish("violet"), "orchid flames and sparks"),
+    ("city", "night", Wish("turquoise"), "a city at night with aquamarine windows"),
+    ("city", "dusk", Wish("white"), "a city at dusk with alabaster windows"),
+    ("city", "neon", Wish("orange"), "a city in a neon night with carrot windows"),
+    ("reef", "deep", Wish("orange"), "carrot fish in the deep blue sea"),
+    ("reef", "lagoon", Wish("red"), "carmine fish in a green lagoon"),
+    ("reef", "turquoise", Wish("violet"), "lilac fish in a turquoise reef"),
+    ("sea", "noon", Wish("violet"), "orchid sea at noon"),
+    ("sea", "moonlit", Wish("green"), "a viridian moonlit sky over the sea"),
+    ("hills", "midday", Wish("yellow"), "lush hills at midday under a saffron sky"),
+    ("hills", "autumn", Wish("turquoise"), "in autumn golden hills beneath aquamarine air"),
+    ("hills", "morning", Wish("pink"), "green hills in the morning under a bubblegum sky"),
+)
 ASKED = {
     "as trained": [(*what, wordings(*what)[0]) for what in KNOWN],
     "other words": [(*what, wordings(*what)[-1]) for what in KNOWN],
     "other combinations": [(*what, wordings(*what)[0]) for what in NEW],
     "untrained words": FOREIGN,
+    "untrained colours": FOREIGN_COLOURS,
 }
 
 

@@ -26,6 +26,7 @@ from everframe.export.taehv import Taehv
 from everframe.runtime import Stream, open_bundle
 from everframe.runtime.measure.bench import facts_of
 
+from clips import JUDGES
 from marks import Row, by_scene, goals, measure, shares
 from measures import Frames
 from prompts import PROMPTS
@@ -39,7 +40,7 @@ TILES = (5, 8)
 PART = 12  # frames from which a scene is named
 LENGTH, WARM = 48, 12  # frames of a judged clip; frames that warm an autoencoder's memory
 FIRST_SEED, TRUE = 9000, 8  # of seeds that no training uses; renders per prompt that a stream is compared with
-UNSEEN = (5100, 9800)  # the first seed may be: after those of the judge's own examples, 200 before those of the pool
+UNSEEN = JUDGES.start + 100, JUDGES.stop - 200  # the first seed may be: after those of the judge's own examples
 
 
 def features(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -64,7 +65,7 @@ def rendered(scene: str, variant: str, seed: int) -> NDArray[np.uint8]:
 class Judge:
     """Nearest class by Mahalanobis distance under the classes' common covariance, shrunk towards its diagonal."""
 
-    def __init__(self, examples: int = 10, first_seed: int = 5000, shrinkage: float = 0.1, floor: float = 2e-3):
+    def __init__(self, examples: int = 10, first_seed: int = JUDGES.start, shrinkage: float = 0.1, floor: float = 2e-3):
         rows = np.stack(
             [[features(rendered(s, v, first_seed + i)) for i in range(examples)] for s, v in CLASSES]
         )  # [class, example, feature]

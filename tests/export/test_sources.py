@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -472,6 +473,15 @@ def test_a_tokenizer_without_its_vocabulary(wan_home: Path, tmp_path: Path) -> N
     text = Path(shutil.copytree(wan_home / "text", tmp_path / "text"))
     (text / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer: not a UMT5 encoder's tokenizer: expected tokenizer\.json or"):
+        Umt5(text)
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is here")
+def test_a_vocabulary_that_nothing_here_reads(wan_home: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    shutil.copytree(wan_home / "text", text)
+    (text / "tokenizer" / "tokenizer.json").rename(text / "tokenizer" / "spiece.model")
+    with pytest.raises(UserError, match=r"tokenizer: no tokenizer\.json, .* pip install sentencepiece$"):
         Umt5(text)
 
 

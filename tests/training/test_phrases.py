@@ -8,7 +8,7 @@ import numpy as np
 import phrases
 import pytest
 import reword
-from freetext import FOREIGN
+from freetext import FOREIGN, FOREIGN_COLOURS
 from phrases import COLOURS, COUNTED, phrase
 from prompts import PROMPTS
 from texts import prompts
@@ -82,6 +82,13 @@ def test_words_of_nobody_are_in_no_text_of_training() -> None:
     for scene, variant, wish, said in FOREIGN:
         assert not wish.untrained(scene, variant)
         assert words_of(said) - KNOWN, said
+
+
+def test_colours_of_nobody_are_in_known_wordings() -> None:
+    for scene, variant, wish, said in FOREIGN_COLOURS:
+        (unknown,) = words_of(said) - KNOWN
+        assert said.replace(unknown, wish.colour) in wordings(scene, variant, wish)[:-1], said
+    assert {wish.colour for _, _, wish, _ in FOREIGN_COLOURS} == {colour for colour in COLOURS if colour}
 
 
 def test_every_prompt_is_told_beside_one_that_is_known() -> None:
