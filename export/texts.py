@@ -122,9 +122,9 @@ def encoder_places(path: Path) -> tuple[Path, Path]:
             raise UserError(f"{weights}: expected the tokenizer's folder google/umt5-xxl beside it")
     if not any((words / name).is_file() for name in VOCABULARIES):  # transformers makes one up, of no words
         raise UserError(f"{words}: not a UMT5 encoder's tokenizer: expected {' or '.join(VOCABULARIES)} in it")
-    # Where transformers finds no sentencepiece it asks for other packages, which are no help.
+    # Without sentencepiece transformers takes it for a tiktoken file and asks for tiktoken, which is no help.
     if not (words / FAST).is_file() and find_spec("sentencepiece") is None:
-        raise UserError(f"{words}: no {FAST}, and {SPIECE} alone needs sentencepiece: pip install sentencepiece")
+        raise UserError(f"{words}: {SPIECE} alone found, expected {FAST} too, or else: pip install sentencepiece")
     return weights, words
 
 

@@ -29,7 +29,7 @@ NEAR, WARM, FAR = 60, 8, 48  # pixel frames
 HEIGHT, WIDTH = 144, 256
 HELD_OUT = 24  # clips without wishes, the last of the first 1,600, that no stage trains on
 SHOWN = 2  # raised when an instance shows something else: pools and latents of before are not taken for these
-JUDGES = range(5000, 10_000)  # seeds that judge.py and freetext.py use, and no training
+JUDGES = range(5000, 10_000)  # seeds of judge.py, freetext.py, lasting.py and endurance.py, and of no training
 UPRIGHT = 4800  # the first instance of those that stand upright
 
 

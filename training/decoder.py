@@ -90,8 +90,8 @@ class Pairs:
 
 
 def soft(frames: Tensor) -> Tensor:
-    """Pictures without their finest octaves: nobody knows where those of what a student has drawn should stand, and what
-    jumps from one latent frame to the next is coarse."""
+    """Pictures without their finest octaves: in what a student has drawn, nobody knows where these should be; and what jumps
+    from one latent frame to the next is coarse."""
     return F.avg_pool2d(frames.flatten(0, 1), 4).unflatten(0, frames.shape[:2])
 
 

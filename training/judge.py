@@ -40,7 +40,7 @@ TILES = (5, 8)
 PART = 12  # frames from which a scene is named
 LENGTH, WARM = 48, 12  # frames of a judged clip; frames that warm an autoencoder's memory
 FIRST_SEED, TRUE = 9000, 8  # of seeds that no training uses; renders per prompt that a stream is compared with
-UNSEEN = JUDGES.start + 100, JUDGES.stop - 200  # the first seed may be: after those of the judge's own examples
+UNSEEN = JUDGES.start + 100, JUDGES.stop - 200  # the first seed: not the judge's examples; 200 are used
 
 
 def features(frames: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from everframe.export.names import Part
 from everframe.export.scaled import descale
 from everframe.export.schedule import warped_from
 from everframe.export.sources import RELEASES, read, single
-from everframe.export.texts import Umt5, original_names, umt5_numbers
+from everframe.export.texts import Umt5, encoder_places, original_names, umt5_numbers
 from everframe.export.vaes import load_vae
 from everframe.export.wan import Wan
 from everframe.export.wanexport import WanSource, check_schedule, load_transformer
@@ -476,13 +476,14 @@ def test_a_tokenizer_without_its_vocabulary(wan_home: Path, tmp_path: Path) -> N
         Umt5(text)
 
 
-@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is here")
-def test_a_vocabulary_that_nothing_here_reads(wan_home: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text"
-    shutil.copytree(wan_home / "text", text)
+def test_a_vocabulary_that_only_sentencepiece_reads(wan_home: Path, tmp_path: Path) -> None:
+    text = Path(shutil.copytree(wan_home / "text", tmp_path / "text"))
     (text / "tokenizer" / "tokenizer.json").rename(text / "tokenizer" / "spiece.model")
-    with pytest.raises(UserError, match=r"tokenizer: no tokenizer\.json, .* pip install sentencepiece$"):
-        Umt5(text)
+    if find_spec("sentencepiece") is None:
+        with pytest.raises(UserError, match=r"tokenizer: spiece\.model alone found, .* pip install sentencepiece$"):
+            Umt5(text)
+    else:
+        assert encoder_places(text)[1] == text / "tokenizer"
 
 
 def test_a_text_encoder_without_its_tokenizer(wan_home: Path, tmp_path: Path) -> None:

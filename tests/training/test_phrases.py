@@ -86,8 +86,10 @@ def test_words_of_nobody_are_in_no_text_of_training() -> None:
 
 def test_colours_of_nobody_are_in_known_wordings() -> None:
     for scene, variant, wish, said in FOREIGN_COLOURS:
-        (unknown,) = words_of(said) - KNOWN
-        assert said.replace(unknown, wish.colour) in wordings(scene, variant, wish)[:-1], said
+        unknown = words_of(said) - KNOWN
+        assert len(unknown) == 1, (said, unknown)
+        assert not wish.untrained(scene, variant), said
+        assert said.replace(unknown.pop(), wish.colour) in wordings(scene, variant, wish)[:-1], said
     assert {wish.colour for _, _, wish, _ in FOREIGN_COLOURS} == {colour for colour in COLOURS if colour}
 
 
