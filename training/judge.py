@@ -25,6 +25,7 @@ from everframe.engines.bundle import Bundle
 from everframe.export.taehv import Taehv
 from everframe.runtime import Stream, open_bundle
 from everframe.runtime.measure.bench import facts_of
+from everframe.runtime.rope import FARTHEST
 
 from clips import JUDGES
 from marks import Row, by_scene, goals, measure, shares
@@ -86,15 +87,18 @@ class Judge:
 
 
 def clips_of_stream(
-    bundle: Bundle, prompt: str, seeds: int, warm: int, length: int = LENGTH, first: int = FIRST_SEED
+    bundle: Bundle, prompt: str, seeds: int, warm: int, length: int = LENGTH, first: int = FIRST_SEED, on: int = 0
 ) -> list[Frames]:
-    """So many frames of a running stream for every seed, after so many chunks."""
+    """So many frames of a running stream for every seed, after so many chunks. on: latent frames that are left out behind
+    its beginning, as if it had run on for as long."""
     clips = []
     for seed in range(first, first + seeds):
         with Stream(bundle, prompt=prompt, seed=seed) as stream:
             frames: list[Frames] = []
             while sum(map(len, frames)) < length + warm * bundle.manifest.geometry.chunk_frames:
                 frames.append(stream.next_chunk().frames)
+                if stream._position < on:
+                    stream._position += on
         clips.append(np.concatenate(frames)[-length:])
     return clips
 
@@ -135,11 +139,14 @@ def main() -> None:
         "--first-seed", type=int, default=FIRST_SEED, help="other streams and renders, from {} to {}".format(*UNSEEN)
     )
     parser.add_argument("--warm", type=int, default=4, help="chunks of a stream before it is judged")
+    parser.add_argument("--on", type=int, default=0, help="latent frames that a stream leaves out behind its beginning")
     parser.add_argument("--scenes", nargs="*", default=list(PROMPTS))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if not all(1 <= n <= 100 for n in (args.seeds, args.against)):
         parser.error("--seeds, --against: 1 to 100")
+    if not 0 <= args.on <= FARTHEST // 2:
+        parser.error(f"--on: {args.on} found, 0 to {FARTHEST // 2} expected")
     if not UNSEEN[0] <= args.first_seed <= UNSEEN[1]:
         parser.error(
             f"--first-seed: {args.first_seed} found, {UNSEEN[0]} to {UNSEEN[1]} expected, which no training uses"
@@ -158,7 +165,7 @@ def main() -> None:
         others = rendered_clips(scene, variant, range(first + 100, first + 100 + args.seeds))
         clips = through(ae, others) if ae else others
         if bundle:
-            clips = clips_of_stream(bundle, prompt, args.seeds, args.warm, first=first)
+            clips = clips_of_stream(bundle, prompt, args.seeds, args.warm, first=first, on=args.on)
         taken = [judge.name(clip) for clip in clips]
         scenes += sum(t[0] == scene for t in taken) == len(taken)
         variants += sum(t == (scene, variant) for t in taken) == len(taken)
@@ -180,6 +187,7 @@ def main() -> None:
             "bundle": facts_of(bundle) if bundle else None,
             "seeds": args.seeds,
             "first_seed": first,
+            "on": args.on,
             "against": args.against,
             "scenes": together,
             "goals": {g.text: [round(g.value, 3), g.met] for g in reached},
