@@ -94,11 +94,10 @@ def clips_of_stream(
     clips = []
     for seed in range(first, first + seeds):
         with Stream(bundle, prompt=prompt, seed=seed) as stream:
-            frames: list[Frames] = []
+            frames: list[Frames] = [stream.next_chunk().frames]
+            stream._position += on
             while sum(map(len, frames)) < length + warm * bundle.manifest.geometry.chunk_frames:
                 frames.append(stream.next_chunk().frames)
-                if stream._position < on:
-                    stream._position += on
         clips.append(np.concatenate(frames)[-length:])
     return clips
 
